@@ -1,0 +1,28 @@
+"""Split CIFAR-100: 10 tasks of 10 classes, or 5 or 20 tasks with `--n_tasks` (Krizhevsky 2009).
+
+Augmentation: random crop with padding 4 and horizontal flip, on the stream and on replay.
+"""
+
+from datasets.utils import sources
+from datasets.utils.streams import ClassIncremental
+
+
+class SequentialCIFAR100(ClassIncremental):
+    NAME = "seq-cifar100"
+    SOURCE = staticmethod(sources.cifar100)
+    N_TASKS = 10
+    N_CLASSES_PER_TASK = 10
+    N_CLASSES = 100
+    SIZE = (3, 32, 32)
+    MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    AUGMENT = {"crop_padding": 4, "flip": True}
+    DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 50, "batch_size": 32}
+
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--n_tasks", type=int, choices=[5, 10, 20], default=10, help="number of tasks")
+        return parser
+
+    def __init__(self, args, device="cpu"):
+        self.N_TASKS, self.N_CLASSES_PER_TASK = args.n_tasks, 100 // args.n_tasks
+        super().__init__(args, device)

@@ -1,0 +1,274 @@
+"""What every stream of tasks is: the contract between a dataset file, the training loop and the methods.
+
+A dataset file names its source and its numbers; the subclasses in `datasets.utils.streams` cut the data into tasks. Class orders, permutations,
+rotations, validation splits and label noise are functions of the seed alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.utils.loaders import Split, TaskData, TestLoader, TrainLoader
+from datasets.utils.sources import RawData
+from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
+from utils.errors import UserError
+from utils.randomness import generator, permutation
+
+DEBUG_BATCHES = 5
+STATISTICS = {
+    "none": (None, None),
+    "half": ((0.5,), (0.5,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class ContinualDataset:
+    """A stream of tasks over one labelled image collection.
+
+    Class attributes (a dataset file sets them):
+        NAME: as given to `--dataset`.
+        SETTING: 'class-il', 'domain-il' or 'general-continual'. A class-il stream is also scored as task-il.
+        SOURCE: function of `base_path` that returns RawData.
+        N_TASKS: number of tasks.
+        N_CLASSES_PER_TASK: int, or a list with one entry per task.
+        N_CLASSES: classes over all tasks.
+        SIZE: (C, H, W) of an example.
+        MEAN, STD: per-channel statistics in [0, 1], or None for inputs that are only scaled to [0, 1].
+        AUGMENT: keyword arguments of `Augment`, or None.
+        DEFAULTS: option defaults of this stream; 'backbone', 'lr', 'n_epochs' and 'batch_size' are required.
+
+    Args:
+        args: resolved options.
+        device: where training happens; the data live there too unless `--data_device` says otherwise.
+
+    Attributes:
+        train_loader: loader of the task that is being trained.
+        test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
+    """
+
+    NAME: str
+    SETTING: str
+    SOURCE: Callable[[str], RawData]
+    N_TASKS: int
+    N_CLASSES_PER_TASK: int | list[int]
+    N_CLASSES: int
+    SIZE: tuple[int, int, int]
+    MEAN: tuple[float, ...] | None = None
+    STD: tuple[float, ...] | None = None
+    AUGMENT: dict | None = None
+    DEFAULTS: dict
+
+    def __init__(self, args, device: torch.device | str = "cpu"):
+        self.args, self.seed = args, args.seed
+        self.device = torch.device(device if args.data_device == "auto" else args.data_device)
+        self.EVAL_TASKS = self.N_TASKS
+        self.c_task = -1
+        self.train_loader: TrainLoader | None = None
+        self.held_out_loader: TestLoader | None = None
+        self.test_loaders: list[TestLoader] = []
+        mean, std = (self.MEAN, self.STD) if args.normalize == "dataset" else STATISTICS[args.normalize]
+        self.mean, self.std = self._per_channel(mean), self._per_channel(std)
+        augment = None
+        if self.AUGMENT:
+            # On the data's device and of its own: the augmentation of step n is the same whatever else draws numbers.
+            rng = generator(self.seed, "augmentation", device=self.device)
+            augment = Augment(**self.AUGMENT, generator=rng)
+        self._normalize = Normalize(self.mean, self.std)
+        self._transform = TrainTransform(augment, self._normalize)
+        self._prepare()
+        if args.joint:
+            # One task for the method, still scored on each of the stream's tasks.
+            self.N_TASKS, self.N_CLASSES_PER_TASK = 1, self.N_CLASSES if self.SETTING == "class-il" else self.cpt(0)
+
+    # ---- what a kind of stream defines
+
+    def _prepare(self) -> None:
+        """Read the source and build what `_train_part` and `_test_part` need."""
+        raise NotImplementedError
+
+    def _train_part(self, task: int) -> tuple[Split, Tensor]:
+        """Split and rows of a task's training data; the held-out examples are not among them."""
+        raise NotImplementedError
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
+        """Split and rows of a task's test data, or of its held-out training data."""
+        raise NotImplementedError
+
+    # ---- what the loop and the methods use
+
+    def enter_task(self, task: int) -> TrainLoader:
+        """Make `task` the current one: set `train_loader`, and `test_loaders` for all tasks up to it."""
+        self.c_task = task
+        split, rows = self._joint_part() if self.args.joint else self._train_part(task)
+        self.train_loader = self._make_train_loader(split, rows, task)
+        last = self.EVAL_TASKS - 1 if self.args.joint else task
+        self._extend_test_loaders(last)
+        if self.args.holdout or self.args.validation:
+            parts = [self._test_part(t, held_out=True) for t in (range(self.EVAL_TASKS) if self.args.joint else [task])]
+            self.held_out_loader = self._make_test_loader(*_concatenate(parts))
+        return self.train_loader
+
+    def get_data_loaders(self) -> tuple[TrainLoader, TestLoader]:
+        """Enter the next task; its train and test loaders."""
+        self.enter_task(self.c_task + 1)
+        return self.train_loader, self.test_loaders[-1]
+
+    def task_data(self, task: int) -> TaskData:
+        """Training examples of any task, without augmentation, in storage order."""
+        split, rows = self._joint_part() if self.args.joint else self._train_part(task)
+        return TaskData(split, rows, self._normalize)
+
+    def all_test_loaders(self) -> list[TestLoader]:
+        """Test loaders of every task of the stream, trained or not."""
+        self._extend_test_loaders(self.EVAL_TASKS - 1)
+        return self.test_loaders
+
+    def cpt(self, task: int) -> int:
+        """Number of classes of a task."""
+        per_task = self.N_CLASSES_PER_TASK
+        return per_task if isinstance(per_task, int) else per_task[task]
+
+    def get_offsets(self, task: int | None = None) -> tuple[int, int]:
+        """First class of a task, and one past its last (of the current task by default)."""
+        task = max(self.c_task, 0) if task is None else task
+        if self.SETTING != "class-il":
+            return 0, self.N_CLASSES
+        start = sum(self.cpt(t) for t in range(task))
+        return start, start + self.cpt(task)
+
+    def task_classes(self, task: int) -> tuple[int, int]:
+        """As `get_offsets`, for the tasks that are scored: under `--joint` these stay the stream's own."""
+        if self.SETTING != "class-il":
+            return 0, self.N_CLASSES
+        per_task = self._scored_cpt if self.args.joint else [self.cpt(t) for t in range(self.EVAL_TASKS)]
+        start = sum(per_task[:task])
+        return start, start + per_task[task]
+
+    def get_transform(self) -> TrainTransform:
+        """Raw uint8 batch -> augmented, normalised network input."""
+        return self._transform
+
+    def get_normalization_transform(self) -> Normalize:
+        """Raw batch -> normalised network input without augmentation; never None."""
+        return self._normalize
+
+    def get_denormalization_transform(self) -> Denormalize:
+        """Network input -> image in [0, 1]."""
+        return Denormalize(self.mean, self.std)
+
+    def get_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Cross-entropy, mean over the batch."""
+        return F.cross_entropy
+
+    def get_backbone(self) -> str:
+        """Name of the default network."""
+        return self.DEFAULTS["backbone"]
+
+    def get_epochs(self) -> int:
+        """Epochs per task of this run."""
+        return self.args.n_epochs
+
+    def get_batch_size(self) -> int:
+        """Batch size of this run."""
+        return self.args.batch_size
+
+    def get_minibatch_size(self) -> int:
+        """Replay batch size of this run."""
+        return getattr(self.args, "minibatch_size", None) or self.args.batch_size
+
+    # ---- shared pieces for the kinds of stream
+
+    def _read(self) -> RawData:
+        """The source with label noise and unlabelled examples applied to its training part."""
+        raw = type(self).SOURCE(self.args.base_path)
+        if raw.train_x.shape[1:] != self.SIZE:
+            raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
+        targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
+        if self.args.label_perc < 1:
+            kept = stratified_mask(targets, self.args.label_perc, self.seed, "labelled")
+            return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
+        return RawData(raw.train_x, targets, raw.test_x, raw.test_y)
+
+    def _held_out_mask(self, targets: Tensor) -> Tensor:
+        """Which training examples (N,) are held out, the same fraction of every class."""
+        percent = self.args.validation or self.args.holdout
+        if not percent:
+            return torch.zeros(len(targets), dtype=torch.bool)
+        return stratified_mask(targets, percent / 100, self.seed, "held out")
+
+    def _make_train_loader(self, split: Split, rows: Tensor, task: int) -> TrainLoader:
+        def order(n: int, epoch: int | str) -> Tensor:
+            return permutation(n, self.seed, "order", task, epoch)
+
+        limit = DEBUG_BATCHES if self.args.debug_mode else None
+        batch_size, drop_last = self.get_batch_size(), self.args.drop_last
+        if len(rows) == 0 or (drop_last and len(rows) < batch_size):
+            raise UserError(
+                f"{self.NAME}: task {task} has {len(rows)} training examples, too few for a batch: lower --batch_size"
+            )
+        return TrainLoader(split, rows, batch_size, self._transform, order, drop_last, limit)
+
+    def _make_test_loader(self, split: Split, rows: Tensor) -> TestLoader:
+        return TestLoader(split, rows, self.args.eval_batch_size, self._normalize)
+
+    def _extend_test_loaders(self, last: int) -> None:
+        for task in range(len(self.test_loaders), last + 1):
+            part = self._test_part(task, held_out=bool(self.args.validation))
+            self.test_loaders.append(self._make_test_loader(*part))
+
+    def _joint_part(self) -> tuple[Split, Tensor]:
+        return _concatenate([self._train_part(t) for t in range(self.EVAL_TASKS)])
+
+    def _per_channel(self, values):
+        return values if values is None or len(values) != 1 else values * self.SIZE[0]
+
+    def _on_device(self, images: Tensor, targets: Tensor) -> Split:
+        return Split(images.to(self.device), targets.to(self.device))
+
+    # ---- what a checkpoint keeps
+
+    def state_dict(self) -> dict:
+        """The only thing a stream remembers: the augmentation generator's state."""
+        augment = self._transform.augment
+        return {} if augment is None else {"augmentation": augment.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        if "augmentation" in state:
+            self._transform.augment.generator.set_state(state["augmentation"].cpu())
+
+
+def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> Tensor:
+    """Mark round(share * n_c) examples of every class c, at least one; a function of the seed."""
+    mask = torch.zeros(len(targets), dtype=torch.bool)
+    for c in targets.unique().tolist():
+        rows = (targets == c).nonzero().squeeze(1)
+        count = max(1, round(share * len(rows)))
+        mask[rows[permutation(len(rows), seed, purpose, c)[:count]]] = True
+    return mask
+
+
+def noisy_labels(targets: Tensor, kind: str, rate: float, seed: int) -> Tensor:
+    """Flip each label with probability `rate`, before the data are cut into tasks.
+
+    'symmetric': to one of the other classes, uniformly. 'asymmetric': class c to class (c + 1) mod n, the pair flip of the noisy-label
+    literature for data without a published confusion map.
+    """
+    if not rate:
+        return targets
+    n = int(targets.max()) + 1
+    rng = generator(seed, "label noise")
+    flip = torch.rand(len(targets), generator=rng) < rate
+    shift = torch.randint(1, n, (len(targets),), generator=rng) if kind == "symmetric" else torch.ones_like(targets)
+    return torch.where(flip, (targets + shift) % n, targets)
+
+
+def _concatenate(parts: list[tuple[Split, Tensor]]) -> tuple[Split, Tensor]:
+    """One split and rows for several; no image is copied where they share one split."""
+    first = parts[0][0]
+    if all(split is first for split, _ in parts):
+        return first, torch.cat([rows for _, rows in parts])
+    images = torch.cat([split.images[rows] for split, rows in parts])
+    targets = torch.cat([split.targets[rows] for split, rows in parts])
+    return Split(images, targets), torch.arange(len(targets), device=targets.device)

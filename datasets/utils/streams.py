@@ -1,0 +1,191 @@
+"""The four ways a labelled image collection becomes a stream: split by class, permuted, rotated, rotating without boundaries."""
+
+import torch
+from torch import Tensor
+
+from datasets.utils.continual_dataset import ContinualDataset
+from datasets.utils.loaders import Split, TrainLoader
+from datasets.utils.transforms import permute_pixels, rotate
+from utils.errors import UserError
+from utils.randomness import generator, permutation
+
+
+class ClassIncremental(ContinualDataset):
+    """Every task brings classes of its own; scored as class-IL and task-IL.
+
+    Labels are positions in the class order: task 0 holds labels 0..cpt-1, whatever classes these are.
+    """
+
+    SETTING = "class-il"
+
+    def _prepare(self) -> None:
+        raw = self._read()
+        sizes = [self.cpt(t) for t in range(self.N_TASKS)]
+        order, sizes = self._orders(sizes)
+        if not isinstance(self.N_CLASSES_PER_TASK, int):
+            self.N_CLASSES_PER_TASK = sizes
+        self._scored_cpt = sizes
+        position = torch.empty(self.N_CLASSES, dtype=torch.int64)
+        position[order] = torch.arange(self.N_CLASSES)
+        self._train = self._on_device(raw.train_x, position[raw.train_y])
+        self._test = self._on_device(raw.test_x, position[raw.test_y])
+        # Held-out examples are chosen by original class, so that the class order does not change them.
+        self._held_out = self._held_out_mask(raw.train_y).to(self.device)
+
+    def _orders(self, sizes: list[int]) -> tuple[Tensor, list[int]]:
+        """Class order (N_CLASSES,) and task sizes after `--permute_classes`, `--custom_class_order`, `--custom_task_order`."""
+        order = torch.arange(self.N_CLASSES)
+        if self.args.permute_classes:
+            order = permutation(self.N_CLASSES, self.seed, "class order")
+        if self.args.custom_class_order:
+            order = torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
+        if self.args.custom_task_order:
+            tasks = checked_order(self.args.custom_task_order, self.N_TASKS, "task")
+            blocks = order.split(sizes)
+            order, sizes = torch.cat([blocks[t] for t in tasks]), [sizes[t] for t in tasks]
+        return order, sizes
+
+    def _rows(self, targets: Tensor, task: int) -> Tensor:
+        low, high = self.task_classes(task)
+        return (targets >= low) & (targets < high)
+
+    def _train_part(self, task: int) -> tuple[Split, Tensor]:
+        mask = self._rows(self._train.targets, task) & ~self._held_out
+        return self._train, mask.nonzero().squeeze(1)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
+        if held_out:
+            return self._train, (self._rows(self._train.targets, task) & self._held_out).nonzero().squeeze(1)
+        return self._test, self._rows(self._test.targets, task).nonzero().squeeze(1)
+
+
+class DomainIncremental(ContinualDataset):
+    """Every task shows all classes under a transformation of its own; one score per task.
+
+    A task's images are transformed once, when it is entered, and stay uint8.
+    """
+
+    SETTING = "domain-il"
+
+    def _prepare(self) -> None:
+        if self.args.permute_classes or self.args.custom_class_order:
+            raise UserError(
+                f"{self.NAME} shows all classes in every task: a class order has no meaning, drop the option"
+            )
+        raw = self._read()
+        self._train = self._on_device(raw.train_x, raw.train_y)
+        self._test = self._on_device(raw.test_x, raw.test_y)
+        held_out = self._held_out_mask(raw.train_y).to(self.device)
+        self._kept_rows, self._held_out_rows = (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+        given = self.args.custom_task_order
+        self._order = checked_order(given, self.N_TASKS, "task") if given else list(range(self.N_TASKS))
+
+    def transformed(self, images: Tensor, domain: int) -> Tensor:
+        """The images (N, C, H, W) uint8 as domain number `domain` shows them."""
+        raise NotImplementedError
+
+    def _domain_part(self, split: Split, rows: Tensor, task: int) -> tuple[Split, Tensor]:
+        images = self.transformed(split.images[rows], self._order[task])
+        return Split(images, split.targets[rows]), torch.arange(len(rows), device=self.device)
+
+    def _train_part(self, task: int) -> tuple[Split, Tensor]:
+        return self._domain_part(self._train, self._kept_rows, task)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
+        if held_out:
+            return self._domain_part(self._train, self._held_out_rows, task)
+        return self._domain_part(self._test, torch.arange(len(self._test.targets), device=self.device), task)
+
+
+class Permuted(DomainIncremental):
+    """Every task shuffles the pixels with a fixed random permutation of its own, the first one too."""
+
+    def transformed(self, images: Tensor, domain: int) -> Tensor:
+        pixels = images[0].numel()
+        return permute_pixels(images, permutation(pixels, self.seed, "permutation", domain).to(images.device))
+
+
+class Rotated(DomainIncremental):
+    """Every task rotates the images by a fixed random angle in [0, 180) degrees."""
+
+    def angle(self, domain: int) -> float:
+        """Degrees of a domain, counter-clockwise."""
+        return 180 * torch.rand((), generator=generator(self.seed, "rotation", domain), dtype=torch.float64).item()
+
+    def transformed(self, images: Tensor, domain: int) -> Tensor:
+        return rotate(images, self.angle(domain))
+
+
+class Rotating360(ContinualDataset):
+    """Digits that turn: a boundary-free stream over classes 0 to 8 (9 is left out: it is a turned 6).
+
+    The stream shows two neighbouring classes at a time, (0, 1), (1, 2), ... (8, 0), three rounds of it, while each class turns once through
+    360 degrees: image i of class j, in the order of the stream, stands at (j - 1) * 60 + i * 360 / n_j degrees. Every training image is
+    seen once; the two classes are mixed in proportion to their numbers. The test set is fixed: image i of class j at i * 360 / n_j.
+
+    Reference: Buzzega et al. 2020 (Dark Experience), MNIST-360. There a stage ends when one of its two classes is used up; here the few
+    images left over are shown too.
+    """
+
+    SETTING = "general-continual"
+    N_TASKS = 1
+    N_CLASSES = 9
+    N_CLASSES_PER_TASK = 9
+    ROUNDS = 3
+
+    def _prepare(self) -> None:
+        for option in ("permute_classes", "custom_class_order", "custom_task_order"):
+            if getattr(self.args, option):
+                raise UserError(f"{self.NAME} has one fixed order of classes and no tasks: drop --{option}")
+        raw = self._read()
+        held_out = self._held_out_mask(raw.train_y)
+        self._train = self._stream(raw.train_x[~held_out], raw.train_y[~held_out])
+        self._tests = {False: self._turned(raw.test_x, raw.test_y)}
+        if held_out.any():
+            self._tests[True] = self._turned(raw.train_x[held_out], raw.train_y[held_out])
+
+    def _stream(self, images: Tensor, targets: Tensor) -> Split:
+        """All training images in stream order, each turned to its angle."""
+        chunks, angles = {}, torch.zeros(len(targets))
+        for j in range(self.N_CLASSES):
+            rows = (targets == j).nonzero().squeeze(1)
+            rows = rows[permutation(len(rows), self.seed, "stream", j)]
+            angles[rows] = (j - 1) * 60 + torch.arange(len(rows)) * 360 / max(len(rows), 1)
+            chunks[j] = iter(rows.tensor_split(2 * self.ROUNDS))
+        stages = [(c, (c + 1) % self.N_CLASSES) for _ in range(self.ROUNDS) for c in range(self.N_CLASSES)]
+        order = torch.cat([interleave(next(chunks[a]), next(chunks[b])) for a, b in stages])
+        return self._on_device(rotate(images[order], angles[order]), targets[order])
+
+    def _turned(self, images: Tensor, targets: Tensor) -> Split:
+        rows = [(targets == j).nonzero().squeeze(1) for j in range(self.N_CLASSES)]
+        angles = torch.cat([torch.arange(len(r)) * 360 / max(len(r), 1) for r in rows])
+        order = torch.cat(rows)
+        return self._on_device(rotate(images[order], angles), targets[order])
+
+    def _train_part(self, task: int) -> tuple[Split, Tensor]:
+        return self._train, torch.arange(len(self._train.targets), device=self.device)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
+        split = self._tests[held_out]
+        return split, torch.arange(len(split.targets), device=self.device)
+
+    def _make_train_loader(self, split: Split, rows: Tensor, task: int) -> TrainLoader:
+        loader = super()._make_train_loader(split, rows, task)
+        if not self.args.joint:
+            loader.order = lambda n, epoch: torch.arange(n)
+        return loader
+
+
+def interleave(a: Tensor, b: Tensor) -> Tensor:
+    """Two sequences merged evenly: element i of n stands at (i + 1/2) / n of the way."""
+    place = torch.cat([(torch.arange(len(x)) + 0.5) / max(len(x), 1) for x in (a, b)])
+    return torch.cat([a, b])[place.argsort(stable=True)]
+
+
+def checked_order(order: list[int], n: int, what: str) -> list[int]:
+    """The order itself, if it names each of 0..n-1 once."""
+    if sorted(order) != list(range(n)):
+        raise UserError(
+            f"--custom_{what}_order must name each {what} from 0 to {n - 1} once, got {','.join(map(str, order))}"
+        )
+    return order

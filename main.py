@@ -1,0 +1,79 @@
+"""Palimpsest: train a network on a sequence of tasks and measure what it forgets.
+
+python main.py --model pah --dataset seq-digits
+"""
+
+import sys
+
+from utils import config as configuration
+from utils import registry
+from utils.errors import TrainingFailed, UserError
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when interrupted."""
+    try:
+        choice = configuration.chosen(argv)
+        if choice.list:
+            print_list()
+        elif choice.help or not argv:
+            print_help(choice)
+        elif choice.check:
+            from models.utils.conformance import check_and_print
+
+            return 0 if check_and_print(choice.check) else 1
+        else:
+            run(argv)
+    except UserError as e:
+        print(f"main.py: error: {e}", file=sys.stderr)
+        return 2
+    except TrainingFailed as e:
+        print(f"main.py: the run failed: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("main.py: interrupted: what was logged so far is in the run's folder", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(argv: list[str]) -> None:
+    """arguments -> dataset -> backbone -> model -> training -> report, once per seed."""
+    config = configuration.resolve(argv)
+    print(configuration.describe(config), flush=True)
+
+    from utils.experiment import execute, execute_seeds
+
+    if config.args.seeds:
+        execute_seeds(config)
+    else:
+        execute(config)
+
+
+def print_help(choice) -> None:
+    """Options, those of the chosen files included."""
+    backbone = choice.backbone
+    if choice.dataset and not backbone:
+        backbone = registry.load("dataset", choice.dataset).DEFAULTS["backbone"]
+    configuration.build_parser(choice, backbone).print_help()
+
+
+def print_list() -> None:
+    """Every name with the first line of its file, then the stored hyperparameters."""
+    for kind in registry.FOLDERS:
+        names = registry.names(kind)
+        width = max(map(len, names))
+        print(f"{kind}s:")
+        for name in names:
+            print(f"  {name:<{width}}  {registry.first_line(kind, name)}")
+    from utils.best_args import list_rows
+
+    print("stored hyperparameters (--load_best_args):")
+    rows: dict[tuple[str, str], list[str]] = {}
+    for model, dataset, buffer_size in list_rows():
+        rows.setdefault((model, dataset), []).append("" if buffer_size is None else str(buffer_size))
+    for (model, dataset), sizes in rows.items():
+        print(f"  {model:<8} {dataset:<14} {'--buffer_size ' + ', '.join(sizes) if any(sizes) else ''}".rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,48 @@
+"""Dark Experience Replay++: replay of the network's own past logits, and of the labels.
+
+L = CE(f(x), y) + alpha * ||f(x') - z'||^2 + beta * CE(f(x''), y'')
+
+(x', z') and (x'', y'') are two independent draws from the buffer, z' the logits at the time x' was stored; the squared norm is the mean
+over the batch and the classes.
+
+Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning", equation 6.
+"""
+
+import torch.nn.functional as F
+
+from models.utils.continual_model import ContinualModel
+from utils.args import add_rehearsal_args, non_negative_float
+from utils.buffer import Buffer
+
+
+class DERpp(ContinualModel):
+    NAME = "derpp"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+
+    @staticmethod
+    def get_parser(parser):
+        add_rehearsal_args(parser)
+        parser.add_argument("--alpha", type=non_negative_float, required=True, help="weight of the replayed logits")
+        parser.add_argument("--beta", type=non_negative_float, required=True, help="weight of the replayed labels")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.buffer = Buffer(args.buffer_size, self.device)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        size = self.args.minibatch_size
+        self.opt.zero_grad()
+        logits = self.net(inputs)
+        terms = {"ce": self.loss(logits, labels)}
+        if not self.buffer.is_empty():
+            # Three passes, as published: one over the joined batches would mix their BatchNorm statistics.
+            replayed, _, stored = self.buffer.get_data(size, transform=self.transform)
+            terms["logits"] = self.args.alpha * F.mse_loss(self.net(replayed), stored)
+            replayed, replayed_labels, _ = self.buffer.get_data(size, transform=self.transform)
+            terms["replay"] = self.args.beta * self.loss(self.net(replayed), replayed_labels)
+        loss = sum(terms.values())
+        loss.backward()
+        self.opt.step()
+        self.buffer.add_data(examples=not_aug_inputs, labels=labels, logits=logits.detach())
+        return {"loss": loss, **terms}

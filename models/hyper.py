@@ -1,0 +1,71 @@
+"""Hypernetwork heads from free task embeddings: the control for PAH that has no prototypes.
+
+    f(x|t) = phi(x) H(e_t)^T,  e_t a free vector
+    L = CE(f(x|t), y) + w * sum_{j<t} mean_B KD(f(x|j), f^(x|j))
+
+f^ is the network before task t; KD as in PAH, KL(student || teacher) with temperature and its square. `--hyper_w 0` is fine-tuning of a hypernetwork.
+Scored with the task given (task-IL).
+
+References: von Oswald et al. 2020, "Continual learning with hypernetworks" (task embeddings); the `Hyper` baseline of the PAH authors (4096 entries).
+"""
+
+import torch
+from torch import nn
+
+from models.utils.distillation import kd
+from models.utils.generated_heads import GeneratedHeads, task_logits
+from utils.args import non_negative_float, non_negative_int, positive_float, positive_int
+from utils.randomness import generator
+
+
+class Hyper(GeneratedHeads):
+    NAME = "hyper"
+
+    @staticmethod
+    def get_parser(parser):
+        add = parser.add_argument
+        add("--hyper_hidden", type=positive_int, default=16, help="width of the hypernetwork")
+        add("--hyper_layers", type=non_negative_int, default=1, help="hidden-to-hidden layers of the hypernetwork")
+        add("--hyper_embedding", type=positive_int, default=4096, help="entries of a task embedding")
+        add("--hyper_w", type=non_negative_float, default=3.0, help="weight of old heads' distillation")
+        add("--hyper_temp", type=positive_float, default=2.0, help="temperature of the distillation")
+        add("--lr_embedding", type=positive_float, default=1e-3, help="learning rate of the embeddings")
+        add("--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the backbone")
+        add("--lr_hyper", type=positive_float, default=1e-4, help="learning rate of the hypernetwork")
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.make_hypernetwork(args.hyper_embedding, args.hyper_hidden, args.hyper_layers)
+        self.reset_optimizers()
+
+    def reset_optimizers(self):
+        args = self.args
+        groups = [
+            {"params": list(self.embeddings), "lr": args.lr_embedding},
+            {"params": list(self.net.parameters()), "lr": args.lr_backbone},
+            {"params": list(self.hyper.parameters()), "lr": args.lr_hyper},
+        ]
+        self.opt = torch.optim.AdamW(groups, weight_decay=args.optim_wd)
+
+    def begin_task(self, dataset):
+        for task in range(len(self.embeddings), self.current_task + 1):
+            noise = torch.randn(self.args.hyper_embedding, generator=generator(self.args.seed, "embedding", task))
+            self.embeddings.append(nn.Parameter((0.1 * noise).to(self.device)))
+            self.opt.param_groups[0]["params"].append(self.embeddings[-1])
+        if self.current_task > 0:
+            self.remember()
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        t, args = self.current_task, self.args
+        self.opt.zero_grad()
+        logits = task_logits(self.net.features(inputs), self.heads(t + 1))
+        terms = {"ce": self.loss(logits[t], labels - self.n_past_classes)}
+        if t > 0 and args.hyper_w > 0:
+            with torch.no_grad():
+                taught = task_logits(self.teacher.copy.features(inputs), self.teacher_heads)
+            terms["kd"] = args.hyper_w * kd(logits[:t], taught, args.hyper_temp).mean(1).sum()
+        loss = sum(terms.values())
+        loss.backward()
+        self.opt.step()
+        return {"loss": loss, **terms}

@@ -1,0 +1,259 @@
+"""PAH, prototype-augmented hypernetworks: learnable prototype images, one row e_t per task, tell a hypernetwork H which head to make.
+
+    f(x|t) = phi(x) H(e_t)^T                                             phi the backbone, no bias anywhere
+    L_hm = CE(f(x|t), y)                                                 the current task t
+    L_sm = w_sm * sum_{j<t} mean_B KD(f(x|j), f^(x|j))                   old heads on current images, f^ the network before task t
+    L_sp = w_sp * sum_{j<t} mean_C KD(f(p_j|j), f^(p^_j|j))              old prototypes p_j: as images, and through H as heads
+    L_hp = w_hp * CE(f(p_t|t), [0..C-1])                                 current prototypes (off by default)
+
+Each step: one update of everything by L_hm + L_sm, then one of the prototypes alone by L_sp + L_hp. KD has temperature tau and the factor tau^2.
+Scored with the task given (task-IL).
+
+The default is a clean version of the algorithm: one parameter per task, a second optimiser that sees L_sp + L_hp only, BatchNorm statistics untouched by
+prototypes, evaluation with running statistics. `--pah_preset reference` behaves as the authors' released code does, `paper-formula` follows the
+formulas of the poster; docs/pah.md lists the differences.
+
+Reference: "Prototype Augmented Hypernetworks for Continual Learning", CVPR 2025 workshops, arXiv 2505.07450.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.utils.batchnorm import batchnorm_mode
+from models.utils.distillation import kd
+from models.utils.generated_heads import GeneratedHeads, task_logits
+from utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int
+from utils.errors import UserError
+from utils.randomness import generator, permutation
+
+# First row and column of the released code's crop windows, centred for 32 x 32 images only.
+REFERENCE_WINDOWS = {5: 13, 10: 11, 16: 8, 20: 6, 30: 1}
+
+
+class PAH(GeneratedHeads):
+    NAME = "pah"
+    PRESETS = {
+        "pah_preset": {
+            "reference": {
+                "pah_hidden": 16, "pah_layers": 1, "pah_proto_size": 10, "pah_proto_init": "image", "pah_crop": "reference",
+                "pah_w_sm": 0.5, "pah_w_sp": 1.0, "pah_w_hp": 0.0, "pah_temp": 2.0, "pah_kl": "student", "pah_reduce": "sum",
+                "pah_sp_classes": "mean", "lr_proto": 1e-3, "lr_backbone": 1e-4, "lr_hyper": 1e-3, "pah_wd": 0.01,
+                "pah_leak": True, "pah_dense": True, "pah_test_bn": "batch", "pah_proto_bn": "batch",
+                "holdout": 10.0, "normalize": "half", "eval_batch_size": 64,
+            },
+            "paper-formula": {"pah_kl": "teacher", "pah_reduce": "mean", "pah_sp_classes": "sum"},
+        }
+    }  # fmt: skip
+
+    @staticmethod
+    def get_parser(parser):
+        add = parser.add_argument
+        add(
+            "--pah_preset",
+            choices=["clean", "reference", "paper-formula"],
+            default="clean",
+            help="clean algorithm, the authors' released code and protocol, or the poster's formulas",
+        )
+        add("--pah_hidden", type=positive_int, default=16, help="width h of the hypernetwork")
+        add("--pah_layers", type=non_negative_int, default=1, help="hidden-to-hidden layers L of the hypernetwork")
+        add("--pah_proto_size", type=positive_int, default=10, help="side s of a prototype image")
+        add(
+            "--pah_proto_init",
+            choices=["image", "resize", "gauss"],
+            default="image",
+            help="prototypes start as a crop of one training image per class, as that image resized, or as N(0.5, 0.1^2)",
+        )
+        add(
+            "--pah_crop",
+            choices=["center", "reference"],
+            default="center",
+            help="where to crop: the centre, or the released code's windows, which are centred for 32x32 images only",
+        )
+        add("--pah_w_sm", type=non_negative_float, default=3.0, help="weight of old heads' distillation on images")
+        add("--pah_w_sp", type=non_negative_float, default=0.05, help="weight of old prototypes' distillation")
+        add("--pah_w_hp", type=non_negative_float, default=0.0, help="weight of the prototypes' own cross-entropy")
+        add("--pah_temp", type=positive_float, default=2.0, help="temperature tau")
+        add(
+            "--pah_kl",
+            choices=["student", "teacher"],
+            default="student",
+            help="KL(student || teacher) or KL(teacher || student)",
+        )
+        add("--pah_reduce", choices=["sum", "mean"], default="sum", help="over old tasks")
+        add("--pah_sp_classes", choices=["sum", "mean"], default="mean", help="over the prototypes of a task in L_sp")
+        add("--lr_proto", type=positive_float, default=1e-3, help="learning rate of the prototypes")
+        add("--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the backbone; 1e-4 if pretrained")
+        add("--lr_hyper", type=positive_float, default=1e-4, help="learning rate of the hypernetwork")
+        add("--pah_wd", type=non_negative_float, default=0.0, help="AdamW's weight decay, on everything")
+        add_bool(parser, "--pah_leak", help="the second optimiser also applies the main loss's prototype gradient")
+        add_bool(parser, "--pah_dense", help="one parameter for the prototypes of all tasks, made before the first")
+        add(
+            "--pah_test_bn",
+            choices=["run", "batch"],
+            default="run",
+            help="BatchNorm at test time: running statistics, or those of the test batch (transductive)",
+        )
+        add(
+            "--pah_proto_bn",
+            choices=["run", "batch"],
+            default="run",
+            help="BatchNorm of prototype passes: running statistics, or those of the C prototypes of a task",
+        )
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.channels = dataset.SIZE[0]
+        self.make_hypernetwork(self.cpt * args.pah_proto_size**2, args.pah_hidden, args.pah_layers)
+        self.register_buffer("teacher_prototype_logits", None)
+        self.reset_optimizers()
+
+    def reset_optimizers(self):
+        args = self.args
+        groups = [
+            {"params": list(self.embeddings), "lr": args.lr_proto},
+            {"params": list(self.net.parameters()), "lr": args.lr_backbone},
+            {"params": list(self.hyper.parameters()), "lr": args.lr_hyper},
+        ]
+        self.opt = torch.optim.AdamW(groups, weight_decay=args.pah_wd)
+        self.opt_proto = torch.optim.AdamW([dict(groups[0], params=list(self.embeddings))], weight_decay=args.pah_wd)
+
+    # ---- prototypes
+
+    def prototype_positions(self, data) -> Tensor:
+        """Which example of each class (C,) in a task's data becomes its prototype image: a function of the seed."""
+        chosen = []
+        for c in data.targets.unique().tolist():
+            rows = (data.targets == c).nonzero().squeeze(1)
+            chosen.append(rows[permutation(len(rows), self.args.seed, "prototype", c)[0]])
+        return torch.stack(chosen)
+
+    def training_rows(self, data):
+        """All but the prototype images."""
+        keep = torch.ones(len(data), dtype=torch.bool, device=data.rows.device)
+        keep[self.prototype_positions(data)] = False
+        return keep.nonzero().squeeze(1)
+
+    def initial_prototypes(self, dataset, task: int) -> Tensor:
+        """e_t (P,) before training: C images of s x s, from one normalised training image per class, or Gaussian."""
+        s, how = self.args.pah_proto_size, self.args.pah_proto_init
+        if how == "gauss":
+            noise = torch.randn(self.cpt * s * s, generator=generator(self.args.seed, "prototype", task))
+            return (0.5 + 0.1 * noise).to(self.device)
+        data = dataset.task_data(task)
+        raw = data.data[self.prototype_positions(data)].to(self.device)
+        grey = self.normalization_transform(raw).mean(1, keepdim=True)
+        if how == "resize" or min(grey.shape[-2:]) < s:
+            grey = F.interpolate(grey, (s, s), mode="bilinear", antialias=True)
+        height, width = grey.shape[-2:]
+        top, left = (height - s) // 2, (width - s) // 2
+        if self.args.pah_crop == "reference" and how == "image":
+            top = left = REFERENCE_WINDOWS.get(s, -1)
+            if top < 0 or top + s > min(height, width):
+                raise UserError(
+                    f"--pah_crop reference has windows for sizes {', '.join(map(str, REFERENCE_WINDOWS))} of 32x32 images: "
+                    f"--pah_proto_size {s} does not fit {height}x{width}; use --pah_crop center"
+                )
+        return grey[:, 0, top : top + s, left : left + s].flatten()
+
+    def prototype_logits(self, net: nn.Module, prototypes: Tensor, heads: Tensor) -> Tensor:
+        """f(p_j|j) for k tasks: prototypes (k, P) as images under their own heads (k, C, F) -> (k, C, C)."""
+        s = self.args.pah_proto_size
+        images = prototypes.reshape(-1, 1, s, s).expand(-1, self.channels, -1, -1)
+        if self.net.input_size is not None:
+            images = F.interpolate(images, self.net.input_size[1:], mode="bilinear")
+        by_batch = self.args.pah_proto_bn == "batch"
+        with batchnorm_mode(net, batch_statistics=by_batch):
+            # Batch statistics are those of one task's prototypes; with running ones all tasks share a pass.
+            parts = images.split(self.cpt) if by_batch else (images,)
+            features = torch.cat([net.features(part) for part in parts])
+        return torch.einsum("kif,kcf->kic", features.view(len(heads), self.cpt, -1), heads)
+
+    # ---- learning
+
+    def begin_task(self, dataset):
+        made = [self.initial_prototypes(dataset, t) for t in self._tasks_without_prototypes()]
+        if made:
+            new = [torch.stack(made)] if self.args.pah_dense else made
+            for prototypes in new:
+                self.embeddings.append(nn.Parameter(prototypes))
+                for optimizer in (self.opt, self.opt_proto):  # fresh moments for a fresh row
+                    optimizer.param_groups[0]["params"].append(self.embeddings[-1])
+        if self.current_task > 0:
+            self.remember()
+            with torch.no_grad():
+                rows = self.rows(self.current_task)
+                self.teacher_prototype_logits = self.prototype_logits(self.teacher.copy, rows, self.teacher_heads)
+
+    def _tasks_without_prototypes(self) -> range:
+        if self.args.pah_dense:
+            return range(0 if len(self.embeddings) else self.n_tasks)
+        return range(len(self.embeddings), self.current_task + 1)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        t, args = self.current_task, self.args
+        self.opt.zero_grad()
+        logits = task_logits(self.net.features(inputs), self.heads(t + 1))
+        terms = {"hm": self.loss(logits[t], labels - self.n_past_classes)}
+        if t > 0 and args.pah_w_sm > 0:
+            with torch.no_grad():
+                taught = task_logits(self.teacher.copy.features(inputs), self.teacher_heads)
+            terms["sm"] = args.pah_w_sm * self.over_tasks(kd(logits[:t], taught, args.pah_temp, args.pah_kl).mean(1))
+        main = sum(terms.values())
+        main.backward()
+        self.opt.step()
+        terms |= self.step_prototypes(t)
+        return {"loss": main, **terms}
+
+    def step_prototypes(self, t: int) -> dict[str, Tensor]:
+        """The second update: L_sp + L_hp with the updated network, on the prototypes alone."""
+        args = self.args
+        terms = self.prototype_losses(t)
+        if not args.pah_leak:
+            for parameter in self.embeddings:
+                parameter.grad = None
+        if terms:
+            parameters = list(self.embeddings)
+            gradients = torch.autograd.grad(sum(terms.values()), parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if terms or args.pah_leak:
+            self.opt_proto.step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def prototype_losses(self, t: int) -> dict[str, Tensor]:
+        """L_sp and L_hp, those with a weight above zero."""
+        args, terms = self.args, {}
+        first = 0 if t > 0 and args.pah_w_sp > 0 else t
+        last = t + 1 if args.pah_w_hp > 0 else t
+        if first == last:
+            return terms
+        rows = self.rows(t + 1)[first:last]
+        logits = self.prototype_logits(self.net, rows, self.hyper(rows))
+        if first < t:
+            per_prototype = kd(logits[:t], self.teacher_prototype_logits, args.pah_temp, args.pah_kl)
+            per_task = per_prototype.mean(1) if args.pah_sp_classes == "mean" else per_prototype.sum(1)
+            terms["sp"] = args.pah_w_sp * self.over_tasks(per_task)
+        if last > t:
+            classes = torch.arange(self.cpt, device=self.device)
+            terms["hp"] = args.pah_w_hp * F.cross_entropy(logits[-1], classes)
+        return terms
+
+    def over_tasks(self, values: Tensor) -> Tensor:
+        """Sum or mean over old tasks (t,)."""
+        return values.sum() if self.args.pah_reduce == "sum" else values.mean()
+
+    def forward(self, x, task_label=None):
+        if self.args.pah_test_bn == "batch" and not self.training:
+            with batchnorm_mode(self.net, batch_statistics=True):
+                return super().forward(x)
+        return super().forward(x)
+
+    def evaluation_notes(self):
+        mode = {"run": "running BatchNorm statistics", "batch": "statistics of the test batch (transductive)"}
+        forgetting = "compare forgetting_chaudhry with the published forgetting (PAH's FM)"
+        notes = {"evaluation mode": mode[self.args.pah_test_bn], "forgetting": forgetting}
+        notes["class-il"] = "not supported by pah: all generated heads compete that were never trained against each other"
+        return notes

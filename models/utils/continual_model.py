@@ -1,0 +1,252 @@
+"""What every method is: the contract between a method file, the training loop and the streams."""
+
+import inspect
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+class ContinualModel(nn.Module):
+    """A continual-learning method around a network.
+
+    A method defines `NAME`, `COMPATIBILITY` and `observe`; the hooks are optional. Whatever it remembers between two batches belongs in
+    its `state_dict`: register tensors as buffers (a buffer may start as None and may grow), copies of networks as `Snapshot`, the replay
+    memory as `Buffer`; each is then saved and restored without a further line.
+
+    Class attributes:
+        NAME: as given to `--model`; equals the file's name.
+        COMPATIBILITY: settings the method supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'.
+        JOINT: the method is trained on all tasks at once (an upper bound).
+        PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command line does.
+
+    Args:
+        backbone: the network, logits over all classes of the stream.
+        loss: (logits, labels) -> scalar.
+        args: resolved options.
+        transform: raw uint8 batch -> augmented, normalised network input.
+        dataset: the stream.
+
+    Attributes:
+        net: the backbone.
+        opt: the optimiser of `get_parameters()`.
+        current_task: tasks that have ended so far, i.e. the index of the one in training.
+        n_tasks, num_classes, cpt: tasks, classes, and classes per task of the stream (cpt may be a list).
+        n_classes_current_task, n_seen_classes, n_past_classes, n_remaining_classes: class counts, the current task among the seen.
+        task_iteration, epoch_iteration: batches observed in this task and in this epoch.
+    """
+
+    NAME: str
+    COMPATIBILITY: list[str]
+    JOINT = False
+    PRESETS: dict[str, dict] = {}
+
+    @staticmethod
+    def get_parser(parser):
+        """Add the method's options to `parser` and return it."""
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__()
+        self.net = backbone
+        self.loss = loss
+        self.args = args
+        self.transform = transform
+        self.dataset = dataset
+        self.device = next(iter(backbone.parameters())).device
+        self.normalization_transform = dataset.get_normalization_transform() if dataset is not None else None
+        self.n_tasks = dataset.N_TASKS if dataset is not None else 1
+        self.num_classes = dataset.N_CLASSES if dataset is not None else backbone.num_classes
+        self.cpt = dataset.N_CLASSES_PER_TASK if dataset is not None else self.num_classes
+        self._current_task = 0
+        self._task_iteration = self._epoch_iteration = 0
+        self._n_past_classes = 0
+        self._n_classes_current_task = 0
+        self.opt = self.get_optimizer()
+        self._read_signatures()
+        self._autocast = torch.autocast if getattr(args, "code_optimization", 0) >= 2 else None
+
+    # ---- what a method writes
+
+    def observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int | None = None):
+        """One training step.
+
+        Args:
+            inputs: (B, C, H, W) float, augmented and normalised.
+            labels: (B,) int64.
+            not_aug_inputs: (B, C, H, W) uint8, the raw images: what a Buffer stores and `transform` takes.
+            epoch: index of the epoch within the task.
+
+        Returns:
+            The loss as a 0-d tensor (never `.item()`: that waits for the device), or a dict with 'loss' and further terms to log.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes). Methods for 'task-il' alone may take `forward(x, task_label)`."""
+        return self.net(x)
+
+    def predict(self, x: Tensor, task: int) -> Tensor:
+        """Logits (B, num_classes) by which inputs of `task` are scored: the one hook for methods that need the task at test time.
+
+        By default `forward(x)`, or `forward(x, task)` for a method that supports 'task-il' alone and takes two arguments.
+        """
+        return self(x, task) if self._wants_task else self(x)
+
+    def training_rows(self, data) -> Tensor | None:
+        """Positions (k,) of the task's examples to train on, None for all; asked whenever a task is entered.
+
+        Must be a function of the seed and the data, since a resumed run asks again.
+        """
+        return None
+
+    def begin_task(self, dataset) -> None:
+        """Called before a task's first epoch."""
+
+    def end_task(self, dataset) -> None:
+        """Called after a task's last epoch, before evaluation."""
+
+    def begin_epoch(self, epoch: int, dataset) -> None:
+        """Called before each epoch."""
+
+    def end_epoch(self, epoch: int, dataset) -> None:
+        """Called after each epoch."""
+
+    def end_eval(self, dataset, accs) -> None:
+        """Called after the evaluation at a task's end with the accuracies (percent) per scenario."""
+
+    def evaluation_notes(self) -> dict[str, str]:
+        """What a reader of the scores must know; printed in the report."""
+        notes = {}
+        if "class-il" not in self.COMPATIBILITY and "task-il" in self.COMPATIBILITY:
+            notes["class-il"] = f"not supported by {self.NAME}: it is told the task; the number is shown for reference only"
+        return notes
+
+    @property
+    def scores_class_il(self) -> bool:
+        """Whether a class-IL figure can be computed at all: not when prediction cannot do without the task."""
+        return not self._needs_task
+
+    # ---- what a method uses
+
+    @property
+    def current_task(self) -> int:
+        return self._current_task
+
+    @property
+    def n_classes_current_task(self) -> int:
+        return self._n_classes_current_task
+
+    @property
+    def n_past_classes(self) -> int:
+        return self._n_past_classes
+
+    @property
+    def n_seen_classes(self) -> int:
+        return self._n_past_classes + self._n_classes_current_task
+
+    @property
+    def n_remaining_classes(self) -> int:
+        return self.num_classes - self.n_seen_classes
+
+    @property
+    def task_iteration(self) -> int:
+        return self._task_iteration
+
+    @property
+    def epoch_iteration(self) -> int:
+        return self._epoch_iteration
+
+    def get_parameters(self) -> Iterable[nn.Parameter]:
+        """What the optimiser trains: the network's parameters."""
+        return self.net.parameters()
+
+    def get_optimizer(self, params=None, lr: float | None = None) -> torch.optim.Optimizer | None:
+        """The optimiser that `--optimizer`, `--lr`, `--optim_wd`, `--optim_mom` describe, over `get_parameters()` by default."""
+        params = list(self.get_parameters() if params is None else params)
+        if not params:
+            return None
+        args = self.args
+        options = {"lr": args.lr if lr is None else lr, "weight_decay": args.optim_wd}
+        if args.optimizer == "sgd":
+            options |= {"momentum": args.optim_mom, "nesterov": args.optim_nesterov}
+        optimizer = OPTIMIZERS[args.optimizer](params, **options)
+        if args.clip_grad:
+            optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(params, args.clip_grad) and None)
+        return optimizer
+
+    def reset_optimizers(self) -> None:
+        """Make the optimisers afresh over the current parameters; their state, where wanted, is loaded afterwards."""
+        self.opt = self.get_optimizer()
+
+    def get_offsets(self, task: int) -> tuple[int, int]:
+        """First class of a task, and one past its last."""
+        return self.dataset.get_offsets(task)
+
+    # ---- what the loop calls
+
+    def meta_begin_task(self, dataset) -> None:
+        self._task_iteration = self._epoch_iteration = 0
+        if dataset.SETTING == "class-il":
+            self._n_past_classes, end = dataset.get_offsets(self._current_task)
+        else:
+            self._n_past_classes, end = 0, dataset.N_CLASSES
+        self._n_classes_current_task = end - self._n_past_classes
+        self.begin_task(dataset)
+
+    def meta_end_task(self, dataset) -> None:
+        self.end_task(dataset)
+        self._current_task += 1
+
+    def meta_begin_epoch(self, epoch: int, dataset) -> None:
+        self._epoch_iteration = 0
+        self.begin_epoch(epoch, dataset)
+
+    def meta_end_epoch(self, epoch: int, dataset) -> None:
+        self.end_epoch(epoch, dataset)
+
+    def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
+        """`observe` with the keywords it names and no others; returns what it returns."""
+        with self._autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
+            loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
+        self._task_iteration += 1
+        self._epoch_iteration += 1
+        return loss
+
+    def _read_signatures(self) -> None:
+        parameters = inspect.signature(self.observe).parameters
+        forward = inspect.signature(self.forward).parameters.values()
+        positional = [p for p in forward if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        task_only = not {"class-il", "domain-il", "general-continual"} & set(self.COMPATIBILITY)
+        self._wants_task = task_only and len(positional) > 1
+        self._needs_task = self._wants_task and positional[1].default is inspect.Parameter.empty
+        self._wants_epoch = "epoch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    # ---- what a checkpoint keeps
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in _COUNTERS}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # A buffer that is still None, or still small, takes the shape it had grown to when the state was saved.
+        for name, value in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if saved is not None and (value is None or value.shape != saved.shape):
+                self._buffers[name] = torch.empty_like(saved, device=self.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+_COUNTERS = (
+    "_current_task",
+    "_task_iteration",
+    "_epoch_iteration",
+    "_n_past_classes",
+    "_n_classes_current_task",
+)

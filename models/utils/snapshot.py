@@ -1,0 +1,43 @@
+"""A frozen copy of a network that a method keeps as its teacher, and that may not exist yet."""
+
+from copy import deepcopy
+
+from torch import nn
+
+
+class Snapshot(nn.Module):
+    """Holds nothing, or a frozen copy of a module as it was when `take` was called.
+
+    Register it in `__init__`; call `take(net)` in a hook. It is saved with the method and comes back on resume, whether or not the new process
+    ever took one. The copy follows `train()`/`eval()` but never learns: no gradients, and BatchNorm normalises with the batch's
+    statistics in train mode without touching its running ones.
+
+    Args:
+        template: the module that will be copied; only its structure is used, when a saved copy is loaded.
+    """
+
+    def __init__(self, template: nn.Module):
+        super().__init__()
+        self._template = (template,)  # in a tuple, so that it is not registered as a child
+        self.copy: nn.Module | None = None
+
+    def __bool__(self) -> bool:
+        return self.copy is not None
+
+    def take(self, module: nn.Module) -> None:
+        """Replace the copy by a fresh one of `module`."""
+        self.copy = deepcopy(module).requires_grad_(False)
+        for parameter in self.copy.parameters():
+            parameter.grad = None
+        for part in self.copy.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.track_running_stats = False
+        self.copy.train(self.training)
+
+    def forward(self, *args, **kwargs):
+        return self.copy(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if self.copy is None and any(key.startswith(prefix + "copy.") for key in state_dict):
+            self.take(self._template[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,301 @@
+"""The command line: which options exist, how they are spelt, what values they take.
+
+Only declarations live here; which value wins is decided in `utils.config`. This module imports nothing heavy, so that `--help`
+is quick. Method files import `ArgumentParser` and `add_rehearsal_args` from here.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+
+from utils.errors import UserError
+from utils.registry import nearest
+
+# Options that scripts written for other runners carry, and what to do about each.
+REPLACED = {
+    "--nowand": "there is no Weights & Biases logging here: drop the option",
+    "--wandb_entity": "there is no Weights & Biases logging here: use --tensorboard and the CSV files",
+    "--wandb_project": "there is no Weights & Biases logging here: use --tensorboard and the CSV files",
+    "--wandb_name": "there is no Weights & Biases logging here: use --exp_name",
+    "--ignore_other_metrics": "backward transfer and forgetting are always computed: drop it",
+    "--dataset_config": "give the dataset's options one by one, or --load_best_args",
+    "--distributed": "a run uses one device: start one process per seed or per setting instead",
+    "--num_filters_resnet": "use --num_filters",
+    "--mlflow": "tracking with MLflow is not available yet: results are CSV files, TensorBoard events and report.html",
+    "--conf_jobnum": "every run has its own folder: drop the option",
+}
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds defaults to the help text where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.default not in (None, argparse.SUPPRESS) and action.default is not False
+        if shown and "default" not in text and "%(default)" not in text:
+            text += " (default: %(default)s)"
+        return text
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with `-` and `_` alike in option names, no abbreviations, and errors of one line."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", lambda prog: HelpFormatter(prog, max_help_position=34, width=118))
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(message)
+
+    def parse_known_args(self, args=None, namespace=None):
+        tokens = None if args is None else canonical(args)
+        return super().parse_known_args(tokens, namespace)
+
+
+def canonical(argv: list[str]) -> list[str]:
+    """Option names with `_` for `-`; values are left as they are."""
+    out = []
+    for token in argv:
+        if token.startswith("--") and len(token) > 2:
+            name, eq, value = token.partition("=")
+            token = "--" + name[2:].replace("-", "_") + eq + value
+        out.append(token)
+    return out
+
+
+def boolean(text: str) -> bool:
+    """`1/0`, `true/false`, `yes/no`."""
+    value = str(text).lower()
+    if value in ("1", "true", "yes"):
+        return True
+    if value in ("0", "false", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"'{text}' is not a yes/no value: give 1 or 0, or the option alone for yes")
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> Callable:
+    """An argparse type: a finite int or float within [low, high], or (low, high] with `open_low`."""
+
+    def convert(text: str):
+        expected = f"{'an integer' if kind is int else 'a number'} {'>' if open_low else '>='} {low:g}"
+        if high < math.inf:
+            expected += f" and <= {high:g}"
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}': expected {expected}") from None
+        if not (low < value if open_low else low <= value) or value > high or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+positive_float = number(float, 0, open_low=True)
+non_negative_float = number(float, 0)
+positive_int = number(int, 1)
+non_negative_int = number(int, 0)
+percentage = number(float, 0, 100)
+fraction = number(float, 0, 1)
+
+
+def int_list(text: str) -> list[int]:
+    """`3,1,2` as a list of integers."""
+    try:
+        return [int(part) for part in str(text).strip("[]() ").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected integers separated by commas, as 3,1,2") from None
+
+
+def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:
+    """Declare a yes/no option in both forms that scripts use: `--flag` and `--flag 1`; with default True also `--no_flag`."""
+    name = flag.lstrip("-")
+    parser.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="0|1", help=help)
+    if default:
+        parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=default, help=f"turn --{name} off")
+
+
+def add_rehearsal_args(parser):
+    """Options of every method with a replay buffer: `--buffer_size` (required) and `--minibatch_size`."""
+    group = parser.add_argument_group("replay")
+    group.add_argument("--buffer_size", type=positive_int, required=True, help="examples the replay buffer holds")
+    group.add_argument(
+        "--minibatch_size", type=positive_int, help="replayed examples per iteration (default: --batch_size)"
+    )
+    return parser
+
+
+def base_parser() -> ArgumentParser:
+    """All options that do not depend on the method, dataset or backbone."""
+    parser = ArgumentParser(
+        prog="main.py",
+        description="Palimpsest: train a network on a sequence of tasks and measure what it forgets.",
+        epilog="Options of a method, dataset or backbone: main.py --model er --dataset seq-mnist --help. "
+        "Names may be written with - or _.",
+        add_help=False,
+    )
+    _choose(parser.add_argument_group("choose"))
+    _optimise(parser.add_argument_group("optimise"))
+    _stream(parser.add_argument_group("stream"))
+    _evaluate(parser.add_argument_group("evaluate"))
+    _run(parser.add_argument_group("run"))
+    return parser
+
+
+def _choose(group) -> None:
+    group.add_argument("-h", "--help", action="store_true", default=False, help="show the options and exit")
+    group.add_argument("--model", metavar="NAME", help="method: a file of models/, or a path ending in .py")
+    group.add_argument("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
+    group.add_argument("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
+    add_bool(group, "--load_best_args", help="take the stored hyperparameters of best_args/<model>.yaml")
+    group.add_argument(
+        "--model_config",
+        choices=["best", "default"],
+        default="default",
+        help="'best' is another spelling of --load_best_args",
+    )
+    group.add_argument(
+        "--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows"
+    )
+    group.add_argument("--check", metavar="MODEL", help="run the conformance suite on a method file and say what fails")
+
+
+def _optimise(group) -> None:
+    group.add_argument("--lr", type=positive_float, required=True, help="learning rate (default: the dataset's)")
+    group.add_argument("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="update rule")
+    group.add_argument("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
+    group.add_argument("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
+    add_bool(group, "--optim_nesterov", help="Nesterov momentum of sgd")
+    group.add_argument(
+        "--lr_scheduler",
+        choices=["none", "multisteplr", "cosine"],
+        default="none",
+        help="learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task",
+    )
+    group.add_argument(
+        "--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays"
+    )
+    group.add_argument(
+        "--sched_multistep_lr_gamma", type=positive_float, default=0.1, help="factor of multisteplr at a milestone"
+    )
+    group.add_argument("--clip_grad", type=positive_float, help="clip the gradient's global norm to this (default: off)")
+    group.add_argument("--n_epochs", type=positive_int, required=True, help="epochs per task (default: the dataset's)")
+    group.add_argument("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
+    group.add_argument(
+        "--fitting_mode",
+        choices=["epochs", "iters", "early_stopping"],
+        default="epochs",
+        help="what ends a task; early_stopping needs --validation or --holdout",
+    )
+    group.add_argument(
+        "--early_stopping_patience", type=positive_int, default=5, help="evaluations without improvement"
+    )
+    group.add_argument(
+        "--early_stopping_metric",
+        choices=["accuracy", "loss"],
+        default="accuracy",
+        help="what must improve on the held-out data of the current task",
+    )
+    group.add_argument("--early_stopping_freq", type=positive_int, default=1, help="epochs between evaluations")
+    group.add_argument("--early_stopping_epsilon", type=non_negative_float, default=1e-6, help="smallest improvement")
+    group.add_argument("--batch_size", type=positive_int, required=True, help="examples per step (dataset's default)")
+    add_bool(group, "--drop_last", help="drop the last, smaller batch of an epoch")
+
+
+def _stream(group) -> None:
+    group.add_argument(
+        "--validation",
+        type=number(float, 0, 99),
+        default=0.0,
+        metavar="P",
+        help="hold out P %% of the training data of every class and evaluate on them instead of the test set",
+    )
+    group.add_argument(
+        "--holdout",
+        type=number(float, 0, 99),
+        default=0.0,
+        metavar="P",
+        help="leave P %% of the training data of every class out of training; scores still come from the test set",
+    )
+    add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
+    group.add_argument("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
+    group.add_argument("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
+    add_bool(group, "--joint", help="train once on the data of all tasks together")
+    group.add_argument(
+        "--label_perc",
+        type=number(float, 0, 1, open_low=True),
+        default=1.0,
+        help="fraction of labelled training data per class; the rest is left out",
+    )
+    group.add_argument("--noise_type", choices=["symmetric", "asymmetric"], default="symmetric", help="label noise")
+    group.add_argument("--noise_rate", type=fraction, default=0.0, help="fraction of training labels that are flipped")
+    group.add_argument(
+        "--normalize",
+        choices=["dataset", "none", "half", "imagenet"],
+        default="dataset",
+        help="input statistics: the dataset's, none, mean and std 0.5, or ImageNet's",
+    )
+    group.add_argument("--start_from", type=non_negative_int, default=0, metavar="K", help="first task to train")
+    group.add_argument("--stop_after", type=positive_int, metavar="K", help="stop when K tasks have been trained")
+
+
+def _evaluate(group) -> None:
+    group.add_argument("--eval_epochs", type=positive_int, metavar="N", help="also evaluate every N epochs of a task")
+    group.add_argument("--eval_batch_size", type=positive_int, default=1024, help="batch size of evaluation")
+    add_bool(group, "--enable_other_metrics", help="evaluate future tasks too, for forward transfer")
+    add_bool(group, "--inference_only", help="evaluate --loadcheck FILE without training")
+
+
+def _run(group) -> None:
+    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+    group.add_argument("--seeds", type=non_negative_int, nargs="+", metavar="S", help="one run per seed, then a summary")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    group.add_argument("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
+    group.add_argument("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")
+    group.add_argument("--base_path", "--data_path", default="./data", help="folder of the data")
+    group.add_argument("--results_path", "--save_path", default="./results", help="folder of the results")
+    group.add_argument("--exp_name", help="first part of the run folder's name: letters, digits, . _ -")
+    group.add_argument("--notes", help="free text, stored with the run")
+    add_bool(group, "--non_verbose", help="no progress bar, no line per evaluation")
+    add_bool(group, "--debug_mode", help="a few iterations per epoch, to see whether a command runs")
+    add_bool(group, "--disable_log", help="write nothing")
+    add_bool(group, "--csv_log", default=True, help="CSV files")
+    add_bool(group, "--tensorboard", default=True, help="TensorBoard events")
+    group.add_argument(
+        "--savecheck", choices=["last", "task"], help="checkpoint: the last task's only, or one file per task"
+    )
+    group.add_argument("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
+    group.add_argument("--loadcheck", metavar="FILE", help="start from this checkpoint")
+    add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
+    group.add_argument(
+        "--code_optimization",
+        type=int,
+        choices=[0, 1, 2, 3],
+        default=0,
+        help="0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile",
+    )
+
+
+def explain_unknown(tokens: list[str], parser: ArgumentParser) -> str:
+    """One line about the first argument nobody declared."""
+    token = tokens[0]
+    name = token.partition("=")[0]
+    if name in REPLACED:
+        return f"{name} does not exist: {REPLACED[name]}"
+    if not name.startswith("--"):
+        return f"stray argument '{token}': every value follows an option, as --lr 0.1"
+    return f"unknown option {name}{nearest(name, list(parser._option_string_actions))} (--help shows all)"
+
+
+def refuse_repeats(argv: list[str], parser: ArgumentParser) -> None:
+    """Raise UserError when one option is given twice (argparse would silently keep the last)."""
+    seen = {}
+    for token in canonical(argv):
+        action = parser._option_string_actions.get(token.partition("=")[0])
+        if action is None or not token.startswith("-"):
+            continue
+        if action.dest in seen:
+            raise UserError(f"{token.partition('=')[0]} is given twice: keep one")
+        seen[action.dest] = token

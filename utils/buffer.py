@@ -1,0 +1,195 @@
+"""The replay buffer: fixed capacity, reservoir sampling, named fields kept in their own dtype.
+
+Which slots are written and which rows are drawn depends on counts alone, never on tensor values. So both are decided on the host, with a
+numpy generator of the buffer's own, and only small index tensors travel to the device: nothing waits for it, and a batch that the reservoir rejects
+as a whole, most batches once the buffer is full, costs nothing at all.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FIELDS = ("examples", "labels", "logits", "task_labels")
+
+
+def reservoir_slots(n_seen: int, n_new: int, capacity: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Slots that a batch of a stream takes under reservoir sampling (Vitter 1985, Algorithm R).
+
+    Item k of the stream (counted from 0) takes slot k while k < capacity; afterwards it draws r uniformly from 0..k and takes slot r if
+    r < capacity. Where two items of the batch draw one slot the later one stays, as with one-by-one insertion.
+
+    Args:
+        n_seen: items of the stream before this batch.
+        n_new: items in the batch.
+        capacity: slots of the buffer.
+        rng: source of the draws.
+
+    Returns:
+        (items, slots), int64: batch rows to store and where; each slot at most once.
+    """
+    position = np.arange(n_seen, n_seen + n_new)
+    if n_seen + n_new <= capacity:
+        return position - n_seen, position
+    slots = np.where(position < capacity, position, rng.integers(0, position + 1))
+    items = np.flatnonzero(slots < capacity)
+    if len(items) > 1:
+        last = {slot: item for item, slot in zip(items, slots[items], strict=True)}
+        items = np.array(list(last.values()))
+    return items, slots[items]
+
+
+class Buffer(nn.Module):
+    """Reservoir of past examples, shared by every replay method.
+
+    Fields are allocated at the first `add_data`, each with the dtype and row shape it is given there; any further keyword becomes a field of
+    its own. Everything, the generator's state included, is part of `state_dict`.
+
+    Args:
+        buffer_size: number of slots, at least 1.
+        device: where the rows live, default the CPU.
+
+    Attributes:
+        examples, labels, logits, task_labels: stored rows (n, ...), or None for a field never given.
+        num_seen_examples: items offered so far.
+    """
+
+    def __init__(self, buffer_size: int, device: torch.device | str = "cpu"):
+        super().__init__()
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size is {buffer_size}: expected at least 1")
+        self.buffer_size = buffer_size
+        self.device = torch.device(device)
+        self.num_seen_examples = 0
+        # Seeded from the global generator: reproducible under the run's seed, and no two buffers alike.
+        self.rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        self.fields: list[str] = []
+
+    def __len__(self) -> int:
+        return min(self.num_seen_examples, self.buffer_size)
+
+    def __getattr__(self, name: str):
+        if name in FIELDS and name not in self.__dict__.get("_buffers", {}):
+            return None
+        return super().__getattr__(name)
+
+    def is_empty(self) -> bool:
+        """Whether no example was ever added."""
+        return self.num_seen_examples == 0
+
+    def empty(self) -> None:
+        """Forget every row; the fields and the generator's state stay."""
+        self.num_seen_examples = 0
+
+    def add_data(self, examples: Tensor, labels=None, logits=None, task_labels=None, **more) -> None:
+        """Offer a batch to the reservoir.
+
+        Args:
+            examples: (B, ...), stored in its own dtype (raw images: uint8).
+            labels, logits, task_labels: (B, ...) or None.
+            more: further named fields (B, ...).
+
+        Raises:
+            ValueError: a field is missing that earlier batches had, or a new one appears after the first batch.
+        """
+        given = {"examples": examples, "labels": labels, "logits": logits, "task_labels": task_labels, **more}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not self.fields:
+            self._allocate(given)
+        elif set(given) != set(self.fields):
+            raise ValueError(f"this buffer stores {', '.join(self.fields)}; this batch has {', '.join(given)}")
+        items, slots = reservoir_slots(self.num_seen_examples, len(examples), self.buffer_size, self.rng)
+        self.num_seen_examples += len(examples)
+        if not len(items):
+            return
+        whole = len(items) == len(examples)
+        items, slots = self._to_device(items), self._to_device(slots)
+        for name in self.fields:
+            stored = getattr(self, name)
+            rows = given[name].detach().to(self.device, stored.dtype, non_blocking=True)
+            stored.index_copy_(0, slots, rows if whole else rows.index_select(0, items))
+
+    def get_data(
+        self,
+        size: int,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        return_index: bool = False,
+        device: torch.device | str | None = None,
+        mask_task_out: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Draw min(size, len) distinct rows uniformly.
+
+        Args:
+            size: rows wanted.
+            transform: applied to the whole batch of examples.
+            return_index: put the rows' indices first.
+            device: where to move the result.
+            mask_task_out: leave rows with this task label out (waits for the device).
+
+        Returns:
+            The fields in the order (examples, labels, logits, task_labels, more...), those never given left out.
+        """
+        if self.is_empty():
+            raise ValueError("the buffer is empty: nothing to draw (ask is_empty() first)")
+        if mask_task_out is None:
+            index = self._to_device(self.rng.permutation(len(self))[:size])
+        else:
+            candidates = (self.task_labels[: len(self)] != mask_task_out).nonzero().squeeze(1)
+            index = candidates[self._to_device(self.rng.permutation(len(candidates))[:size])]
+        return self.get_data_by_index(index, transform, return_index, device)
+
+    def get_data_by_index(
+        self,
+        indexes: Tensor,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        return_index: bool = False,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The rows at `indexes` (n,), as `get_data` returns them."""
+        index = indexes.to(self.device)
+        rows = [getattr(self, name).index_select(0, index) for name in self.fields]
+        return self._finish(([index] if return_index else []) + rows, transform, device, first=int(return_index))
+
+    def get_all_data(
+        self, transform: Callable[[Tensor], Tensor] | None = None, device: torch.device | str | None = None
+    ) -> tuple[Tensor, ...]:
+        """All stored rows, as `get_data` returns them, in slot order."""
+        return self._finish([getattr(self, name)[: len(self)] for name in self.fields], transform, device, first=0)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.device = fn(torch.empty(0, device=self.device)).device
+        return self
+
+    def _finish(self, out: list[Tensor], transform, device, first: int) -> tuple[Tensor, ...]:
+        if device is not None:
+            out = [rows.to(device, non_blocking=True) for rows in out]
+        if transform is not None:
+            out[first] = transform(out[first])
+        return tuple(out)
+
+    def _allocate(self, given: dict[str, Tensor]) -> None:
+        for name, value in given.items():
+            shape = (self.buffer_size, *value.shape[1:])
+            self.register_buffer(name, torch.zeros(shape, dtype=value.dtype, device=self.device))
+        self.fields = list(given)
+
+    def _to_device(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(index).to(self.device, non_blocking=True)
+
+    def get_extra_state(self) -> dict:
+        return {"seen": self.num_seen_examples, "fields": self.fields, "rng": self.rng.bit_generator.state}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.num_seen_examples = state["seen"]
+        self.fields = list(state["fields"])
+        self.rng.bit_generator.state = state["rng"]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # A fresh buffer has no fields yet: they come with the state.
+        for key, value in state_dict.items():
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and "." not in name and name != "_extra_state" and name not in self._buffers:
+                self.register_buffer(name, torch.zeros_like(value, device=self.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)

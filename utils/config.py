@@ -1,0 +1,239 @@
+"""From a command line to the resolved options of a run, each with where its value came from.
+
+Precedence: command line > best_args > dataset defaults > defaults of the method, backbone and runner. A method's preset (a named group of
+values) ranks just below the place that names it.
+"""
+
+import argparse
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from utils import registry
+from utils.args import ArgumentParser, base_parser, explain_unknown, refuse_repeats
+from utils.errors import UserError
+
+
+@dataclass
+class Config:
+    """Resolved options and the classes they name.
+
+    Attributes:
+        args: every option as an attribute.
+        origins: option name -> 'command line', 'preset NAME', 'best_args', 'dataset', or 'default'.
+        row: the best-args row in use, or None.
+    """
+
+    args: argparse.Namespace
+    origins: dict[str, str]
+    model_class: type
+    dataset_class: type
+    backbone_class: type
+    row: dict[str, Any] | None = None
+
+
+def chosen(argv: list[str]) -> argparse.Namespace:
+    """The options that decide which files are read: model, dataset, backbone, help, list, check."""
+    parser = ArgumentParser(add_help=False)
+    for name in ("--model", "--dataset", "--backbone", "--check"):
+        parser.add_argument(name)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    return parser.parse_known_args(argv)[0]
+
+
+def build_parser(choice: argparse.Namespace, backbone: str | None) -> ArgumentParser:
+    """The base parser with the options of the chosen files, each in a group of its own."""
+    parser = base_parser()
+    for kind, name in (("dataset", choice.dataset), ("model", choice.model), ("backbone", backbone)):
+        if name:
+            _add_options(parser, kind, registry.load(kind, name))
+    return parser
+
+
+def resolve(argv: list[str]) -> Config:
+    """Parse strictly and settle every option.
+
+    Raises:
+        UserError: unknown name or option, repeated option, impossible value, missing required option, a method that does not
+            fit the stream, an unknown best-args row.
+    """
+    choice = chosen(argv)
+    for kind in ("model", "dataset"):
+        if getattr(choice, kind) is None:
+            raise UserError(f"--{kind} is missing: give one of {', '.join(registry.names(kind))}")
+    model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
+    refuse_setting(model_class, dataset_class)
+
+    # The row may name the backbone, whose options must exist before the strict parse.
+    given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+    row = _best_row(model_class, choice.dataset, given)
+    stored = dict(row["args"]) if row else {}
+    backbone = choice.backbone or stored.get("backbone") or dataset_class.DEFAULTS["backbone"]
+    parser = build_parser(choice, backbone)
+    given, actions = _explicit(parser, argv, strict=True)
+
+    layers = [
+        ("dataset", dataset_class.DEFAULTS),
+        *_presets(model_class, stored),
+        ("best_args", stored),
+        *_presets(model_class, given),
+    ]
+    values = {dest: action.default for dest, action in actions.items()}
+    values.update({k: v for k, v in parser._defaults.items()})
+    origins = {dest: "default" for dest in values}
+    for origin, layer in layers:
+        for dest, value in layer.items():
+            if dest not in actions:
+                raise UserError(f"{origin} sets '{dest}', which is no option of {choice.model} on {choice.dataset}")
+            values[dest], origins[dest] = _converted(actions[dest], value, origin), origin
+    for dest, value in given.items():
+        values[dest], origins[dest] = value, "command line"
+    values |= {
+        "model": model_class.NAME,
+        "dataset": dataset_class.NAME,
+        "backbone": registry.normalise(backbone),
+        "load_best_args": row is not None,
+    }
+    origins["backbone"] = next(
+        (o for o, l in [("command line", given), ("best_args", stored)] if "backbone" in l), "dataset"
+    )
+    for dest, action in actions.items():
+        if action.required and values[dest] is None:
+            raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
+    if "minibatch_size" in values and values["minibatch_size"] is None:
+        values["minibatch_size"], origins["minibatch_size"] = values["batch_size"], "batch_size"
+    for dest in ("help", "list", "check", "model_config"):
+        values.pop(dest), origins.pop(dest)
+    if getattr(model_class, "JOINT", False):
+        values["joint"], origins["joint"] = True, "method"
+    args = argparse.Namespace(**values)
+    refuse_impossible(args)
+    return Config(args, origins, model_class, dataset_class, registry.load("backbone", backbone), row)
+
+
+def refuse_setting(model_class: type, dataset_class: type) -> None:
+    """A method runs only in the settings it lists; a task-il method may run on a class-il stream, where the task is given."""
+    allowed = list(model_class.COMPATIBILITY)
+    fits = dataset_class.SETTING in allowed or (dataset_class.SETTING == "class-il" and "task-il" in allowed)
+    if not fits:
+        raise UserError(
+            f"method '{model_class.NAME}' supports {', '.join(allowed)} but dataset '{dataset_class.NAME}' is "
+            f"{dataset_class.SETTING}: choose another method or another stream"
+        )
+
+
+def refuse_impossible(args: argparse.Namespace) -> None:
+    """Combinations that no single option can see to be wrong."""
+    if getattr(args, "buffer_size", None) and args.buffer_size < args.minibatch_size:
+        raise UserError(
+            f"--buffer_size {args.buffer_size} is smaller than the {args.minibatch_size} examples replayed at each step: "
+            f"raise it, or lower --minibatch_size"
+        )
+    if args.fitting_mode == "iters" and not args.n_iters:
+        raise UserError("--fitting_mode iters needs --n_iters")
+    if args.n_iters and args.fitting_mode != "iters":
+        raise UserError("--n_iters has an effect only with --fitting_mode iters: add it, or drop --n_iters")
+    if args.fitting_mode == "early_stopping" and not (args.validation or args.holdout):
+        raise UserError("--fitting_mode early_stopping needs held-out data: add --holdout 10 or --validation 10")
+    if args.lr_scheduler == "multisteplr" and not args.lr_milestones:
+        raise UserError("--lr_scheduler multisteplr needs --lr_milestones, as --lr_milestones 35 45")
+    if args.inference_only and not args.loadcheck:
+        raise UserError("--inference_only needs --loadcheck FILE: the checkpoint to evaluate")
+    if args.optim_nesterov and not (args.optimizer == "sgd" and args.optim_mom > 0):
+        raise UserError("--optim_nesterov needs --optimizer sgd and --optim_mom above 0")
+    if args.permute_classes and args.custom_class_order:
+        raise UserError("--permute_classes and --custom_class_order exclude each other: give one")
+    if args.validation and args.holdout:
+        raise UserError("--validation and --holdout exclude each other: give one")
+    if args.exp_name and not all(c.isalnum() or c in "._-" for c in args.exp_name):
+        raise UserError(f"--exp_name '{args.exp_name}': expected letters, digits, '.', '_' and '-' only")
+    if args.exp_name and args.exp_name.startswith("."):
+        raise UserError(f"--exp_name '{args.exp_name}' starts with a dot: choose another name")
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration, one option a line with its origin, what was chosen before what was left alone."""
+    rank = {"command line": 0, "best_args": 2, "dataset": 3, "default": 4}
+    names = sorted(config.origins, key=lambda n: (rank.get(config.origins[n], 1), n))
+    width = max(len(n) for n in names)
+    lines = [f"  {n:<{width}}  {getattr(config.args, n)!s:<24} {config.origins[n]}" for n in names]
+    return "\n".join([f"{config.args.model} on {config.args.dataset} with {config.args.backbone}", *lines])
+
+
+def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
+    """Let a chosen file declare its options; a get_parser that returns a parser of its own is accepted too."""
+    declare = getattr(cls, "get_parser", None) or getattr(inspect.getmodule(cls), "get_parser", None)
+    if declare is None:
+        return
+    own = ArgumentParser(add_help=False)
+    filled = declare(own) if inspect.signature(declare).parameters else declare()
+    filled = own if filled is None else filled
+    group = parser.add_argument_group(f"{kind} {cls.NAME}")
+    for action in filled._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        try:
+            group._add_action(action)
+        except argparse.ArgumentError as e:
+            raise UserError(f"{kind} '{cls.NAME}' declares {e.argument_name}, which exists already: rename it") from None
+    parser.set_defaults(**filled._defaults)
+
+
+def _explicit(parser: ArgumentParser, argv: list[str], strict: bool) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
+    """What the command line itself says, no default mixed in, and the actions by destination."""
+    actions = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, action)
+    kept = [(action, action.default, action.required) for action in parser._actions]
+    defaults, parser._defaults = parser._defaults, {}
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    try:
+        namespace, rest = parser.parse_known_args(argv)
+    finally:
+        parser._defaults = defaults
+        for action, default, required in kept:
+            action.default, action.required = default, required
+    if strict:
+        if rest:
+            raise UserError(explain_unknown(rest, parser))
+        refuse_repeats(argv, parser)
+    return vars(namespace), actions
+
+
+def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    if not (given.get("load_best_args") or given.get("model_config") == "best"):
+        return None
+    from utils.best_args import find_row
+
+    return find_row(model_class.NAME, dataset, given.get("buffer_size"))
+
+
+def _presets(model_class: type, source: dict) -> list[tuple[str, dict[str, Any]]]:
+    """What the presets named in `source` set: PRESETS = {option: {value: {other option: value, ...}}} of the method's class.
+
+    A preset ranks just below the place that names it.
+    """
+    layers = []
+    for option, presets in model_class.PRESETS.items() if hasattr(model_class, "PRESETS") else ():
+        if source.get(option) in presets:
+            layers.append((f"preset {source[option]}", presets[source[option]]))
+    return layers
+
+
+def _converted(action: argparse.Action, value: Any, origin: str) -> Any:
+    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command line refuses."""
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        convert = action.type or (lambda v: v)
+        if isinstance(value, list):
+            value = [convert(str(v)) for v in value]
+        elif action.type is not None:
+            value = convert(str(value))
+    except (argparse.ArgumentTypeError, ValueError) as e:
+        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {e}") from None
+    if action.choices is not None and value not in action.choices:
+        raise UserError(f"{origin} sets --{action.dest} to '{value}': expected one of {', '.join(map(str, action.choices))}")
+    return value

@@ -1,0 +1,72 @@
+"""What a run's numbers depend on besides its options: the device, the versions, the state of the source tree."""
+
+import os
+import platform
+import random
+import subprocess
+from importlib import metadata
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.registry import ROOT
+
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `--device` names; 'auto' takes the first GPU if there is one.
+
+    Raises:
+        UserError: not a device, or not one this machine has.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UserError(f"--device '{name}': expected auto, cpu, cuda, cuda:N or mps")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(index or 0) >= count:
+        raise UserError(f"--device {name}: this machine has {count} {kind} device(s); try --device cpu")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
+
+
+def prepare(args) -> torch.device:
+    """Threads, kernels and global seeds as the options say; returns the device."""
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.set_float32_matmul_precision("high" if args.code_optimization >= 1 else "highest")
+    random.seed(args.seed)
+    np.random.seed(args.seed % 2**32)  # noqa: NPY002 - methods written elsewhere draw from the global generator
+    torch.manual_seed(args.seed)
+    return pick_device(args.device)
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Versions, commit, device, threads, as stored with a run."""
+    facts = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "absent"
+    facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts["threads"] = str(torch.get_num_threads())
+    facts["commit"] = _commit()
+    return facts
+
+
+def _commit() -> str:
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" (tree has changes)" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,88 @@
+"""Names to files to classes: `--model er` is the class in models/er.py whose NAME is 'er'.
+
+Nothing is registered by hand and nothing is imported before it is asked for, so that one broken file never hides the others.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
+
+
+def normalise(name: str) -> str:
+    """The spelling under which two names are the same: `-` and `_` are one character, case does not count."""
+    return name.strip().lower().replace("_", "-")
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of all files of a kind ('model', 'dataset', 'backbone'), spelt with `-` for datasets and backbones.
+
+    Models keep their `_`, as in the literature's code (ewc_on).
+    """
+    stems = sorted(p.stem for p in (ROOT / FOLDERS[kind]).glob("*.py") if not p.stem.startswith("_"))
+    return stems if kind == "model" else [normalise(stem) for stem in stems]
+
+
+def first_line(kind: str, name: str) -> str:
+    """First line of the file's docstring, read without importing it."""
+    doc = ast.get_docstring(ast.parse(_path(kind, name).read_text(encoding="utf-8"))) or ""
+    return doc.split("\n", 1)[0]
+
+
+def load(kind: str, name: str) -> type:
+    """The class behind a name, or behind a path that ends in `.py` (a method kept outside this folder).
+
+    Raises:
+        UserError: no such file (the nearest name is given), or the file holds no class with that NAME.
+    """
+    path = _path(kind, name)
+    stem = path.stem
+    if path.parent == ROOT / FOLDERS[kind]:
+        module = importlib.import_module(f"{FOLDERS[kind]}.{stem}")
+    else:
+        module = _import_file(path)
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    named = [c for c in own if normalise(getattr(c, "NAME", None) or "") == normalise(stem)]
+    if not named:
+        found = ", ".join(repr(c.NAME) for c in own if getattr(c, "NAME", None)) or "none"
+        raise UserError(f"{path.name} defines no class with NAME = '{stem}' (NAMEs found: {found}): name the class so")
+    return named[-1]
+
+
+def nearest(name: str, choices: list[str]) -> str:
+    """A clause naming the choice most like `name`, or '' when nothing is near."""
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _path(kind: str, name: str) -> Path:
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise UserError(f"{kind} file {name} does not exist")
+        return path
+    for path in (ROOT / FOLDERS[kind]).glob("*.py"):
+        if not path.stem.startswith("_") and normalise(path.stem) == normalise(name):
+            return path
+    choices = names(kind)
+    raise UserError(
+        f"unknown {kind} '{name}'{nearest(normalise(name), choices)} (--list shows all {len(choices)} {kind}s)"
+    )
+
+
+def _import_file(path: Path):
+    key = f"palimpsest_dropin_{path.stem}"
+    if key in sys.modules and Path(sys.modules[key].__file__) == path:
+        return sys.modules[key]
+    spec = importlib.util.spec_from_file_location(key, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module
+    spec.loader.exec_module(module)
+    return module
