@@ -15,4 +15,4 @@ class SequentialDigits(ClassIncremental):
     N_CLASSES = 10
     SIZE = (1, 8, 8)
     MEAN, STD = (0.5,), (0.5,)
-    DEFAULTS = {"backbone": "convnet", "lr": 0.03, "n_epochs": 10, "batch_size": 32, "num_threads": 1}
+    DEFAULTS = {"backbone": "convnet", "lr": 0.03, "n_epochs": 15, "batch_size": 32, "num_threads": 1}

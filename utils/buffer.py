@@ -65,14 +65,11 @@ class Buffer(nn.Module):
         # Seeded from the global generator: reproducible under the run's seed, and no two buffers alike.
         self.rng = np.random.default_rng(torch.randint(2**62, ()).item())
         self.fields: list[str] = []
+        for name in FIELDS:
+            self.register_buffer(name, None)
 
     def __len__(self) -> int:
         return min(self.num_seen_examples, self.buffer_size)
-
-    def __getattr__(self, name: str):
-        if name in FIELDS and name not in self.__dict__.get("_buffers", {}):
-            return None
-        return super().__getattr__(name)
 
     def is_empty(self) -> bool:
         """Whether no example was ever added."""
@@ -172,7 +169,7 @@ class Buffer(nn.Module):
     def _allocate(self, given: dict[str, Tensor]) -> None:
         for name, value in given.items():
             shape = (self.buffer_size, *value.shape[1:])
-            self.register_buffer(name, torch.zeros(shape, dtype=value.dtype, device=self.device))
+            self._buffers[name] = torch.zeros(shape, dtype=value.dtype, device=self.device)
         self.fields = list(given)
 
     def _to_device(self, index: np.ndarray) -> Tensor:
@@ -190,6 +187,6 @@ class Buffer(nn.Module):
         # A fresh buffer has no fields yet: they come with the state.
         for key, value in state_dict.items():
             name = key.removeprefix(prefix)
-            if key.startswith(prefix) and "." not in name and name != "_extra_state" and name not in self._buffers:
-                self.register_buffer(name, torch.zeros_like(value, device=self.device))
+            if key.startswith(prefix) and name != "_extra_state" and self._buffers.get(name) is None:
+                self._buffers[name] = torch.zeros_like(value, device=self.device)
         super()._load_from_state_dict(state_dict, prefix, *args)

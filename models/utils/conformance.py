@@ -1,0 +1,375 @@
+"""What every method must do, checked on small embedded streams; `python main.py --check my_method` runs it on a dropped-in file.
+
+Each check is a function of a `Case` (a method on a stream); it returns nothing when the method passes and raises `Failure` with a
+sentence for its author otherwise. The tests run the same functions over every file of models/.
+"""
+
+import argparse
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from utils import checkpoint, registry
+from utils.args import ArgumentParser
+from utils.best_args import check_rows, load_rows
+from utils.config import Config, refuse_setting, resolve
+from utils.errors import UserError
+from utils.experiment import Experiment, build
+from utils.training import Position, train
+
+STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-continual": "digits-360"}
+# Accuracy (percent) on a task just learned that a method must exceed; chance is 50, 10 and 11.
+LEARNED = {"class-il": 75.0, "domain-il": 50.0, "general-continual": 25.0}
+PLACEHOLDERS = {"buffer_size": "100", "minibatch_size": "16"}
+
+
+class Failure(AssertionError):
+    """A method breaks the contract; the message tells its author how."""
+
+
+class Interrupted(Exception):
+    """Raised by a check to stop a run in the middle."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method (name or path) on the small stream of one setting."""
+
+    model: str
+    setting: str
+
+    def config(self, *more: str) -> Config:
+        """A short run: the first three tasks of the stream, a few epochs."""
+        stream = STREAMS[self.setting]
+        argv = ["--model", self.model, "--dataset", stream, "--disable_log", "--non_verbose", "--num_threads", "1"]
+        argv += required_options(self.model, stream)
+        if self.setting == "class-il":
+            argv += ["--stop_after", "3"]
+        if self.setting == "domain-il":
+            argv += ["--stop_after", "2", "--n_epochs", "5"]
+        return resolve([*argv, "--device", "cpu", *more])
+
+
+def cases(model: str) -> list[Case]:
+    """One case per setting that the method can be run in."""
+    cls, out = registry.load("model", model), []
+    for setting, stream in STREAMS.items():
+        try:
+            refuse_setting(cls, registry.load("dataset", stream))
+        except UserError:
+            continue
+        out.append(Case(model, setting))
+    return out
+
+
+def required_options(model: str, stream: str) -> list[str]:
+    """Values for the options a method requires: from its stored rows where there are any, else plausible ones."""
+    parser = ArgumentParser(add_help=False)
+    parser = registry.load("model", model).get_parser(parser) or parser
+    stored = next((row["args"] for rows in load_rows(registry.load("model", model).NAME).values() for row in rows), {})
+    argv = []
+    for action in parser._actions:
+        if action.required or action.dest in PLACEHOLDERS:
+            value = PLACEHOLDERS.get(action.dest) or stored.get(action.dest) or (1 if action.type is int else 0.5)
+            argv += [action.option_strings[0], str(value)]
+    return argv
+
+
+# ---- the checks
+
+
+def options_are_documented(case: Case) -> None:
+    """Every option has a help text, and the stored rows name options that exist."""
+    cls = registry.load("model", case.model)
+    parser = ArgumentParser(add_help=False)
+    parser = cls.get_parser(parser) or parser
+    for action in parser._actions:
+        if action.option_strings and not isinstance(action, argparse._HelpAction) and not action.help:
+            raise Failure(f"{action.option_strings[0]} has no help text: say what it means and in which unit")
+    names = {*vars(case.config().args)}
+    for dataset, rows in load_rows(cls.NAME).items():
+        backbones = {row["args"].get("backbone") for row in rows} - {None}
+        for kind, name in [("dataset", dataset), *(("backbone", b) for b in backbones)]:
+            declared = getattr(registry.load(kind, name), "get_parser", lambda p: p)(ArgumentParser(add_help=False))
+            names |= {a.dest for a in declared._actions}
+    problems = check_rows(load_rows(cls.NAME), names)
+    if problems:
+        raise Failure("best_args: " + "; ".join(problems))
+
+
+def other_settings_are_refused(case: Case) -> None:
+    """A setting that COMPATIBILITY does not list ends in one line, not in a run."""
+    allowed = {c.setting for c in cases(case.model)}
+    for setting in STREAMS.keys() - allowed:
+        try:
+            Case(case.model, setting).config()
+        except UserError:
+            continue
+        raise Failure(f"COMPATIBILITY does not list {setting}, yet the method was accepted there")
+
+
+def learns(case: Case) -> None:
+    """A task that was just learned is known well above chance, and every loss is finite."""
+    exp = run(case)
+    name = "task-il" if case.setting == "class-il" else case.setting
+    matrix = exp.run.matrices[name]
+    rows = [t for t in range(len(matrix)) if not math.isnan(matrix[t, 0])]
+    learned = sum(matrix[t, t] for t in rows) / len(rows)
+    if learned < LEARNED[case.setting]:
+        raise Failure(
+            f"after learning a task its {name} accuracy is {learned:.1f} % on {STREAMS[case.setting]}, expected at least "
+            f"{LEARNED[case.setting]:.0f} %: does observe step the optimiser, and on the right labels?"
+        )
+
+
+def same_seed_same_result(case: Case) -> None:
+    """The same command twice gives the same scores and weights, bit for bit."""
+    first, second = run(case, "--n_epochs", "1"), run(case, "--n_epochs", "1")
+    for a, b in zip(first.run.history, second.run.history, strict=True):
+        if a != b:
+            raise Failure(f"two runs with one seed scored {a.scores} and {b.scores}: draw random numbers from torch, seeded by the run")
+    differing = differing_entries(state_of(first), state_of(second))
+    if differing:
+        raise Failure(f"two runs with one seed ended with different {', '.join(differing[:3])}")
+
+
+def observe_never_waits(case: Case) -> None:
+    """Nothing in observe asks for a value of a tensor: no .item(), .cpu(), `if tensor`, boolean-mask indexing, nonzero."""
+    exp = build(case.config("--n_epochs", "1"))
+    calls: list[str] = []
+    original = exp.model.observe
+
+    def watched(*args, **kwargs):
+        with Waiting(calls):
+            return original(*args, **kwargs)
+
+    exp.model.observe = watched
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    if calls:
+        raise Failure(f"observe waits for the device in {calls[0]}: keep values as tensors (return the loss itself, not loss.item())")
+
+
+def resumes_exactly(case: Case) -> None:
+    """Stopped at some iteration, saved, restored into new objects and continued, a run ends as if it had never stopped."""
+    undisturbed = run(case, "--n_epochs", "2")
+    total = undisturbed.run.history[-1].step
+    for step in {max(1, total // 4), max(1, total // 2 + 1), max(1, 5 * total // 6)}:
+        resumed = resumed_run(case, step, "--n_epochs", "2")
+        differing = differing_entries(state_of(undisturbed), state_of(resumed))
+        if differing or resumed.run.history != undisturbed.run.history:
+            what = ", ".join(differing[:3]) or "its scores"
+            raise Failure(
+                f"stopped at iteration {step} of {total} and resumed, the run differs in {what}: what the method remembers must be in its "
+                "state_dict (register_buffer, Buffer, Snapshot), and hooks must not keep plain tensors, lists or counters"
+            )
+
+
+def evaluation_leaves_no_trace(case: Case) -> None:
+    """Evaluating changes nothing the method remembers, and leaves it in training mode."""
+    from utils.evaluation import evaluate
+
+    exp = run(case, "--n_epochs", "1")
+    before = state_of(exp)
+    evaluate(exp.model, exp.dataset, range(len(exp.dataset.test_loaders)), trained=0)
+    differing = differing_entries(before, state_of(exp))
+    if differing:
+        raise Failure(f"evaluation changed {', '.join(differing[:3])}: forward must not modify what the method remembers")
+    if not exp.model.training:
+        raise Failure("evaluation left the method in eval mode")
+
+
+def the_stream_is_left_alone(case: Case) -> None:
+    """observe modifies neither its inputs nor the stream's data."""
+    exp = build(case.config("--n_epochs", "1"))
+    original, seen = exp.model.observe, []
+
+    def watched(inputs, labels, not_aug_inputs, **kwargs):
+        before = [x.clone() for x in (inputs, labels, not_aug_inputs)]
+        out = original(inputs, labels, not_aug_inputs, **kwargs)
+        seen.extend(torch.equal(a, b) for a, b in zip(before, (inputs, labels, not_aug_inputs), strict=True))
+        return out
+
+    exp.model.observe = watched
+    images = [loader.dataset.data.clone() for loader in exp.dataset.all_test_loaders()]
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    if not all(seen):
+        raise Failure("observe changes the tensors it is given in place: clone them first")
+    if not all(torch.equal(a, loader.dataset.data) for a, loader in zip(images, exp.dataset.test_loaders, strict=True)):
+        raise Failure("the method changed the stream's data")
+
+
+def losses_are_reported(case: Case) -> None:
+    """observe returns the loss: a 0-d tensor, a float, or a dict with 'loss'."""
+    exp = build(case.config("--n_epochs", "1"))
+    original = exp.model.observe
+
+    def watched(*args, **kwargs):
+        out = original(*args, **kwargs)
+        loss = out.get("loss") if isinstance(out, dict) else out
+        if not isinstance(loss, float) and not (isinstance(loss, Tensor) and loss.dim() == 0):
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise Failure(f"observe returned {given}: return the loss as a 0-d tensor, a float, or a dict with 'loss'")
+        return out
+
+    exp.model.observe = watched
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+
+
+CHECKS: list[Callable[[Case], None]] = [
+    options_are_documented,
+    other_settings_are_refused,
+    losses_are_reported,
+    learns,
+    same_seed_same_result,
+    observe_never_waits,
+    evaluation_leaves_no_trace,
+    the_stream_is_left_alone,
+    resumes_exactly,
+]
+
+
+def check_and_print(model: str) -> bool:
+    """Run every check on every setting of a method and print a line each; whether all passed."""
+    registry.load("model", model)
+    failed = 0
+    for case in cases(model):
+        print(f"{registry.load('model', model).NAME} on {STREAMS[case.setting]} ({case.setting})")
+        for check in CHECKS:
+            title = inspect.getdoc(check).split("\n", 1)[0]
+            try:
+                check(case)
+                print(f"  pass  {title}")
+            except UserError as e:
+                failed += 1
+                print(f"  FAIL  {title}\n        {e}")
+            except Failure as e:
+                failed += 1
+                print(f"  FAIL  {title}\n        {e}")
+            except Exception as e:  # noqa: BLE001 - the author's own error, shown where it happened
+                failed += 1
+                frame = traceback.extract_tb(e.__traceback__)[-1]
+                print(f"  FAIL  {title}\n        {type(e).__name__}: {e} ({frame.filename}:{frame.lineno})")
+    print("every check passed" if not failed else f"{failed} check(s) failed")
+    return not failed
+
+
+# ---- what the checks use
+
+
+def run(case: Case, *more: str) -> Experiment:
+    """A short run to its end."""
+    exp = build(case.config(*more))
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    return exp
+
+
+def resumed_run(case: Case, step: int, *more: str) -> Experiment:
+    """The same run, stopped after `step` iterations and continued with new objects from the saved state."""
+    import io
+
+    first, kept = build(case.config(*more)), io.BytesIO()
+
+    def stop(position: Position) -> None:
+        if position.step == step:
+            torch.save(checkpoint.capture(first.model, first.dataset, first.run, position), kept)
+            raise Interrupted
+
+    try:
+        train(first.model, first.dataset, first.run, first.args, [], after_step=stop)
+    except Interrupted:
+        pass
+    second = build(case.config(*more))
+    kept.seek(0)
+    start = checkpoint.restore(torch.load(kept, weights_only=True), second.model, second.dataset, second.run)
+    train(second.model, second.dataset, second.run, second.args, [], start=start)
+    return second
+
+
+def state_of(exp: Experiment) -> dict:
+    """What the method remembers and what its optimisers do."""
+    return {
+        "model": {name: copied(value) for name, value in exp.model.state_dict().items()},
+        "optimizers": {name: copied(opt.state_dict()) for name, opt in checkpoint.optimizers(exp.model).items()},
+    }
+
+
+def copied(value):
+    """A deep copy of nested dicts, lists and tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: copied(v) for k, v in value.items()}
+    return [copied(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def differing_entries(a, b, name: str = "") -> list[str]:
+    """Names of the leaves in which two nested states differ; nan equals nan."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(k for k in b if k not in a)]
+        return [d for k in keys for d in differing_entries(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing_entries(x, y, f"{name}[{i}]")]
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    else:
+        same = a == b
+    return [] if same else [name]
+
+
+class Waiting(TorchFunctionMode):
+    """Notes every call that would wait for a GPU, wherever the tensors live now; the optimisers' own bookkeeping is left out."""
+
+    METHODS = {"item", "tolist", "numpy", "cpu", "nonzero", "masked_select", "unique", "equal", "allclose", "argwhere", "is_nonzero"}
+    CONVERSIONS = {"__bool__", "__float__", "__int__", "__index__", "__array__", "__len__"} - {"__len__"}
+
+    def __init__(self, calls: list[str]):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", str(func))
+        by_mask = name == "__getitem__" and _has_mask(args[1])
+        to_host = name == "to" and any(str(a) == "cpu" for a in (*args[1:], *(kwargs or {}).values()))
+        if name in self.METHODS | self.CONVERSIONS or by_mask or to_host:
+            place = _caller()
+            if place:
+                self.calls.append(f"{'boolean-mask indexing' if by_mask else name} at {place}")
+        return func(*args, **(kwargs or {}))
+
+
+def _has_mask(index) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(p, Tensor) and p.dtype == torch.bool for p in parts)
+
+
+def _caller() -> str | None:
+    """File and line outside torch that made a call, None when it was made inside torch's optimisers."""
+    frame = inspect.currentframe().f_back.f_back
+    place = None
+    while frame:
+        path = frame.f_code.co_filename.replace("\\", "/")
+        if "/torch/optim/" in path:
+            return None
+        if place is None and "/torch/" not in path:
+            place = f"{path.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        if frame.f_code.co_name == "watched":
+            return place
+        frame = frame.f_back
+    return place
+
+
+@contextmanager
+def cuda_waits_are_errors() -> Iterator[None]:
+    """On a GPU: any synchronisation raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
