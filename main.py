@@ -11,7 +11,9 @@ from utils.errors import TrainingFailed, UserError
 
 
 def main(argv: list[str]) -> int:
-    """Run one command line; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when interrupted."""
+    """Run one command line; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when
+    interrupted.
+    """
     try:
         choice = configuration.chosen(argv)
         if choice.list:

@@ -2,8 +2,9 @@
 
 python -m benchmarks.overhead [--iterations 1000] [--repeats 5]
 
-Both loops gather uint8 images by index, scale them, replay from a reservoir of 500, and step SGD on an MLP 784-100-100-10. The runner's time is that of
-`utils.training.train` over one task without the evaluation at its end. The two alternate; the ratio printed is the median over the repeats.
+Both loops gather uint8 images by index, scale them, replay from a reservoir of 500, and step SGD on an MLP
+784-100-100-10. The runner's time is that of `utils.training.train` over one task without the evaluation at its end.
+The two alternate; the ratio printed is the median over the repeats.
 """
 
 import argparse
@@ -29,8 +30,28 @@ METHODS = {
 
 def runner_seconds(method: str, batch_size: int, iterations: int, dataset: str) -> float:
     """Seconds per iteration of the runner's own loop."""
-    argv = ["--model", method, "--dataset", dataset, "--lr", "0.1", "--batch_size", str(batch_size), "--num_threads", "1"]
-    argv += ["--fitting_mode", "iters", "--n_iters", str(iterations), "--stop_after", "1", "--disable_log", "--non_verbose"]
+    argv = [
+        "--model",
+        method,
+        "--dataset",
+        dataset,
+        "--lr",
+        "0.1",
+        "--batch_size",
+        str(batch_size),
+        "--num_threads",
+        "1",
+    ]
+    argv += [
+        "--fitting_mode",
+        "iters",
+        "--n_iters",
+        str(iterations),
+        "--stop_after",
+        "1",
+        "--disable_log",
+        "--non_verbose",
+    ]
     exp = build(resolve([*argv, "--backbone", "mnistmlp", "--device", "cpu", *METHODS[method]]))
     nothing = Evaluation(0, 0, None, {})
     with mock.patch.object(training, "score", return_value=nothing):

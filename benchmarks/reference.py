@@ -2,9 +2,10 @@
 
 python -m benchmarks.reference [--seeds 0 1 2 3 4] [--methods sgd er derpp ewc_on joint]
 
-The reference half shares no code with the runner: it reads the files itself, inserts into the reservoir one example at a time, computes the
-Fisher information one example at a time, and evaluates by plain loops. Its random numbers are its own, so the two halves agree in distribution, not digit
-by digit. Protocol: 5 tasks x 2 classes, MLP 784-100-100-10, 1 epoch, batch 10, SGD lr 0.1, buffer 500, minibatch 10.
+The reference half shares no code with the runner: it reads the files itself, inserts into the reservoir one example
+at a time, computes the Fisher information one example at a time, and evaluates by plain loops. Its random numbers
+are its own, so the two halves agree in distribution, not digit by digit. Protocol: 5 tasks x 2 classes, MLP
+784-100-100-10, 1 epoch, batch 10, SGD lr 0.1, buffer 500, minibatch 10.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""scikit-learn's 8x8 digits turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (1797 images, embedded: no download).
+"""scikit-learn's 8x8 digits turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (1797
+images, embedded: no download).
 
 Inputs are scaled to [-1, 1].
 """

@@ -1,4 +1,5 @@
-"""Kuzushiji-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (Clanuwat et al. 2018).
+"""Kuzushiji-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (Clanuwat et al.
+2018).
 
 Inputs are scaled to [0, 1] and not normalised further, the published protocol.
 """

@@ -1,4 +1,5 @@
-"""Permuted scikit-learn's 8x8 digits: 20 tasks of all 10 classes, each under a fixed pixel permutation (1797 images, embedded: no download).
+"""Permuted scikit-learn's 8x8 digits: 20 tasks of all 10 classes, each under a fixed pixel permutation (1797
+images, embedded: no download).
 
 Inputs are scaled to [-1, 1].
 """

@@ -1,4 +1,5 @@
-"""Rotated scikit-learn's 8x8 digits: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees (1797 images, embedded: no download).
+"""Rotated scikit-learn's 8x8 digits: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees
+(1797 images, embedded: no download).
 
 Inputs are scaled to [-1, 1].
 """

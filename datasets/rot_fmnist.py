@@ -1,4 +1,5 @@
-"""Rotated Fashion-MNIST: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees (Xiao et al. 2017).
+"""Rotated Fashion-MNIST: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees (Xiao et al.
+2017).
 
 Inputs are scaled to [0, 1] and not normalised further, the published protocol.
 """

@@ -2,8 +2,8 @@
 
 L = CE(f(x), y) + alpha * ||f(x') - z'||^2 + beta * CE(f(x''), y'')
 
-(x', z') and (x'', y'') are two independent draws from the buffer, z' the logits at the time x' was stored; the squared norm is the mean
-over the batch and the classes.
+(x', z') and (x'', y'') are two independent draws from the buffer, z' the logits at the time x' was stored; the
+squared norm is the mean over the batch and the classes.
 
 Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning", equation 6.
 """

@@ -3,9 +3,9 @@
 L = CE(f(x), y) + lambda * sum_i F_i (theta_i - theta*_i)^2
 after each task:  F <- gamma * F + F_task,  theta* <- theta
 
-F_task is the diagonal Fisher information of the task's data, exact per example. `--ewc_fisher weighted` (default) weights the squared gradient of
-each example by p(y | x), as the code behind the stored hyperparameters does; `empirical` gives every example weight 1. There is no factor 1/2
-in the penalty, as in that code.
+F_task is the diagonal Fisher information of the task's data, exact per example. `--ewc_fisher weighted` (default)
+weights the squared gradient of each example by p(y | x), as the code behind the stored hyperparameters does;
+`empirical` gives every example weight 1. There is no factor 1/2 in the penalty, as in that code.
 
 References: Kirkpatrick et al. 2017; Schwarz et al. 2018, "Progress & Compress", section 3.2.
 """

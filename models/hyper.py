@@ -3,10 +3,11 @@
     f(x|t) = phi(x) H(e_t)^T,  e_t a free vector
     L = CE(f(x|t), y) + w * sum_{j<t} mean_B KD(f(x|j), f^(x|j))
 
-f^ is the network before task t; KD as in PAH, KL(student || teacher) with temperature and its square. `--hyper_w 0` is fine-tuning of a hypernetwork.
-Scored with the task given (task-IL).
+f^ is the network before task t; KD as in PAH, KL(student || teacher) with temperature and its square. `--hyper_w 0`
+is fine-tuning of a hypernetwork. Scored with the task given (task-IL).
 
-References: von Oswald et al. 2020, "Continual learning with hypernetworks" (task embeddings); the `Hyper` baseline of the PAH authors (4096 entries).
+References: von Oswald et al. 2020, "Continual learning with hypernetworks" (task embeddings); the `Hyper` baseline
+of the PAH authors (4096 entries).
 """
 
 import torch

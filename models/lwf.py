@@ -2,9 +2,10 @@
 
     L = CE(f_t(x), y) + alpha * sum_{j<t} mean_B KD(f_j(x), f^_j(x))
 
-f_j are the logits of task j's classes, f^ the network before task t, KD at temperature tau with the factor tau^2. `--alpha 0` is multi-head fine-tuning.
-`--lwf_kl teacher` (default) is KL(f^ || f), whose gradient is that of the published cross-entropy with soft targets; `student` is KL(f || f^), as PAH
-has it. The published warm-up of a new head (old layers frozen) is left out.
+f_j are the logits of task j's classes, f^ the network before task t, KD at temperature tau with the factor tau^2.
+`--alpha 0` is multi-head fine-tuning. `--lwf_kl teacher` (default) is KL(f^ || f), whose gradient is that of the
+published cross-entropy with soft targets; `student` is KL(f || f^), as PAH has it. The published warm-up of a new
+head (old layers frozen) is left out.
 
 Reference: Li & Hoiem 2017, "Learning without Forgetting", equations 1-3.
 """

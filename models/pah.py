@@ -1,17 +1,20 @@
-"""PAH, prototype-augmented hypernetworks: learnable prototype images, one row e_t per task, tell a hypernetwork H which head to make.
+"""PAH, prototype-augmented hypernetworks: learnable prototype images, one row e_t per task, tell a hypernetwork H
+which head to make.
 
     f(x|t) = phi(x) H(e_t)^T                                             phi the backbone, no bias anywhere
     L_hm = CE(f(x|t), y)                                                 the current task t
-    L_sm = w_sm * sum_{j<t} mean_B KD(f(x|j), f^(x|j))                   old heads on current images, f^ the network before task t
-    L_sp = w_sp * sum_{j<t} mean_C KD(f(p_j|j), f^(p^_j|j))              old prototypes p_j: as images, and through H as heads
-    L_hp = w_hp * CE(f(p_t|t), [0..C-1])                                 current prototypes (off by default)
+    L_sm = w_sm * sum_{j<t} mean_B KD(f(x|j), f^(x|j))                   old heads on current images, f^ the network
+    before task t L_sp = w_sp * sum_{j<t} mean_C KD(f(p_j|j), f^(p^_j|j))              old prototypes p_j: as
+    images, and through H as heads L_hp = w_hp * CE(f(p_t|t), [0..C-1])                                 current
+    prototypes (off by default)
 
-Each step: one update of everything by L_hm + L_sm, then one of the prototypes alone by L_sp + L_hp. KD has temperature tau and the factor tau^2.
-Scored with the task given (task-IL).
+Each step: one update of everything by L_hm + L_sm, then one of the prototypes alone by L_sp + L_hp. KD has
+temperature tau and the factor tau^2. Scored with the task given (task-IL).
 
-The default is a clean version of the algorithm: one parameter per task, a second optimiser that sees L_sp + L_hp only, BatchNorm statistics untouched by
-prototypes, evaluation with running statistics. `--pah_preset reference` behaves as the authors' released code does, `paper-formula` follows the
-formulas of the poster; docs/pah.md lists the differences.
+The default is a clean version of the algorithm: one parameter per task, a second optimiser that sees L_sp + L_hp
+only, BatchNorm statistics untouched by prototypes, evaluation with running statistics. `--pah_preset reference`
+behaves as the authors' released code does, `paper-formula` follows the formulas of the poster; docs/pah.md lists
+the differences.
 
 Reference: "Prototype Augmented Hypernetworks for Continual Learning", CVPR 2025 workshops, arXiv 2505.07450.
 """
@@ -36,9 +39,11 @@ class PAH(GeneratedHeads):
     PRESETS = {
         "pah_preset": {
             "reference": {
-                "pah_hidden": 16, "pah_layers": 1, "pah_proto_size": 10, "pah_proto_init": "image", "pah_crop": "reference",
-                "pah_w_sm": 0.5, "pah_w_sp": 1.0, "pah_w_hp": 0.0, "pah_temp": 2.0, "pah_kl": "student", "pah_reduce": "sum",
-                "pah_sp_classes": "mean", "lr_proto": 1e-3, "lr_backbone": 1e-4, "lr_hyper": 1e-3, "pah_wd": 0.01,
+                "pah_hidden": 16, "pah_layers": 1,
+                "pah_proto_size": 10, "pah_proto_init": "image", "pah_crop": "reference",
+                "pah_w_sm": 0.5, "pah_w_sp": 1.0, "pah_w_hp": 0.0, "pah_temp": 2.0,
+                "pah_kl": "student", "pah_reduce": "sum", "pah_sp_classes": "mean",
+                "lr_proto": 1e-3, "lr_backbone": 1e-4, "lr_hyper": 1e-3, "pah_wd": 0.01,
                 "pah_leak": True, "pah_dense": True, "pah_test_bn": "batch", "pah_proto_bn": "batch",
                 "holdout": 10.0, "normalize": "half", "eval_batch_size": 64,
             },
@@ -62,7 +67,7 @@ class PAH(GeneratedHeads):
             "--pah_proto_init",
             choices=["image", "resize", "gauss"],
             default="image",
-            help="prototypes start as a crop of one training image per class, as that image resized, or as N(0.5, 0.1^2)",
+            help="start of a prototype: crop of one training image per class, that image resized, or N(0.5, 0.1^2)",
         )
         add(
             "--pah_crop",
@@ -83,7 +88,9 @@ class PAH(GeneratedHeads):
         add("--pah_reduce", choices=["sum", "mean"], default="sum", help="over old tasks")
         add("--pah_sp_classes", choices=["sum", "mean"], default="mean", help="over the prototypes of a task in L_sp")
         add("--lr_proto", type=positive_float, default=1e-3, help="learning rate of the prototypes")
-        add("--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the backbone; 1e-4 if pretrained")
+        add(
+            "--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the backbone; 1e-4 if pretrained"
+        )
         add("--lr_hyper", type=positive_float, default=1e-4, help="learning rate of the hypernetwork")
         add("--pah_wd", type=non_negative_float, default=0.0, help="AdamW's weight decay, on everything")
         add_bool(parser, "--pah_leak", help="the second optimiser also applies the main loss's prototype gradient")
@@ -152,7 +159,7 @@ class PAH(GeneratedHeads):
             top = left = REFERENCE_WINDOWS.get(s, -1)
             if top < 0 or top + s > min(height, width):
                 raise UserError(
-                    f"--pah_crop reference has windows for sizes {', '.join(map(str, REFERENCE_WINDOWS))} of 32x32 images: "
+                    f"--pah_crop reference knows windows of {', '.join(map(str, REFERENCE_WINDOWS))} pixels in 32x32: "
                     f"--pah_proto_size {s} does not fit {height}x{width}; use --pah_crop center"
                 )
         return grey[:, 0, top : top + s, left : left + s].flatten()
@@ -255,5 +262,7 @@ class PAH(GeneratedHeads):
         mode = {"run": "running BatchNorm statistics", "batch": "statistics of the test batch (transductive)"}
         forgetting = "compare forgetting_chaudhry with the published forgetting (PAH's FM)"
         notes = {"evaluation mode": mode[self.args.pah_test_bn], "forgetting": forgetting}
-        notes["class-il"] = "not supported by pah: all generated heads compete that were never trained against each other"
+        notes["class-il"] = (
+            "not supported by pah: all generated heads compete that were never trained against each other"
+        )
         return notes

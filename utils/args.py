@@ -1,7 +1,7 @@
 """The command line: which options exist, how they are spelt, what values they take.
 
-Only declarations live here; which value wins is decided in `utils.config`. This module imports nothing heavy, so that `--help`
-is quick. Method files import `ArgumentParser` and `add_rehearsal_args` from here.
+Only declarations live here; which value wins is decided in `utils.config`. This module imports nothing heavy, so
+that `--help` is quick. Method files import `ArgumentParser` and `add_rehearsal_args` from here.
 """
 
 import argparse
@@ -110,7 +110,9 @@ def int_list(text: str) -> list[int]:
 
 
 def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:
-    """Declare a yes/no option in both forms that scripts use: `--flag` and `--flag 1`; with default True also `--no_flag`."""
+    """Declare a yes/no option in both forms that scripts use: `--flag` and `--flag 1`; with default True also
+    `--no_flag`.
+    """
     name = flag.lstrip("-")
     parser.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="0|1", help=help)
     if default:
@@ -180,7 +182,9 @@ def _optimise(group) -> None:
     group.add_argument(
         "--sched_multistep_lr_gamma", type=positive_float, default=0.1, help="factor of multisteplr at a milestone"
     )
-    group.add_argument("--clip_grad", type=positive_float, help="clip the gradient's global norm to this (default: off)")
+    group.add_argument(
+        "--clip_grad", type=positive_float, help="clip the gradient's global norm to this (default: off)"
+    )
     group.add_argument("--n_epochs", type=positive_int, required=True, help="epochs per task (default: the dataset's)")
     group.add_argument("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
     group.add_argument(
@@ -250,7 +254,9 @@ def _evaluate(group) -> None:
 
 def _run(group) -> None:
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
-    group.add_argument("--seeds", type=non_negative_int, nargs="+", metavar="S", help="one run per seed, then a summary")
+    group.add_argument(
+        "--seeds", type=non_negative_int, nargs="+", metavar="S", help="one run per seed, then a summary"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
     group.add_argument("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")

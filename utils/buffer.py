@@ -1,8 +1,9 @@
 """The replay buffer: fixed capacity, reservoir sampling, named fields kept in their own dtype.
 
-Which slots are written and which rows are drawn depends on counts alone, never on tensor values. So both are decided on the host, with a
-numpy generator of the buffer's own, and only small index tensors travel to the device: nothing waits for it, and a batch that the reservoir rejects
-as a whole, most batches once the buffer is full, costs nothing at all.
+Which slots are written and which rows are drawn depends on counts alone, never on tensor values. So both are
+decided on the host, with a numpy generator of the buffer's own, and only small index tensors travel to the device:
+nothing waits for it, and a batch that the reservoir rejects as a whole, most batches once the buffer is full, costs
+nothing at all.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ FIELDS = ("examples", "labels", "logits", "task_labels")
 def reservoir_slots(n_seen: int, n_new: int, capacity: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Slots that a batch of a stream takes under reservoir sampling (Vitter 1985, Algorithm R).
 
-    Item k of the stream (counted from 0) takes slot k while k < capacity; afterwards it draws r uniformly from 0..k and takes slot r if
-    r < capacity. Where two items of the batch draw one slot the later one stays, as with one-by-one insertion.
+    Item k of the stream (counted from 0) takes slot k while k < capacity; afterwards it draws r uniformly from 0..k
+    and takes slot r if r < capacity. Where two items of the batch draw one slot the later one stays, as with
+    one-by-one insertion.
 
     Args:
         n_seen: items of the stream before this batch.
@@ -32,7 +34,8 @@ def reservoir_slots(n_seen: int, n_new: int, capacity: int, rng: np.random.Gener
     position = np.arange(n_seen, n_seen + n_new)
     if n_seen + n_new <= capacity:
         return position - n_seen, position
-    slots = np.where(position < capacity, position, rng.integers(0, position + 1))
+    # A double holds 53 random bits, so floor(u * (k + 1)) is uniform on 0..k to one part in 2**53 / k.
+    slots = np.where(position < capacity, position, (rng.random(n_new) * (position + 1)).astype(np.int64))
     items = np.flatnonzero(slots < capacity)
     if len(items) > 1:
         last = {slot: item for item, slot in zip(items, slots[items], strict=True)}
@@ -43,8 +46,8 @@ def reservoir_slots(n_seen: int, n_new: int, capacity: int, rng: np.random.Gener
 class Buffer(nn.Module):
     """Reservoir of past examples, shared by every replay method.
 
-    Fields are allocated at the first `add_data`, each with the dtype and row shape it is given there; any further keyword becomes a field of
-    its own. Everything, the generator's state included, is part of `state_dict`.
+    Fields are allocated at the first `add_data`, each with the dtype and row shape it is given there; any further
+    keyword becomes a field of its own. Everything, the generator's state included, is part of `state_dict`.
 
     Args:
         buffer_size: number of slots, at least 1.

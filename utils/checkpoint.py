@@ -1,7 +1,7 @@
 """Everything a run needs to go on, in one file that cannot run code.
 
-A checkpoint holds tensors and plain values only and is read with `weights_only=True`. It is written to a temporary file, flushed to disk and
-renamed, so that a file under its final name is always whole.
+A checkpoint holds tensors and plain values only and is read with `weights_only=True`. It is written to a temporary
+file, flushed to disk and renamed, so that a file under its final name is always whole.
 """
 
 import os
@@ -45,14 +45,17 @@ def restore(state: dict[str, Any], model, dataset, run: Run, weights_only: bool 
     """Put a model, its stream and its run into a captured state; returns where in the stream that was.
 
     Args:
-        weights_only: take what the method remembers, not the run's history nor the random states (another run's stream goes on from here).
+        weights_only: take what the method remembers, not the run's history nor the random states (another run's
+            stream goes on from here).
 
     Raises:
         UserError: the state belongs to another configuration.
     """
     for key, mine in (("model_name", run.model_name), ("dataset_name", run.dataset_name)):
         if state[key] != mine:
-            raise UserError(f"the checkpoint is of {state[key]}, this run is of {mine}: give the same --model and --dataset")
+            raise UserError(
+                f"the checkpoint is of {state[key]}, this run is of {mine}: give the same --model and --dataset"
+            )
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as e:
@@ -104,7 +107,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
-        raise UserError(f"checkpoint {path} cannot be read (truncated, altered or not a checkpoint): {type(e).__name__}") from None
+        raise UserError(
+            f"checkpoint {path} cannot be read (truncated, altered or not a checkpoint): {type(e).__name__}"
+        ) from None
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is not a checkpoint of this program")
     if state["format"] != FORMAT:

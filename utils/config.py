@@ -1,7 +1,7 @@
 """From a command line to the resolved options of a run, each with where its value came from.
 
-Precedence: command line > best_args > dataset defaults > defaults of the method, backbone and runner. A method's preset (a named group of
-values) ranks just below the place that names it.
+Precedence: command line > best_args > dataset defaults > defaults of the method, backbone and runner. A method's
+preset (a named group of values) ranks just below the place that names it.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def resolve(argv: list[str]) -> Config:
     """Parse strictly and settle every option.
 
     Raises:
-        UserError: unknown name or option, repeated option, impossible value, missing required option, a method that does not
-            fit the stream, an unknown best-args row.
+        UserError: unknown name or option, repeated option, impossible value, missing required option, a method that
+            does not fit the stream, an unknown best-args row.
     """
     choice = chosen(argv)
     for kind in ("model", "dataset"):
@@ -96,7 +96,7 @@ def resolve(argv: list[str]) -> Config:
         "load_best_args": row is not None,
     }
     origins["backbone"] = next(
-        (o for o, l in [("command line", given), ("best_args", stored)] if "backbone" in l), "dataset"
+        (o for o, layer in [("command line", given), ("best_args", stored)] if "backbone" in layer), "dataset"
     )
     for dest, action in actions.items():
         if action.required and values[dest] is None:
@@ -113,7 +113,9 @@ def resolve(argv: list[str]) -> Config:
 
 
 def refuse_setting(model_class: type, dataset_class: type) -> None:
-    """A method runs only in the settings it lists; a task-il method may run on a class-il stream, where the task is given."""
+    """A method runs only in the settings it lists; a task-il method may run on a class-il stream, where the task is
+    given.
+    """
     allowed = list(model_class.COMPATIBILITY)
     fits = dataset_class.SETTING in allowed or (dataset_class.SETTING == "class-il" and "task-il" in allowed)
     if not fits:
@@ -127,8 +129,8 @@ def refuse_impossible(args: argparse.Namespace) -> None:
     """Combinations that no single option can see to be wrong."""
     if getattr(args, "buffer_size", None) and args.buffer_size < args.minibatch_size:
         raise UserError(
-            f"--buffer_size {args.buffer_size} is smaller than the {args.minibatch_size} examples replayed at each step: "
-            f"raise it, or lower --minibatch_size"
+            f"--buffer_size {args.buffer_size} is smaller than --minibatch_size {args.minibatch_size}, the examples "
+            "replayed at each step: raise the one or lower the other"
         )
     if args.fitting_mode == "iters" and not args.n_iters:
         raise UserError("--fitting_mode iters needs --n_iters")
@@ -161,14 +163,21 @@ def describe(config: Config) -> str:
     return "\n".join([f"{config.args.model} on {config.args.dataset} with {config.args.backbone}", *lines])
 
 
-def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
-    """Let a chosen file declare its options; a get_parser that returns a parser of its own is accepted too."""
+def declared_options(cls: type) -> ArgumentParser:
+    """A parser with the options that one chosen file declares.
+
+    `get_parser(parser)` fills the parser it is given; one that takes none and returns a parser of its own is
+    accepted too, as a static method or at module level.
+    """
+    own = ArgumentParser(add_help=False)
     declare = getattr(cls, "get_parser", None) or getattr(inspect.getmodule(cls), "get_parser", None)
     if declare is None:
-        return
-    own = ArgumentParser(add_help=False)
-    filled = declare(own) if inspect.signature(declare).parameters else declare()
-    filled = own if filled is None else filled
+        return own
+    return (declare(own) if inspect.signature(declare).parameters else declare()) or own
+
+
+def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
+    filled = declared_options(cls)
     group = parser.add_argument_group(f"{kind} {cls.NAME}")
     for action in filled._actions:
         if isinstance(action, argparse._HelpAction):
@@ -176,11 +185,15 @@ def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
         try:
             group._add_action(action)
         except argparse.ArgumentError as e:
-            raise UserError(f"{kind} '{cls.NAME}' declares {e.argument_name}, which exists already: rename it") from None
+            raise UserError(
+                f"{kind} '{cls.NAME}' declares {e.argument_name}, which exists already: rename it"
+            ) from None
     parser.set_defaults(**filled._defaults)
 
 
-def _explicit(parser: ArgumentParser, argv: list[str], strict: bool) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
+def _explicit(
+    parser: ArgumentParser, argv: list[str], strict: bool
+) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
     """What the command line itself says, no default mixed in, and the actions by destination."""
     actions = {}
     for action in parser._actions:
@@ -211,7 +224,8 @@ def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[st
 
 
 def _presets(model_class: type, source: dict) -> list[tuple[str, dict[str, Any]]]:
-    """What the presets named in `source` set: PRESETS = {option: {value: {other option: value, ...}}} of the method's class.
+    """What the presets named in `source` set: PRESETS = {option: {value: {other option: value, ...}}} of the
+    method's class.
 
     A preset ranks just below the place that names it.
     """
@@ -223,7 +237,9 @@ def _presets(model_class: type, source: dict) -> list[tuple[str, dict[str, Any]]
 
 
 def _converted(action: argparse.Action, value: Any, origin: str) -> Any:
-    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command line refuses."""
+    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
+    line refuses.
+    """
     if value is None or isinstance(value, bool):
         return value
     try:
@@ -235,5 +251,7 @@ def _converted(action: argparse.Action, value: Any, origin: str) -> Any:
     except (argparse.ArgumentTypeError, ValueError) as e:
         raise UserError(f"{origin} sets --{action.dest} to an impossible value: {e}") from None
     if action.choices is not None and value not in action.choices:
-        raise UserError(f"{origin} sets --{action.dest} to '{value}': expected one of {', '.join(map(str, action.choices))}")
+        raise UserError(
+            f"{origin} sets --{action.dest} to '{value}': expected one of {', '.join(map(str, action.choices))}"
+        )
     return value

@@ -64,7 +64,9 @@ def describe(device: torch.device) -> dict[str, str]:
 
 def _commit() -> str:
     def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + (" (tree has changes)" if git("status", "--porcelain") else "")

@@ -10,4 +10,6 @@ class UserError(Exception):
 
 
 class TrainingFailed(Exception):
-    """The run itself went wrong, as a loss that is no longer finite; `main.py` prints one line and exits with status 1."""
+    """The run itself went wrong, as a loss that is no longer finite; `main.py` prints one line and exits with
+    status 1.
+    """

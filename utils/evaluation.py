@@ -20,8 +20,9 @@ def scenarios(model: ContinualModel, dataset) -> list[str]:
 def evaluate(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) -> dict[str, list[float]]:
     """Accuracy in percent on each of `tasks`, per scenario.
 
-    class-IL: argmax over the classes of all tasks up to `trained` (up to the task itself, where that is later). task-IL: argmax over the task's
-    own classes. Otherwise: argmax over all classes. The network is in eval mode meanwhile; the device is waited for once.
+    class-IL: argmax over the classes of all tasks up to `trained` (up to the task itself, where that is later).
+    task-IL: argmax over the task's own classes. Otherwise: argmax over all classes. The network is in eval mode
+    meanwhile; the device is waited for once.
 
     Args:
         model, dataset: as trained so far; the test loaders of `tasks` must exist.

@@ -116,7 +116,9 @@ def summarise(run: Run, names: list[str]) -> dict[str, dict[str, float]]:
 
 
 def make_folder(run: Run, args) -> Path:
-    """results/<setting>/<dataset>/<model>/<run id>/, made now; the id is the time, the seed and a digest of the options."""
+    """results/<setting>/<dataset>/<model>/<run id>/, made now; the id is the time, the seed and a digest of the
+    options.
+    """
     digest = hashlib.blake2b(repr(sorted(run.config.items())).encode(), digest_size=4).hexdigest()
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
     name = "_".join(part for part in (args.exp_name, stamp, f"seed{run.seed}", digest) if part)
@@ -124,7 +126,9 @@ def make_folder(run: Run, args) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as e:
-        raise UserError(f"cannot make the run's folder under {args.results_path}: {e.strerror}; give another --results_path") from None
+        raise UserError(
+            f"cannot make the run's folder under {args.results_path}: {e.strerror}; give another --results_path"
+        ) from None
     return folder
 
 
@@ -168,7 +172,10 @@ def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, flo
     print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval")
     for scenario, values in table.items():
         for metric, (mean, std, half, n) in values.items():
-            print(f"  {scenario:<18} {metric:<20} {mean:8.2f}  ± {std:6.2f}  [{mean - half:.2f}, {mean + half:.2f}]  n={n}")
+            print(
+                f"  {scenario:<18} {metric:<20} {mean:8.2f} ± {std:.2f}  [{mean - half:.2f}, {mean + half:.2f}]  n={n}"
+            )
     if runs[0].folder is not None:
-        print(f"report over seeds: {write_seeds_report(runs[0].folder.parent / f'seeds_{runs[0].folder.name}', runs, table)}")
+        folder = runs[0].folder.parent / f"seeds_{runs[0].folder.name}"
+        print(f"report over seeds: {write_seeds_report(folder, runs, table)}")
     return table

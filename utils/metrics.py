@@ -1,9 +1,10 @@
 """Continual-learning metrics: pure functions of the score matrix R.
 
-R[t, i] is the score on task i after training task t, in percent, higher is better, shape (T, T); entries that were not evaluated
-are nan. Every function returns a float, nan where the metric is not defined for this R.
+R[t, i] is the score on task i after training task t, in percent, higher is better, shape (T, T); entries that were
+not evaluated are nan. Every function returns a float, nan where the metric is not defined for this R.
 
-References: Lopez-Paz & Ranzato 2017 (BWT, FWT), Chaudhry et al. 2018 (forgetting), De Lange et al. 2023 (min-ACC, WC-ACC).
+References: Lopez-Paz & Ranzato 2017 (BWT, FWT), Chaudhry et al. 2018 (forgetting), De Lange et al. 2023 (min-ACC,
+WC-ACC).
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ def backward_transfer(R: np.ndarray) -> float:
 
 
 def forgetting(R: np.ndarray) -> float:
-    """F = mean_{i<T-1} (max_{i<=t<=T-1} R[t, i] - R[T-1, i]); the maximum includes the last row, so each term is >= 0."""
+    """F = mean_{i<T-1} (max_{i<=t<=T-1} R[t, i] - R[T-1, i]); the maximum includes the last row, so each term is >=
+    0.
+    """
     return _mean([R[i:, i].max() - R[-1, i] for i in range(len(R) - 1)])
 
 
@@ -79,7 +82,8 @@ def summarise(
 ) -> dict[str, float]:
     """All metrics that are defined for this R, by their short names.
 
-    A stopped run (rows missing at the end) is summarised over the tasks it trained; a joint run (one row, the last) has ACC only.
+    A stopped run (rows missing at the end) is summarised over the tasks it trained; a joint run (one row, the last)
+    has ACC only.
 
     Args:
         R: score matrix (T, T), percent.

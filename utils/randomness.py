@@ -1,7 +1,7 @@
 """Random numbers as functions of (seed, name): nothing here depends on what was drawn before.
 
-A stream's permutations, class orders and the order of the batches come from here, so two methods with one seed see the same data in the
-same order, and a run can be re-entered at any step.
+A stream's permutations, class orders and the order of the batches come from here, so two methods with one seed see
+the same data in the same order, and a run can be re-entered at any step.
 """
 
 import hashlib

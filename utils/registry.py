@@ -1,6 +1,7 @@
 """Names to files to classes: `--model er` is the class in models/er.py whose NAME is 'er'.
 
-Nothing is registered by hand and nothing is imported before it is asked for, so that one broken file never hides the others.
+Nothing is registered by hand and nothing is imported before it is asked for, so that one broken file never hides
+the others.
 """
 
 import ast

@@ -17,7 +17,9 @@ FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does t
 
 @dataclass
 class Position:
-    """A place in the stream: `batch` batches of `epoch` of `task` are done, `step` iterations in all; `inside` a task that began."""
+    """A place in the stream: `batch` batches of `epoch` of `task` are done, `step` iterations in all; `inside` a
+    task that began.
+    """
 
     task: int = 0
     epoch: int = 0
@@ -60,7 +62,8 @@ def train(
         stopping = EarlyStopping(model, dataset, args) if args.fitting_mode == "early_stopping" else None
         with Progress(args, dataset, task, run, loggers, at.step) as progress:
             for epoch, start_batch, end_batch in epochs(args, len(dataset.train_loader), at):
-                model.meta_begin_epoch(epoch, dataset)
+                if not (at.inside and epoch == at.epoch):
+                    model.meta_begin_epoch(epoch, dataset)
                 set_learning_rate(model, args, epoch)
                 batches = dataset.train_loader.epoch(epoch, start_batch)
                 for batch, (inputs, labels, raw) in zip(range(start_batch, end_batch), batches, strict=False):
@@ -172,7 +175,9 @@ class Progress:
         means = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             present = [(i, row[name]) for i, row in enumerate(rows) if row.get(name) is not None]
-            values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=model.device) for _, v in present]).cpu()
+            values = torch.stack(
+                [torch.as_tensor(v, dtype=torch.float32, device=model.device) for _, v in present]
+            ).cpu()
             means[name] = values.mean().item()
             if not math.isfinite(means[name]):
                 bad = present[int((~values.isfinite()).nonzero()[0])][0]
@@ -191,7 +196,9 @@ class Progress:
 
 
 class EarlyStopping:
-    """Ends a task when the held-out score of the current task has not improved for a while, and goes back to the best weights."""
+    """Ends a task when the held-out score of the current task has not improved for a while, and goes back to the
+    best weights.
+    """
 
     def __init__(self, model: ContinualModel, dataset, args):
         self.model, self.dataset, self.args = model, dataset, args
@@ -214,4 +221,3 @@ class EarlyStopping:
             for parameter, best in zip(self.model.parameters(), self.weights, strict=True):
                 parameter.copy_(best)
         return True
-

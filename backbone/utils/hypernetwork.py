@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class HeadHypernetwork(nn.Module):
     """MLP P -> hidden -> ... -> classes * features, bias-free, LeakyReLU(0.01) between the layers.
 
-    Without biases the map is positively homogeneous, H(a e) = a H(e) for a > 0: the scale of an embedding is the scale of its logits.
-    Weights are Kaiming-normal (fan-in, gain sqrt 2), those of the last layer divided by 10.
+    Without biases the map is positively homogeneous, H(a e) = a H(e) for a > 0: the scale of an embedding is the
+    scale of its logits. Weights are Kaiming-normal (fan-in, gain sqrt 2), those of the last layer divided by 10.
 
     Args:
         embedding: P, entries of an embedding.

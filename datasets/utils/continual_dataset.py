@@ -1,7 +1,7 @@
 """What every stream of tasks is: the contract between a dataset file, the training loop and the methods.
 
-A dataset file names its source and its numbers; the subclasses in `datasets.utils.streams` cut the data into tasks. Class orders, permutations,
-rotations, validation splits and label noise are functions of the seed alone.
+A dataset file names its source and its numbers; the subclasses in `datasets.utils.streams` cut the data into tasks.
+Class orders, permutations, rotations, validation splits and label noise are functions of the seed alone.
 """
 
 from collections.abc import Callable
@@ -252,8 +252,8 @@ def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> T
 def noisy_labels(targets: Tensor, kind: str, rate: float, seed: int) -> Tensor:
     """Flip each label with probability `rate`, before the data are cut into tasks.
 
-    'symmetric': to one of the other classes, uniformly. 'asymmetric': class c to class (c + 1) mod n, the pair flip of the noisy-label
-    literature for data without a published confusion map.
+    'symmetric': to one of the other classes, uniformly. 'asymmetric': class c to class (c + 1) mod n, the pair flip
+    of the noisy-label literature for data without a published confusion map.
     """
     if not rate:
         return targets

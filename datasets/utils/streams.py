@@ -1,4 +1,6 @@
-"""The four ways a labelled image collection becomes a stream: split by class, permuted, rotated, rotating without boundaries."""
+"""The four ways a labelled image collection becomes a stream: split by class, permuted, rotated, rotating without
+boundaries.
+"""
 
 import torch
 from torch import Tensor
@@ -33,7 +35,9 @@ class ClassIncremental(ContinualDataset):
         self._held_out = self._held_out_mask(raw.train_y).to(self.device)
 
     def _orders(self, sizes: list[int]) -> tuple[Tensor, list[int]]:
-        """Class order (N_CLASSES,) and task sizes after `--permute_classes`, `--custom_class_order`, `--custom_task_order`."""
+        """Class order (N_CLASSES,) and task sizes after `--permute_classes`, `--custom_class_order`,
+        `--custom_task_order`.
+        """
         order = torch.arange(self.N_CLASSES)
         if self.args.permute_classes:
             order = permutation(self.N_CLASSES, self.seed, "class order")
@@ -119,12 +123,14 @@ class Rotated(DomainIncremental):
 class Rotating360(ContinualDataset):
     """Digits that turn: a boundary-free stream over classes 0 to 8 (9 is left out: it is a turned 6).
 
-    The stream shows two neighbouring classes at a time, (0, 1), (1, 2), ... (8, 0), three rounds of it, while each class turns once through
-    360 degrees: image i of class j, in the order of the stream, stands at (j - 1) * 60 + i * 360 / n_j degrees. Every training image is
-    seen once; the two classes are mixed in proportion to their numbers. The test set is fixed: image i of class j at i * 360 / n_j.
+    The stream shows two neighbouring classes at a time, (0, 1), (1, 2), ... (8, 0), three rounds of it, while each
+    class turns once through
+    360 degrees: image i of class j, in the order of the stream, stands at (j - 1) * 60 + i * 360 / n_j degrees.
+    Every training image is seen once; the two classes are mixed in proportion to their numbers. The test set is
+    fixed: image i of class j at i * 360 / n_j.
 
-    Reference: Buzzega et al. 2020 (Dark Experience), MNIST-360. There a stage ends when one of its two classes is used up; here the few
-    images left over are shown too.
+    Reference: Buzzega et al. 2020 (Dark Experience), MNIST-360. There a stage ends when one of its two classes is
+    used up; here the few images left over are shown too.
     """
 
     SETTING = "general-continual"

@@ -13,15 +13,17 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.o
 class ContinualModel(nn.Module):
     """A continual-learning method around a network.
 
-    A method defines `NAME`, `COMPATIBILITY` and `observe`; the hooks are optional. Whatever it remembers between two batches belongs in
-    its `state_dict`: register tensors as buffers (a buffer may start as None and may grow), copies of networks as `Snapshot`, the replay
-    memory as `Buffer`; each is then saved and restored without a further line.
+    A method defines `NAME`, `COMPATIBILITY` and `observe`; the hooks are optional. Whatever it remembers between
+    two batches belongs in its `state_dict`: register tensors as buffers (a buffer may start as None and may grow),
+    copies of networks as `Snapshot`, the replay memory as `Buffer`; each is then saved and restored without a
+    further line.
 
     Class attributes:
         NAME: as given to `--model`; equals the file's name.
         COMPATIBILITY: settings the method supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'.
         JOINT: the method is trained on all tasks at once (an upper bound).
-        PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command line does.
+        PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
+            line does.
 
     Args:
         backbone: the network, logits over all classes of the stream.
@@ -35,7 +37,8 @@ class ContinualModel(nn.Module):
         opt: the optimiser of `get_parameters()`.
         current_task: tasks that have ended so far, i.e. the index of the one in training.
         n_tasks, num_classes, cpt: tasks, classes, and classes per task of the stream (cpt may be a list).
-        n_classes_current_task, n_seen_classes, n_past_classes, n_remaining_classes: class counts, the current task among the seen.
+        n_classes_current_task, n_seen_classes, n_past_classes, n_remaining_classes: class counts, the current task
+        among the seen.
         task_iteration, epoch_iteration: batches observed in this task and in this epoch.
     """
 
@@ -81,7 +84,8 @@ class ContinualModel(nn.Module):
             epoch: index of the epoch within the task.
 
         Returns:
-            The loss as a 0-d tensor (never `.item()`: that waits for the device), or a dict with 'loss' and further terms to log.
+            The loss as a 0-d tensor (never `.item()`: that waits for the device), or a dict with 'loss' and further
+            terms to log.
         """
         raise NotImplementedError
 
@@ -90,9 +94,11 @@ class ContinualModel(nn.Module):
         return self.net(x)
 
     def predict(self, x: Tensor, task: int) -> Tensor:
-        """Logits (B, num_classes) by which inputs of `task` are scored: the one hook for methods that need the task at test time.
+        """Logits (B, num_classes) by which inputs of `task` are scored: the one hook for methods that need the task
+        at test time.
 
-        By default `forward(x)`, or `forward(x, task)` for a method that supports 'task-il' alone and takes two arguments.
+        By default `forward(x)`, or `forward(x, task)` for a method that supports 'task-il' alone and takes two
+        arguments.
         """
         return self(x, task) if self._wants_task else self(x)
 
@@ -122,7 +128,9 @@ class ContinualModel(nn.Module):
         """What a reader of the scores must know; printed in the report."""
         notes = {}
         if "class-il" not in self.COMPATIBILITY and "task-il" in self.COMPATIBILITY:
-            notes["class-il"] = f"not supported by {self.NAME}: it is told the task; the number is shown for reference only"
+            notes["class-il"] = (
+                f"not supported by {self.NAME}: it is told the task; the number is shown for reference only"
+            )
         return notes
 
     @property
@@ -165,7 +173,9 @@ class ContinualModel(nn.Module):
         return self.net.parameters()
 
     def get_optimizer(self, params=None, lr: float | None = None) -> torch.optim.Optimizer | None:
-        """The optimiser that `--optimizer`, `--lr`, `--optim_wd`, `--optim_mom` describe, over `get_parameters()` by default."""
+        """The optimiser that `--optimizer`, `--lr`, `--optim_wd`, `--optim_mom` describe, over `get_parameters()`
+        by default.
+        """
         params = list(self.get_parameters() if params is None else params)
         if not params:
             return None

@@ -14,8 +14,8 @@ def kd(student: Tensor, teacher: Tensor, temperature: float, direction: str = "s
     Args:
         student, teacher: logits (..., C).
         temperature: tau > 0.
-        direction: 'student' for KL(student || teacher), the released code of prototype-augmented hypernetworks; 'teacher' for
-            KL(teacher || student), Hinton et al. 2015 and Li & Hoiem 2017.
+        direction: 'student' for KL(student || teacher), the released code of prototype-augmented hypernetworks;
+            'teacher' for KL(teacher || student), Hinton et al. 2015 and Li & Hoiem 2017.
 
     Returns:
         (...,) one divergence per row.

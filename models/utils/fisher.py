@@ -14,7 +14,8 @@ def fisher_diagonal(
 
     F = (1/N) * sum_n w_n * (d log p(y_n | x_n) / d theta)^2, with w_n = 1 (empirical Fisher) or w_n = p(y_n | x_n).
 
-    The network is put in eval mode meanwhile: BatchNorm uses its running statistics, so that examples do not see one another.
+    The network is put in eval mode meanwhile: BatchNorm uses its running statistics, so that examples do not see
+        one another.
 
     Args:
         net: network with logits as output.

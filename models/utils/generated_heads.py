@@ -13,7 +13,8 @@ from utils.errors import UserError
 class GeneratedHeads(ContinualModel):
     """A backbone phi, one embedding e_t per task, and a hypernetwork H: logits of task t are phi(x) H(e_t)^T, no bias.
 
-    A subclass calls `make_hypernetwork` in `__init__`, appends embeddings in `begin_task` and defines `reset_optimizers`.
+    A subclass calls `make_hypernetwork` in `__init__`, appends embeddings in `begin_task` and defines
+    `reset_optimizers`.
 
     Attributes:
         embeddings: one (P,) parameter per task, or a single (T, P) one.
@@ -26,7 +27,9 @@ class GeneratedHeads(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         if not isinstance(dataset.N_CLASSES_PER_TASK, int):
-            raise UserError(f"{self.NAME} generates heads of one size: every task of {dataset.NAME} must have as many classes")
+            raise UserError(
+                f"{self.NAME} generates heads of one size: every task of {dataset.NAME} must have as many classes"
+            )
         backbone.classifier = nn.Identity()  # heads are generated; an unused one would be counted and trained
         super().__init__(backbone, loss, args, transform, dataset)
         self.embeddings = GrowingParameters()
@@ -60,8 +63,8 @@ class GeneratedHeads(ContinualModel):
     def forward(self, x: Tensor, task_label: int | None = None) -> Tensor:
         """Logits of all heads made so far, side by side in class order; -inf for classes not seen yet.
 
-        Masking the columns of other tasks leaves the task's own head, which is the method's prediction; without a mask heads compete that
-        were never trained against each other.
+        Masking the columns of other tasks leaves the task's own head, which is the method's prediction; without a
+        mask heads compete that were never trained against each other.
         """
         logits = x.new_full((len(x), self.num_classes), -torch.inf)
         tasks = self.n_seen_classes // self.cpt

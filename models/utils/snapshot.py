@@ -8,9 +8,9 @@ from torch import nn
 class Snapshot(nn.Module):
     """Holds nothing, or a frozen copy of a module as it was when `take` was called.
 
-    Register it in `__init__`; call `take(net)` in a hook. It is saved with the method and comes back on resume, whether or not the new process
-    ever took one. The copy follows `train()`/`eval()` but never learns: no gradients, and BatchNorm normalises with the batch's
-    statistics in train mode without touching its running ones.
+    Register it in `__init__`; call `take(net)` in a hook. It is saved with the method and comes back on resume,
+    whether or not the new process ever took one. The copy follows `train()`/`eval()` but never learns: no
+    gradients, and BatchNorm normalises with the batch's statistics in train mode without touching its running ones.
 
     Args:
         template: the module that will be copied; only its structure is used, when a saved copy is loaded.

@@ -1,0 +1,169 @@
+"""The buffer: reservoir sampling in distribution, draws, fields, state."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from utils.buffer import Buffer, reservoir_slots
+
+
+def one_by_one(n: int, capacity: int, rng: random.Random) -> list[int]:
+    """Algorithm R as in the textbook: which stream items are in which slot."""
+    slots = [-1] * capacity
+    for k in range(n):
+        if k < capacity:
+            slots[k] = k
+        elif (r := rng.randint(0, k)) < capacity:
+            slots[r] = k
+    return slots
+
+
+def in_batches(n: int, capacity: int, batch: int, rng: np.random.Generator) -> list[int]:
+    slots = [-1] * capacity
+    for start in range(0, n, batch):
+        items, places = reservoir_slots(start, min(batch, n - start), capacity, rng)
+        assert len(set(places.tolist())) == len(places)
+        for item, place in zip(items, places, strict=True):
+            slots[place] = start + int(item)
+    return slots
+
+
+class ScriptedDraws:
+    """Stands in for a generator: hands out prepared numbers in [0, 1)."""
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def random(self, n):
+        taken, self.values = self.values[:n], self.values[n:]
+        return np.array(taken)
+
+
+@given(st.integers(1, 7), st.integers(1, 40), st.integers(1, 12), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_a_batch_does_exactly_what_one_by_one_insertion_does_with_the_same_draws(capacity, n, batch, rng):
+    u = [rng.random() for _ in range(n)]
+    expected = [-1] * capacity
+    for k in range(n):
+        slot = k if k < capacity else int(u[k] * (k + 1))
+        if slot < capacity:
+            expected[slot] = k
+    got = [-1] * capacity
+    for start in range(0, n, batch):
+        size = min(batch, n - start)
+        items, slots = reservoir_slots(start, size, capacity, ScriptedDraws(u[start : start + size]))
+        for item, slot in zip(items, slots, strict=True):
+            got[slot] = start + int(item)
+    assert got == expected
+
+
+def test_every_item_is_kept_with_the_same_probability():
+    capacity, n, runs = 10, 60, 4000
+    rng = np.random.default_rng(0)
+    counts = np.zeros(n)
+    for _ in range(runs):
+        counts[in_batches(n, capacity, 7, rng)] += 1
+    expected = runs * capacity / n
+    # Inclusions of one run are not independent (their sum is fixed), hence the factor (n - 1) / (n - capacity).
+    chi2 = ((counts - expected) ** 2 / expected).sum() * (n - 1) / (n - capacity)
+    assert stats.chi2.sf(chi2, n - 1) > 1e-3
+
+
+def test_slots_are_distributed_as_with_one_by_one_insertion():
+    capacity, n, runs = 3, 12, 6000
+    rng, reference = np.random.default_rng(1), random.Random(1)
+    tables = np.zeros((2, capacity, n))
+    for _ in range(runs):
+        tables[0, np.arange(capacity), in_batches(n, capacity, 5, rng)] += 1
+        tables[1, np.arange(capacity), one_by_one(n, capacity, reference)] += 1
+    for slot in range(capacity):
+        used = tables[:, slot].sum(0) > 0
+        assert stats.chi2_contingency(tables[:, slot][:, used]).pvalue > 1e-3
+
+
+def filled(n=30, capacity=10):
+    torch.manual_seed(0)
+    buffer = Buffer(capacity)
+    for start in range(0, n, 5):
+        value = torch.arange(start, start + 5)
+        images = value.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).to(torch.uint8)
+        buffer.add_data(examples=images, labels=value, logits=value.float().view(-1, 1).repeat(1, 3))
+    return buffer
+
+
+def test_rows_stay_together_and_keep_their_dtype():
+    buffer = filled()
+    examples, labels, logits = buffer.get_all_data()
+    assert examples.dtype == torch.uint8 and labels.dtype == torch.int64 and logits.dtype == torch.float32
+    assert torch.equal(examples[:, 0, 0, 0].long(), labels) and torch.equal(logits[:, 2].long(), labels)
+    assert len(buffer) == 10 and buffer.num_seen_examples == 30 and buffer.task_labels is None
+
+
+def test_get_data_draws_distinct_rows_at_most_all():
+    buffer = filled()
+    index, examples, labels, _ = buffer.get_data(6, return_index=True)
+    assert len(index.unique()) == 6 and torch.equal(buffer.labels[index], labels) and len(examples) == 6
+    assert len(buffer.get_data(99)[0]) == 10
+    assert len(filled(5).get_data(99)[0]) == 5
+
+
+def test_get_data_is_uniform():
+    buffer, counts = filled(), torch.zeros(10)
+    for _ in range(3000):
+        counts[buffer.get_data(3, return_index=True)[0]] += 1
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_transform_sees_the_whole_batch_once():
+    calls = []
+    out, *_ = filled().get_data(4, transform=lambda x: calls.append(x.shape) or x.float() / 255)
+    assert calls == [(4, 1, 2, 2)] and out.dtype == torch.float32
+
+
+def test_mask_task_out():
+    buffer = Buffer(20)
+    buffer.add_data(examples=torch.arange(20.0).view(-1, 1), task_labels=torch.arange(20) % 4)
+    for _ in range(20):
+        _, tasks = buffer.get_data(5, mask_task_out=2)
+        assert (tasks != 2).all() and len(tasks) == 5
+
+
+def test_empty_and_wrong_fields():
+    buffer = Buffer(3)
+    assert buffer.is_empty() and len(buffer) == 0
+    with pytest.raises(ValueError, match="empty"):
+        buffer.get_data(1)
+    buffer.add_data(examples=torch.zeros(2, 1), labels=torch.zeros(2))
+    with pytest.raises(ValueError, match="stores examples, labels"):
+        buffer.add_data(examples=torch.zeros(2, 1))
+    buffer.empty()
+    assert buffer.is_empty()
+    with pytest.raises(ValueError, match="at least 1"):
+        Buffer(0)
+
+
+def test_extra_fields_are_stored():
+    buffer = Buffer(4)
+    buffer.add_data(examples=torch.zeros(3, 1), policy=torch.ones(3, 2, dtype=torch.bool))
+    assert buffer.get_all_data()[1].dtype == torch.bool
+
+
+def test_state_goes_on_exactly():
+    first, file = filled(), io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    torch.manual_seed(5)
+    second = Buffer(10)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for buffer in (first, second):
+        buffer.add_data(
+            examples=torch.zeros(20, 1, 2, 2).byte(), labels=torch.arange(20) + 100, logits=torch.ones(20, 3)
+        )
+    assert all(torch.equal(a, b) for a, b in zip(first.get_all_data(), second.get_all_data(), strict=True))
+    assert torch.equal(first.get_data(4)[1], second.get_data(4)[1])
