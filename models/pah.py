@@ -1,12 +1,13 @@
 """PAH, prototype-augmented hypernetworks: learnable prototype images, one row e_t per task, tell a hypernetwork H
 which head to make.
 
-    f(x|t) = phi(x) H(e_t)^T                                             phi the backbone, no bias anywhere
-    L_hm = CE(f(x|t), y)                                                 the current task t
-    L_sm = w_sm * sum_{j<t} mean_B KD(f(x|j), f^(x|j))                   old heads on current images, f^ the network
-    before task t L_sp = w_sp * sum_{j<t} mean_C KD(f(p_j|j), f^(p^_j|j))              old prototypes p_j: as
-    images, and through H as heads L_hp = w_hp * CE(f(p_t|t), [0..C-1])                                 current
-    prototypes (off by default)
+    f(x|t) = phi(x) H(e_t)^T                               phi the backbone; no bias anywhere
+    L_hm = CE(f(x|t), y)                                   current task t
+    L_sm = w_sm sum_{j<t} mean_B KD(f(x|j), f^(x|j))       old heads on current images
+    L_sp = w_sp sum_{j<t} mean_C KD(f(p_j|j), f^(p^_j|j))  old prototypes, as images and through H as heads
+    L_hp = w_hp CE(f(p_t|t), [0..C-1])                     current prototypes (off by default)
+
+f^ is the network before task t, p_j the C images of s x s that make up e_j.
 
 Each step: one update of everything by L_hm + L_sm, then one of the prototypes alone by L_sp + L_hp. KD has
 temperature tau and the factor tau^2. Scored with the task given (task-IL).
