@@ -1,26 +1,47 @@
-"""small conv"""
+"""A small convolutional network for small images: three 3x3 layers 16-32-64, global average pooling.
 
-from torch import nn
+With GroupNorm (the default) a prediction does not depend on the other images of the batch, so training and test
+behave alike.
+"""
+
+from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from utils.args import positive_int
+
+NORMS = {"group": lambda c: nn.GroupNorm(4, c), "batch": nn.BatchNorm2d, "none": lambda c: nn.Identity()}
 
 
 class ConvNet(Backbone):
+    """Conv-norm-ReLU three times with strides 1, 2, 2, then the mean over the map; any image size from 4 x 4 on."""
+
     NAME = "convnet"
 
-    def __init__(self, in_size, num_classes):
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--norm", choices=list(NORMS), default="group", help="normalisation of the layers")
+        parser.add_argument(
+            "--width", type=positive_int, default=16, help="channels of the first layer, divisible by 4"
+        )
+        return parser
+
+    def __init__(self, in_size: tuple[int, int, int], num_classes: int, norm: str = "group", width: int = 16):
         super().__init__()
-        c, layers = in_size[0], []
-        for out, stride in ((16, 1), (32, 2), (64, 2)):
-            layers += [nn.Conv2d(c, out, 3, stride, 1, bias=False), nn.GroupNorm(4, out), nn.ReLU()]
-            c = out
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.feature_dim, self.num_classes = 64, num_classes
-        self.classifier = nn.Linear(64, num_classes)
+        self.feature_dim, self.num_classes = 4 * width, num_classes
+        channels = [in_size[0], width, 2 * width, 4 * width]
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=norm == "none"), NORMS[norm](o), nn.ReLU())
+            for i, o, stride in zip(channels, channels[1:], (1, 2, 2), strict=False)
+        )
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
-        return cls(in_size, num_classes)
+        return cls(in_size, num_classes, args.norm, args.width)
 
-    def features(self, x):
-        return self.body(x)
+    def stages(self, x: Tensor) -> list[Tensor]:
+        out = []
+        for layer in self.layers:
+            x = layer(x)
+            out.append(x)
+        return [*out, x.mean((2, 3))]

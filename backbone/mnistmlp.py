@@ -1,18 +1,32 @@
-"""MLP"""
+"""The fully connected network of the class-IL literature on MNIST: 784-100-100, ReLU, Xavier-uniform weights.
 
-from torch import nn
+Reference: Lopez-Paz & Ranzato 2017; Riemer et al. 2019; Buzzega et al. 2020.
+"""
+
+from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from utils.args import positive_int
 
 
 class MNISTMLP(Backbone):
+    """Flatten, then `layers` hidden layers of `hidden` units with ReLU; any image size."""
+
     NAME = "mnistmlp"
 
-    def __init__(self, in_size, num_classes, hidden=100):
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--mlp_hidden_size", type=positive_int, default=100, help="units of a hidden layer")
+        parser.add_argument("--mlp_hidden_layers", type=positive_int, default=2, help="number of hidden layers")
+        return parser
+
+    def __init__(self, in_size: tuple[int, int, int], num_classes: int, hidden: int = 100, layers: int = 2):
         super().__init__()
-        d = in_size[0] * in_size[1] * in_size[2]
         self.input_size, self.feature_dim, self.num_classes = in_size, hidden, num_classes
-        self.body = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        widths = [in_size[0] * in_size[1] * in_size[2]] + [hidden] * layers
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in zip(widths, widths[1:], strict=False)
+        )
         self.classifier = nn.Linear(hidden, num_classes)
         for m in self.modules():
             if isinstance(m, nn.Linear):
@@ -20,7 +34,10 @@ class MNISTMLP(Backbone):
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
-        return cls(in_size, num_classes)
+        return cls(in_size, num_classes, args.mlp_hidden_size, args.mlp_hidden_layers)
 
-    def features(self, x):
-        return self.body(x.flatten(1))
+    def stages(self, x: Tensor) -> list[Tensor]:
+        out = [x.flatten(1)]
+        for layer in self.layers:
+            out.append(layer(out[-1]))
+        return out[1:]

@@ -9,8 +9,14 @@ RETURNS = ("out", "features", "both", "all", "full")
 class Backbone(nn.Module):
     """Base of the networks in backbone/.
 
-    A subclass defines `NAME`, `features`, `from_args`, and sets `classifier`, `feature_dim`, `num_classes`;
-    `input_size` where the network is tied to one image size.
+    A subclass defines `NAME`, `from_args` and `stages`, sets the attributes below, and has its last layer in
+    `classifier`.
+
+    Attributes:
+        classifier: feature_dim -> num_classes, linear.
+        feature_dim: length of a feature vector.
+        num_classes: logits.
+        input_size: (C, H, W) that the network is tied to, or None when it takes any height and width.
     """
 
     NAME: str
@@ -19,31 +25,66 @@ class Backbone(nn.Module):
     num_classes: int
     classifier: nn.Module
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, feature_dim) features of images (B, C, H, W)."""
+    @classmethod
+    def from_args(cls, args, in_size: tuple[int, int, int], num_classes: int) -> "Backbone":
+        """The network for images of `in_size` (C, H, W), its options read from `args`; weights from torch's global
+        generator.
+        """
         raise NotImplementedError
 
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Intermediate maps, the features (B, feature_dim) last."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, feature_dim) features of images (B, C, H, W)."""
+        return self.stages(x)[-1]
+
     def forward(self, x: Tensor, returnt: str = "out"):
+        """Logits, features, or both.
+
+        Args:
+            x: images (B, C, H, W), normalised floats; uint8 is scaled to [0, 1], as ToTensor does.
+            returnt: 'out' logits (B, num_classes); 'features'; 'both' or 'all' (logits, features); 'full' (logits,
+                features, intermediate maps).
+
+        Raises:
+            ValueError: another `returnt`.
+        """
         if x.dtype == torch.uint8:
             x = x.float() / 255
         if returnt == "out":
             return self.classifier(self.features(x))
-        features = self.features(x)
+        if returnt not in RETURNS:
+            raise ValueError(f"returnt is '{returnt}': expected one of {', '.join(RETURNS)}")
+        *maps, features = self.stages(x)
         if returnt == "features":
             return features
+        if returnt == "full":
+            return self.classifier(features), features, maps
         return self.classifier(features), features
 
     def get_params(self) -> Tensor:
-        return torch.cat([p.detach().flatten() for p in self.parameters()])
+        """All parameters as one vector (P,), detached, in the order of `parameters()`."""
+        return torch.cat([p.detach().reshape(-1) for p in self.parameters()])
 
     def set_params(self, flat: Tensor) -> None:
+        """Write all parameters from one vector (P,)."""
         with torch.no_grad():
-            for p, v in zip(self.parameters(), flat.split([p.numel() for p in self.parameters()]), strict=True):
-                p.copy_(v.view_as(p))
+            for p, values in zip(self.parameters(), self._pieces(flat), strict=True):
+                p.copy_(values.view_as(p))
 
     def get_grads(self) -> Tensor:
-        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters()])
+        """All gradients as one vector (P,); zeros where a parameter has none."""
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters()])
 
     def set_grads(self, flat: Tensor) -> None:
-        for p, v in zip(self.parameters(), flat.split([p.numel() for p in self.parameters()]), strict=True):
-            p.grad = v.view_as(p).clone()
+        """Set all gradients from one vector (P,)."""
+        for p, values in zip(self.parameters(), self._pieces(flat), strict=True):
+            p.grad = values.detach().clone().view_as(p)
+
+    def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
+        sizes = [p.numel() for p in self.parameters()]
+        if flat.shape != (sum(sizes),):
+            raise ValueError(f"the vector has shape {tuple(flat.shape)}: this network has {sum(sizes)} parameters")
+        return flat.split(sizes)

@@ -1,0 +1,9 @@
+"""ResNet-18 from torchvision, ImageNet's 7x7 stem and max-pooling, 512 features (He et al. 2016)."""
+
+from backbone.utils.torchvision_nets import TorchvisionNet
+
+
+class ResNet18ImageNet(TorchvisionNet):
+    NAME = "resnet18-imagenet"
+    BUILDER = "resnet18"
+    HEAD = "fc"

@@ -1,0 +1,67 @@
+"""Residual networks for small images: 3x3 stem, no max-pooling, basic blocks (He et al. 2016)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.utils.base import Backbone
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut.
+
+    Where the shape changes the shortcut is a strided 1x1 convolution with BatchNorm, or, with `padded`, every
+    second pixel with zeros for the new channels (option A, without parameters).
+    """
+
+    def __init__(self, i: int, o: int, stride: int, padded: bool):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
+        self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
+        self.new_channels = o - i if padded and (stride != 1 or i != o) else 0
+        self.shortcut: nn.Module | None = None
+        if not padded and (stride != 1 or i != o):
+            self.shortcut = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.new_channels:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+        elif self.shortcut is not None:
+            x = self.shortcut(x)
+        return F.relu(out + x)
+
+
+class SmallImageResNet(Backbone):
+    """Stem, stages of basic blocks (the first of each later stage halves the map), global average pooling.
+
+    Args:
+        in_size: (C, H, W) of the images; any H and W.
+        num_classes: logits.
+        widths: channels of each stage.
+        blocks: basic blocks per stage.
+        padded: parameter-free shortcuts.
+    """
+
+    def __init__(self, in_size: tuple[int, int, int], num_classes: int, widths: list[int], blocks: int, padded: bool):
+        super().__init__()
+        self.feature_dim, self.num_classes = widths[-1], num_classes
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
+        channels, stages = widths[0], []
+        for s, width in enumerate(widths):
+            stage = []
+            for b in range(blocks):
+                stage.append(BasicBlock(channels, width, 2 if s and not b else 1, padded))
+                channels = width
+            stages.append(nn.Sequential(*stage))
+        self.layers = nn.ModuleList(stages)
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        out = []
+        for layer in self.layers:
+            x = layer(x)
+            out.append(x)
+        return [*out, x.mean((2, 3))]

@@ -1,0 +1,83 @@
+"""Small networks, streams and methods for the tests."""
+
+import argparse
+
+import torch
+from torch import nn
+
+from backbone.utils.base import Backbone
+from utils.config import resolve
+from utils.experiment import Experiment, build
+from utils.training import train
+
+QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1", "--device", "cpu"]
+
+
+class Flat(Backbone):
+    """Linear classifier on flattened images."""
+
+    NAME = "flat"
+
+    def __init__(self, in_features: int, num_classes: int):
+        super().__init__()
+        self.feature_dim, self.num_classes = in_features, num_classes
+        self.classifier = nn.Linear(in_features, num_classes)
+
+    def features(self, x):
+        return x.flatten(1)
+
+
+class FakeStream:
+    """What a method asks of a stream, and nothing more."""
+
+    SETTING = "class-il"
+
+    def __init__(self, n_tasks=2, cpt=2, size=(1, 1, 1)):
+        self.N_TASKS, self.N_CLASSES_PER_TASK, self.N_CLASSES, self.SIZE = n_tasks, cpt, n_tasks * cpt, size
+        self.NAME = "fake"
+
+    def get_normalization_transform(self):
+        return lambda x: x.float()
+
+    def get_offsets(self, task):
+        return task * self.N_CLASSES_PER_TASK, (task + 1) * self.N_CLASSES_PER_TASK
+
+    def cpt(self, task):
+        return self.N_CLASSES_PER_TASK
+
+
+def options(model: str, *more: str, dataset: str = "seq-digits") -> argparse.Namespace:
+    """Resolved options of a command line."""
+    return resolve(["--model", model, "--dataset", dataset, *QUIET, *more]).args
+
+
+def experiment(model: str, *more: str, dataset: str = "seq-digits") -> Experiment:
+    """A built experiment."""
+    return build(resolve(["--model", model, "--dataset", dataset, *QUIET, *more]))
+
+
+def finished(model: str, *more: str, dataset: str = "seq-digits") -> Experiment:
+    """A trained experiment."""
+    exp = experiment(model, *more, dataset=dataset)
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    return exp
+
+
+def first_batch(exp: Experiment, task: int = 0):
+    """Enter a task as the loop does and return (model, batch)."""
+    from utils.training import enter_task
+
+    while exp.model.current_task < task:
+        enter_task(exp.model, exp.dataset, exp.model.current_task)
+        exp.model.meta_begin_task(exp.dataset)
+        for batch in exp.dataset.train_loader:
+            exp.model.meta_observe(*batch, 0)
+        exp.model.meta_end_task(exp.dataset)
+    enter_task(exp.model, exp.dataset, task)
+    exp.model.meta_begin_task(exp.dataset)
+    return exp.model, next(iter(exp.dataset.train_loader))
+
+
+def clones(parameters) -> list[torch.Tensor]:
+    """Detached copies."""
+    return [p.detach().clone() for p in parameters]
