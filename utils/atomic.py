@@ -20,7 +20,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content; a reader, or a process killed at any moment, sees the old or the new content, never a part.
+    """Replace a file's content; whenever the process is killed, the old or the new content is there, never a part.
 
     A killed process may leave a file `.<name>.<random>.tmp` behind. The folder must exist.
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from models.utils.continual_model import ContinualModel
-from utils import checkpoint, environment, metrics
+from utils import checkpoint, environment
 from utils.config import Config
 from utils.errors import UserError
-from utils.evaluation import scenarios
 from utils.loggers import make_loggers
 from utils.mean_accs import write_summary
-from utils.report import summarise_seeds, write_seeds_report
+from utils.report import summarise_run, summarise_seeds, write_seeds_report
 from utils.run import Run
 from utils.training import Position, score, train
 
@@ -93,26 +92,12 @@ def execute(config: Config) -> tuple[Run, dict[str, dict[str, float]]]:
     else:
         train(model, dataset, run, args, loggers, start, after_task=_saver(exp))
     run.seconds = time.perf_counter() - begin
-    summary = summarise(run, scenarios(model, dataset))
+    summary = summarise_run(run)
     for logger in loggers:
         logger.run_ended(run, summary)
     if not args.disable_log and not args.inference_only:
         write_summary(run, summary)
     return run, summary
-
-
-def summarise(run: Run, names: list[str]) -> dict[str, dict[str, float]]:
-    """Every metric of `utils.metrics` that this run defines, per scenario."""
-    during = any(e.epoch is not None for e in run.history)
-    return {
-        name: metrics.summarise(
-            run.matrices[name],
-            run.baselines.get(name),
-            [(e.task, e.scores[name]) for e in run.history if e.task >= 0] if during else (),
-        )
-        for name in names
-        if name in run.matrices
-    }
 
 
 def make_folder(run: Run, args) -> Path:

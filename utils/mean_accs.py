@@ -1,7 +1,7 @@
 """`mean_accs.csv`: one row per finished run, in a table that many processes extend and whose columns grow.
 
-The table is small, so every new row rewrites it whole under a lock: a process killed at any moment leaves the old table or the
-new one, and a row with new options never ends up under a header that does not know them.
+The table is small, so every new row rewrites it whole under a lock: a process killed at any moment leaves the old table
+or the new one, and a row with new options never ends up under a header that does not know them.
 """
 
 import csv
@@ -30,9 +30,9 @@ COLUMNS = {
 def append_row(path: Path, row: dict[str, object]) -> None:
     """Add a row to a table; on return the row is on disk.
 
-    Columns that the table does not have are added at its end and stay empty in older rows. None and nan become empty cells.
-    A table that is not a rectangle any more (edited by hand, cut off) is set aside as `<name>.damaged-<random>` and a new one
-    is begun. The lock is the file `<name>.lock` beside the table.
+    Columns that the table does not have are added at its end and stay empty in older rows. None and nan become empty
+    cells. A table that is not a rectangle any more (edited by hand, cut off) is set aside as `<name>.damaged-<random>`
+    and a new one is begun. The lock is the file `<name>.lock` beside the table.
 
     Raises:
         UserError: the folder is not writable, or the lock stays taken for ten minutes.
@@ -46,9 +46,9 @@ def append_row(path: Path, row: dict[str, object]) -> None:
                 lock.acquire(timeout=LOCK_TIMEOUT)
             except Timeout:
                 raise UserError(
-                    f"{path} stays locked: another process holds {path.name}.lock; end it, the row of this run is not written"
+                    f"{path} stays locked: end the process that holds {path.name}.lock (this run's row is missing)"
                 ) from None
-            _append_locked(path, {str(name): _cell(value) for name, value in row.items()})
+            _append_locked(path, {_cell(name): _cell(value) for name, value in row.items()})
     finally:
         lock.release()
 
@@ -56,8 +56,9 @@ def append_row(path: Path, row: dict[str, object]) -> None:
 def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The row of one run in one scenario.
 
-    Columns: `task1..taskT` (mean accuracy over tasks 1..t after task t, percent, nan where it was not evaluated), the transfer
-    and forgetting columns (None where undefined), `run_id`, `seed`, then every option. An option whose name is one of the
+    Columns: `task1..taskT` (mean accuracy over tasks 1..t after task t, percent, nan where it was not evaluated), the
+    transfer and forgetting columns (None where undefined), `run_id`, `seed`, then every option. An option whose name is
+    one of the
     former is called `option_<name>`.
     """
     matrix = run.matrices[scenario]
@@ -71,7 +72,8 @@ def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -
 def write_summary(run: Run, summary: dict[str, dict[str, float]]) -> list[Path]:
     """Add the run to results/<scenario>/<dataset>/<model>/mean_accs.csv, one table per scenario; returns the tables.
 
-    A class-IL run is scored as class-IL and as task-IL, so it has a row under results/class-il and one under results/task-il.
+    A class-IL run is scored as class-IL and as task-IL, so it has a row under results/class-il and one under
+    results/task-il.
     """
     paths = []
     for scenario in run.matrices:
@@ -112,7 +114,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return ""
     # A bare carriage return ends a row for a csv reader, yet the writer does not quote it.
     return str(value).replace("\r\n", "\n").replace("\r", "\n")

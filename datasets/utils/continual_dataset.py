@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.loaders import Split, TaskData, TestLoader, TrainLoader
+from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.sources import RawData
 from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
 from utils.errors import UserError
@@ -66,8 +66,8 @@ class ContinualDataset:
         self.EVAL_TASKS = self.N_TASKS
         self.c_task = -1
         self.train_loader: TrainLoader | None = None
-        self.held_out_loader: TestLoader | None = None
-        self.test_loaders: list[TestLoader] = []
+        self.held_out_loader: EvalLoader | None = None
+        self.test_loaders: list[EvalLoader] = []
         mean, std = (self.MEAN, self.STD) if args.normalize == "dataset" else STATISTICS[args.normalize]
         self.mean, self.std = self._per_channel(mean), self._per_channel(std)
         augment = None
@@ -110,7 +110,7 @@ class ContinualDataset:
             self.held_out_loader = self._make_test_loader(*_concatenate(parts))
         return self.train_loader
 
-    def get_data_loaders(self) -> tuple[TrainLoader, TestLoader]:
+    def get_data_loaders(self) -> tuple[TrainLoader, EvalLoader]:
         """Enter the next task; its train and test loaders."""
         self.enter_task(self.c_task + 1)
         return self.train_loader, self.test_loaders[-1]
@@ -120,7 +120,7 @@ class ContinualDataset:
         split, rows = self._joint_part() if self.args.joint else self._train_part(task)
         return TaskData(split, rows, self._normalize)
 
-    def all_test_loaders(self) -> list[TestLoader]:
+    def all_test_loaders(self) -> list[EvalLoader]:
         """Test loaders of every task of the stream, trained or not."""
         self._extend_test_loaders(self.EVAL_TASKS - 1)
         return self.test_loaders
@@ -210,8 +210,8 @@ class ContinualDataset:
             )
         return TrainLoader(split, rows, batch_size, self._transform, order, drop_last, limit)
 
-    def _make_test_loader(self, split: Split, rows: Tensor) -> TestLoader:
-        return TestLoader(split, rows, self.args.eval_batch_size, self._normalize)
+    def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:
+        return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize)
 
     def _extend_test_loaders(self, last: int) -> None:
         for task in range(len(self.test_loaders), last + 1):

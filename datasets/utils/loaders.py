@@ -87,7 +87,7 @@ class TrainLoader:
             yield transform(raw), targets.index_select(0, index), raw
 
 
-class TestLoader:
+class EvalLoader:
     """Evaluation batches (inputs, labels) in storage order, without augmentation."""
 
     def __init__(self, split: Split, rows: Tensor, batch_size: int, transform: Callable[[Tensor], Tensor]):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from utils.best_args import check_rows, load_rows
 
 from utils import checkpoint, registry
+from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
 from utils.errors import UserError
 from utils.experiment import Experiment, build
@@ -49,7 +49,7 @@ class Case:
         """A short run: the first three tasks of the stream, a few epochs."""
         stream = STREAMS[self.setting]
         argv = ["--model", self.model, "--dataset", stream, "--disable_log", "--non_verbose", "--num_threads", "1"]
-        argv += required_options(self.model, stream)
+        argv += required_options(self.model)
         if not registry.load("model", self.model).JOINT:
             argv += {"class-il": ["--stop_after", "3"], "domain-il": ["--stop_after", "2"]}.get(self.setting, [])
         elif self.setting == "domain-il" and "--n_epochs" not in more:
@@ -69,15 +69,13 @@ def cases(model: str) -> list[Case]:
     return out
 
 
-def required_options(model: str, stream: str) -> list[str]:
-    """Values for the options a method requires: from its stored rows where there are any, else plausible ones."""
-    parser = declared_options(registry.load("model", model))
-    stored = next((row["args"] for rows in load_rows(registry.load("model", model).NAME).values() for row in rows), {})
+def required_options(model: str) -> list[str]:
+    """Mild values for the options a method requires: a buffer of 100, 1 for other integers, 0.5 for numbers."""
     argv = []
-    for action in parser._actions:
+    for action in declared_options(registry.load("model", model))._actions:
         if action.required or action.dest in PLACEHOLDERS:
-            value = PLACEHOLDERS.get(action.dest) or stored.get(action.dest) or (1 if action.type is int else 0.5)
-            argv += [action.option_strings[0], str(value)]
+            value = PLACEHOLDERS.get(action.dest, "1" if getattr(action.type, "__name__", "") == "int" else "0.5")
+            argv += [action.option_strings[0], value]
     return argv
 
 

@@ -10,7 +10,7 @@ from utils.config import resolve
 from utils.experiment import Experiment, build
 from utils.training import train
 
-QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1", "--device", "cpu"]
+QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1"]
 
 
 class Flat(Backbone):

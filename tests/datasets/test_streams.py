@@ -1,0 +1,272 @@
+"""How data become tasks: class orders, permutations, rotations, splits, noise, batches; all functions of the seed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from datasets.utils.continual_dataset import noisy_labels, stratified_mask
+from datasets.utils.loaders import EvalLoader, Split, TrainLoader
+from datasets.utils.sources import digits
+from datasets.utils.streams import interleave
+from tests.datasets import formats
+from tests.models.helpers import experiment
+from utils import registry
+from utils.config import resolve
+from utils.errors import UserError
+
+
+def stream(name: str, *more: str, model: str = "sgd"):
+    config = resolve(["--model", model, "--dataset", name, *more])
+    return config.dataset_class(config.args)
+
+
+def test_class_incremental_tasks_partition_the_data():
+    dataset, raw = stream("seq-digits"), digits("./data")
+    rows = []
+    for task in range(5):
+        train, test = dataset.get_data_loaders()
+        assert (
+            train.dataset.targets.unique().tolist()
+            == [2 * task, 2 * task + 1]
+            == test.dataset.targets.unique().tolist()
+        )
+        rows.append(train.dataset.rows)
+    assert torch.cat(rows).sort().values.tolist() == list(range(len(raw.train_y)))
+    assert sum(len(t.dataset) for t in dataset.test_loaders) == len(raw.test_y)
+
+
+def test_batches_hold_network_inputs_labels_and_raw_images():
+    dataset = stream("seq-digits")
+    train, _ = dataset.get_data_loaders()
+    inputs, labels, raw = next(iter(train))
+    assert raw.dtype == torch.uint8 and inputs.dtype == torch.float32 and labels.dtype == torch.int64
+    torch.testing.assert_close(inputs, (raw.float() / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(dataset.get_denormalization_transform()(inputs), raw.float() / 255)
+
+
+def test_every_epoch_sees_each_example_once_in_an_order_of_its_own():
+    train, _ = stream("seq-digits").get_data_loaders()
+    orders = [torch.cat([raw.flatten(1).long().sum(1) for _, _, raw in train.epoch(e)]) for e in (0, 0, 1)]
+    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    assert torch.equal(orders[0].sort().values, orders[2].sort().values)
+
+
+def test_an_epoch_can_be_entered_at_any_batch():
+    train, _ = stream("seq-digits").get_data_loaders()
+    whole = [y for _, y, _ in train.epoch(3)]
+    late = [y for _, y, _ in train.epoch(3, start=4)]
+    assert len(late) == len(whole) - 4 and all(torch.equal(a, b) for a, b in zip(whole[4:], late, strict=True))
+
+
+def test_loader_lengths():
+    split = Split(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.arange(10))
+    rows = torch.arange(10)
+
+    def loader(**more):
+        return TrainLoader(split, rows, 4, lambda x: x, lambda n, e: torch.arange(n), **more)
+
+    assert [len(y) for _, y, _ in loader()] == [4, 4, 2] and len(loader()) == 3
+    assert [len(y) for _, y, _ in loader(drop_last=True)] == [4, 4] and len(loader(drop_last=True)) == 2
+    assert len(list(loader(max_batches=1))) == 1
+    some = loader()
+    some.keep(torch.tensor([1, 3]))
+    assert [y.tolist() for _, y, _ in some] == [[1, 3]]
+    assert [y.tolist() for _, y in EvalLoader(split, rows[:5], 3, lambda x: x)] == [[0, 1, 2], [3, 4]]
+
+
+def test_two_methods_with_one_seed_see_the_same_stream():
+    streams = [experiment(m, *o, dataset="perm-digits").dataset
+               for m, o in (("sgd", []), ("er", ["--buffer_size", "50"]))]  # fmt: skip
+    for dataset in streams:
+        dataset.get_data_loaders()
+        dataset.get_data_loaders()
+    batches = [next(dataset.train_loader.epoch(0)) for dataset in streams]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def test_class_orders():
+    custom = stream("seq-digits", "--custom_class_order", "9,8,7,6,5,4,3,2,1,0")
+    plain, raw = stream("seq-digits"), digits("./data")
+    custom.get_data_loaders()
+    plain.enter_task(4)
+    assert torch.equal(custom.train_loader.dataset.rows, plain.train_loader.dataset.rows)
+    assert torch.equal(custom.train_loader.dataset.targets, 9 - raw.train_y[custom.train_loader.dataset.rows])
+    a, b, c = (stream("seq-digits", "--permute_classes", "--seed", s) for s in "001")
+    assert torch.equal(a._train.targets, b._train.targets) and not torch.equal(a._train.targets, c._train.targets)
+    with pytest.raises(UserError, match="name each class from 0 to 9 once"):
+        stream("seq-digits", "--custom_class_order", "1,2,3")
+
+
+def test_task_orders():
+    moved, plain = stream("seq-digits", "--custom_task_order", "4,0,1,2,3"), stream("seq-digits")
+    moved.enter_task(0)
+    plain.enter_task(4)
+    assert torch.equal(moved.train_loader.dataset.rows, plain.train_loader.dataset.rows)
+    assert moved.train_loader.dataset.targets.unique().tolist() == [0, 1]
+    order = ",".join(map(str, [3, *range(3), *range(4, 20)]))
+    turned, natural = stream("rot-digits", "--custom_task_order", order), stream("rot-digits")
+    turned.enter_task(0)
+    natural.enter_task(3)
+    assert torch.equal(turned.train_loader.dataset.data, natural.train_loader.dataset.data)
+
+
+def test_permuted_tasks_are_fixed_permutations():
+    dataset, raw = stream("perm-digits"), digits("./data")
+    dataset.get_data_loaders()
+    first = dataset.train_loader.dataset.data.flatten(1)
+    dataset.get_data_loaders()
+    second = dataset.train_loader.dataset.data.flatten(1)
+    assert torch.equal(first.sort(1).values, raw.train_x.flatten(1).sort(1).values)
+    assert not torch.equal(first, raw.train_x.flatten(1)) and not torch.equal(first, second)
+    assert dataset.cpt(0) == 10 and dataset.get_offsets(1) == (0, 10)
+
+
+def test_rotation_angles_lie_in_half_a_turn_and_differ():
+    dataset = stream("rot-digits")
+    angles = [dataset.angle(t) for t in range(20)]
+    assert all(0 <= a < 180 for a in angles) and len(set(angles)) == 20
+    assert angles == [stream("rot-digits").angle(t) for t in range(20)]
+
+
+def test_the_turning_stream():
+    dataset, raw = stream("digits-360"), digits("./data")
+    dataset.get_data_loaders()
+    labels = torch.cat([y for _, y, _ in dataset.train_loader.epoch(0)])
+    n = [(raw.train_y == j).sum().item() for j in range(9)]
+    assert labels.bincount().tolist() == n
+    # Nine stages a round, each of two neighbouring classes; the first images show classes 0 and 1 in turn.
+    first = labels[: (n[0] + 5) // 6 + (n[1] + 5) // 6 - 4]
+    assert set(first.tolist()) == {0, 1}
+    changes = (labels[1:] != labels[:-1]).float().mean()
+    assert changes > 0.8
+    again = stream("digits-360")
+    again.get_data_loaders()
+    assert torch.equal(again.train_loader.dataset.data, dataset.train_loader.dataset.data)
+    assert torch.equal(again.test_loaders[0].dataset.data, dataset.test_loaders[0].dataset.data)
+    joint = stream("digits-360", model="joint")
+    joint.enter_task(0)
+    assert (torch.cat([y for _, y, _ in joint.train_loader.epoch(0)])[:40] > 1).any()
+
+
+def test_the_turning_stream_turns_by_the_stated_angles():
+    from datasets.utils.transforms import rotate
+
+    dataset, raw = stream("digits-360"), digits("./data")
+    zeros = raw.test_x[raw.test_y == 0]
+    turned = rotate(zeros, torch.arange(len(zeros)) * 360 / len(zeros))
+    assert torch.equal(dataset._tests[False].images[: len(zeros)], turned)
+    sizes = [set(map(bytes, (x.flatten().numpy() for x in dataset._train.images[dataset._train.targets == j])))
+             for j in range(9)]  # fmt: skip
+    assert min(map(len, sizes)) > 100
+
+
+def test_interleave():
+    assert interleave(torch.tensor([1, 2, 3, 4]), torch.tensor([9, 8])).tolist() == [1, 9, 2, 3, 8, 4]
+
+
+@pytest.mark.parametrize("option, replaces_test", [("--validation", True), ("--holdout", False)])
+def test_held_out_data(option, replaces_test):
+    dataset, plain, raw = stream("seq-digits", option, "20"), stream("seq-digits"), digits("./data")
+    for d in (dataset, plain):
+        d.get_data_loaders()
+    n = [(raw.train_y == c).sum().item() for c in (0, 1)]
+    held = sum(round(0.2 * k) for k in n)
+    assert len(dataset.train_loader.dataset) == sum(n) - held
+    assert len(dataset.held_out_loader.dataset) == held
+    held_rows = set(dataset.held_out_loader.dataset.rows.tolist())
+    assert not held_rows & set(dataset.train_loader.dataset.rows.tolist())
+    assert len(dataset.test_loaders[0].dataset) == (held if replaces_test else len(plain.test_loaders[0].dataset))
+    other = stream("seq-digits", option, "20", "--seed", "1")
+    other.get_data_loaders()
+    assert set(other.held_out_loader.dataset.rows.tolist()) != held_rows
+
+
+def test_joint_is_one_task_scored_on_all():
+    dataset = stream("seq-digits", "--joint")
+    train, _ = dataset.get_data_loaders()
+    assert dataset.N_TASKS == 1 and dataset.EVAL_TASKS == 5 and len(dataset.test_loaders) == 5
+    assert len(train.dataset) == 1347 and dataset.task_classes(3) == (6, 8) and dataset.get_offsets(0) == (0, 10)
+    domains = stream("perm-digits", "--joint", "--debug_mode")
+    assert len(domains.get_data_loaders()[0].dataset) == 20 * 1347
+
+
+def test_label_noise_by_hand():
+    y = torch.arange(10).repeat(1000)
+    same = noisy_labels(y, "symmetric", 0.0, 0)
+    assert same is y
+    flipped = noisy_labels(y, "symmetric", 0.3, 0)
+    assert (flipped != y).float().mean().item() == pytest.approx(0.3, abs=0.015)
+    counts = flipped[(y == 0) & (flipped != y)].bincount(minlength=10)
+    assert counts[0] == 0 and counts[1:].min() > 15
+    paired = noisy_labels(y, "asymmetric", 0.3, 0)
+    assert (((paired - y) % 10)[paired != y] == 1).all()
+    assert torch.equal(paired, noisy_labels(y, "asymmetric", 0.3, 0))
+
+
+def test_few_labels():
+    mask = stratified_mask(torch.tensor([0] * 100 + [1] * 10 + [2]), 0.1, 0, "labelled")
+    assert [mask[:100].sum().item(), mask[100:110].sum().item(), mask[110:].sum().item()] == [10, 1, 1]
+    dataset = stream("seq-digits", "--label_perc", "0.1")
+    assert len(dataset.get_data_loaders()[0].dataset) == 14 + 14 or len(dataset.train_loader.dataset) in (26, 27, 28)
+
+
+def test_normalisation_choices():
+    for choice, low, high in (("none", 0, 1), ("half", -1, 1)):
+        dataset = stream("seq-digits", "--normalize", choice)
+        inputs = next(iter(dataset.get_data_loaders()[0]))[0]
+        assert inputs.min() == low and inputs.max() == high
+
+
+@pytest.mark.parametrize("name", ["seq-mnist", "perm-mnist", "rot-mnist", "mnist-360", "seq-kmnist", "perm-kmnist",
+                                  "rot-kmnist", "kmnist-360", "seq-fmnist", "perm-fmnist", "rot-fmnist", "fmnist-360"])  # fmt: skip
+def test_the_mnist_family_reads_the_official_files(name, tmp_path):
+    family = next(part for part in name.split("-") if "mnist" in part)
+    folder = {"mnist": "MNIST", "kmnist": "KMNIST", "fmnist": "FashionMNIST"}[family]
+    formats.write_idx_family(tmp_path / folder / "raw", compress=True)
+    dataset = stream(name, "--base_path", str(tmp_path), "--batch_size", "2")
+    train, test = dataset.get_data_loaders()
+    inputs, labels, raw = next(iter(train))
+    assert inputs.shape[1:] == (1, 28, 28) and inputs.min() >= 0 and inputs.max() <= 1 and len(test.dataset)
+
+
+def test_number_of_tasks_of_cifar100(tmp_path, monkeypatch):
+    formats.write_cifar(tmp_path, "CIFAR100")
+    formats.accept_cifar(monkeypatch, tmp_path, "CIFAR100")
+    for tasks in ("5", "10", "20"):
+        dataset = stream("seq-cifar100", "--n_tasks", tasks, "--base_path", str(tmp_path))
+        assert int(tasks) == dataset.N_TASKS and dataset.cpt(0) == 100 // int(tasks)
+    with pytest.raises(UserError, match="invalid choice"):
+        stream("seq-cifar100", "--n_tasks", "7")
+
+
+def test_missing_data_is_one_line(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(UserError) as e:
+        stream("seq-mnist", "--base_path", str(tmp_path))
+    assert "seq-digits" in str(e.value) and str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", registry.names("dataset"))
+def test_a_dataset_file_declares_what_it_must(name):
+    cls = registry.load("dataset", name)
+    assert registry.normalise(cls.NAME) == name
+    assert {"backbone", "lr", "n_epochs", "batch_size"} <= cls.DEFAULTS.keys()
+    per_task = cls.N_CLASSES_PER_TASK
+    assert cls.SETTING != "class-il" or per_task * cls.N_TASKS == cls.N_CLASSES
+
+
+def test_importing_one_dataset_imports_no_other():
+    code = (
+        "import sys, datasets.seq_mnist as m; "
+        "print([n for n in sys.modules if n.startswith('datasets.') and n.count('.') == 1 and n != 'datasets.utils'], "
+        "'torchvision' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=registry.ROOT, check=True)
+    assert out.stdout.strip() == "['datasets.seq_mnist'] False False"

@@ -1,0 +1,131 @@
+"""Every file of models/ passes the conformance suite in every setting it lists; so do plain method files written
+elsewhere.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.utils import conformance
+from utils import registry
+
+CASES = [case for model in registry.names("model") for case in conformance.cases(model)]
+PLAIN = sorted((Path(__file__).parent / "mammoth_style").glob("[a-z]*.py"))
+# What `.item()` and plain attributes cost a method, and nothing else.
+KNOWN_LIMITS = {
+    "plain_replay": {"observe_never_waits"},
+    "flat_gradients": {"observe_never_waits", "resumes_exactly"},
+    "old_teacher": {"observe_never_waits", "resumes_exactly"},
+}
+
+
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.model}-{c.setting}")
+def test_methods(case, check):
+    check(case)
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.stem)
+def test_plain_method_files_run_unmodified(path, capsys):
+    case = conformance.cases(str(path))[0]
+    failed = set()
+    for check in conformance.CHECKS:
+        try:
+            check(case)
+        except Exception as e:  # noqa: BLE001 - any failure counts, whatever it is
+            failed.add(check.__name__)
+            assert check.__name__ in KNOWN_LIMITS[path.stem], e
+    assert failed == KNOWN_LIMITS[path.stem]
+
+
+def broken(
+    tmp_path: Path, observe: str, init: str = "", hooks: str = "", compatibility="['class-il']"
+) -> conformance.Case:
+    path = tmp_path / "broken.py"
+    path.write_text(f"""
+import torch
+from models.utils.continual_model import ContinualModel
+
+class Broken(ContinualModel):
+    NAME = "broken"
+    COMPATIBILITY = {compatibility}
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        {init or "pass"}
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        {observe}
+{hooks}
+""")
+    return conformance.Case(str(path), "class-il")
+
+
+STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.backward(); self.opt.step()"
+
+
+@pytest.mark.parametrize(
+    "check, observe, init, hooks, words",
+    [
+        ("learns", "return self.loss(self.net(inputs), labels)", "", "", "does observe step the optimiser"),
+        ("losses_are_reported", STEP + "; return None", "", "", "observe returned None"),
+        ("losses_are_reported", STEP + "; return loss.repeat(2)", "", "", "shape \\(2,\\)"),
+        ("observe_never_waits", STEP + "; return loss.item()", "", "", "item at broken.py"),
+        ("observe_never_waits", STEP + "; x = 1 if loss > 0 else 2; return loss", "", "", "__bool__ at broken.py"),
+        ("observe_never_waits", STEP + "; inputs[labels == 1]; return loss", "", "", "boolean-mask indexing"),
+        ("same_seed_same_result", "import os; inputs = inputs * os.urandom(1)[0] / 255; " + STEP + "; return loss", "",
+         "", "two runs"),
+        ("the_stream_is_left_alone", "inputs.mul_(0.5); " + STEP + "; return loss", "", "", "in place"),
+        ("resumes_exactly", "self.n += 1; inputs = inputs / self.n; " + STEP + "; return loss", "self.n = 0", "",
+         "state_dict"),
+        ("evaluation_leaves_no_trace", STEP + "; return loss", "self.register_buffer('n', torch.zeros(()))",
+         "    def forward(self, x):\n        self.n += 1\n        return self.net(x)", "evaluation changed model.n"),
+    ],
+)  # fmt: skip
+def test_the_suite_catches(tmp_path, check, observe, init, hooks, words):
+    case = broken(tmp_path, observe, init, hooks)
+    with pytest.raises(conformance.Failure, match=words):
+        getattr(conformance, check)(case)
+
+
+def test_an_option_without_help_is_caught(tmp_path):
+    hooks = """
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--zeta", type=float, default=1)
+        return parser
+"""
+    with pytest.raises(conformance.Failure, match="--zeta has no help text"):
+        conformance.options_are_documented(broken(tmp_path, STEP + "; return loss", "", hooks))
+
+
+def test_check_prints_plain_words(tmp_path, capsys):
+    case = broken(tmp_path, STEP + "; return loss.item()")
+    assert not conformance.check_and_print(case.model)
+    out = capsys.readouterr().out
+    assert (
+        "broken on seq-digits" in out
+        and "FAIL" in out
+        and "return the loss itself" in out
+        and "1 check(s) failed" in out
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model", registry.names("model"))
+def test_no_synchronisation_on_a_gpu(model):
+    from tests.models.helpers import experiment, first_batch
+
+    case = conformance.cases(model)[0]
+    required = conformance.required_options(model)
+    exp = experiment(model, *required, "--device", "cuda")
+    method, batch = first_batch(exp, task=0 if case.setting != "class-il" or method_is_joint(model) else 1)
+    method.meta_observe(*batch, 0)
+    with conformance.cuda_waits_are_errors():
+        for _ in range(3):
+            method.meta_observe(*batch, 0)
+
+
+def method_is_joint(model: str) -> bool:
+    return registry.load("model", model).JOINT

@@ -1,0 +1,177 @@
+"""The formulas of sgd, er, derpp, ewc_on, lwf, joint, hyper against numbers worked by hand or by a plain loop."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.derpp import DERpp
+from models.er import ER
+from models.ewc_on import EWCOnline
+from models.lwf import LwF
+from models.sgd import SGD
+from models.utils.batchnorm import batchnorm_mode
+from models.utils.fisher import fisher_diagonal
+from models.utils.snapshot import Snapshot
+from tests.models.helpers import FakeStream, Flat, clones, experiment, finished, first_batch, options
+
+
+def small(cls, *more, n_tasks=2):
+    """A method around a linear classifier of two inputs and zero weights, learning rate 0.1."""
+    args = options(cls.NAME, "--lr", "0.1", *more)
+    net = Flat(2, 2 * n_tasks)
+    net.set_params(torch.zeros_like(net.get_params()))
+    model = cls(net, F.cross_entropy, args, lambda x: x.float(), FakeStream(n_tasks, 2, (1, 1, 2)))
+    model._n_classes_current_task = 2
+    return model
+
+
+def image(*values):
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 2)
+
+
+def test_sgd_step_by_hand():
+    model = small(SGD)
+    loss = model.observe(image(1, 2), torch.tensor([0]), None)
+    assert loss.item() == pytest.approx(math.log(4))
+    # dL/dz = softmax - onehot = (-.75, .25, .25, .25); weights move by -lr * dz x^T, biases by -lr * dz.
+    torch.testing.assert_close(model.net.classifier.weight[:2], torch.tensor([[0.075, 0.15], [-0.025, -0.05]]))
+    torch.testing.assert_close(model.net.classifier.bias, torch.tensor([0.075, -0.025, -0.025, -0.025]))
+
+
+def test_er_joins_the_batches():
+    model = small(ER, "--buffer_size", "4", "--minibatch_size", "1", "--batch_size", "1")
+    model.observe(image(1, 0), torch.tensor([0]), image(1, 0))
+    weights = model.net.get_params()
+    loss = model.observe(image(0, 1), torch.tensor([1]), image(0, 1))
+    net = Flat(2, 4)
+    net.set_params(weights)
+    expected = F.cross_entropy(net(torch.cat([image(0, 1), image(1, 0)])), torch.tensor([1, 0]))
+    torch.testing.assert_close(loss, expected)
+    assert model.buffer.labels[:2].tolist() == [0, 1]
+
+
+def test_derpp_terms_by_hand():
+    model = small(DERpp, "--buffer_size", "4", "--minibatch_size", "1", "--batch_size", "1", "--alpha", "0.3",
+                  "--beta", "0.7")  # fmt: skip
+    first = model.observe(image(1, 0), torch.tensor([0]), image(1, 0))
+    assert set(first) == {"loss", "ce"}
+    assert not model.buffer.logits[0].any()  # logits before the step, from zero weights
+    # After one step on (1, 0), label 0: z = W x + b = 2 * 0.1 * (.75, -.25, -.25, -.25).
+    z = torch.tensor([0.15, -0.05, -0.05, -0.05])
+    terms = model.observe(image(0, 0), torch.tensor([1]), image(0, 0))
+    assert terms["logits"].item() == pytest.approx(0.3 * (z**2).mean().item(), rel=1e-5)
+    assert terms["replay"].item() == pytest.approx(0.7 * -torch.log_softmax(z, 0)[0].item(), rel=1e-5)
+    assert terms["ce"].item() == pytest.approx(-torch.log_softmax(z / 2, 0)[1].item(), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx(sum(terms[k].item() for k in ("ce", "logits", "replay")), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_fisher_by_hand_and_by_a_plain_loop(weighted):
+    net = Flat(2, 2)
+    net.set_params(torch.zeros(6))
+    x, y = image(1, 2, 3, 0), torch.tensor([0, 1])
+    got = fisher_diagonal(net, [(x, y)], weighted)
+    # p = 1/2: d log p / dz = +-(1/2, -1/2); squared times x^2, mean over (1, 2) and (3, 0); weight p = 1/2.
+    w = [(1 + 9) / 2 / 4, (4 + 0) / 2 / 4]
+    expected = torch.tensor([*w, *w, 0.25, 0.25]) * (0.5 if weighted else 1)
+    torch.testing.assert_close(got, expected)
+    torch.manual_seed(0)
+    net = Flat(2, 3)
+    x, y = torch.randn(7, 1, 1, 2), torch.randint(0, 3, (7,))
+    total = torch.zeros_like(net.get_params())
+    for i in range(7):
+        net.zero_grad()
+        log_p = torch.log_softmax(net(x[i : i + 1]), 1)[0, y[i]]
+        log_p.backward()
+        total += (log_p.detach().exp() if weighted else 1) * net.get_grads() ** 2
+    torch.testing.assert_close(fisher_diagonal(net, [(x[:4], y[:4]), (x[4:], y[4:])], weighted, chunk=3), total / 7)
+
+
+def test_ewc_penalty_and_its_gradient():
+    model = small(EWCOnline, "--e_lambda", "3", "--gamma", "0.5")
+    torch.manual_seed(0)
+    model.net.set_params(torch.randn_like(model.net.get_params()))
+    model.fisher, model.anchor = torch.rand(12), torch.randn(12)
+    x, y = image(1, 2), torch.tensor([0])
+    theta = model.net.get_params()
+    penalty = 3 * (model.fisher * (theta - model.anchor) ** 2).sum()
+    model.net.zero_grad()
+    F.cross_entropy(model.net(x), y).backward()
+    expected = theta - 0.1 * (model.net.get_grads() + 6 * model.fisher * (theta - model.anchor))
+    terms = model.observe(x, y, None)
+    torch.testing.assert_close(terms["penalty"], penalty)
+    torch.testing.assert_close(model.net.get_params(), expected)
+
+
+def test_ewc_decays_the_old_fisher_and_moves_the_anchor():
+    exp = experiment("ewc_on", "--e_lambda", "1", "--gamma", "0.25")
+    model, _ = first_batch(exp)
+    old = torch.rand_like(model.net.get_params())
+    model.fisher = old.clone()
+    model.end_task(exp.dataset)
+    new = fisher_diagonal(model.net, ((b[0], b[1]) for b in exp.dataset.train_loader), True)
+    torch.testing.assert_close(model.fisher, 0.25 * old + new)
+    assert torch.equal(model.anchor, model.net.get_params())
+
+
+def test_lwf_terms_by_hand():
+    model = small(LwF, "--alpha", "2", "--softmax_temp", "2")
+    with torch.no_grad():
+        model.net.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1.0, -1.0]))
+    model.teacher.take(model.net)
+    with torch.no_grad():
+        model.net.classifier.bias[:2] = torch.tensor([2.0, 0.0])
+    model._current_task, model._n_past_classes = 1, 2
+    terms = model.observe(image(0, 0), torch.tensor([3]), None)
+    assert terms["ce"].item() == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
+    # teacher (1/2, 1/2), student softmax(1, 0) = (.731059, .268941): KL(teacher || student) = .120115, times 2^2 * 2.
+    assert terms["kd"].item() == pytest.approx(8 * 0.120115, rel=1e-4)
+
+
+def test_lwf_without_distillation_is_multi_head_fine_tuning():
+    a = finished("lwf", "--alpha", "0", "--stop_after", "2", "--n_epochs", "2")
+    assert all(set(terms) == {"loss", "ce"} for _, terms in a.run.losses)
+    untouched = a.model.net.classifier.weight[4:]
+    fresh = experiment("lwf", "--alpha", "0").model.net.classifier.weight[4:]
+    assert torch.equal(untouched, fresh)  # heads of tasks that were not trained have no gradient
+
+
+def test_joint_trains_once_on_everything():
+    exp = finished("joint", "--n_epochs", "2")
+    assert len(exp.dataset.train_loader.dataset) == 1347
+    matrix = exp.run.matrices["class-il"]
+    assert torch.tensor(matrix[:4]).isnan().all() and not torch.tensor(matrix[4]).isnan().any()
+
+
+def test_snapshot_may_be_empty_and_comes_back():
+    torch.manual_seed(0)
+    net = Flat(2, 2)
+    snapshot = Snapshot(net)
+    assert not snapshot and not snapshot.state_dict()
+    snapshot.take(net)
+    before = clones(snapshot.parameters())
+    net.set_params(torch.zeros(6))
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot.parameters(), strict=True))
+    other = Snapshot(net)
+    other.load_state_dict(snapshot.state_dict())
+    assert other and torch.equal(other(image(1, 2)), snapshot(image(1, 2)))
+
+
+def test_batchnorm_mode_leaves_statistics_and_modes_alone():
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    x = torch.randn(8, 2) * 3 + 1
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with batchnorm_mode(net, batch_statistics=True):
+        torch.testing.assert_close(net(x).mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    with batchnorm_mode(net, batch_statistics=False):
+        torch.testing.assert_close(net(x), x / math.sqrt(1 + 1e-5))
+    assert net[0].training and net[0].track_running_stats
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_hyper_fine_tuning_has_no_distillation():
+    exp = finished("hyper", "--hyper_w", "0", "--hyper_embedding", "32", "--stop_after", "2", "--n_epochs", "1")
+    assert all("kd" not in terms for _, terms in exp.run.losses)
+    assert [e.shape for e in exp.model.embeddings] == [(32,), (32,)]

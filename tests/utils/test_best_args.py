@@ -1,0 +1,247 @@
+"""The stored hyperparameters: rows as published, how one is found, and what is refused."""
+
+import pytest
+
+from utils.best_args import FOLDER, check_rows, find_row, list_rows, load_rows
+from utils.errors import UserError
+
+MULTISTEP = {"lr_scheduler": "multisteplr", "lr_milestones": [35, 45], "sched_multistep_lr_gamma": 0.2}
+# Options that a row may set: the runner's, the methods' and the backbones'.
+OPTIONS = {
+    *(
+        "lr",
+        "batch_size",
+        "minibatch_size",
+        "n_epochs",
+        "optim_wd",
+        "optim_mom",
+        "buffer_size",
+        "backbone",
+        "pretrained",
+    ),
+    *("alpha", "beta", "gamma", "e_lambda", "softmax_temp", "normalize", *MULTISTEP),
+    *("pah_preset", "pah_w_sm", "pah_w_sp", "pah_proto_size", "lr_proto", "lr_backbone", "lr_hyper"),
+}
+CLASS_IL = {"seq-mnist", "seq-cifar10", "seq-tinyimg"}
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "buffer_size", "args", "published", "verified"),
+    [
+        (
+            *("er", "seq-mnist", 500, {"lr": 0.1, "minibatch_size": 10, "batch_size": 10, "n_epochs": 1}),
+            *({"class-il": {"acc": 86.12, "std": 1.89}, "task-il": {"acc": 99.04, "std": 0.18}}, False),
+        ),
+        (
+            *("derpp", "seq-tinyimg", 500),
+            {"lr": 0.03, "minibatch_size": 32, "alpha": 0.2, "beta": 0.5, "batch_size": 32, "n_epochs": 100},
+            *({"class-il": {"acc": 19.38, "std": 1.41}, "task-il": {"acc": 51.91, "std": 0.68}}, True),
+        ),
+        (
+            *("ewc_on", "perm-mnist", None),
+            {"lr": 0.1, "e_lambda": 0.7, "gamma": 1.0, "batch_size": 128, "n_epochs": 1},
+            *({"domain-il": {"acc": 75.79, "std": 2.25}}, False),
+        ),
+        (
+            *("lwf", "seq-cifar10", None),
+            {"lr": 0.01, "alpha": 3.0, "softmax_temp": 2.0, "batch_size": 32, "n_epochs": 50, "optim_wd": 0.0005},
+            *({"class-il": {"acc": 19.61, "std": 0.05}, "task-il": {"acc": 63.29, "std": 2.35}}, True),
+        ),
+        (
+            *("joint", "seq-cifar10", None, {"lr": 0.1, "batch_size": 32, "n_epochs": 50}),
+            *({"class-il": {"acc": 92.20, "std": 0.15}, "task-il": {"acc": 98.31, "std": 0.12}}, True),
+        ),
+        (
+            *("sgd", "rot-mnist", None, {"lr": 0.2, "batch_size": 128, "n_epochs": 1}),
+            *({"domain-il": {"acc": 67.66, "std": 8.53}}, False),
+        ),
+        (
+            *("er", "mnist-360", 1000, {"lr": 0.2, "batch_size": 4, "minibatch_size": 16, "n_epochs": 1}),
+            *({"general-continual": {"acc": 75.18, "std": 1.50}}, False),
+        ),
+        (
+            *("joint", "mnist-360", None, {"lr": 0.1, "batch_size": 4, "n_epochs": 1}),
+            *({"general-continual": {"acc": 82.98, "std": 3.24}}, False),
+        ),
+        (
+            *("derpp", "seq-cifar100", 2000),
+            {"lr": 0.03, "optim_mom": 0, "optim_wd": 0, "alpha": 0.1, "beta": 0.5, "n_epochs": 50, "batch_size": 32}
+            | {"minibatch_size": 32, **MULTISTEP},
+            *({"class-il": {"acc": 53.63, "std": None, "forgetting": 33.66}}, True),
+        ),
+        (
+            *("joint", "seq-cifar100", None),
+            {"lr": 0.03, "optim_mom": 0, "optim_wd": 0, "n_epochs": 50, "batch_size": 32, **MULTISTEP},
+            *({"class-il": {"acc": 70.44, "std": None}}, True),
+        ),
+        (
+            *("pah", "seq-cifar100", None),
+            {"pah_preset": "reference", "backbone": "resnet18-imagenet", "pretrained": True, "batch_size": 64}
+            | {"n_epochs": 15},
+            *({"task-il": {"acc": 74.46, "std": 0.08, "forgetting": 1.71, "forgetting_std": 0.02}}, True),
+        ),
+    ],
+)
+def test_rows_are_the_published_ones(method, dataset, buffer_size, args, published, verified):
+    row = find_row(method, dataset, buffer_size)
+    assert row["args"] == args | ({} if buffer_size is None else {"buffer_size": buffer_size})
+    assert row["published"] == published
+    assert row["verified"] is verified
+
+
+def test_every_stored_row_is_sound():
+    methods = [path.stem for path in FOLDER.glob("*.yaml")]
+    assert {"sgd", "joint", "er", "derpp", "ewc_on", "lwf", "pah"} <= {*methods}
+    for method in methods:
+        assert check_rows(load_rows(method), OPTIONS) == [], method
+
+
+def test_every_row_of_the_literature_is_there():
+    count = {m: sum(map(len, load_rows(m).values())) for m in ("sgd", "joint", "er", "derpp", "ewc_on", "lwf", "pah")}
+    assert count == {"sgd": 7, "joint": 7, "er": 20, "derpp": 20, "ewc_on": 5, "lwf": 4, "pah": 5}
+    for method in ("sgd", "joint", "er", "derpp", "ewc_on", "lwf"):
+        for dataset, rows in load_rows(method).items():
+            for row in rows:
+                assert isinstance(row["args"]["lr"], float)
+                assert row["verified"] in (True, False)
+                if dataset in CLASS_IL:
+                    assert row["published"].keys() == {"class-il", "task-il"}
+
+
+def test_joint_has_the_hyperparameters_of_sgd():
+    sgd, joint = load_rows("sgd"), load_rows("joint")
+    assert {d: r[0]["args"] for d, r in sgd.items()} == {d: r[0]["args"] for d, r in joint.items()}
+
+
+def test_lwf_is_marked_as_not_comparable():
+    assert all(row["comparable"] is False and row["note"] for rows in load_rows("lwf").values() for row in rows)
+
+
+def write(folder, text, name="toy_method"):
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_missing_or_empty_file_has_no_rows(tmp_path):
+    assert load_rows("toy", tmp_path) == {}
+    assert load_rows("toy", write(tmp_path, "# nothing yet\n", "toy")) == {}
+
+
+def test_minus_and_underscore_are_the_same_in_names(tmp_path):
+    write(tmp_path, "seq_toy:\n  - args: {lr: 0.1}\n    source: here\n")
+    assert find_row("Toy-Method", "SEQ-toy", None, tmp_path)["args"] == {"lr": 0.1}
+
+
+def test_a_method_without_buffer_ignores_the_size(tmp_path):
+    write(tmp_path, "seq-toy:\n  - args: {lr: 0.1}\n")
+    assert find_row("toy_method", "seq-toy", 500, tmp_path)["args"] == {"lr": 0.1}
+
+
+def test_the_only_buffer_row_needs_no_size_and_brings_its_own(tmp_path):
+    write(tmp_path, "seq-toy:\n  - buffer_size: 20\n    args: {lr: 0.1}\n")
+    assert find_row("toy_method", "seq-toy", None, tmp_path)["args"] == {"lr": 0.1, "buffer_size": 20}
+    assert load_rows("toy_method", tmp_path)["seq-toy"][0]["args"] == {"lr": 0.1}
+    with pytest.raises(UserError, match=r"--buffer_size 30 \(stored for: 20\)"):
+        find_row("toy_method", "seq-toy", 30, tmp_path)
+
+
+def test_a_row_of_the_very_size_goes_before_one_for_any_size(tmp_path):
+    write(tmp_path, "seq-toy:\n  - args: {lr: 0.1}\n  - buffer_size: 20\n    args: {lr: 0.2}\n")
+    assert find_row("toy_method", "seq-toy", 20, tmp_path)["args"]["lr"] == 0.2
+    assert find_row("toy_method", "seq-toy", 30, tmp_path)["args"] == {"lr": 0.1}
+    assert find_row("toy_method", "seq-toy", None, tmp_path)["args"] == {"lr": 0.1}
+
+
+def test_what_is_not_stored_is_answered_with_what_is():
+    with pytest.raises(UserError, match="several buffer sizes: add --buffer_size, one of 200, 500, 5120"):
+        find_row("er", "seq-mnist", None)
+    with pytest.raises(UserError, match=r"er on seq-mnist with --buffer_size 300 \(stored for: 200, 500, 5120\)"):
+        find_row("er", "seq-mnist", 300)
+    with pytest.raises(UserError, match=r"er on 'seq-cifar11'; did you mean seq-cifar10.*stored for: seq-mnist, perm-"):
+        find_row("er", "seq-cifar11", 200)
+    with pytest.raises(UserError, match=r"for method 'nothing' \(stored for: .*er, .*sgd\)"):
+        find_row("nothing", "seq-mnist", None)
+
+
+def test_no_rows_at_all(tmp_path):
+    with pytest.raises(UserError, match="stored for: none"):
+        find_row("er", "seq-mnist", 200, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seq-toy:\n  - args: {lr: 0.1\n", r"toy_method.yaml, line \d: .*mend the YAML"),
+        ("a: 1\nb: [\n  x: y: z\n", "toy_method.yaml, line 3"),
+        ("seq-toy:\n  - args: {}\nseq-toy:\n  - args: {}\n", "line 3: 'seq-toy' appears twice"),
+        ("seq-toy:\n  - args: {lr: 1, lr: 2}\n", "line 2: 'lr' appears twice"),
+        ("ok: 1\nbad: \x07\n", "toy_method.yaml, line 2"),
+        ("- args: {}\n", "line 1: expected 'dataset:'"),
+        ("seq-toy: {args: {}}\n", "'seq-toy' holds no list of rows"),
+        ("seq-toy:\n  - args: {}\n  - source: here\n", "row 2 of 'seq-toy' has no 'args"),
+        ("{[1, 2]: 3, {a: b}: 4, {a: b}: 5}\n", "line 1"),
+    ],
+)
+def test_malformed_files_name_the_file_and_the_place(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_rows("toy_method", write(tmp_path, text))
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "toy.yaml").write_bytes(b"a: 1\nb: \xff\xfe\n")
+    with pytest.raises(UserError, match="toy.yaml, line 2"):
+        load_rows("toy", tmp_path)
+
+
+def test_list_rows(tmp_path):
+    write(tmp_path, "b-set:\n  - buffer_size: 20\n    args: {}\n  - args: {}\n", "zed")
+    write(tmp_path, "a-set:\n  - args: {}\n", "alpha_one")
+    assert list_rows(tmp_path) == [("alpha_one", "a-set", None), ("zed", "b-set", 20), ("zed", "b-set", None)]
+    assert ("er", "seq-tinyimg", 5120) in list_rows()
+
+
+SOUND = {"args": {"lr": 0.1}, "source": "here"}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"args": {"lt": 0.1}}, "'lt' is no option; did you mean lr?"),
+        ({"args": {"lr": "1e-05"}}, "lr is the text '1e-05', not a number"),
+        ({"source": None}, "'source' is missing"),
+        ({"source": " "}, "'source' is missing"),
+        ({"buffer_size": "20"}, "buffer_size is no positive whole number"),
+        ({"buffer_size": True}, "buffer_size is no positive whole number"),
+        ({"published": None}, "published is no {scenario"),
+        ({"published": {"class-il": 80}}, "published class-il is no {acc"),
+        ({"published": {"class_il": {"acc": 80, "std": 1}}}, "published names 'class_il'"),
+        ({"published": {"class-il": {"acc": 80}}}, "published class-il lacks std"),
+        ({"published": {"class-il": {"std": None}}}, "published class-il lacks acc"),
+        ({"published": {"class-il": {"acc": None, "std": 1}}}, "acc is None: expected a number"),
+        ({"published": {"class-il": {"acc": True, "std": 1}}}, "acc is True: expected a number"),
+        ({"published": {"class-il": {"acc": 80, "std": "1"}}}, "std is '1': expected a number or null"),
+        ({"published": {"class-il": {"acc": 80, "std": 1, "forgetting": "x"}}}, "forgetting is 'x'"),
+        ({"published": {"class-il": {"acc": 80, "std": 1, "bwt": 3}}}, "has 'bwt'"),
+    ],
+)
+def test_check_rows_finds_planted_problems(row, problem):
+    problems = check_rows({"seq-toy": [SOUND | row]}, {"lr", "buffer_size"})
+    assert len(problems) == 1
+    assert problems[0].startswith("seq-toy")
+    assert problem in problems[0]
+
+
+def test_check_rows_finds_a_row_twice():
+    (problem,) = check_rows({"seq-toy": [SOUND], "seq_toy": [SOUND]}, {"lr"})
+    assert "two rows" in problem
+
+
+def test_a_buffer_row_needs_a_method_with_a_buffer():
+    (problem,) = check_rows({"seq-toy": [SOUND | {"buffer_size": 20}]}, {"lr"})
+    assert "'buffer_size' is no option" in problem
+
+
+def test_check_rows_accepts_sound_rows():
+    scores = {"acc": 80, "std": None, "forgetting": 1.5, "forgetting_std": 0.1}
+    rows = [SOUND | {"buffer_size": size, "published": {"class-il": scores}} for size in (20, 30)]
+    assert check_rows({"seq-toy": rows}, {"lr", "buffer_size"}) == []

@@ -1,0 +1,264 @@
+import argparse
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from utils.errors import UserError
+from utils.loggers import (
+    ConsoleLogger,
+    CSVLogger,
+    Logger,
+    ReportLogger,
+    TensorBoardLogger,
+    make_loggers,
+    plain,
+)
+from utils.run import Evaluation, Run
+
+SCORES = [
+    {"class-il": [90.0], "task-il": [95.0]},
+    {"class-il": [60.0, 80.0], "task-il": [90.0, 97.5]},
+]
+SUMMARY = {"class-il": {"acc": 70.0, "forgetting": 30.0}, "task-il": {"acc": 93.75}}
+
+
+def a_run(folder, scenarios=("class-il", "task-il"), n_tasks=3, **config):
+    config = {"lr": 0.1, "notes": "a | b <i>", "lr_milestones": (35, 45), "buffer_size": None, **config}
+    setting = scenarios[0]
+    run = Run("er", "seq-mnist", setting, n_tasks, 0, config, dict.fromkeys(config, "default"), folder, folder)
+    run.environment = {"torch": "2"}
+    run.matrices = {name: np.full((n_tasks, n_tasks), np.nan) for name in scenarios}
+    return run
+
+
+def evaluate(run, loggers, task, scores, epoch=None, step=None):
+    evaluation = Evaluation(100 * (task + 1) if step is None else step, task, epoch, scores)
+    run.history.append(evaluation)
+    for name, values in scores.items():
+        if epoch is None:
+            run.matrices[name][task, : len(values)] = values
+    for logger in loggers:
+        logger.task_evaluated(run, evaluation)
+
+
+def go(run, *loggers, end=True):
+    for logger in loggers:
+        logger.run_started(run)
+    evaluate(run, loggers, 0, SCORES[0])
+    evaluate(run, loggers, 1, {"class-il": [70.0, np.nan], "task-il": [90.0, 50.0]}, epoch=0, step=150)
+    evaluate(run, loggers, 1, SCORES[1])
+    if end:
+        for logger in loggers:
+            logger.run_ended(run, SUMMARY)
+
+
+def rows(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_base_logger_ignores_everything(tmp_path):
+    go(a_run(None), Logger())
+    Logger().step(1, {"loss": 1.0}, 0.1)
+
+
+def test_config_reads_back(tmp_path):
+    run = a_run(tmp_path, nested={"a": np.float64(0.5)}, path=Path("x"), seed=0)
+    CSVLogger().run_started(run)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["options"] == {
+        "lr": 0.1,
+        "notes": "a | b <i>",
+        "lr_milestones": [35, 45],
+        "buffer_size": None,
+        "nested": {"a": 0.5},
+        "path": "x",
+        "seed": 0,
+    }
+    assert config["origins"]["lr"] == "default"
+    assert config["environment"] == {"torch": "2"}
+    assert (config["model"], config["dataset"], config["setting"]) == ("er", "seq-mnist", "class-il")
+
+
+def test_metrics_of_a_whole_run(tmp_path):
+    go(a_run(tmp_path), CSVLogger())
+    table = rows(tmp_path / "metrics.csv")
+    assert list(table[0]) == ["step", "task_trained", "task_evaluated", "scenario", "metric", "value", "epoch"]
+    assert list(table[0].values()) == ["100", "0", "0", "class-il", "accuracy", "90.0", ""]
+    during = [row for row in table if row["epoch"]]
+    assert [(r["step"], r["task_trained"], r["task_evaluated"], r["scenario"], r["value"]) for r in during] == [
+        ("150", "1", "0", "class-il", "70.0"),
+        ("150", "1", "0", "task-il", "90.0"),
+        ("150", "1", "1", "task-il", "50.0"),
+    ]
+    summary = [row for row in table if row["task_evaluated"] == ""]
+    assert [(r["step"], r["task_trained"], r["scenario"], r["metric"], r["value"]) for r in summary] == [
+        ("200", "1", "class-il", "acc", "70.0"),
+        ("200", "1", "class-il", "forgetting", "30.0"),
+        ("200", "1", "task-il", "acc", "93.75"),
+    ]
+    assert len(table) == 2 + 3 + 4 + 3
+
+
+def test_accuracy_matrix(tmp_path):
+    go(a_run(tmp_path), CSVLogger(), end=False)
+    table = rows(tmp_path / "accuracy_matrix.csv")
+    assert list(table[0]) == ["scenario", "after_task", "task_0", "task_1", "task_2"]
+    assert [list(row.values()) for row in table[:3]] == [
+        ["class-il", "0", "90.0", "", ""],
+        ["class-il", "1", "60.0", "80.0", ""],
+        ["class-il", "2", "", "", ""],
+    ]
+    assert len(table) == 6
+
+
+def test_scores_keep_every_digit(tmp_path):
+    run = a_run(tmp_path, ("domain-il",))
+    logger = CSVLogger()
+    logger.run_started(run)
+    value = 100 * 2 / 3
+    evaluate(run, [logger], 0, {"domain-il": [np.float64(value)]})
+    assert float(rows(tmp_path / "metrics.csv")[0]["value"]) == value
+    assert float(rows(tmp_path / "accuracy_matrix.csv")[0]["task_0"]) == value
+
+
+def test_a_killed_run_keeps_its_rows_and_a_resumed_one_repeats_none(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    go(a_run(whole), CSVLogger())
+    killed = a_run(cut)
+    go(killed, CSVLogger(), end=False)
+    assert len(rows(cut / "metrics.csv")) == 9
+
+    resumed = a_run(cut)  # from a checkpoint after the first task: what came later is done again
+    resumed.history, resumed.matrices = killed.history[:1], killed.matrices
+    logger = CSVLogger()
+    logger.run_started(resumed)
+    for evaluation in killed.history[1:]:
+        resumed.history.append(evaluation)
+        logger.task_evaluated(resumed, evaluation)
+    logger.run_ended(resumed, SUMMARY)
+    for name in ("metrics.csv", "accuracy_matrix.csv"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_one_line(tmp_path):
+    run, logger = a_run(tmp_path), CSVLogger()
+    logger.run_started(run)
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on device"):
+        evaluate(run, [logger], 0, SCORES[0])
+
+
+def test_console_lines(tmp_path, capsys):
+    go(a_run(None), ConsoleLogger())
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[:3] == [
+        "task 1/3 | class-il 90.0 | task-il 95.0",
+        "task 2/3 epoch 1 | class-il 70.0 | task-il 70.0",
+        "task 2/3 | class-il 70.0 | task-il 93.8",
+    ]
+    assert lines[4].split() == ["class-il", "task-il"]
+    assert [line.split() for line in lines[5:]] == [["acc", "70.00", "93.75"], ["forgetting", "30.00", "-"]]
+    assert err == ""
+    assert "\x1b" not in out
+
+
+def test_console_counts_only_tasks_seen(capsys):
+    run = a_run(None, ("domain-il",))
+    evaluate(run, [ConsoleLogger()], -1, {"domain-il": [10.0, 20.0, 30.0]})
+    evaluate(run, [ConsoleLogger()], 0, {"domain-il": [90.0, 20.0, 30.0]})
+    assert capsys.readouterr().out.splitlines() == ["untrained | domain-il 20.0", "task 1/3 | domain-il 90.0"]
+
+
+def test_quiet_console_still_shows_the_result(tmp_path, capsys):
+    go(a_run(tmp_path), ConsoleLogger(verbose=False))
+    out = capsys.readouterr().out
+    assert "task 1/3" not in out
+    assert "70.00" in out
+    assert f"results: {tmp_path}" in out
+
+
+def events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_tensorboard_of_two_scenarios(tmp_path):
+    logger = TensorBoardLogger()
+    run = a_run(tmp_path)
+    go(run, logger, end=False)
+    logger.step(210, {"loss": 0.5, "replay": 0.25}, 0.1)
+    logger.run_ended(run, SUMMARY)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) == 1  # HParams land in the run's own event file
+    found = events(tmp_path)
+    scalars = set(found.Tags()["scalars"])
+    assert {"class-il/acc_mean", "task-il/acc_mean", "class-il/acc_task01", "class-il/acc_task02"} <= scalars
+    assert {"loss/loss", "loss/replay", "lr", "metrics/class-il/acc", "metrics/class-il/forgetting"} <= scalars
+    assert [(e.step, round(e.value, 3)) for e in found.Scalars("class-il/acc_mean")] == [
+        (100, 90),
+        (150, 70),
+        (200, 70),
+    ]
+    assert [e.step for e in found.Images("class-il/accuracy_matrix")] == [100, 200]
+    text = found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| lr | 0.1 | default |" in text
+    assert "a \\| b &lt;i>" in text
+    assert "_hparams_/session_start_info" in found.summary_metadata
+
+
+def test_tensorboard_of_one_scenario_has_plain_tags(tmp_path):
+    run, logger = a_run(tmp_path, ("domain-il",)), TensorBoardLogger()
+    logger.run_started(run)
+    evaluate(run, [logger], 0, {"domain-il": [90.0, 10.0, np.nan]})
+    logger.run_ended(run, {"domain-il": {"acc": 90.0}})
+    found = events(tmp_path)
+    assert set(found.Tags()["scalars"]) == {"acc_mean", "acc_task01", "acc_task02", "metrics/acc"}
+    assert found.Scalars("acc_mean")[0].value == 90
+    assert found.Tags()["images"] == ["accuracy_matrix"]
+
+
+def test_report_now_and_then_and_at_the_end(tmp_path):
+    run = a_run(tmp_path)
+    go(run, ReportLogger(), end=False)
+    assert not (tmp_path / "report.html").exists()
+    go(a_run(tmp_path), ReportLogger(interval=0), end=False)
+    assert "not finished" in (tmp_path / "report.html").read_text()
+    run.seconds = 3.0
+    ReportLogger().run_ended(run, SUMMARY)
+    assert "not finished" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, kinds",
+    [
+        ({}, [CSVLogger, ConsoleLogger, TensorBoardLogger, ReportLogger]),
+        ({"csv_log": False}, [ConsoleLogger, TensorBoardLogger, ReportLogger]),
+        ({"tensorboard": False}, [CSVLogger, ConsoleLogger, ReportLogger]),
+        ({"disable_log": True}, [ConsoleLogger]),
+    ],
+)
+def test_make_loggers(tmp_path, options, kinds):
+    args = argparse.Namespace(
+        **{"csv_log": True, "tensorboard": True, "disable_log": False, "non_verbose": True, **options}
+    )
+    loggers = make_loggers(args, a_run(tmp_path))
+    assert [type(logger) for logger in loggers] == kinds
+    assert not next(logger for logger in loggers if isinstance(logger, ConsoleLogger)).verbose
+    assert [type(logger) for logger in make_loggers(args, a_run(None))] == [ConsoleLogger]
+
+
+def test_plain_values():
+    assert plain({1: (np.int64(2), [Path("a")], None, True)}) == {"1": [2, ["a"], None, True]}
+    yaml.safe_dump(plain({"a": {1.5, 2.5}, "b": np.float32(0.5)}))

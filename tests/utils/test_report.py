@@ -1,0 +1,318 @@
+import base64
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from utils import plots
+from utils.metrics import summarise
+from utils.report import METRICS, summarise_run, summarise_seeds, write_report, write_seeds_report
+from utils.run import Evaluation, Run
+
+R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
+STOPPED = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [np.nan] * 3])
+JOINT = np.array([[np.nan] * 3, [np.nan] * 3, [70.0, 60.0, 90.0]])
+NOTHING = np.full((3, 3), np.nan)
+
+
+class Page(HTMLParser):
+    """Text, tags and table rows of a page; fails on tags that do not match."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text, self.rows, self.images = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "small":
+            self.rows[-1][-1] += " | "
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def row(self, *start):
+        return next(row for row in self.rows if all(cell.startswith(s) for cell, s in zip(row, start, strict=False)))
+
+
+def a_run(tmp_path, matrix=R, scenarios=("class-il", "task-il"), **facts):
+    config = {"lr": 0.1, "buffer_size": 200, "n_epochs": 1, "debug_mode": False, "notes": "none", "seed": 4}
+    origins = {**dict.fromkeys(config, "default"), "buffer_size": "command line", "lr": "best_args"}
+    matrices = {name: matrix.copy() for name in scenarios}
+    fields = {"folder": tmp_path, "matrices": matrices, "seconds": 75.0, "parameters": 89610, **facts}
+    return Run("er", "seq-mnist", scenarios[0], len(matrix), 4, config, origins, tmp_path, **fields)
+
+
+def page(run, summary=None):
+    path = write_report(run, summarise_run(run) if summary is None else summary)
+    assert path == run.folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_report_of_a_run(tmp_path):
+    run = a_run(tmp_path, notes={"evaluation mode": "eval()"}, environment={"torch": "2.15"})
+    run.losses = [(50, {"loss": 2.0}), (100, {"loss": 1.0, "replay": 0.1})]
+    run.history = [Evaluation(100, 0, None, {"class-il": [90.0], "task-il": [90.0]})]
+    found = page(run)
+    text = " ".join(found.text)
+    assert "er on seq-mnist, seed 4" in text
+    assert "setting class-il · 89,610 parameters · 3 tasks · 1 min 15 s" in text
+    # By hand: forgetting (20 + 20) / 2 with the last row in the maximum, as well as without; BWT (-20 - 20) / 2.
+    assert found.row("Average accuracy (ACC)")[1:] == ["73.33", "73.33"]
+    assert found.row("Backward transfer")[1:] == ["-20.00", "-20.00"]
+    assert found.row("Forgetting (Chaudhry)")[1:] == ["20.00", "20.00"]
+    assert found.row("Forward transfer")[1] == "not defined | needs --enable_other_metrics"
+    assert found.row("Minimum accuracy")[1] == "not defined | needs --eval_epochs"
+    assert found.row("evaluation mode") == ["evaluation mode", "eval()"]
+    assert found.row("buffer_size") == ["buffer_size", "200", "command line"]
+    assert found.row("torch") == ["torch", "2.15"]
+    options = [row[0] for row in found.rows if len(row) == 3 and row[0] in run.config]
+    assert options[:2] == ["buffer_size", "lr"]  # what somebody chose comes first
+    assert len(found.images) == 7
+    for image in found.images:
+        kind, data = image["src"].split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+        assert image["alt"]
+
+
+def test_the_page_needs_no_network(tmp_path):
+    text = write_report(a_run(tmp_path), {}).read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "@import" not in text and "url(" not in text
+    assert "script" not in Page(text).tags
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>&\""
+    run = a_run(tmp_path, notes={evil: evil}, environment={evil: evil})
+    run.model_name = run.dataset_name = evil
+    run.config[evil] = evil
+    run.origins[evil] = evil
+    run.losses = [(50, {"<loss>": 1.0})]
+    run.published = {"source": evil, "note": evil, "published": {evil: {"acc": 1.0, "std": 0.1}}}
+    found = page(run)
+    assert "script" not in found.tags
+    assert [evil, evil, evil] in found.rows
+    write_seeds_report(tmp_path / "seeds", [run, run], summarise_seeds([summarise_run(run)] * 2))
+    found = Page((tmp_path / "seeds" / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in found.tags
+
+
+@pytest.mark.parametrize(
+    "matrix, reason, images",
+    [
+        (STOPPED, None, 6),
+        (JOINT, "needs a score after every task", 2),
+        (NOTHING, "nothing evaluated yet", 2),
+        (np.array([[80.0]]), "needs two trained tasks", 2),
+    ],
+)
+def test_partial_runs_render(tmp_path, matrix, reason, images):
+    found = page(a_run(tmp_path, matrix, seconds=None))
+    row = found.row("Backward transfer")
+    assert row[1] == (f"not defined | {reason}" if reason else "-30.00")
+    assert len(found.images) == images
+    assert "not finished" in " ".join(found.text)
+
+
+def test_a_run_before_its_first_evaluation(tmp_path):
+    run = a_run(tmp_path, seconds=None)
+    run.matrices = {}
+    assert "Nothing evaluated yet." in page(run).text
+
+
+PUBLISHED = {
+    "args": {"lr": 0.1, "n_epochs": 1},
+    "source": "DER paper",
+    "verified": True,
+    "published": {
+        "class-il": {"acc": 75.0, "std": 1.67, "forgetting_chaudhry": 19.5},
+        "task-il": {"acc": 70.0, "std": 1.0},
+    },
+}
+
+
+def test_published_beside_measured(tmp_path):
+    found = page(a_run(tmp_path, published=PUBLISHED))
+    assert found.row("class-il", "Average")[2:] == ["75.00 ± 1.67", "73.33", "-1.67", "yes"]
+    assert found.row("task-il", "Average")[2:] == ["70.00 ± 1.00", "73.33", "+3.33", "no"]
+    assert found.row("class-il", "Forgetting (Chaudhry)")[2:] == ["19.50", "20.00", "+0.50", "unknown"]
+    text = " ".join(found.text)
+    assert "Source: DER paper" in text
+    assert "checked against a published text" in text
+    assert "Set on the command line" not in text
+
+
+def test_published_from_memory_without_spread(tmp_path):
+    row = {"source": "s", "verified": False, "published": {"class-il": {"acc": 75.0, "std": None}}, "note": "10 runs"}
+    found = page(a_run(tmp_path, published=row))
+    assert found.row("class-il", "Average")[2:] == ["75.00", "73.33", "-1.67", "unknown"]
+    assert "from memory" in " ".join(found.text)
+    assert "Note: 10 runs" in found.text
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_published_not_comparable(tmp_path, inside):
+    entry = {"acc": 75.0, "std": 5.0}
+    row = {"source": "s", "published": {"class-il": entry}}
+    (entry if inside else row)["comparable"] = False
+    assert page(a_run(tmp_path, published=row)).row("class-il", "Average")[2:] == [
+        *("75.00 ± 5.00", "73.33", "-", "not comparable")
+    ]
+
+
+def test_published_needs_the_same_run(tmp_path):
+    found = page(a_run(tmp_path, STOPPED, ("task-il",), published=PUBLISHED))
+    assert found.row("class-il", "Average")[2:] == ["75.00 ± 1.67", "not measured", "-", "unknown"]
+    assert found.row("task-il", "Average")[-1] == "not comparable: not all tasks were trained"
+
+
+def test_published_names_options_set_otherwise(tmp_path):
+    run = a_run(tmp_path, published=PUBLISHED)
+    run.config |= {"n_epochs": 5, "debug_mode": True, "lr": 0.1}
+    run.origins |= {"n_epochs": "command line", "debug_mode": "command line", "lr": "command line"}
+    text = " ".join(page(run).text)
+    assert "apart from the stored row: n_epochs is 5, stored is 1; debug_mode is True." in text
+
+
+def test_a_row_without_scores(tmp_path):
+    assert "No published score is stored for this row." in page(a_run(tmp_path, published={"source": "s"})).text
+
+
+def test_summarise_run_uses_evaluations_during_tasks(tmp_path):
+    run = a_run(tmp_path, scenarios=("domain-il",), baselines={"domain-il": [10.0, 20.0, 30.0]})
+    run.matrices["domain-il"] = np.array([[90.0, 30.0, 40.0], [60.0, 80.0, 50.0], [70.0, 60.0, 90.0]])
+    run.history = [
+        Evaluation(0, -1, None, {"domain-il": [10.0, 20.0, 30.0]}),
+        Evaluation(1, 0, None, {"domain-il": [90.0]}),
+        Evaluation(2, 1, 0, {"domain-il": [40.0, 70.0]}),
+        Evaluation(3, 1, None, {"domain-il": [60.0, 80.0]}),
+        Evaluation(4, 2, None, {"domain-il": [70.0, 60.0, 90.0]}),
+    ]
+    found = summarise_run(run)["domain-il"]
+    assert found["fwt"] == pytest.approx((30 - 20 + 50 - 30) / 2)
+    assert found["min_acc"] == pytest.approx((40 + 60) / 2)
+    assert set(found) == set(METRICS)
+
+
+def test_summarise_seeds_worked_example():
+    table = summarise_seeds([{"class-il": {"acc": v}} for v in (70.0, 72.0, 77.0)])
+    mean, std, half, n = table["class-il"]["acc"]
+    assert (mean, n) == (73.0, 3)
+    assert std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+    assert half == pytest.approx(4.302653 * std / math.sqrt(3), rel=1e-6)  # t(0.975, 2 degrees of freedom)
+
+
+def test_summarise_seeds_of_one_and_of_gaps():
+    mean, std, half, n = summarise_seeds([{"task-il": {"acc": 70.0}}])["task-il"]["acc"]
+    assert (mean, std, n) == (70.0, 0.0, 1)
+    assert math.isnan(half)
+    table = summarise_seeds([{"a": {"acc": 1.0}}, {"a": {"acc": 3.0, "bwt": -1.0}}])
+    assert table["a"]["acc"][::3] == (2.0, 2)
+    assert table["a"]["bwt"][::3] == (-1.0, 1)
+    assert summarise_seeds([]) == {}
+
+
+def test_seeds_report(tmp_path):
+    runs = [a_run(tmp_path / str(k), R + k, published=PUBLISHED) for k in range(3)]
+    for k, run in enumerate(runs):
+        run.seed = 10 + k
+    table = summarise_seeds([summarise_run(run) for run in runs])
+    path = write_seeds_report(tmp_path / "new" / "seeds", runs, table)
+    assert path == tmp_path / "new" / "seeds" / "report.html"
+    found = Page(path.read_text(encoding="utf-8"))
+    assert "er on seq-mnist, 3 seeds" in found.text
+    row = found.row("Average accuracy")
+    assert row[1:] == ["74.33 ± 1.00", "71.85 to 76.82", "73.33", "74.33", "75.33"]
+    assert found.row("class-il", "Average")[2:] == ["75.00 ± 1.67", "74.33", "-0.67", "yes"]
+    assert len(found.images) == 1
+    assert not any(row[0] == "seed" and len(row) == 3 for row in found.rows)
+
+
+def test_seeds_report_of_one_joint_run(tmp_path):
+    run = a_run(tmp_path, JOINT)
+    path = write_seeds_report(tmp_path / "s", [run], summarise_seeds([summarise_run(run)]))
+    found = Page(path.read_text(encoding="utf-8"))
+    assert found.row("Average accuracy (ACC)")[1:] == ["73.33 ± 0.00", "needs two seeds", "73.33"]
+    assert found.row("Forgetting")[1] == "not defined | needs a score after every task"
+
+
+def test_curves_and_drops_worked_example():
+    assert plots.mean_curve(R).tolist() == pytest.approx([90.0, 70.0, 220 / 3])
+    assert plots.forgetting_per_task(R).tolist() == [20.0, 20.0]
+    assert plots.forgetting_per_task(STOPPED).tolist() == [30.0]
+    assert plots.forgetting_per_task(JOINT).size == 0
+    assert plots.forgetting_per_task(np.array([[90.0, 0], [95.0, 80.0]])).tolist() == [0.0]
+
+
+def test_drops_are_the_terms_of_forgetting():
+    matrix = np.random.default_rng(0).uniform(0, 100, (6, 6))
+    assert plots.forgetting_per_task(matrix).mean() == pytest.approx(summarise(matrix)["forgetting"])
+
+
+@pytest.mark.parametrize("n", [1, 5, 20, 40])
+def test_plots_of_any_length_draw(n, tmp_path):
+    matrix = np.random.default_rng(0).uniform(0, 100, (n, n))
+    matrices = {"class-il": matrix, "task-il": matrix}
+    curve = plots.mean_curve(matrix)
+    for figure in (
+        plots.accuracy_curves(matrix),
+        plots.average_curve(matrices),
+        plots.accuracy_matrix(matrix),
+        plots.forgetting_bars(matrices),
+        plots.seed_curves({"class-il": np.stack([curve, curve])}),
+        plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}) for k in range(3 * n)]),
+    ):
+        figure.savefig(tmp_path / "x.png", dpi=40)
+        labels = [t for axes in figure.axes for t in axes.get_xticklabels() if t.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(a.x1 > b.x0 for a, b in zip(boxes, boxes[1:], strict=False) if a.y0 == b.y0)
+    image = plots.matrix_image(matrix)
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+
+
+def test_loss_axis_and_long_runs():
+    long = [(k, {"loss": 1.0 + 99.0 * (k == 0)}) for k in range(5000)]
+    axes = plots.loss_curves(long, task_ends=[2500]).axes[0]
+    assert len(axes.lines[0].get_xdata()) == 1000
+    assert plots.loss_curves([(0, {"loss": 100.0}), (1, {"loss": 1.0})]).axes[0].get_yscale() == "log"
+    assert plots.loss_curves([(0, {"loss": 100.0}), (1, {"loss": -1.0})]).axes[0].get_yscale() == "linear"
+    assert plots.loss_curves([]).axes
+
+
+def test_scores_below_zero_stay_on_the_plot():
+    axes = plots.average_curve({"domain-il": np.array([[-20.0]])}).axes[0]
+    assert axes.get_ylim()[0] < -20
+
+
+def test_plots_leave_pyplot_alone():
+    code = (
+        "import io, sys; import numpy as np; from utils import plots;"
+        "assert 'matplotlib' not in sys.modules;"
+        "plots.accuracy_matrix(np.eye(3)).savefig(io.BytesIO(), format='png');"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,0 +1,266 @@
+"""What becomes of a run's events: CSV files, lines on stdout, TensorBoard events, report.html.
+
+The training loop tells every logger the same few events; each logger writes its own format.
+"""
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from utils import plots
+from utils.atomic import explained, write_text
+from utils.report import METRICS, summarise_run, write_report
+from utils.run import Evaluation, Run
+
+Summary = dict[str, dict[str, float]]
+
+
+class Logger:
+    """Ignores every event; a logger overrides those it writes down."""
+
+    def run_started(self, run: Run) -> None:
+        """Called once before training; a resumed run comes with its history."""
+
+    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Called every few iterations with the means of the loss terms since the last call."""
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        """Called after every evaluation; `run.matrices` and `run.history` hold it already."""
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        """Called once, with the metrics of each scenario."""
+
+
+class CSVLogger(Logger):
+    """`config.yaml`, `metrics.csv` and `accuracy_matrix.csv` in the run's folder.
+
+    metrics.csv has one row per evaluation x scenario x task: tasks counted from 0, `value` in percent, `epoch` empty at
+    a task's end. Rows are on their way to the disk when the event returns, so a killed run keeps them; a resumed run
+    rewrites those of its history, so that nothing is there twice. The run's metrics come last, with `task_evaluated`
+    empty.
+    """
+
+    COLUMNS = ("step", "task_trained", "task_evaluated", "scenario", "metric", "value", "epoch")
+
+    def run_started(self, run: Run) -> None:
+        facts = {
+            "model": run.model_name,
+            "dataset": run.dataset_name,
+            "setting": run.setting,
+            "seed": run.seed,
+            "parameters": run.parameters,
+            "options": run.config,
+            "origins": run.origins,
+            "environment": run.environment,
+            "notes": run.notes,
+        }
+        write_text(run.folder / "config.yaml", yaml.safe_dump(plain(facts), sort_keys=False, allow_unicode=True))
+        rows = [row for evaluation in run.history for row in self._rows(evaluation)]
+        write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        self._append(run, self._rows(evaluation))
+        if evaluation.epoch is None:
+            self._write_matrix(run)
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        step, task = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
+        self._append(
+            run,
+            [
+                (step, task, "", scenario, metric, float(value), "")
+                for scenario, metrics in summary.items()
+                for metric, value in metrics.items()
+            ],
+        )
+        self._write_matrix(run)
+
+    @staticmethod
+    def _rows(evaluation: Evaluation) -> list[tuple]:
+        epoch = "" if evaluation.epoch is None else evaluation.epoch
+        return [
+            (evaluation.step, evaluation.task, task, scenario, "accuracy", float(score), epoch)
+            for scenario, scores in evaluation.scores.items()
+            for task, score in enumerate(scores)
+            if not np.isnan(score)
+        ]
+
+    @staticmethod
+    def _append(run: Run, rows: Iterable[tuple]) -> None:
+        path = run.folder / "metrics.csv"
+        with explained(path), open(path, "a", newline="", encoding="utf-8") as f:
+            f.write(_csv(rows))
+
+    @staticmethod
+    def _write_matrix(run: Run) -> None:
+        """Rows scenario, after_task, task_0..task_{T-1}; an empty cell was not evaluated."""
+        rows: list[tuple] = [("scenario", "after_task", *(f"task_{i}" for i in range(run.n_tasks)))]
+        for scenario, matrix in run.matrices.items():
+            for t, scores in enumerate(matrix):
+                rows.append((scenario, t, *("" if np.isnan(score) else float(score) for score in scores)))
+        write_text(run.folder / "accuracy_matrix.csv", _csv(rows))
+
+
+class ConsoleLogger(Logger):
+    """One line per evaluation and a table of metrics at the end, on stdout.
+
+    Args:
+        verbose: False leaves the line per evaluation out.
+    """
+
+    def __init__(self, verbose: bool = True):
+        self.verbose = verbose
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        if not self.verbose:
+            return
+        where = f"task {evaluation.task + 1}/{run.n_tasks}" if evaluation.task >= 0 else "untrained"
+        if evaluation.epoch is not None:
+            where += f" epoch {evaluation.epoch + 1}"
+        means = [f"{name} {_seen_mean(evaluation, name):.1f}" for name in evaluation.scores]
+        # Through tqdm: a plain print would land in the middle of the progress bar.
+        tqdm.write(" | ".join([where, *means]), file=sys.stdout)
+        sys.stdout.flush()
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        names = [metric for metric in METRICS if any(metric in values for values in summary.values())]
+        lines = [f"{run.model_name} on {run.dataset_name}, seed {run.seed}"]
+        lines.append(" " * 22 + "".join(f"{scenario:>20}" for scenario in summary))
+        for metric in names:
+            cells = [f"{values[metric]:.2f}" if metric in values else "-" for values in summary.values()]
+            lines.append(f"  {metric:<20}" + "".join(f"{cell:>20}" for cell in cells))
+        if run.folder is not None:
+            lines.append(f"results: {run.folder}")
+        print("\n".join(lines), flush=True)
+
+
+class TensorBoardLogger(Logger):
+    """TensorBoard events in the run's folder, against training iterations.
+
+    Text `config`; scalars `acc_mean`, `acc_task01`..., `loss/<term>`, `lr`; image `accuracy_matrix` after each task; at
+    the end the metrics as HParams. With two scenarios the tags of a score start with the scenario: `class-il/acc_mean`.
+    """
+
+    def run_started(self, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events that a killed run wrote after its last checkpoint are written again when it is resumed.
+        purge = run.losses[-1][0] + 1 if run.losses else None
+        self.writer = SummaryWriter(str(run.folder), purge_step=purge)
+        rows = [
+            f"| {_md(name)} | {_md(value)} | {_md(run.origins.get(name, ''))} |" for name, value in run.config.items()
+        ]
+        self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *rows]))
+
+    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
+        for term, value in losses.items():
+            self.writer.add_scalar(f"loss/{term}", value, step)
+        self.writer.add_scalar("lr", lr, step)
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        for scenario, scores in evaluation.scores.items():
+            prefix = _prefix(evaluation.scores, scenario)
+            self.writer.add_scalar(f"{prefix}acc_mean", _seen_mean(evaluation, scenario), evaluation.step)
+            for task, score in enumerate(scores):
+                if not np.isnan(score):
+                    self.writer.add_scalar(f"{prefix}acc_task{task + 1:02d}", score, evaluation.step)
+            if evaluation.epoch is None and scenario in run.matrices:
+                image = plots.matrix_image(run.matrices[scenario])
+                self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")
+        self.writer.flush()
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        options = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in run.config.items()}
+        metrics = {
+            f"metrics/{_prefix(summary, scenario)}{metric}": value
+            for scenario, values in summary.items()
+            for metric, value in values.items()
+        }
+        # The writer's own add_hparams would open a second event file in a folder below.
+        for part in hparams(options, metrics):
+            self.writer.file_writer.add_summary(part)
+        for tag, value in metrics.items():
+            self.writer.add_scalar(tag, value, run.history[-1].step if run.history else 0)
+        self.writer.close()
+
+
+class ReportLogger(Logger):
+    """`report.html`, at the end and now and then after a task.
+
+    Args:
+        interval: seconds between two reports; drawing takes about a second, which a run of a few seconds should not pay
+        per task.
+    """
+
+    def __init__(self, interval: float = 30.0):
+        self.interval = interval
+        self.last = 0.0
+
+    def run_started(self, run: Run) -> None:
+        self.last = time.monotonic()
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        if evaluation.epoch is None and time.monotonic() - self.last >= self.interval:
+            write_report(run, summarise_run(run))
+            self.last = time.monotonic()
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        write_report(run, summary)
+
+
+def make_loggers(args: Any, run: Run) -> list[Logger]:
+    """The loggers that the options ask for; without a folder (`--disable_log`) only the console.
+
+    The CSV files come first: what is written down fails last.
+    """
+    console = ConsoleLogger(verbose=not args.non_verbose)
+    if args.disable_log or run.folder is None:
+        return [console]
+    loggers: list[Logger] = [CSVLogger()] if args.csv_log else []
+    loggers.append(console)
+    if args.tensorboard:
+        loggers.append(TensorBoardLogger())
+    return [*loggers, ReportLogger()]
+
+
+def plain(value: Any) -> Any:
+    """A value as plain YAML can hold it: numbers, text, lists and dicts; anything else as its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def _seen_mean(evaluation: Evaluation, scenario: str) -> float:
+    """Mean score over the tasks up to the one being trained, or over all where none is; nan without any score."""
+    scores = np.asarray(evaluation.scores[scenario], dtype=np.float64)
+    scores = scores[: evaluation.task + 1] if evaluation.task >= 0 else scores
+    scores = scores[~np.isnan(scores)]
+    return float(scores.mean()) if scores.size else float("nan")
+
+
+def _prefix(scenarios: dict, scenario: str) -> str:
+    return f"{scenario}/" if len(scenarios) > 1 else ""
+
+
+def _csv(rows: Iterable[Iterable]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _md(value: Any) -> str:
+    """One cell of a markdown table."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

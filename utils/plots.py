@@ -1,0 +1,278 @@
+"""Plots of a run. Each function returns a matplotlib Figure; nothing touches pyplot or the global style.
+
+A score matrix R (T, T) holds percent, R[t, i] on task i after training task t, nan where nothing was evaluated. Tasks
+are numbered from 1 in the plots. matplotlib is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a scenario has the same colour in every plot.
+COLOURS = {"class-il": "#0072B2", "task-il": "#D55E00", "domain-il": "#009E73", "general-continual": "#CC79A7"}
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
+HEAT = ("#f7fbff", "#9ecae1", "#2171b5", "#08306b")  # 0, 33, 67 and 100 percent
+INK = "#222222"
+MAX_LABELLED = 12  # tasks with an entry of their own in a legend; more get a colour bar
+MAX_NUMBERED = 25  # tasks up to which a matrix has room for its numbers
+
+
+def mean_curve(matrix: np.ndarray) -> np.ndarray:
+    """Mean accuracy over the tasks seen so far after each task, shape (T,), nan where it was not evaluated."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return np.array([matrix[t, : t + 1].mean() for t in range(len(matrix))])
+
+
+def forgetting_per_task(matrix: np.ndarray) -> np.ndarray:
+    """Drop of each task but the last from its best score to its last one, shape (n - 1,) for n trained tasks.
+
+    The best includes the last score, so no drop is negative: the terms of the metric `forgetting`. Empty where fewer
+    than two tasks were trained, or where the first rows are missing (joint training, a run that started later).
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    trained = np.flatnonzero(~np.isnan(matrix).all(axis=1))
+    if trained.size < 2 or trained.size != trained[-1] + 1:
+        return np.empty(0)
+    last = trained[-1]
+    return np.array([matrix[i : last + 1, i].max() - matrix[last, i] for i in range(last)])
+
+
+def accuracy_curves(matrix: np.ndarray, title: str = "") -> Figure:
+    """Accuracy of each task over training, from the task itself on."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    matrix = np.asarray(matrix, dtype=np.float64)
+    n = len(matrix)
+    figure, axes = _figure(5.8, 3.5, title or "Accuracy of each task", "after training task", "accuracy (%)")
+    colours = colormaps["viridis"](np.linspace(0, 0.92, n))
+    steps = np.arange(1, n + 1)
+    style = {"marker": "o", "markersize": 4, "linewidth": 1.6}
+    for i in range(n):
+        if not np.isnan(matrix[i:, i]).all():
+            axes.plot(steps[i:], matrix[i:, i], color=colours[i], label=f"task {i + 1}", **style)
+    _task_axis(axes, n)
+    _percent_axis(axes, matrix)
+    if n > MAX_LABELLED:
+        norm = BoundaryNorm(np.arange(0.5, n + 1), n)
+        bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, label="task", pad=0.02)
+        bar.set_ticks(_ticks(n, most=10))
+        bar.minorticks_off()
+    elif axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+    return figure
+
+
+def average_curve(matrices: Mapping[str, np.ndarray], title: str = "Average accuracy") -> Figure:
+    """Mean accuracy over the tasks seen so far, one line per scenario; the last value is in the legend."""
+    figure, axes = _figure(5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
+    curves = {name: mean_curve(matrix) for name, matrix in matrices.items()}
+    for k, (name, curve) in enumerate(curves.items()):
+        known = curve[~np.isnan(curve)]
+        label = f"{name}: last {known[-1]:.2f}" if known.size else f"{name}: not evaluated"
+        axes.plot(np.arange(1, len(curve) + 1), curve, "-o", color=_colour(name, k), markersize=4, label=label)
+    _finish_curves(axes, list(curves.values()))
+    return figure
+
+
+def seed_curves(curves: Mapping[str, np.ndarray], title: str = "Average accuracy over seeds") -> Figure:
+    """Mean accuracy over the tasks seen so far: mean over seeds with a band of one standard deviation.
+
+    Args:
+        curves: scenario -> `mean_curve` of each seed, shape (seeds, T).
+    """
+    figure, axes = _figure(5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
+    for k, (name, values) in enumerate(curves.items()):
+        values = np.asarray(values, dtype=np.float64)
+        mean, steps, colour = values.mean(0), np.arange(1, values.shape[1] + 1), _colour(name, k)
+        std = values.std(0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+        axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, mean, "-o", color=colour, markersize=4, label=f"{name}: mean ± std of {len(values)} seed(s)")
+        for row in values:
+            axes.plot(steps, row, color=colour, alpha=0.35, linewidth=0.7)
+    _finish_curves(axes, list(curves.values()))
+    return figure
+
+
+def accuracy_matrix(matrix: np.ndarray, title: str = "") -> Figure:
+    """The score matrix as a heat map with its numbers; a matrix of one row (joint training) is drawn as that row."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    matrix = np.asarray(matrix, dtype=np.float64)
+    n = len(matrix)
+    trained = np.flatnonzero(~np.isnan(matrix).all(axis=1))
+    rows = trained if trained.size == 1 else np.arange(n)
+    shown = matrix[rows]
+    cell = float(np.clip(8 / n, 0.2, 0.62))
+    width = max(cell * n + 1.9, 4.2)
+    height = max(cell * len(rows) + 1.3, 1.8)
+    figure, axes = _figure(width, height, title or "Accuracy matrix", "accuracy (%) on task", "after training task")
+    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    low, high = _range(matrix)
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    if n <= MAX_NUMBERED:
+        for (r, i), value in np.ndenumerate(shown):
+            if not np.isnan(value):
+                dark = (value - low) / (high - low) > 0.5
+                axes.text(
+                    i,
+                    r,
+                    _short(value, n),
+                    ha="center",
+                    va="center",
+                    fontsize=9 if n <= 10 else 7.5,
+                    color="w" if dark else INK,
+                )
+    ticks = [t - 1 for t in _ticks(n)]
+    axes.set_xticks(ticks, [str(t + 1) for t in ticks])
+    shown_rows = range(len(rows)) if len(rows) == 1 else ticks
+    axes.set_yticks(list(shown_rows), [str(rows[r] + 1) for r in shown_rows])
+    axes.grid(False)
+    axes.set_facecolor("#f0f0f0")  # seen where nothing was evaluated
+    axes.tick_params(length=0)
+    if len(rows) > 1:
+        figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=30)
+    return figure
+
+
+def forgetting_bars(matrices: Mapping[str, np.ndarray], title: str = "Forgetting of each task") -> Figure:
+    """Drop of each task from its best to its last accuracy, one group of bars per task, one colour per scenario."""
+    figure, axes = _figure(5.8, 3.5, title, "task", "best minus last accuracy (points)")
+    drops = {name: forgetting_per_task(matrix) for name, matrix in matrices.items()}
+    drops = {name: values for name, values in drops.items() if values.size}
+    if not drops:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not defined: needs two tasks trained in sequence", ha="center", transform=axes.transAxes)
+        return figure
+    n = max(values.size for values in drops.values())
+    width = 0.8 / len(drops)
+    for k, (name, values) in enumerate(drops.items()):
+        places = np.arange(1, values.size + 1) + (k - (len(drops) - 1) / 2) * width
+        bars = axes.bar(places, values, width * 0.92, color=_colour(name, k), label=name)
+        if n * len(drops) <= 20:
+            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    axes.set_xlim(0.4, n + 0.6)
+    axes.set_xticks(_ticks(n))
+    axes.set_ylim(0, max(max(v.max() for v in drops.values()) * 1.12, 1.0))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=len(drops), frameon=False)
+    return figure
+
+
+def loss_curves(
+    losses: Sequence[tuple[int, Mapping[str, float]]], task_ends: Sequence[int] = (), title: str = "Training loss"
+) -> Figure:
+    """Every loss term over training iterations, logarithmic where a term spans more than a factor of 30.
+
+    Args:
+        losses: (iteration, mean of each term since the last entry); long runs are averaged to about 1000 points a term.
+        task_ends: iterations at which a task ended, drawn as vertical lines.
+    """
+    figure, axes = _figure(8.5, 3.2, title, "training iteration", "loss")
+    low, high = np.inf, -np.inf
+    for k, name in enumerate(dict.fromkeys(name for _, terms in losses for name in terms)):
+        points = np.array([(step, terms[name]) for step, terms in losses if name in terms], dtype=np.float64)
+        blocks = np.array_split(points, min(len(points), 1000))
+        steps, values = np.array([block.mean(0) for block in blocks]).T
+        axes.plot(
+            steps, values, ".-" if len(values) < 30 else "-", color=CYCLE[k % len(CYCLE)], linewidth=1.2, label=name
+        )
+        low, high = min(low, values.min()), max(high, values.max())
+    for end in task_ends:
+        axes.axvline(end, color="#bbbbbb", linewidth=0.8, zorder=0)
+    if low > 0 and high > 30 * low:
+        axes.set_yscale("log")
+    if axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+    return figure
+
+
+def matrix_image(matrix: np.ndarray) -> np.ndarray:
+    """The score matrix as a small RGB picture, uint8 (H, W, 3), cheap to draw after every task of a quick run."""
+    from PIL import Image, ImageDraw
+
+    matrix = np.asarray(matrix, dtype=np.float64)
+    n = len(matrix)
+    width, height = (44, 28) if n <= MAX_NUMBERED else (12, 12)
+    margin = 28
+    image = Image.new("RGB", (margin + n * width + 1, margin + n * height + 1), "white")
+    draw = ImageDraw.Draw(image)
+    low, high = _range(matrix)
+    stops = np.array([[int(c[k : k + 2], 16) for k in (1, 3, 5)] for c in HEAT])
+    for t in range(n):
+        if n <= MAX_NUMBERED or t % 10 == 9:
+            draw.text((margin / 2, margin + (t + 0.5) * height), str(t + 1), fill=INK, anchor="mm")
+            draw.text((margin + (t + 0.5) * width, margin / 2), str(t + 1), fill=INK, anchor="mm")
+        for i in range(n):
+            box = [margin + i * width, margin + t * height, margin + (i + 1) * width, margin + (t + 1) * height]
+            if np.isnan(matrix[t, i]):
+                draw.rectangle(box, fill="#f0f0f0", outline="white")
+                continue
+            share = (matrix[t, i] - low) / (high - low)
+            colour = [int(np.interp(share, np.linspace(0, 1, len(HEAT)), stops[:, c])) for c in range(3)]
+            draw.rectangle(box, fill=tuple(colour), outline="white")
+            if n <= MAX_NUMBERED:
+                centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+                draw.text(centre, f"{matrix[t, i]:.1f}", fill="white" if share > 0.5 else INK, anchor="mm")
+    return np.asarray(image)
+
+
+def _figure(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """An empty figure (inches) in the common style."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11, loc="left", color=INK)
+    axes.set_xlabel(xlabel, fontsize=10)
+    axes.set_ylabel(ylabel, fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _finish_curves(axes: Axes, curves: list[np.ndarray]) -> None:
+    _task_axis(axes, max((np.shape(curve)[-1] for curve in curves), default=1))
+    _percent_axis(axes, np.concatenate([np.ravel(curve) for curve in curves]) if curves else np.empty(0))
+    if curves:
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+
+
+def _task_axis(axes: Axes, n: int) -> None:
+    axes.set_xlim(0.7, n + 0.3)
+    axes.set_xticks(_ticks(n))
+
+
+def _ticks(n: int, most: int = 25) -> list[int]:
+    """Task numbers 1..n, thinned to about `most`."""
+    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, n) if n / s <= most)
+    return list(range(1, n + 1)) if stride == 1 else [1, *range(stride, n + 1, stride)]
+
+
+def _percent_axis(axes: Axes, values: np.ndarray) -> None:
+    low, high = _range(values)
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """0 to 100, widened where a score (a negative error, say) lies outside."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return min(0.0, *known, 0.0), max(100.0, *known, 100.0)
+
+
+def _short(value: float, n: int) -> str:
+    return f"{value:.1f}" if n <= 10 else f"{value:.0f}"
+
+
+def _colour(scenario: str, k: int) -> Any:
+    return COLOURS.get(scenario, CYCLE[k % len(CYCLE)])
