@@ -148,10 +148,10 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError("--permute_classes and --custom_class_order exclude each other: give one")
     if args.validation and args.holdout:
         raise UserError("--validation and --holdout exclude each other: give one")
-    if args.exp_name and not all(c.isalnum() or c in "._-" for c in args.exp_name):
-        raise UserError(f"--exp_name '{args.exp_name}': expected letters, digits, '.', '_' and '-' only")
-    if args.exp_name and args.exp_name.startswith("."):
-        raise UserError(f"--exp_name '{args.exp_name}' starts with a dot: choose another name")
+    for option in ("exp_name", "ckpt_name"):
+        name = getattr(args, option) or "fine"
+        if name.startswith(".") or not all(c.isalnum() or c in "._-" for c in name):
+            raise UserError(f"--{option} '{name}': expected letters, digits, '.', '_' and '-', not starting with a dot")
 
 
 def describe(config: Config) -> str:

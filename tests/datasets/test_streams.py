@@ -219,8 +219,11 @@ def test_normalisation_choices():
         assert inputs.min() == low and inputs.max() == high
 
 
-@pytest.mark.parametrize("name", ["seq-mnist", "perm-mnist", "rot-mnist", "mnist-360", "seq-kmnist", "perm-kmnist",
-                                  "rot-kmnist", "kmnist-360", "seq-fmnist", "perm-fmnist", "rot-fmnist", "fmnist-360"])  # fmt: skip
+FAMILIES = ("mnist", "kmnist", "fmnist")
+KINDS = ("seq-{}", "perm-{}", "rot-{}", "{}-360")
+
+
+@pytest.mark.parametrize("name", [kind.format(family) for family in FAMILIES for kind in KINDS])
 def test_the_mnist_family_reads_the_official_files(name, tmp_path):
     family = next(part for part in name.split("-") if "mnist" in part)
     folder = {"mnist": "MNIST", "kmnist": "KMNIST", "fmnist": "FashionMNIST"}[family]

@@ -1,0 +1,264 @@
+"""The command line as a user meets it: commands of the README, results on disk, and every kind of bad input."""
+
+import csv
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import main as entry
+from utils.registry import ROOT
+
+DIGITS = ["--dataset", "seq-digits", "--num_threads", "1", "--n_epochs", "1"]
+
+
+def call(capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr of one command line, in this process."""
+    status = entry.main(list(argv))
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def shell(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "main.py", *argv], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def run_folder(results: Path) -> Path:
+    return next(results.glob("*/*/*/*/config.yaml")).parent
+
+
+def test_help_and_list_need_no_data_and_little_time():
+    begin = time.perf_counter()
+    done = shell("--help")
+    assert time.perf_counter() - begin < 3
+    assert done.returncode == 0 and "--load_best_args" in done.stdout and not done.stderr
+    listing = shell("--list").stdout
+    for name in ("ewc_on", "seq-tinyimg", "mnist-360", "resnet32", "derpp    seq-mnist"):
+        assert name in listing
+
+
+def test_help_of_a_method_shows_its_options():
+    done = shell("--model", "er", "--help")
+    assert done.returncode == 0 and "--buffer_size" in done.stdout
+    with_all = shell("--model", "pah", "--dataset", "seq-cifar100", "--help").stdout
+    assert "--pah_w_sm" in with_all and "--n_tasks" in with_all and "--num_filters" in with_all
+
+
+def test_help_imports_no_torch():
+    code = "import sys, main; main.main(['--help']); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out.strip().endswith("False")
+
+
+def test_a_run_leaves_its_files(capsys, tmp_path):
+    status, out, _ = call(capsys, "--model", "er", "--buffer-size", "50", *DIGITS, "--results_path", str(tmp_path),
+                          "--lr", "0.05", "--savecheck", "task", "--enable_other_metrics",
+                          "--eval_epochs", "1")  # fmt: skip
+    assert status == 0
+    assert re.search(r"lr\s+0\.05\s+command line", out) and re.search(r"batch_size\s+32\s+dataset", out)
+    folder = run_folder(tmp_path)
+    assert folder.parent == tmp_path / "class-il" / "seq-digits" / "er"
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    assert stored["options"]["lr"] == 0.05 and stored["origins"]["lr"] == "command line"
+    assert {"torch", "commit", "threads"} <= stored["environment"].keys()
+    with open(folder / "metrics.csv") as f:
+        rows = list(csv.DictReader(f))
+    final = [r for r in rows if r["task_trained"] == "4" and r["scenario"] == "class-il" and r["metric"] == "accuracy"]
+    assert {r["task_evaluated"] for r in final} == set("01234")
+    summary = {r["metric"]: float(r["value"]) for r in rows if r["scenario"] == "class-il" and not r["task_evaluated"]}
+    assert {
+        "acc",
+        "aaa",
+        "bwt",
+        "fwt",
+        "forgetting",
+        "forgetting_chaudhry",
+        "la",
+        "min_acc",
+        "wc_acc",
+    } <= summary.keys()
+    assert "<svg" in (folder / "report.html").read_text() or "base64" in (folder / "report.html").read_text()
+    assert list(folder.glob("events.out.tfevents.*")) and (folder / "accuracy_matrix.csv").is_file()
+    assert sorted(p.name for p in folder.glob("*.pt")) == [f"checkpoint_task{t}.pt" for t in range(5)]
+    for scenario in ("class-il", "task-il"):
+        with open(tmp_path / scenario / "seq-digits" / "er" / "mean_accs.csv") as f:
+            (row,) = csv.DictReader(f)
+        assert {"task1", "task5", "backward_transfer", "forgetting", "buffer_size"} <= row.keys()
+    assert float(row["task5"]) > 50
+
+
+def test_several_seeds_end_with_mean_deviation_and_interval(capsys, tmp_path):
+    status, out, _ = call(capsys, "--model", "sgd", *DIGITS, "--seeds", "0", "1", "2", "--results_path", str(tmp_path))
+    assert status == 0
+    assert re.search(r"task-il\s+acc\s+\d+\.\d+ ± \d+\.\d+\s+\[\d+\.\d+, \d+\.\d+\]\s+n=3", out)
+    with open(tmp_path / "class-il" / "seq-digits" / "sgd" / "mean_accs.csv") as f:
+        assert [row["seed"] for row in csv.DictReader(f)] == ["0", "1", "2"]
+    assert len(list(tmp_path.glob("class-il/seq-digits/sgd/seeds_*/report.html"))) == 1
+
+
+def test_both_spellings_of_names_options_and_booleans(capsys):
+    for argv in (["--dataset", "seq_digits", "--disable-log"], ["--dataset", "seq-digits", "--disable_log", "1"]):
+        status, out, err = call(capsys, "--model", "ewc-on", "--e-lambda", "1", "--gamma=1", *argv, "--n_epochs", "1",
+                                "--stop_after", "1", "--non-verbose", "1")  # fmt: skip
+        assert status == 0, err
+        assert "task-il" in out
+
+
+def test_best_args_and_their_precedence(capsys):
+    status, out, err = call(capsys, "--model", "pah", "--dataset", "seq-digits", "--load_best_args", "--n_epochs", "1",
+                            "--stop_after", "1", "--disable_log")  # fmt: skip
+    assert status == 0, err
+    assert re.search(r"pah_proto_size\s+5\s+best_args", out) and re.search(r"n_epochs\s+1\s+command line", out)
+
+
+def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
+    base = ["--model", "er", "--buffer_size", "50", *DIGITS]
+    call(capsys, *base, "--results_path", str(tmp_path / "a"), "--savecheck", "task")
+    file = str(run_folder(tmp_path / "a") / "checkpoint_task1.pt")
+    status, out, err = call(
+        capsys, *base, "--results_path", str(tmp_path / "b"), "--loadcheck", file, "--inference_only"
+    )
+    assert status == 0 and "task 2/5" in out, err
+    status, out, err = call(capsys, *base, "--results_path", str(tmp_path / "c"), "--loadcheck", file,
+                            "--start_from", "2",
+                            "--stop_after", "3")  # fmt: skip
+    assert status == 0 and "task 3/5" in out, err
+    status, _, err = call(capsys, *base, "--loadcheck", file, "--start_from", "4", "--disable_log")
+    assert status == 2 and "--start_from 2" in err
+    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--loadcheck", file, "--disable_log")
+    assert status == 2 and "checkpoint is of er" in err
+    Path(file).write_bytes(Path(file).read_bytes()[:1000])
+    status, _, err = call(capsys, *base, "--loadcheck", file, "--disable_log")
+    assert status == 2 and "truncated" in err
+
+
+BAD = [
+    (["--model", "erx", "--dataset", "seq-digits"], "unknown model 'erx'; did you mean er?"),
+    (["--model", "er", "--dataset", "seq-digit"], "did you mean seq-digits?"),
+    (["--model", "sgd", *DIGITS, "--backbone", "resnet"], "unknown backbone 'resnet'"),
+    (["--dataset", "seq-digits"], "--model is missing"),
+    (["--model", "sgd"], "--dataset is missing"),
+    (["--model", "er", *DIGITS], "--buffer_size is missing"),
+    (["--model", "er", *DIGITS, "--bufer_size", "9"], "did you mean --buffer_size?"),
+    (["--model", "sgd", *DIGITS, "--buff", "9"], "unknown option --buff"),
+    (["--model", "er", *DIGITS, "--buffer_size", "5"], "--buffer_size 5 is smaller than --minibatch_size 32"),
+    (["--model", "sgd", *DIGITS, "--lr", "0"], "--lr: 0: expected a number > 0"),
+    (["--model", "sgd", *DIGITS, "--lr", "nan"], "expected a number > 0"),
+    (["--model", "sgd", *DIGITS, "--lr", "fast"], "'fast': expected a number"),
+    (["--model", "sgd", *DIGITS, "--n_epochs", "2"], "--n_epochs is given twice"),
+    (["--model", "sgd", "--dataset", "seq-digits", "--n-epochs", "-1"], "expected an integer >= 1"),
+    (["--model", "sgd", *DIGITS, "--batch_size", "0"], "expected an integer >= 1"),
+    (["--model", "sgd", *DIGITS, "--joint", "perhaps"], "not a yes/no value"),
+    (["--model", "sgd", *DIGITS, "--fitting_mode", "time"], "invalid choice: 'time'"),
+    (["--model", "sgd", *DIGITS, "--fitting_mode", "iters"], "needs --n_iters"),
+    (["--model", "sgd", *DIGITS, "--fitting_mode", "early_stopping"], "add --holdout 10"),
+    (["--model", "sgd", *DIGITS, "--lr_scheduler", "multisteplr"], "needs --lr_milestones"),
+    (["--model", "sgd", *DIGITS, "--optim_nesterov"], "needs --optimizer sgd and --optim_mom"),
+    (["--model", "sgd", *DIGITS, "--validation", "120"], "<= 99"),
+    (["--model", "sgd", *DIGITS, "--custom_class_order", "1,2"], "each class from 0 to 9 once"),
+    (["--model", "sgd", *DIGITS, "--custom_class_order", "a,b"], "integers separated by commas"),
+    (["--model", "sgd", *DIGITS, "--custom_task_order", "0,0,1,2,3"], "each task from 0 to 4 once"),
+    (["--model", "sgd", *DIGITS, "--start_from", "9"], "seq-digits has 5 task(s)"),
+    (["--model", "sgd", *DIGITS, "--start_from", "3", "--stop_after", "2"], "leaves nothing to train"),
+    (["--model", "sgd", *DIGITS, "--inference_only"], "needs --loadcheck FILE"),
+    (["--model", "sgd", *DIGITS, "--loadcheck", "no/such.pt"], "no/such.pt does not exist"),
+    (["--model", "sgd", *DIGITS, "--device", "tpu"], "expected auto, cpu, cuda"),
+    (["--model", "sgd", *DIGITS, "--device", "cuda:99"], "cuda device(s)"),
+    (["--model", "sgd", *DIGITS, "--exp_name", "../../x"], "letters, digits"),
+    (["--model", "sgd", *DIGITS, "--ckpt_name", "../../x"], "letters, digits"),
+    (["--model", "sgd", *DIGITS, "--nowand", "1"], "drop the option"),
+    (["--model", "sgd", *DIGITS, "stray"], "stray argument 'stray'"),
+    (["--model", "pah", "--dataset", "perm-digits"], "supports task-il but dataset 'perm-digits' is domain-il"),
+    (["--model", "ewc_on", "--dataset", "digits-360", "--e_lambda", "1", "--gamma", "1"], "is general-continual"),
+    (["--model", "er", "--dataset", "seq-mnist", "--load_best_args", "--buffer_size", "7"], "200, 500, 5120"),
+    (["--model", "ewc_on", "--dataset", "seq-kmnist", "--load_best_args"], "did you mean seq-mnist?"),
+    (["--model", "no/such/file.py", "--dataset", "seq-digits"], "does not exist"),
+    (["--check", "nosuch"], "unknown model 'nosuch'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv, words", BAD, ids=[" ".join(a[-2:]) for a, _ in BAD])
+def test_bad_input_is_one_line_status_2_and_nothing_written(capsys, tmp_path, argv, words):
+    status, _, err = call(capsys, *argv, *(["--results_path", str(tmp_path)] if "--check" not in argv else []))
+    assert status == 2
+    assert err.startswith("main.py: error: ") and err.count("\n") == 1 and words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_is_one_line_and_nothing_written(capsys, tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    for name in ("seq-mnist", "seq-cifar10", "seq-svhn", "seq-tinyimg"):
+        status, _, err = call(capsys, "--model", "sgd", "--dataset", name, "--base_path", str(tmp_path / "data"),
+                              "--results_path", str(tmp_path / "results"))  # fmt: skip
+        assert status == 2 and err.count("\n") == 1
+        assert str(tmp_path / "data") in err and "seq-digits" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_results_path_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--results_path", str(tmp_path / "file" / "x"))
+    assert status == 2 and "--results_path" in err and err.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(capsys, tmp_path):
+    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--lr", "1e30", "--backbone", "mnistmlp", "--results_path",
+                          str(tmp_path))  # fmt: skip
+    assert status == 1 and re.search(r"loss is (nan|inf|-inf) at step \d+ \(task \d\)", err) and err.count("\n") == 1
+    assert (run_folder(tmp_path) / "metrics.csv").is_file()
+
+
+def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
+    from models.sgd import SGD
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SGD, "observe", interrupt)
+    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--results_path", str(tmp_path))
+    assert status == 130 and "interrupted" in err
+
+
+def test_check_runs_the_conformance_suite():
+    done = shell("--check", str(ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"))
+    assert done.returncode == 1
+    assert "plain_replay on seq-digits (class-il)" in done.stdout and "item at plain_replay.py" in done.stdout
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.S)
+    return [
+        line
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("python main.py")
+    ]
+
+
+def test_the_readme_commands_parse():
+    commands = readme_commands()
+    assert commands and "--model pah --dataset seq-digits" in commands[0]
+    from utils.config import resolve
+
+    for command in commands:
+        argv = command.split()[2:]
+        if "--model" in argv and "--help" not in argv:
+            resolve(argv)
+
+
+def test_the_first_readme_command_runs(tmp_path):
+    begin = time.perf_counter()
+    done = shell(*readme_commands()[0].split()[2:], "--results_path", str(tmp_path), "--n_epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert (run_folder(tmp_path) / "report.html").is_file()
+    assert time.perf_counter() - begin < 120

@@ -1,0 +1,108 @@
+"""Which value wins, where it came from, and how options are spelt."""
+
+import pytest
+
+from tests.models.helpers import options
+from utils.args import ArgumentParser, add_bool, add_rehearsal_args, canonical, int_list, number
+from utils.config import describe, resolve
+from utils.errors import UserError
+
+BASE = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "500"]
+
+
+def test_precedence_and_origins():
+    plain = resolve(BASE)
+    assert (plain.args.lr, plain.origins["lr"]) == (0.03, "dataset")
+    assert (plain.args.optimizer, plain.origins["optimizer"]) == ("sgd", "default")
+    best = resolve([*BASE, "--load_best_args"])
+    assert (best.args.lr, best.origins["lr"]) == (0.1, "best_args")
+    assert best.row["published"]["class-il"] == {"acc": 86.12, "std": 1.89}
+    own = resolve([*BASE, "--load_best_args", "--lr", "0.07"])
+    assert (own.args.lr, own.origins["lr"]) == (0.07, "command line")
+    assert resolve([*BASE, "--model_config", "best"]).args.lr == 0.1
+
+
+def test_minibatch_size_is_its_own():
+    assert options("er", "--buffer_size", "99", "--batch_size", "7").minibatch_size == 7
+    assert options("er", "--buffer_size", "99", "--batch_size", "7", "--minibatch_size", "5").minibatch_size == 5
+
+
+def test_presets_rank_below_the_place_that_names_them():
+    config = resolve(["--model", "pah", "--dataset", "seq-mnist", "--load_best_args", "--pah_w_sp", "0.2"])
+    assert config.origins["pah_leak"] == "preset reference" and config.args.pah_w_sp == 0.2
+    assert config.args.n_epochs == 15 and config.origins["n_epochs"] == "best_args"
+    assert config.args.backbone == "mobilenet-v2" and config.origins["backbone"] == "best_args"
+
+
+def test_the_backbone_comes_from_the_dataset_unless_it_is_named():
+    assert resolve(BASE).args.backbone == "mnistmlp" and resolve(BASE).origins["backbone"] == "dataset"
+    named = resolve([*BASE, "--backbone", "convnet", "--norm", "batch"])
+    assert named.args.backbone == "convnet" and named.args.norm == "batch"
+    assert named.origins["backbone"] == "command line"
+    with pytest.raises(UserError, match="unknown option --norm"):
+        resolve([*BASE, "--norm", "batch"])
+
+
+def test_aliases():
+    args = options("sgd", "--data-path", "a", "--save-path", "b")
+    assert (args.base_path, args.results_path) == ("a", "b")
+
+
+def test_joint_is_an_option_and_a_method():
+    assert options("sgd", "--joint").joint and options("joint").joint and not options("sgd").joint
+
+
+def test_option_names_are_canonical_values_are_not():
+    assert canonical(["--a-b", "c-d", "--e-f=g-h"]) == ["--a_b", "c-d", "--e_f=g-h"]
+
+
+@pytest.mark.parametrize(
+    "argv, expected", [([], False), (["--x"], True), (["--x", "0"], False), (["--x", "true"], True)]
+)
+def test_booleans_take_both_forms(argv, expected):
+    parser = ArgumentParser()
+    add_bool(parser, "--x", help="x")
+    assert parser.parse_args(argv).x is expected
+
+
+def test_a_boolean_that_is_on_can_be_turned_off():
+    assert options("sgd").csv_log and not options("sgd", "--no-csv_log").csv_log
+    assert not options("sgd", "--tensorboard", "0").tensorboard
+    with pytest.raises(UserError, match="given twice"):
+        options("sgd", "--csv_log", "--no_csv_log")
+
+
+def test_numbers_and_lists():
+    assert number(int, 1)("3") == 3 and int_list("3,1,2") == [3, 1, 2]
+    for text, kind in (("0", number(float, 0, open_low=True)), ("2", number(float, 0, 1)), ("inf", number(float, 0))):
+        with pytest.raises(Exception, match="expected a number"):
+            kind(text)
+
+
+def test_a_method_may_not_redefine_an_option(tmp_path):
+    path = tmp_path / "clash.py"
+    path.write_text(
+        "from models.utils.continual_model import ContinualModel\n"
+        "class Clash(ContinualModel):\n    NAME = 'clash'\n    COMPATIBILITY = ['class-il']\n"
+        "    @staticmethod\n    def get_parser(parser):\n"
+        "        parser.add_argument('--lr', type=float, help='x')\n        return parser\n"
+    )
+    with pytest.raises(UserError, match="declares --lr, which exists already"):
+        resolve(["--model", str(path), "--dataset", "seq-digits"])
+
+
+def test_a_file_without_its_class_is_named(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text("class Odd:\n    NAME = 'even'\n")
+    with pytest.raises(UserError, match="defines no class with NAME = 'odd'.*'even'"):
+        resolve(["--model", str(path), "--dataset", "seq-digits"])
+
+
+def test_the_description_names_every_origin():
+    text = describe(resolve([*BASE, "--load_best_args"]))
+    assert text.startswith("er on seq-mnist with mnistmlp") and "best_args" in text and "command line" in text
+
+
+def test_rehearsal_args_are_required():
+    with pytest.raises(UserError):
+        add_rehearsal_args(ArgumentParser()).parse_args([])

@@ -1,0 +1,291 @@
+"""The loop: order of the hooks, flushing, schedules, what ends a task, resuming, and evaluation against a plain
+loop.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.sgd import SGD
+from models.utils.continual_model import ContinualModel
+from tests.models.helpers import experiment, finished
+from utils import checkpoint
+from utils.errors import TrainingFailed, UserError
+from utils.evaluation import evaluate
+from utils.loggers import Logger
+from utils.run import Evaluation
+from utils.training import FLUSH_EVERY, Position, epochs, set_learning_rate, train
+
+
+def test_hooks_are_called_in_order_with_the_counters_of_the_task(monkeypatch):
+    calls = []
+
+    def note(name):
+        def hook(self, *args):
+            counts = (self.current_task, self.n_past_classes, self.n_seen_classes, self.n_remaining_classes)
+            calls.append((name, *counts))
+
+        return hook
+
+    for name in ("begin_task", "end_task", "begin_epoch", "end_epoch", "end_eval"):
+        monkeypatch.setattr(SGD, name, note(name))
+    exp = finished("sgd", "--stop_after", "2", "--n_epochs", "2")
+    epoch = ["begin_epoch", "end_epoch"]
+    assert [c[0] for c in calls] == ["begin_task", *epoch, *epoch, "end_task", "end_eval"] * 2
+    assert calls[0][1:] == (0, 0, 2, 8) and calls[7][1:] == (1, 2, 4, 6)
+    assert calls[6][1] == 1  # a task counts as ended when it is evaluated
+    assert exp.model.task_iteration == 18 and exp.model.epoch_iteration == 9
+
+
+def test_observe_gets_only_the_keywords_it_names(tmp_path):
+    class NoEpoch(ContinualModel):
+        NAME, COMPATIBILITY = "no_epoch", ["class-il"]
+
+        def observe(self, inputs, labels, not_aug_inputs):
+            return torch.zeros(())
+
+    exp = experiment("sgd")
+    model = NoEpoch(exp.model.net, exp.model.loss, exp.args, exp.model.transform, exp.dataset)
+    assert model.meta_observe(torch.zeros(1), torch.zeros(1), torch.zeros(1), 3) == 0
+
+
+@pytest.mark.parametrize("returned", ["tensor", "float", "dict"])
+def test_losses_reach_the_loggers_as_means_of_a_window(monkeypatch, returned):
+    values = iter(range(10**6))
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        value = float(next(values))
+        return {
+            "tensor": torch.tensor(value),
+            "float": value,
+            "dict": {"loss": torch.tensor(value), "half": value / 2},
+        }[returned]
+
+    monkeypatch.setattr(SGD, "observe", observe)
+    seen = []
+
+    class Recorder(Logger):
+        def step(self, step, losses, lr):
+            seen.append((step, losses, lr))
+
+    exp = experiment("sgd", "--stop_after", "1", "--n_epochs", "7")
+    train(exp.model, exp.dataset, exp.run, exp.args, [Recorder()])
+    assert [s for s, _, _ in seen] == [FLUSH_EVERY, 63] and seen[0][2] == exp.args.lr
+    assert seen[0][1]["loss"] == pytest.approx(np.mean(range(50))) and seen[1][1]["loss"] == pytest.approx(56)
+    if returned == "dict":
+        assert seen[0][1]["half"] == pytest.approx(np.mean(range(50)) / 2)
+
+
+def test_the_step_with_the_first_bad_loss_is_named(monkeypatch):
+    count = iter(range(1, 1000))
+    monkeypatch.setattr(
+        SGD, "observe", lambda self, *a, epoch=None: torch.tensor(math.nan if next(count) >= 60 else 1.0)
+    )
+    exp = experiment("sgd", "--stop_after", "2", "--n_epochs", "15")
+    with pytest.raises(TrainingFailed, match=r"loss is nan at step 60 \(task 0\)"):
+        train(exp.model, exp.dataset, exp.run, exp.args, [])
+
+
+def test_epochs_and_iterations():
+    args = experiment("sgd").args
+    args.n_epochs = 2
+    assert list(epochs(args, 9, Position())) == [(0, 0, 9), (1, 0, 9)]
+    assert list(epochs(args, 9, Position(epoch=1, batch=4))) == [(1, 4, 9)]
+    args.fitting_mode, args.n_iters = "iters", 20
+    assert list(epochs(args, 9, Position())) == [(0, 0, 9), (1, 0, 9), (2, 0, 2)]
+
+
+def test_a_number_of_iterations_ends_a_task():
+    exp = finished("sgd", "--fitting_mode", "iters", "--n_iters", "20", "--stop_after", "2")
+    assert [e.step for e in exp.run.history] == [20, 40]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (
+            ["--lr_scheduler", "multisteplr", "--lr_milestones", "2", "3", "--sched_multistep_lr_gamma", "0.1"],
+            [1, 1, 0.1, 0.01],
+        ),
+        (["--lr_scheduler", "cosine"], [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
+        ([], [1, 1, 1, 1]),
+    ],
+)
+def test_learning_rate_schedules(options, expected):
+    exp = experiment("sgd", "--lr", "1", "--n_epochs", "4", *options)
+    rates = []
+    for epoch in range(4):
+        set_learning_rate(exp.model, exp.args, epoch)
+        rates.append(exp.model.opt.param_groups[0]["lr"])
+    assert rates == pytest.approx(expected)
+
+
+def test_gradients_are_clipped():
+    exp = experiment("sgd", "--lr", "1", "--clip_grad", "0.01")
+    before = exp.model.net.get_params()
+    exp.dataset.enter_task(0)
+    exp.model.meta_begin_task(exp.dataset)
+    exp.model.meta_observe(*next(iter(exp.dataset.train_loader)), 0)
+    assert (exp.model.net.get_params() - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_early_stopping_needs_patience_and_restores_the_best(monkeypatch):
+    scores = iter([50.0, 80.0, 70.0, 60.0, 55.0])
+    weights = []
+
+    def fake(model, dataset, task):
+        weights.append(model.net.get_params())
+        return {"accuracy": next(scores), "loss": 1.0}
+
+    monkeypatch.setattr("utils.training.held_out_scores", fake)
+    exp = finished("sgd", "--fitting_mode", "early_stopping", "--holdout", "10", "--early_stopping_patience", "2",
+                   "--stop_after", "1", "--n_epochs", "10")  # fmt: skip
+    assert len(weights) == 4
+    assert torch.equal(exp.model.net.get_params(), weights[1])
+
+
+def test_early_stopping_on_real_scores():
+    exp = finished("sgd", "--fitting_mode", "early_stopping", "--holdout", "20", "--early_stopping_patience", "1",
+                   "--early_stopping_metric", "loss", "--lr", "1.0", "--stop_after", "1",
+                   "--n_epochs", "60")  # fmt: skip
+    assert exp.run.history[-1].step < 60 * 7 and exp.run.matrices["task-il"][0, 0] > 90
+
+
+def test_scores_equal_those_of_a_plain_loop():
+    exp = finished("er", "--buffer_size", "50", "--n_epochs", "3", "--eval_batch_size", "7")
+    net = exp.model.net.eval()
+    for task in range(5):
+        data = exp.dataset.test_loaders[task].dataset
+        with torch.no_grad():
+            logits = net((data.data.float() / 255 - 0.5) / 0.5)
+        class_il = 100 * sum(int(z.argmax()) == int(y) for z, y in zip(logits, data.targets, strict=True)) / len(data)
+        own = logits[:, 2 * task : 2 * task + 2].argmax(1) + 2 * task
+        assert exp.run.matrices["class-il"][4, task] == pytest.approx(class_il, abs=1e-4)
+        assert exp.run.matrices["task-il"][4, task] == pytest.approx(
+            100 * (own == data.targets).double().mean().item(), abs=1e-4
+        )
+
+
+def test_class_il_competes_over_seen_classes_only():
+    exp = experiment("sgd")
+    exp.dataset.all_test_loaders()
+    exp.model.net.set_params(torch.zeros_like(exp.model.net.get_params()))
+    with torch.no_grad():
+        exp.model.net.classifier.bias.copy_(torch.arange(10.0))  # the last class always wins
+    zero = evaluate(exp.model, exp.dataset, range(2), trained=1)
+    share = 100 * (exp.dataset.test_loaders[1].dataset.targets == 3).double().mean().item()
+    assert zero["class-il"] == pytest.approx([0, share]) and zero["task-il"][1] == pytest.approx(share)
+    assert zero["task-il"][0] == pytest.approx(
+        100 * (exp.dataset.test_loaders[0].dataset.targets == 1).double().mean().item()
+    )
+
+
+def test_a_method_that_needs_the_task_is_given_it_and_has_no_class_il_score():
+    class Told(ContinualModel):
+        NAME, COMPATIBILITY = "told", ["task-il"]
+
+        def forward(self, x, task_label):
+            self.asked.add(task_label)
+            return self.net(x)
+
+    exp = experiment("sgd")
+    model = Told(exp.model.net, exp.model.loss, exp.args, exp.model.transform, exp.dataset)
+    model.asked = set()
+    exp.dataset.all_test_loaders()
+    assert list(evaluate(model, exp.dataset, [0, 3], trained=3)) == ["task-il"] and model.asked == {0, 3}
+
+
+def test_one_score_per_task_in_domain_il_and_general_continual():
+    assert list(finished("sgd", "--stop_after", "1", "--n_epochs", "1", dataset="rot-digits").run.matrices) == [
+        "domain-il"
+    ]
+    general = finished("sgd", dataset="digits-360")
+    assert general.run.matrices["general-continual"].shape == (1, 1)
+
+
+def test_future_tasks_are_evaluated_for_forward_transfer():
+    exp = finished("sgd", "--enable_other_metrics", "--n_epochs", "1", "--stop_after", "2")
+    assert not np.isnan(exp.run.matrices["task-il"][0]).any() and len(exp.run.baselines["task-il"]) == 5
+
+
+def test_evaluations_during_a_task_are_kept_apart():
+    exp = finished("sgd", "--eval_epochs", "2", "--n_epochs", "5", "--stop_after", "1")
+    assert [e.epoch for e in exp.run.history] == [1, 3, None]
+    quiet = finished("sgd", "--n_epochs", "5", "--stop_after", "1")
+    assert exp.run.history[-1].scores == quiet.run.history[-1].scores  # how often one looks changes nothing
+
+
+def test_starting_at_a_later_task():
+    exp = finished("sgd", "--start_from", "3", "--n_epochs", "1")
+    assert [e.task for e in exp.run.history] == [3, 4]
+    assert exp.model.current_task == 5
+
+
+def test_debug_mode_shortens_epochs():
+    assert finished("sgd", "--debug_mode", "--n_epochs", "2", "--stop_after", "1").run.history[0].step == 10
+
+
+def test_a_checkpoint_survives_the_disk_and_continues(tmp_path):
+    whole = finished("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
+    half = experiment("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
+    path = tmp_path / "checkpoint.pt"
+
+    class Stop(Exception):
+        pass
+
+    def save(position):
+        if position.task == 2 and position.batch == 5:
+            checkpoint.save(checkpoint.capture(half.model, half.dataset, half.run, position), path)
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(half.model, half.dataset, half.run, half.args, [], after_step=save)
+    other = experiment("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
+    start = checkpoint.restore(checkpoint.load(path), other.model, other.dataset, other.run)
+    train(other.model, other.dataset, other.run, other.args, [], start=start)
+    assert torch.equal(whole.model.net.get_params(), other.model.net.get_params())
+    assert torch.equal(whole.model.buffer.logits, other.model.buffer.logits)
+    assert whole.run.history == other.run.history and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_bad_checkpoints_are_named(tmp_path):
+    path = tmp_path / "c.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(path)
+    torch.save({"x": 1}, path)
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        checkpoint.load(path)
+    torch.save({"format": 99}, path)
+    with pytest.raises(UserError, match="format 99"):
+        checkpoint.load(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("bomb-went-off",)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "x": Bomb()}, "bomb.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load("bomb.pt")
+    assert not (tmp_path / "bomb-went-off").exists()
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_code_optimization_levels_train(level):
+    try:
+        exp = finished("sgd", "--code_optimization", level, "--stop_after", "1", "--n_epochs", "10")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert exp.run.matrices["task-il"][0, 0] > 80
+
+
+def test_an_evaluation_is_plain_data():
+    assert Evaluation(1, 0, None, {"class-il": [1.0]}) == Evaluation(1, 0, None, {"class-il": [1.0]})
