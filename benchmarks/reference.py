@@ -9,8 +9,10 @@ are its own, so the two halves agree in distribution, not digit by digit. Protoc
 """
 
 import argparse
+import contextlib
 import copy
 import gzip
+import io
 import random
 from pathlib import Path
 
@@ -135,7 +137,8 @@ def runner_run(method: str, seed: int) -> dict[str, float]:
 
     argv = ["--model", method, "--dataset", "seq-fmnist", "--lr", "0.1", "--batch_size", "10", "--n_epochs", "1"]
     argv += ["--seed", str(seed), "--disable_log", "--non_verbose", "--num_threads", "1", *OPTIONS[method]]
-    _, summary = execute(resolve(argv))
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, summary = execute(resolve(argv))
     return {f"{s} {m}": v for s, values in summary.items() for m, v in values.items() if m in ("acc", "forgetting")}
 
 
