@@ -28,7 +28,15 @@ Row = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence, which would lose rows: here they are an error."""
+    """PyYAML keeps the last of two equal keys in silence, which would lose rows: here they are an error. So is a value
+    that it takes for a date or a number and cannot convert, which it would raise without saying where.
+    """
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as e:
+            raise yaml.constructor.ConstructorError(None, None, f"'{node.value}': {e}", node.start_mark) from None
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -56,6 +64,8 @@ def load_rows(method: str, folder: Path | str | None = None) -> dict[str, list[R
     if not isinstance(rows, dict):
         raise UserError(f"{path.name}, line 1: expected 'dataset:' with a list of rows under it")
     for dataset, entries in rows.items():
+        if not isinstance(dataset, str):
+            raise UserError(f"{path.name}: '{dataset}' is no dataset's name: quote it if it is one")
         if not isinstance(entries, list):
             raise UserError(f"{path.name}: '{dataset}' holds no list of rows: start each row with '- '")
         for number, row in enumerate(entries, start=1):
@@ -139,9 +149,10 @@ def check_rows(rows: dict[str, list[Row]], option_names: set[str]) -> list[str]:
                 f"{where}: '{n}' is no option{_near(n, option_names)}" for n in set_here if n not in option_names
             ]
             problems += [
-                f"{where}: {name} is the text '{value}', not a number (YAML needs the point in 1.0e-5)"
+                f"{where}: {name} is the text '{item}', not a number (YAML needs the point in 1.0e-5)"
                 for name, value in (row.get("args") or {}).items()
-                if isinstance(value, str) and _is_numeric(value)
+                for item in (value if isinstance(value, list) else [value])
+                if isinstance(item, str) and _is_numeric(item)
             ]
             if not (isinstance(row.get("source"), str) and row["source"].strip()):
                 problems.append(f"{where}: 'source' is missing: say where the hyperparameters come from")

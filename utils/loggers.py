@@ -136,6 +136,7 @@ class ConsoleLogger(Logger):
         for metric in names:
             cells = [f"{values[metric]:.2f}" if metric in values else "-" for values in summary.values()]
             lines.append(f"  {metric:<20}" + "".join(f"{cell:>20}" for cell in cells))
+        lines += [f"  {about}: {note}" for about, note in run.notes.items()]
         if run.folder is not None:
             lines.append(f"results: {run.folder}")
         print("\n".join(lines), flush=True)

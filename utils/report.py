@@ -216,7 +216,6 @@ def _published(run: Run, measured: Summary) -> str:
     row = run.published
     rows = []
     for scenario, entry in (row.get("published") or {}).items():
-        comparable = entry.get("comparable", row.get("comparable", True))
         for metric in [name for name in METRICS if entry.get(name) is not None]:
             std = entry.get("std") if metric == "acc" else entry.get(f"{metric}_std")
             value = measured.get(scenario, {}).get(metric)
@@ -224,7 +223,7 @@ def _published(run: Run, measured: Summary) -> str:
                 [
                     scenario,
                     METRICS[metric][0],
-                    *_comparison(run, entry[metric], std, value, comparable),
+                    *_comparison(run, entry[metric], std, value, row.get("comparable", True)),
                 ]
             )
     head = ["scenario", "metric", "published", "measured", "difference", "inside the spread"]
@@ -235,8 +234,9 @@ def _published(run: Run, measured: Summary) -> str:
         lines.append("The published score was checked against a published text.")
     else:
         lines.append("The published score is from memory, not checked against the text.")
-    if row.get("note"):
-        lines.append(f"Note: {row['note']}")
+    for field in ("note", "known", "inferred"):
+        if row.get(field):
+            lines.append(f"{field.capitalize()}: {row[field]}")
     changed = _changed(run, row.get("args") or {})
     if changed:
         lines.append(f"Set on the command line, apart from the stored row: {'; '.join(changed)}.")

@@ -179,7 +179,9 @@ def test_no_rows_at_all(tmp_path):
         ("seq-toy:\n  - args: {}\nseq-toy:\n  - args: {}\n", "line 3: 'seq-toy' appears twice"),
         ("seq-toy:\n  - args: {lr: 1, lr: 2}\n", "line 2: 'lr' appears twice"),
         ("ok: 1\nbad: \x07\n", "toy_method.yaml, line 2"),
+        ("seq-toy:\n  - args: {}\n    note: 2026-13-45\n", "line 3: '2026-13-45': month must be"),
         ("- args: {}\n", "line 1: expected 'dataset:'"),
+        ("360:\n  - args: {}\n", "'360' is no dataset's name"),
         ("seq-toy: {args: {}}\n", "'seq-toy' holds no list of rows"),
         ("seq-toy:\n  - args: {}\n  - source: here\n", "row 2 of 'seq-toy' has no 'args"),
         ("{[1, 2]: 3, {a: b}: 4, {a: b}: 5}\n", "line 1"),
@@ -211,6 +213,7 @@ SOUND = {"args": {"lr": 0.1}, "source": "here"}
     [
         ({"args": {"lt": 0.1}}, "'lt' is no option; did you mean lr?"),
         ({"args": {"lr": "1e-05"}}, "lr is the text '1e-05', not a number"),
+        ({"args": {"lr": [1, "1e-05"]}}, "lr is the text '1e-05', not a number"),
         ({"source": None}, "'source' is missing"),
         ({"source": " "}, "'source' is missing"),
         ({"buffer_size": "20"}, "buffer_size is no positive whole number"),
