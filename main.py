@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         elif choice.help or not argv:
             print_help(choice)
         elif choice.check:
-            from models.utils.conformance import check_and_print
+            from utils.conformance import check_and_print
 
             return 0 if check_and_print(choice.check) else 1
         else:

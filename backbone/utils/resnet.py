@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from utils.args import positive_int
 
 
 class BasicBlock(nn.Module):
@@ -65,3 +66,21 @@ class SmallImageResNet(Backbone):
             x = layer(x)
             out.append(x)
         return [*out, x.mean((2, 3))]
+
+
+class ResNet18Family(SmallImageResNet):
+    """Four stages of two basic blocks with f, 2f, 4f, 8f channels; f is `--num_filters`, by default `NUM_FILTERS`."""
+
+    NUM_FILTERS: int
+
+    @classmethod
+    def get_parser(cls, parser):
+        parser.add_argument(
+            "--num_filters", type=positive_int, default=cls.NUM_FILTERS, help="channels of the first stage"
+        )
+        return parser
+
+    @classmethod
+    def from_args(cls, args, in_size, num_classes):
+        widths = [args.num_filters * factor for factor in (1, 2, 4, 8)]
+        return cls(in_size, num_classes, widths, blocks=2, padded=False)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.utils import conformance
-from utils import registry
+from utils import conformance, registry
 
 CASES = [case for model in registry.names("model") for case in conformance.cases(model)]
 PLAIN = sorted((Path(__file__).parent / "mammoth_style").glob("[a-z]*.py"))
