@@ -76,7 +76,7 @@ class ResNet18Family(SmallImageResNet):
     @classmethod
     def get_parser(cls, parser):
         parser.add_argument(
-            "--num_filters", type=positive_int, default=cls.NUM_FILTERS, help="channels of the first stage"
+            "--num_filters", type=positive_int, default=cls.NUM_FILTERS, help="channels of stage 1"
         )
         return parser
 
