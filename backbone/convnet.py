@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
 from utils.args import positive_int
+from utils.errors import UserError
 
 NORMS = {"group": lambda c: nn.GroupNorm(4, c), "batch": nn.BatchNorm2d, "none": lambda c: nn.Identity()}
 
@@ -21,7 +22,10 @@ class ConvNet(Backbone):
     def get_parser(parser):
         parser.add_argument("--norm", choices=list(NORMS), default="group", help="normalisation of the layers")
         parser.add_argument(
-            "--width", type=positive_int, default=16, help="channels of the first layer, divisible by 4"
+            "--width",
+            type=positive_int,
+            default=16,
+            help="channels of the first layer; a multiple of 4 with --norm group",
         )
         return parser
 
@@ -37,6 +41,10 @@ class ConvNet(Backbone):
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
+        if args.norm == "group" and args.width % 4:
+            raise UserError(
+                f"--width {args.width}: --norm group needs a multiple of 4; change it or take another --norm"
+            )
         return cls(in_size, num_classes, args.norm, args.width)
 
     def stages(self, x: Tensor) -> list[Tensor]:

@@ -6,4 +6,3 @@ from backbone.utils.torchvision_nets import TorchvisionNet
 class EfficientNetB0(TorchvisionNet):
     NAME = "efficientnet-b0"
     BUILDER = "efficientnet_b0"
-    HEAD = "classifier"

@@ -6,4 +6,3 @@ from backbone.utils.torchvision_nets import TorchvisionNet
 class MobileNetV2(TorchvisionNet):
     NAME = "mobilenet-v2"
     BUILDER = "mobilenet_v2"
-    HEAD = "classifier"

@@ -1,9 +1,8 @@
 """ResNet-18 from torchvision, ImageNet's 7x7 stem and max-pooling, 512 features (He et al. 2016)."""
 
-from backbone.utils.torchvision_nets import TorchvisionNet
+from backbone.utils.torchvision_nets import TorchvisionResNet
 
 
-class ResNet18ImageNet(TorchvisionNet):
+class ResNet18ImageNet(TorchvisionResNet):
     NAME = "resnet18-imagenet"
     BUILDER = "resnet18"
-    HEAD = "fc"

@@ -1,9 +1,8 @@
 """ResNet-50 from torchvision, 7x7 stem, 2048 features (He et al. 2016)."""
 
-from backbone.utils.torchvision_nets import TorchvisionNet
+from backbone.utils.torchvision_nets import TorchvisionResNet
 
 
-class ResNet50(TorchvisionNet):
+class ResNet50(TorchvisionResNet):
     NAME = "resnet50"
     BUILDER = "resnet50"
-    HEAD = "fc"

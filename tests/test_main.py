@@ -126,7 +126,7 @@ def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
     status, out, err = call(capsys, *base, "--results_path", str(tmp_path / "c"), "--loadcheck", file,
                             "--start_from", "2",
                             "--stop_after", "3")  # fmt: skip
-    assert status == 0 and "task 3/5" in out, err
+    assert status == 0 and "task 3/5" in out and "task 1/5" not in out, err
     status, _, err = call(capsys, *base, "--loadcheck", file, "--start_from", "4", "--disable_log")
     assert status == 2 and "--start_from 2" in err
     status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--loadcheck", file, "--disable_log")

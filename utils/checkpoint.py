@@ -20,6 +20,10 @@ from utils.run import Evaluation, Run
 from utils.training import Position
 
 FORMAT = 1
+STREAM_OPTIONS = (
+    "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation", "holdout",
+    "label_perc", "noise_type", "noise_rate", "normalize",
+)  # fmt: skip
 
 
 def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
@@ -29,6 +33,7 @@ def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
         "model_name": run.model_name,
         "dataset_name": run.dataset_name,
         "backbone": run.config.get("backbone"),
+        "stream": _stream_options(run),
         "position": asdict(position),
         "model": model.state_dict(),
         "optimizers": {name: opt.state_dict() for name, opt in optimizers(model).items()},
@@ -41,12 +46,8 @@ def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any], model, dataset, run: Run, weights_only: bool = False) -> Position:
+def restore(state: dict[str, Any], model, dataset, run: Run) -> Position:
     """Put a model, its stream and its run into a captured state; returns where in the stream that was.
-
-    Args:
-        weights_only: take what the method remembers, not the run's history nor the random states (another run's
-            stream goes on from here).
 
     Raises:
         UserError: the state belongs to another configuration.
@@ -55,6 +56,12 @@ def restore(state: dict[str, Any], model, dataset, run: Run, weights_only: bool 
         if state[key] != mine:
             raise UserError(
                 f"the checkpoint is of {state[key]}, this run is of {mine}: give the same --model and --dataset"
+            )
+    for name, mine in _stream_options(run).items():
+        saved = state["stream"].get(name)
+        if saved != mine:
+            raise UserError(
+                f"the checkpoint was saved with --{name} {saved}, this run has {mine}: its tasks are others"
             )
     try:
         model.load_state_dict(state["model"])
@@ -67,14 +74,18 @@ def restore(state: dict[str, Any], model, dataset, run: Run, weights_only: bool 
     for name, opt in optimizers(model).items():
         if name in state["optimizers"]:
             opt.load_state_dict(state["optimizers"][name])
-    if not weights_only:
-        dataset.load_state_dict(state["dataset"])
-        _set_random_state(state["random"])
-        run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
-        run.baselines = state["baselines"]
-        run.history = [Evaluation(**e) for e in state["history"]]
-        run.losses = [tuple(entry) for entry in state["losses"]]
+    dataset.load_state_dict(state["dataset"])
+    _set_random_state(state["random"])
+    run.matrices = {name: m.cpu().numpy().copy() for name, m in state["matrices"].items()}
+    run.baselines = state["baselines"]
+    run.history = [Evaluation(**e) for e in state["history"]]
+    run.losses = [tuple(entry) for entry in state["losses"]]
     return Position(**state["position"])
+
+
+def _stream_options(run: Run) -> dict[str, Any]:
+    """The options that decide what the tasks are, as text."""
+    return {name: str(run.config.get(name)) for name in STREAM_OPTIONS}
 
 
 def optimizers(model) -> dict[str, torch.optim.Optimizer]:

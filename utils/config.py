@@ -6,6 +6,7 @@ preset (a named group of values) ranks just below the place that names it.
 
 import argparse
 import inspect
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,12 +156,16 @@ def refuse_impossible(args: argparse.Namespace) -> None:
 
 
 def describe(config: Config) -> str:
-    """The resolved configuration, one option a line with its origin, what was chosen before what was left alone."""
-    rank = {"command line": 0, "best_args": 2, "dataset": 3, "default": 4}
-    names = sorted(config.origins, key=lambda n: (rank.get(config.origins[n], 1), n))
-    width = max(len(n) for n in names)
-    lines = [f"  {n:<{width}}  {getattr(config.args, n)!s:<24} {config.origins[n]}" for n in names]
-    return "\n".join([f"{config.args.model} on {config.args.dataset} with {config.args.backbone}", *lines])
+    """The resolved configuration with its origins: a line for each option somebody chose, the defaults together."""
+    rank = {"command line": 0, "best_args": 2, "dataset": 3}
+    chosen = [n for n in config.origins if config.origins[n] != "default"]
+    chosen.sort(key=lambda n: (rank.get(config.origins[n], 1), n))
+    width = max(map(len, chosen))
+    lines = [f"{config.args.model} on {config.args.dataset} with {config.args.backbone}"]
+    lines += [f"  {n:<{width}}  {getattr(config.args, n)!s:<24} {config.origins[n]}" for n in chosen]
+    defaults = sorted(config.origins.keys() - chosen)
+    text = ", ".join(f"{n}={getattr(config.args, n)}" for n in defaults)
+    return "\n".join([*lines, *textwrap.wrap(text, 116, initial_indent="  default: ", subsequent_indent="    ")])
 
 
 def declared_options(cls: type) -> ArgumentParser:

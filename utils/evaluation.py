@@ -40,12 +40,11 @@ def evaluate(model: ContinualModel, dataset, tasks: Iterable[int], trained: int)
         ranges = {"class-il": (0, seen), "task-il": (low, high)}
         correct = torch.zeros(len(names), device=model.device)
         for inputs, labels in loader:
-            inputs, labels = inputs.to(model.device), labels.to(model.device)
             logits = model.predict(inputs, task)
             correct += torch.stack([_correct(logits, labels, *ranges.get(name, (low, high))) for name in names])
         shares.append(correct / max(len(loader.dataset), 1))
     model.train(was_training)
-    percent = 100 * torch.stack(shares).double().cpu()
+    percent = 100 * torch.stack(shares).cpu().double()
     return {name: percent[:, i].tolist() for i, name in enumerate(names)}
 
 
@@ -57,7 +56,6 @@ def held_out_scores(model: ContinualModel, dataset, task: int) -> dict[str, floa
     low, high = dataset.task_classes(task)
     totals = torch.zeros(2, device=model.device)
     for inputs, labels in dataset.held_out_loader:
-        inputs, labels = inputs.to(model.device), labels.to(model.device)
         logits = model.predict(inputs, task)[:, low:high]
         loss = torch.nn.functional.cross_entropy(logits, labels - low, reduction="sum")
         totals += torch.stack([_correct(logits, labels - low, 0, high - low), loss])

@@ -17,7 +17,7 @@ from utils.loggers import make_loggers
 from utils.mean_accs import write_summary
 from utils.report import summarise_run, summarise_seeds, write_seeds_report
 from utils.run import Run
-from utils.training import Position, score, train
+from utils.training import Position, last_task, score, train
 
 
 @dataclass
@@ -77,8 +77,10 @@ def execute(config: Config) -> tuple[Run, dict[str, dict[str, float]]]:
     start = None
     if args.loadcheck:
         state = checkpoint.load(args.loadcheck, model.device)
-        position = checkpoint.restore(state, model, dataset, run, weights_only=not args.inference_only)
-        start = _loaded_start(position, args)
+        position = checkpoint.restore(state, model, dataset, run)
+        start = _loaded_start(position, args, dataset)
+        if args.inference_only:
+            run.history, run.matrices = [], {}
     if not args.disable_log:
         run.folder = make_folder(run, args)
     loggers = make_loggers(args, run)
@@ -117,13 +119,16 @@ def make_folder(run: Run, args) -> Path:
     return folder
 
 
-def _loaded_start(position: Position, args) -> Position:
+def _loaded_start(position: Position, args, dataset) -> Position:
     if args.inference_only:
         return position
-    task = args.start_from or position.task
-    if task != position.task or position.inside:
+    if args.start_from not in (0, position.task) or position.inside:
         raise UserError(f"the checkpoint was saved before task {position.task}: use --start_from {position.task}")
-    return Position(task=task)
+    if position.task >= last_task(args, dataset):
+        raise UserError(
+            f"the checkpoint was saved after {position.task} task(s), nothing is left to train: --inference_only?"
+        )
+    return position
 
 
 def _saver(exp: Experiment):

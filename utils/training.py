@@ -77,6 +77,8 @@ def train(
                 if stopping and stopping.after(epoch, task):
                     break
             progress.flush(model)
+        if stopping:
+            stopping.restore_best()
         model.meta_end_task(dataset)
         evaluation = score(model, dataset, run, args, loggers, task, progress.step)
         model.end_eval(dataset, evaluation.scores)
@@ -110,7 +112,7 @@ def score(model, dataset, run: Run, args, loggers: list, task: int, step: int, e
     """Evaluate, note the scores in the run, tell the loggers."""
     n = dataset.EVAL_TASKS if args.enable_other_metrics or args.joint else task + 1
     trained = dataset.EVAL_TASKS - 1 if args.joint else task
-    dataset._extend_test_loaders(n - 1)
+    dataset.extend_test_loaders(n - 1)
     evaluation = Evaluation(step, trained, epoch, evaluate(model, dataset, range(n), trained))
     run.history.append(evaluation)
     for name in scenarios(model, dataset):
@@ -196,9 +198,7 @@ class Progress:
 
 
 class EarlyStopping:
-    """Ends a task when the held-out score of the current task has not improved for a while, and goes back to the
-    best weights.
-    """
+    """Ends a task when the held-out score of the current task has not improved for a while."""
 
     def __init__(self, model: ContinualModel, dataset, args):
         self.model, self.dataset, self.args = model, dataset, args
@@ -212,12 +212,16 @@ class EarlyStopping:
         value = scores["accuracy"] if self.args.early_stopping_metric == "accuracy" else -scores["loss"]
         if value > self.best + self.args.early_stopping_epsilon:
             self.best, self.waited = value, 0
-            self.weights = [p.detach().clone() for p in self.model.parameters()]
+            self.weights = [tensor.detach().clone() for tensor in self._learned()]
             return False
         self.waited += 1
-        if self.waited < self.args.early_stopping_patience:
-            return False
-        with torch.no_grad():
-            for parameter, best in zip(self.model.parameters(), self.weights, strict=True):
-                parameter.copy_(best)
-        return True
+        return self.waited >= self.args.early_stopping_patience
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Go back to the weights, and the network's running statistics, of the best score."""
+        for tensor, best in zip(self._learned(), self.weights or [], strict=False):
+            tensor.copy_(best)
+
+    def _learned(self) -> list[torch.Tensor]:
+        return [*self.model.parameters(), *self.model.net.buffers()]

@@ -75,9 +75,7 @@ class ResNet18Family(SmallImageResNet):
 
     @classmethod
     def get_parser(cls, parser):
-        parser.add_argument(
-            "--num_filters", type=positive_int, default=cls.NUM_FILTERS, help="channels of stage 1"
-        )
+        parser.add_argument("--num_filters", type=positive_int, default=cls.NUM_FILTERS, help="channels of stage 1")
         return parser
 
     @classmethod

@@ -1,6 +1,7 @@
 """ImageNet networks from torchvision, with its pretrained weights on request."""
 
-from urllib.error import URLError
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,24 @@ from utils.errors import UserError
 
 
 class TorchvisionNet(Backbone):
-    """A torchvision classifier with its head replaced; images of one channel are repeated to three.
+    """A torchvision classifier with its head, dropout included, replaced by one linear layer.
+
+    Images of one channel are repeated to three; any image size. There are no intermediate maps.
 
     Class attributes:
         BUILDER: torchvision's function, also the prefix of its weights.
         HEAD: attribute that holds the classifier; the features are what enters its last linear layer.
+
+    Args:
+        num_classes: logits.
+        pretrained: start from ImageNet weights, torchvision's first release of them (IMAGENET1K_V1).
+
+    Raises:
+        UserError: the pretrained weights can neither be found nor fetched, or their file is damaged.
     """
 
     BUILDER: str
-    HEAD: str
+    HEAD: str = "classifier"
 
     @staticmethod
     def get_parser(parser):
@@ -28,11 +38,11 @@ class TorchvisionNet(Backbone):
 
     def __init__(self, num_classes: int, pretrained: bool = False):
         super().__init__()
+        # Imported here: it takes as long as torch itself, and most networks do without.
         from torchvision import models
 
-        weights = models.get_model_weights(self.BUILDER).DEFAULT if pretrained else None
-        if self.BUILDER.startswith("resnet") and pretrained:
-            weights = models.get_model_weights(self.BUILDER).IMAGENET1K_V1
+        # Published results that say `pretrained=True` mean V1, whatever torchvision's newest weights are.
+        weights = models.get_model_weights(self.BUILDER).IMAGENET1K_V1 if pretrained else None
         self.trunk = self._fetch(models.get_model, weights)
         head = getattr(self.trunk, self.HEAD)
         last = head if isinstance(head, nn.Linear) else head[-1]
@@ -43,12 +53,17 @@ class TorchvisionNet(Backbone):
     def _fetch(self, build, weights) -> nn.Module:
         try:
             return build(self.BUILDER, weights=weights)
-        except (URLError, OSError, RuntimeError) as e:
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as e:
             if weights is None:
                 raise
-            name, folder = weights.url.rsplit("/", 1)[-1], f"{torch.hub.get_dir()}/checkpoints"
+            file, error = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1], type(e).__name__
+            if file.exists():
+                raise UserError(
+                    f"the pretrained weights {file} cannot be read ({error}): delete the file to have it fetched "
+                    "again, or drop --pretrained"
+                ) from None
             raise UserError(
-                f"the pretrained weights {name} could not be fetched ({type(e).__name__}): put the file into {folder}, "
+                f"the pretrained weights {file.name} could not be fetched ({error}): put the file into {file.parent}, "
                 "or drop --pretrained"
             ) from None
 
@@ -56,5 +71,28 @@ class TorchvisionNet(Backbone):
     def from_args(cls, args, in_size, num_classes):
         return cls(num_classes, args.pretrained)
 
+    def features(self, x: Tensor) -> Tensor:
+        return self.trunk(three_channels(x))
+
     def stages(self, x: Tensor) -> list[Tensor]:
-        return [self.trunk(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)]
+        return [self.features(x)]
+
+
+class TorchvisionResNet(TorchvisionNet):
+    """The same for torchvision's ResNets, whose four stages are the intermediate maps."""
+
+    HEAD = "fc"
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        net = self.trunk
+        x = net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))
+        out = []
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = layer(x)
+            out.append(x)
+        return [*out, net.avgpool(x).flatten(1)]
+
+
+def three_channels(x: Tensor) -> Tensor:
+    """Images (B, 1, H, W) repeated to (B, 3, H, W), without a copy; those of three channels as they are."""
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x

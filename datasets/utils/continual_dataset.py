@@ -62,7 +62,8 @@ class ContinualDataset:
 
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed
-        self.device = torch.device(device if args.data_device == "auto" else args.data_device)
+        self.train_device = torch.device(device)
+        self.device = self.train_device if args.data_device == "auto" else torch.device(args.data_device)
         self.EVAL_TASKS = self.N_TASKS
         self.c_task = -1
         self.train_loader: TrainLoader | None = None
@@ -72,8 +73,8 @@ class ContinualDataset:
         self.mean, self.std = self._per_channel(mean), self._per_channel(std)
         augment = None
         if self.AUGMENT:
-            # On the data's device and of its own: the augmentation of step n is the same whatever else draws numbers.
-            rng = generator(self.seed, "augmentation", device=self.device)
+            # A generator of its own: the augmentation of step n is the same whatever else draws numbers.
+            rng = generator(self.seed, "augmentation", device=self.train_device)
             augment = Augment(**self.AUGMENT, generator=rng)
         self._normalize = Normalize(self.mean, self.std)
         self._transform = TrainTransform(augment, self._normalize)
@@ -104,7 +105,7 @@ class ContinualDataset:
         split, rows = self._joint_part() if self.args.joint else self._train_part(task)
         self.train_loader = self._make_train_loader(split, rows, task)
         last = self.EVAL_TASKS - 1 if self.args.joint else task
-        self._extend_test_loaders(last)
+        self.extend_test_loaders(last)
         if self.args.holdout or self.args.validation:
             parts = [self._test_part(t, held_out=True) for t in (range(self.EVAL_TASKS) if self.args.joint else [task])]
             self.held_out_loader = self._make_test_loader(*_concatenate(parts))
@@ -122,8 +123,14 @@ class ContinualDataset:
 
     def all_test_loaders(self) -> list[EvalLoader]:
         """Test loaders of every task of the stream, trained or not."""
-        self._extend_test_loaders(self.EVAL_TASKS - 1)
+        self.extend_test_loaders(self.EVAL_TASKS - 1)
         return self.test_loaders
+
+    def extend_test_loaders(self, last: int) -> None:
+        """Make the test loaders of all tasks up to `last` that do not exist yet."""
+        for task in range(len(self.test_loaders), last + 1):
+            part = self._test_part(task, held_out=bool(self.args.validation))
+            self.test_loaders.append(self._make_test_loader(*part))
 
     def cpt(self, task: int) -> int:
         """Number of classes of a task."""
@@ -208,15 +215,10 @@ class ContinualDataset:
             raise UserError(
                 f"{self.NAME}: task {task} has {len(rows)} training examples, too few for a batch: lower --batch_size"
             )
-        return TrainLoader(split, rows, batch_size, self._transform, order, drop_last, limit)
+        return TrainLoader(split, rows, batch_size, self._transform, order, self.train_device, drop_last, limit)
 
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:
-        return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize)
-
-    def _extend_test_loaders(self, last: int) -> None:
-        for task in range(len(self.test_loaders), last + 1):
-            part = self._test_part(task, held_out=bool(self.args.validation))
-            self.test_loaders.append(self._make_test_loader(*part))
+        return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize, self.train_device)
 
     def _joint_part(self) -> tuple[Split, Tensor]:
         return _concatenate([self._train_part(t) for t in range(self.EVAL_TASKS)])

@@ -48,6 +48,7 @@ class TrainLoader:
         batch_size: examples per batch.
         transform: raw uint8 batch -> network input, augmentation included.
         order: (n, epoch) -> permutation of 0..n-1; a function, so that any epoch can be entered at any batch.
+        device: where the batches are wanted; raw bytes are moved there first, where the data live elsewhere.
         drop_last: leave out a last, smaller batch.
         max_batches: stop an epoch after this many batches (`--debug_mode`), or None.
     """
@@ -59,11 +60,13 @@ class TrainLoader:
         batch_size: int,
         transform: Callable[[Tensor], Tensor],
         order: Callable[[int, int | str], Tensor],
+        device: torch.device | str = "cpu",
         drop_last: bool = False,
         max_batches: int | None = None,
     ):
         self.dataset = TaskData(split, rows, transform)
-        self.batch_size, self.order, self.drop_last, self.max_batches = batch_size, order, drop_last, max_batches
+        self.batch_size, self.order, self.device = batch_size, order, torch.device(device)
+        self.drop_last, self.max_batches = drop_last, max_batches
 
     def __len__(self) -> int:
         n, size = len(self.dataset), self.batch_size
@@ -83,16 +86,23 @@ class TrainLoader:
         images, targets, transform = self.dataset.split.images, self.dataset.split.targets, self.dataset.transform
         rows = self.dataset.rows[self.order(len(self.dataset), epoch).to(images.device)]
         for index in rows.split(self.batch_size)[start : len(self)]:
-            raw = images.index_select(0, index)
-            yield transform(raw), targets.index_select(0, index), raw
+            raw, labels = gather(images, index, self.device), gather(targets, index, self.device)
+            yield transform(raw), labels, raw
 
 
 class EvalLoader:
     """Evaluation batches (inputs, labels) in storage order, without augmentation."""
 
-    def __init__(self, split: Split, rows: Tensor, batch_size: int, transform: Callable[[Tensor], Tensor]):
+    def __init__(
+        self,
+        split: Split,
+        rows: Tensor,
+        batch_size: int,
+        transform: Callable[[Tensor], Tensor],
+        device: torch.device | str = "cpu",
+    ):
         self.dataset = TaskData(split, rows, transform)
-        self.batch_size = batch_size
+        self.batch_size, self.device = batch_size, torch.device(device)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -100,4 +110,13 @@ class EvalLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         split, transform = self.dataset.split, self.dataset.transform
         for index in torch.split(self.dataset.rows, self.batch_size):
-            yield transform(split.images.index_select(0, index)), split.targets.index_select(0, index)
+            raw = gather(split.images, index, self.device)
+            yield transform(raw), gather(split.targets, index, self.device)
+
+
+def gather(data: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """Rows `index` of resident data, on `device`; from the host through pinned memory, without waiting."""
+    rows = data.index_select(0, index)
+    if rows.device == device:
+        return rows
+    return (rows.pin_memory() if device.type == "cuda" else rows).to(device, non_blocking=True)

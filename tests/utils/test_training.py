@@ -289,3 +289,25 @@ def test_code_optimization_levels_train(level):
 
 def test_an_evaluation_is_plain_data():
     assert Evaluation(1, 0, None, {"class-il": [1.0]}) == Evaluation(1, 0, None, {"class-il": [1.0]})
+
+
+def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
+    exp = finished("sgd", "--stop_after", "1", "--n_epochs", "1")
+    state = checkpoint.capture(exp.model, exp.dataset, exp.run, Position(task=1))
+    for option, words in (
+        (["--seed", "1"], "--seed 0, this run has 1"),
+        (["--permute_classes"], "--permute_classes False"),
+    ):
+        other = experiment("sgd", *option)
+        with pytest.raises(UserError, match=words):
+            checkpoint.restore(state, other.model, other.dataset, other.run)
+    other = experiment("sgd", "--backbone", "mnistmlp")
+    with pytest.raises(UserError, match="saved with --backbone convnet"):
+        checkpoint.restore(state, other.model, other.dataset, other.run)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("data_device", ["cpu", "cuda"])
+def test_training_on_a_gpu_with_data_on_either_side(data_device):
+    exp = finished("er", "--buffer_size", "50", "--device", "cuda", "--data_device", data_device, "--stop_after", "2")
+    assert exp.run.matrices["task-il"][1, 1] > 80
