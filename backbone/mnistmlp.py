@@ -3,6 +3,7 @@
 Reference: Lopez-Paz & Ranzato 2017; Riemer et al. 2019; Buzzega et al. 2020.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
@@ -24,9 +25,7 @@ class MNISTMLP(Backbone):
         super().__init__()
         self.input_size, self.feature_dim, self.num_classes = in_size, hidden, num_classes
         widths = [in_size[0] * in_size[1] * in_size[2]] + [hidden] * layers
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
         self.classifier = nn.Linear(hidden, num_classes)
         for m in self.modules():
             if isinstance(m, nn.Linear):
@@ -37,7 +36,8 @@ class MNISTMLP(Backbone):
         return cls(in_size, num_classes, args.mlp_hidden_size, args.mlp_hidden_layers)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        out = [x.flatten(1)]
+        x, out = x.flatten(1), []
         for layer in self.layers:
-            out.append(layer(out[-1]))
-        return out[1:]
+            x = F.relu(layer(x))  # not nn.ReLU: on a network this small every module call shows
+            out.append(x)
+        return out

@@ -38,7 +38,7 @@ class TorchvisionNet(Backbone):
 
     def __init__(self, num_classes: int, pretrained: bool = False):
         super().__init__()
-        # Imported here: it takes as long as torch itself, and most networks do without.
+        # Imported here, since most networks do without it.
         from torchvision import models
 
         # Published results that say `pretrained=True` mean V1, whatever torchvision's newest weights are.
