@@ -1,0 +1,37 @@
+"""The examples of the documentation run as they stand there."""
+
+import re
+
+import pytest
+
+from tests.models.helpers import finished
+from utils import conformance
+from utils.registry import ROOT, names
+
+
+def example(page: str, name: str, tmp_path):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S).group(1)
+    path = tmp_path / name
+    path.write_text(block)
+    return str(path)
+
+
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda c: c.__name__)
+def test_the_example_method(tmp_path, check):
+    check(conformance.Case(example("add_a_method.md", "my_method.py", tmp_path), "class-il"))
+
+
+def test_the_example_dataset(tmp_path):
+    exp = finished("sgd", dataset=example("add_a_dataset.md", "seq_shapes.py", tmp_path))
+    assert exp.run.matrices["class-il"].shape == (4, 4)
+
+
+def test_every_method_is_in_the_table():
+    table = (ROOT / "docs" / "methods.md").read_text()
+    assert all(f"| `{name}` |" in table for name in names("model"))
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
