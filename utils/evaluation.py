@@ -53,7 +53,7 @@ def held_out_scores(model: ContinualModel, dataset, task: int) -> dict[str, floa
     """Accuracy (percent) over the current task's classes, and mean loss, on the held-out data of the current task."""
     was_training = model.training
     model.eval()
-    low, high = dataset.task_classes(task)
+    low, high = dataset.get_offsets(task)
     totals = torch.zeros(2, device=model.device)
     for inputs, labels in dataset.held_out_loader:
         logits = model.predict(inputs, task)[:, low:high]
