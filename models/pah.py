@@ -238,7 +238,7 @@ class PAH(GeneratedHeads):
         last = t + 1 if args.pah_w_hp > 0 else t
         if first == last:
             return terms
-        rows = self.rows(t + 1)[first:last]
+        rows = self.rows(last, first)
         logits = self.prototype_logits(self.net, rows, self.hyper(rows))
         if first < t:
             per_prototype = kd(logits[:t], self.teacher_prototype_logits, args.pah_temp, args.pah_kl)

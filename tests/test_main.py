@@ -166,6 +166,7 @@ BAD = [
     (["--model", "sgd", *DIGITS, "--start_from", "3", "--stop_after", "2"], "leaves nothing to train"),
     (["--model", "sgd", *DIGITS, "--inference_only"], "needs --loadcheck FILE"),
     (["--model", "sgd", *DIGITS, "--loadcheck", "no/such.pt"], "no/such.pt does not exist"),
+    (["--model", "sgd", *DIGITS, "--seed", "9" * 30], "expected an integer"),
     (["--model", "sgd", *DIGITS, "--device", "tpu"], "expected auto, cpu, cuda"),
     (["--model", "sgd", *DIGITS, "--device", "cuda:99"], "cuda device(s)"),
     (["--model", "sgd", *DIGITS, "--exp_name", "../../x"], "letters, digits"),

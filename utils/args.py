@@ -98,7 +98,7 @@ positive_float = number(float, 0, open_low=True)
 non_negative_float = number(float, 0)
 positive_int = number(int, 1)
 non_negative_int = number(int, 0)
-percentage = number(float, 0, 100)
+seed_int = number(int, 0, 2**63 - 1)
 fraction = number(float, 0, 1)
 
 
@@ -254,10 +254,8 @@ def _evaluate(group) -> None:
 
 
 def _run(group) -> None:
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
-    group.add_argument(
-        "--seeds", type=non_negative_int, nargs="+", metavar="S", help="one run per seed, then a summary"
-    )
+    group.add_argument("--seed", type=seed_int, default=0, help="seed of everything random")
+    group.add_argument("--seeds", type=seed_int, nargs="+", metavar="S", help="one run per seed, then a summary")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
     group.add_argument("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")

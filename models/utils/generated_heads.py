@@ -44,11 +44,11 @@ class GeneratedHeads(ContinualModel):
         """None for the runner's optimiser: the methods here make their own in `reset_optimizers`."""
         return ()
 
-    def rows(self, tasks: int) -> Tensor:
-        """Embeddings of the first tasks (tasks, P)."""
+    def rows(self, stop: int, start: int = 0) -> Tensor:
+        """Embeddings of tasks start..stop-1, (stop - start, P)."""
         if self.embeddings[0].dim() == 2:
-            return self.embeddings[0][:tasks]
-        return torch.stack(list(self.embeddings)[:tasks])
+            return self.embeddings[0][start:stop]
+        return torch.stack(list(self.embeddings)[start:stop])
 
     def heads(self, tasks: int) -> Tensor:
         """Heads of the first tasks (tasks, C, F), all in one call of the hypernetwork."""

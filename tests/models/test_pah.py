@@ -241,6 +241,16 @@ def test_gradient_routing():
     assert changed == [True] + [False] * (len(everything) - 1)
 
 
+@pytest.mark.parametrize("weights, moved", [(("0", "1"), [False, True]), (("1", "0"), [True, False])])
+def test_weight_decay_of_the_second_optimiser_spares_prototypes_outside_its_loss(weights, moved):
+    model, _ = first_batch(
+        experiment("pah", "--pah_wd", "0.5", "--pah_w_sp", weights[0], "--pah_w_hp", weights[1]), task=1
+    )
+    before = clones(model.embeddings)
+    model.step_prototypes(1)
+    assert [not torch.equal(a, b) for a, b in zip(before, model.embeddings, strict=True)] == moved
+
+
 def test_only_the_first_prototypes_have_gradient_in_the_first_task():
     model, batch = first_batch(experiment("pah"))
     terms = model.meta_observe(*batch, 0)

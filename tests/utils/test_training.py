@@ -153,6 +153,11 @@ def test_early_stopping_on_real_scores():
     assert exp.run.history[-1].step < 60 * 7 and exp.run.matrices["task-il"][0, 0] > 90
 
 
+def test_early_stopping_under_joint_training_sees_all_classes():
+    exp = finished("joint", "--fitting_mode", "early_stopping", "--validation", "20", "--n_epochs", "2")
+    assert exp.run.matrices["class-il"][4].min() > 10
+
+
 def test_scores_equal_those_of_a_plain_loop():
     exp = finished("er", "--buffer_size", "50", "--n_epochs", "3", "--eval_batch_size", "7")
     net = exp.model.net.eval()
