@@ -1,4 +1,4 @@
-"""The fully connected network of the class-IL literature on MNIST: 784-100-100, ReLU, Xavier-uniform weights.
+"""The fully connected network of the class-IL literature on MNIST: 784-100-100, ReLU, Xavier weights, zero biases.
 
 Reference: Lopez-Paz & Ranzato 2017; Riemer et al. 2019; Buzzega et al. 2020.
 """
@@ -30,6 +30,7 @@ class MNISTMLP(Backbone):
         for m in self.modules():
             if isinstance(m, nn.Linear):
                 nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):

@@ -51,6 +51,7 @@ def reference_run(method: str, seed: int, data: tuple[torch.Tensor, ...]) -> dic
     layers = [nn.Linear(784, 100), nn.Linear(100, 100), nn.Linear(100, 10)]
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
     net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     memory, seen = [], 0
     fisher = anchor = None
