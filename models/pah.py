@@ -112,7 +112,14 @@ class PAH(GeneratedHeads):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.channels = dataset.SIZE[0]
+        self.channels, *size = dataset.SIZE
+        s = args.pah_proto_size
+        fits = REFERENCE_WINDOWS.get(s, min(size)) + s <= min(size)
+        if args.pah_crop == "reference" and args.pah_proto_init == "image" and not fits:
+            raise UserError(
+                f"--pah_crop reference knows windows of {', '.join(map(str, REFERENCE_WINDOWS))} pixels in 32x32: "
+                f"--pah_proto_size {s} does not fit {size[0]}x{size[1]} images; use --pah_crop center"
+            )
         self.make_hypernetwork(self.cpt * args.pah_proto_size**2, args.pah_hidden, args.pah_layers)
         self.register_buffer("teacher_prototype_logits", None)
         self.reset_optimizers()
@@ -157,12 +164,7 @@ class PAH(GeneratedHeads):
         height, width = grey.shape[-2:]
         top, left = (height - s) // 2, (width - s) // 2
         if self.args.pah_crop == "reference" and how == "image":
-            top = left = REFERENCE_WINDOWS.get(s, -1)
-            if top < 0 or top + s > min(height, width):
-                raise UserError(
-                    f"--pah_crop reference knows windows of {', '.join(map(str, REFERENCE_WINDOWS))} pixels in 32x32: "
-                    f"--pah_proto_size {s} does not fit {height}x{width}; use --pah_crop center"
-                )
+            top = left = REFERENCE_WINDOWS[s]
         return grey[:, 0, top : top + s, left : left + s].flatten()
 
     def prototype_logits(self, net: nn.Module, prototypes: Tensor, heads: Tensor) -> Tensor:

@@ -129,6 +129,12 @@ def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
     assert status == 0 and "task 3/5" in out and "task 1/5" not in out, err
     status, _, err = call(capsys, *base, "--loadcheck", file, "--start_from", "4", "--disable_log")
     assert status == 2 and "--start_from 2" in err
+    for other, words in (
+        (["--optimizer", "adam"], "give the same --optimizer"),
+        (["--seed", "1"], "--seed 0, this run has 1"),
+    ):
+        status, _, err = call(capsys, *base, *other, "--loadcheck", file, "--disable_log")
+        assert status == 2 and words in err
     status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--loadcheck", file, "--disable_log")
     assert status == 2 and "checkpoint is of er" in err
     Path(file).write_bytes(Path(file).read_bytes()[:1000])
@@ -167,6 +173,12 @@ BAD = [
     (["--model", "sgd", *DIGITS, "--inference_only"], "needs --loadcheck FILE"),
     (["--model", "sgd", *DIGITS, "--loadcheck", "no/such.pt"], "no/such.pt does not exist"),
     (["--model", "sgd", *DIGITS, "--seed", "9" * 30], "expected an integer"),
+    (["--model", "sgd", *DIGITS, "--seeds", "0", "0"], "names a seed twice"),
+    (["--model", "sgd", *DIGITS, "--seeds", "0", "1", "--loadcheck", "x.pt"], "belongs to one seed"),
+    (["--model", "sgd", *DIGITS, "--drop_last", "--batch_size", "5000"], "lower --batch_size"),
+    (["--model", "pah", *DIGITS, "--pah_preset", "reference"], "use --pah_crop center"),
+    (["--model", "sgd", *DIGITS, "--data_device", "cuda", "--device", "cpu"], "needs training on a GPU"),
+    (["--model", "sgd", *DIGITS, "--num_workers", "4"], "drop the option"),
     (["--model", "sgd", *DIGITS, "--device", "tpu"], "expected auto, cpu, cuda"),
     (["--model", "sgd", *DIGITS, "--device", "cuda:99"], "cuda device(s)"),
     (["--model", "sgd", *DIGITS, "--exp_name", "../../x"], "letters, digits"),

@@ -22,6 +22,7 @@ REPLACED = {
     "--distributed": "a run uses one device: start one process per seed or per setting instead",
     "--num_filters_resnet": "use --num_filters",
     "--mlflow": "tracking with MLflow is not available yet: results are CSV files, TensorBoard events and report.html",
+    "--num_workers": "the data live on the device as bytes and need no loader processes: drop the option",
     "--resume": "a killed run is continued from its last finished task: --savecheck task, then --loadcheck FILE",
     "--conf_jobnum": "every run has its own folder: drop the option",
 }

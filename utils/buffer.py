@@ -54,7 +54,8 @@ class Buffer(nn.Module):
         device: where the rows live, default the CPU.
 
     Attributes:
-        examples, labels, logits, task_labels: stored rows (n, ...), or None for a field never given.
+        examples, labels, logits, task_labels: storage (buffer_size, ...), of which the first len(self) rows are filled;
+            None for a field never given.
         num_seen_examples: items offered so far.
     """
 

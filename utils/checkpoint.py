@@ -20,9 +20,21 @@ from utils.run import Evaluation, Run
 from utils.training import Position
 
 FORMAT = 1
+KEYS = {
+    "model_name",
+    "dataset_name",
+    "stream",
+    "position",
+    "model",
+    "optimizers",
+    "dataset",
+    "random",
+    "matrices",
+    "history",
+}
 STREAM_OPTIONS = (
     "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation", "holdout",
-    "label_perc", "noise_type", "noise_rate", "normalize",
+    "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size",
 )  # fmt: skip
 
 
@@ -36,7 +48,9 @@ def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
         "stream": _stream_options(run),
         "position": asdict(position),
         "model": model.state_dict(),
-        "optimizers": {name: opt.state_dict() for name, opt in optimizers(model).items()},
+        "optimizers": {
+            name: {"class": type(opt).__name__, **opt.state_dict()} for name, opt in optimizers(model).items()
+        },
         "dataset": dataset.state_dict(),
         "random": _random_state(),
         "matrices": {name: torch.from_numpy(m.copy()) for name, m in run.matrices.items()},
@@ -72,8 +86,7 @@ def restore(state: dict[str, Any], model, dataset, run: Run) -> Position:
         ) from None
     model.reset_optimizers()
     for name, opt in optimizers(model).items():
-        if name in state["optimizers"]:
-            opt.load_state_dict(state["optimizers"][name])
+        _load_optimizer(opt, dict(state["optimizers"].get(name, {})))
     dataset.load_state_dict(state["dataset"])
     _set_random_state(state["random"])
     run.matrices = {name: m.cpu().numpy().copy() for name, m in state["matrices"].items()}
@@ -84,8 +97,23 @@ def restore(state: dict[str, Any], model, dataset, run: Run) -> Position:
 
 
 def _stream_options(run: Run) -> dict[str, Any]:
-    """The options that decide what the tasks are, as text."""
+    """The options that decide what the tasks and the replay memory are, as text."""
     return {name: str(run.config.get(name)) for name in STREAM_OPTIONS}
+
+
+def _load_optimizer(opt: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the moments; learning rate, weight decay and the like stay those of this run."""
+    if not saved:
+        return
+    kind = saved.pop("class")
+    if kind != type(opt).__name__:
+        raise UserError(
+            f"the checkpoint was saved with {kind}, this run uses {type(opt).__name__}: give the same --optimizer"
+        )
+    fresh = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+    opt.load_state_dict(saved)
+    for group, options in zip(opt.param_groups, fresh, strict=True):
+        group.update(options)
 
 
 def optimizers(model) -> dict[str, torch.optim.Optimizer]:
@@ -121,7 +149,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise UserError(
             f"checkpoint {path} cannot be read (truncated, altered or not a checkpoint): {type(e).__name__}"
         ) from None
-    if not isinstance(state, dict) or "format" not in state:
+    if not isinstance(state, dict) or "format" not in state or (state["format"] == FORMAT and not state.keys() >= KEYS):
         raise UserError(f"{path} is not a checkpoint of this program")
     if state["format"] != FORMAT:
         raise UserError(f"checkpoint {path} has format {state['format']}, this version reads {FORMAT}")

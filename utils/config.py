@@ -141,6 +141,12 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError("--fitting_mode early_stopping needs held-out data: add --holdout 10 or --validation 10")
     if args.lr_scheduler == "multisteplr" and not args.lr_milestones:
         raise UserError("--lr_scheduler multisteplr needs --lr_milestones, as --lr_milestones 35 45")
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        raise UserError(
+            f"--seeds names a seed twice ({' '.join(map(str, args.seeds))}): each counts as a run of its own"
+        )
+    if args.seeds and args.loadcheck:
+        raise UserError("--seeds and --loadcheck exclude each other: a checkpoint belongs to one seed")
     if args.inference_only and not args.loadcheck:
         raise UserError("--inference_only needs --loadcheck FILE: the checkpoint to evaluate")
     if args.optim_nesterov and not (args.optimizer == "sgd" and args.optim_mom > 0):

@@ -45,6 +45,7 @@ def build(config: Config) -> Experiment:
             raise UserError(f"--{option} {value}: {dataset.NAME} has {dataset.N_TASKS} task(s)")
     if args.stop_after is not None and args.stop_after <= args.start_from:
         raise UserError(f"--stop_after {args.stop_after} leaves nothing to train after --start_from {args.start_from}")
+    dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
     # The network is drawn from the seed alone, whatever reading the data has drawn before.
     torch.manual_seed(args.seed)
     backbone = config.backbone_class.from_args(args, dataset.SIZE, dataset.N_CLASSES).to(device)
@@ -63,7 +64,7 @@ def build(config: Config) -> Experiment:
         origins=config.origins,
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
-        notes=model.evaluation_notes(),
+        notes=model.evaluation_notes() | _start_note(args),
         environment=environment.describe(device),
         published=config.row,
     )
@@ -100,6 +101,12 @@ def execute(config: Config) -> tuple[Run, dict[str, dict[str, float]]]:
     if not args.disable_log and not args.inference_only:
         write_summary(run, summary)
     return run, summary
+
+
+def _start_note(args) -> dict[str, str]:
+    if args.start_from == 0 or args.loadcheck:
+        return {}
+    return {"start": f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"}
 
 
 def make_folder(run: Run, args) -> Path:

@@ -50,7 +50,7 @@ def train(
     at = start or Position(task=args.start_from)
     model.train()
     model._current_task = at.task
-    if args.enable_other_metrics and not run.baselines:
+    if args.enable_other_metrics and at.step == 0:
         dataset.all_test_loaders()
         run.baselines = evaluate(model, dataset, range(dataset.EVAL_TASKS), trained=-1)
 
@@ -61,10 +61,11 @@ def train(
             restart_schedule(model, args)
         stopping = EarlyStopping(model, dataset, args) if args.fitting_mode == "early_stopping" else None
         with Progress(args, dataset, task, run, loggers, at.step) as progress:
-            for epoch, start_batch, end_batch in epochs(args, len(dataset.train_loader), at):
+            plan = list(epochs(args, len(dataset.train_loader), at))
+            for epoch, start_batch, end_batch in plan:
                 if not (at.inside and epoch == at.epoch):
                     model.meta_begin_epoch(epoch, dataset)
-                set_learning_rate(model, args, epoch)
+                set_learning_rate(model, args, epoch, n_epochs=plan[-1][0] + 1)
                 batches = dataset.train_loader.epoch(epoch, start_batch)
                 for batch, (inputs, labels, raw) in zip(range(start_batch, end_batch), batches, strict=False):
                     losses = model.meta_observe(inputs, labels, raw, epoch)
@@ -130,14 +131,14 @@ def restart_schedule(model: ContinualModel, args) -> None:
         model.reset_optimizers()
 
 
-def set_learning_rate(model: ContinualModel, args, epoch: int) -> None:
+def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) -> None:
     """The schedule is a function of the epoch, so that a run can be entered anywhere."""
     if args.lr_scheduler == "none" or model.opt is None:
         return
     if args.lr_scheduler == "multisteplr":
         factor = args.sched_multistep_lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
     else:
-        factor = (1 + math.cos(math.pi * epoch / args.n_epochs)) / 2
+        factor = (1 + math.cos(math.pi * epoch / n_epochs)) / 2
     for group in model.opt.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

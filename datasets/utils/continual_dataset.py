@@ -63,7 +63,9 @@ class ContinualDataset:
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed
         self.train_device = torch.device(device)
-        self.device = self.train_device if args.data_device == "auto" else torch.device(args.data_device)
+        if args.data_device == "cuda" and self.train_device.type != "cuda":
+            raise UserError(f"--data_device cuda needs training on a GPU, this run trains on {self.train_device}")
+        self.device = torch.device("cpu") if args.data_device == "cpu" else self.train_device
         self.EVAL_TASKS = self.N_TASKS
         self.c_task = -1
         self.train_loader: TrainLoader | None = None
@@ -192,9 +194,11 @@ class ContinualDataset:
         raw = type(self).SOURCE(self.args.base_path)
         if raw.train_x.shape[1:] != self.SIZE:
             raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
+        self._clean = raw.train_y  # held-out examples are scored by their true labels
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
         if self.args.label_perc < 1:
             kept = stratified_mask(targets, self.args.label_perc, self.seed, "labelled")
+            self._clean = raw.train_y[kept]
             return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
         return RawData(raw.train_x, targets, raw.test_x, raw.test_y)
 

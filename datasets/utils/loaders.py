@@ -119,4 +119,6 @@ def gather(data: Tensor, index: Tensor, device: torch.device) -> Tensor:
     rows = data.index_select(0, index)
     if rows.device == device:
         return rows
-    return (rows.pin_memory() if device.type == "cuda" else rows).to(device, non_blocking=True)
+    return (rows.pin_memory() if device.type == "cuda" and rows.device.type == "cpu" else rows).to(
+        device, non_blocking=True
+    )

@@ -32,7 +32,8 @@ class ClassIncremental(ContinualDataset):
         self._train = self._on_device(raw.train_x, position[raw.train_y])
         self._test = self._on_device(raw.test_x, position[raw.test_y])
         # Held-out examples are chosen by original class, so that the class order does not change them.
-        self._held_out = self._held_out_mask(raw.train_y).to(self.device)
+        self._held_out = self._held_out_mask(self._clean).to(self.device)
+        self._true = Split(self._train.images, position[self._clean].to(self.device))
 
     def _orders(self, sizes: list[int]) -> tuple[Tensor, list[int]]:
         """Class order (N_CLASSES,) and task sizes after `--permute_classes`, `--custom_class_order`,
@@ -59,7 +60,7 @@ class ClassIncremental(ContinualDataset):
 
     def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
         if held_out:
-            return self._train, (self._rows(self._train.targets, task) & self._held_out).nonzero().squeeze(1)
+            return self._true, (self._rows(self._true.targets, task) & self._held_out).nonzero().squeeze(1)
         return self._test, self._rows(self._test.targets, task).nonzero().squeeze(1)
 
 
@@ -79,7 +80,8 @@ class DomainIncremental(ContinualDataset):
         raw = self._read()
         self._train = self._on_device(raw.train_x, raw.train_y)
         self._test = self._on_device(raw.test_x, raw.test_y)
-        held_out = self._held_out_mask(raw.train_y).to(self.device)
+        held_out = self._held_out_mask(self._clean).to(self.device)
+        self._true = Split(self._train.images, self._clean.to(self.device))
         self._kept_rows, self._held_out_rows = (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
         given = self.args.custom_task_order
         self._order = checked_order(given, self.N_TASKS, "task") if given else list(range(self.N_TASKS))
@@ -97,7 +99,7 @@ class DomainIncremental(ContinualDataset):
 
     def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
         if held_out:
-            return self._domain_part(self._train, self._held_out_rows, task)
+            return self._domain_part(self._true, self._held_out_rows, task)
         return self._domain_part(self._test, torch.arange(len(self._test.targets), device=self.device), task)
 
 
@@ -144,11 +146,11 @@ class Rotating360(ContinualDataset):
             if getattr(self.args, option):
                 raise UserError(f"{self.NAME} has one fixed order of classes and no tasks: drop --{option}")
         raw = self._read()
-        held_out = self._held_out_mask(raw.train_y)
+        held_out = self._held_out_mask(self._clean)
         self._train = self._stream(raw.train_x[~held_out], raw.train_y[~held_out])
         self._tests = {False: self._turned(raw.test_x, raw.test_y)}
         if held_out.any():
-            self._tests[True] = self._turned(raw.train_x[held_out], raw.train_y[held_out])
+            self._tests[True] = self._turned(raw.train_x[held_out], self._clean[held_out])
 
     def _stream(self, images: Tensor, targets: Tensor) -> Split:
         """All training images in stream order, each turned to its angle."""

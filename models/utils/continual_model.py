@@ -184,13 +184,17 @@ class ContinualModel(nn.Module):
         if args.optimizer == "sgd":
             options |= {"momentum": args.optim_mom, "nesterov": args.optim_nesterov}
         optimizer = OPTIMIZERS[args.optimizer](params, **options)
+        optimizer.made_by_runner = True
         if args.clip_grad:
             optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(params, args.clip_grad) and None)
         return optimizer
 
     def reset_optimizers(self) -> None:
         """Make the optimisers afresh over the current parameters; their state, where wanted, is loaded afterwards."""
-        self.opt = self.get_optimizer()
+        if self.opt is None or getattr(self.opt, "made_by_runner", False):
+            self.opt = self.get_optimizer()
+        else:  # one that the method chose itself keeps its kind and its settings
+            self.opt = type(self.opt)(list(self.get_parameters()), **self.opt.defaults)
 
     def get_offsets(self, task: int) -> tuple[int, int]:
         """First class of a task, and one past its last."""

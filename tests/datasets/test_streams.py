@@ -205,6 +205,13 @@ def test_label_noise_by_hand():
     assert torch.equal(paired, noisy_labels(y, "asymmetric", 0.3, 0))
 
 
+def test_held_out_labels_are_clean():
+    dataset, raw = stream("seq-digits", "--validation", "20", "--noise_rate", "0.5"), digits("./data")
+    dataset.get_data_loaders()
+    held = dataset.held_out_loader.dataset
+    assert torch.equal(held.targets, raw.train_y[held.rows])
+
+
 def test_few_labels():
     mask = stratified_mask(torch.tensor([0] * 100 + [1] * 10 + [2]), 0.1, 0, "labelled")
     assert [mask[:100].sum().item(), mask[100:110].sum().item(), mask[110:].sum().item()] == [10, 1, 1]

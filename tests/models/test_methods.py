@@ -52,6 +52,43 @@ def test_er_joins_the_batches():
     assert model.buffer.labels[:2].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("method, more", [("er", []), ("derpp", ["--alpha", "1", "--beta", "1"])])
+def test_stored_rows_are_pairs_of_the_stream(method, more):
+    exp = finished(method, "--buffer_size", "60", *more, "--n_epochs", "1", "--stop_after", "2")
+    split = exp.dataset._train
+    truth = {bytes(x.flatten().tolist()): int(y) for x, y in zip(split.images, split.targets, strict=True)}
+    examples, labels, *_ = exp.model.buffer.get_all_data()
+    assert all(truth[bytes(x.flatten().tolist())] == int(y) for x, y in zip(examples, labels, strict=True))
+
+
+def test_derpp_replays_labels_and_logits_of_their_own_draws():
+    exp = experiment("derpp", "--buffer_size", "60", "--alpha", "0.3", "--beta", "0.7")
+    model, batch = first_batch(exp)
+    model.meta_observe(*batch, 0)
+    draws, original = [], model.buffer.get_data
+    model.buffer.get_data = lambda *a, **k: draws.append(original(*a, **k)) or draws[-1]
+    before = model.net.get_params()
+    terms = model.meta_observe(*batch, 0)
+    model.net.set_params(before)
+    (x1, _, z1), (x2, y2, _) = draws
+    torch.testing.assert_close(terms["logits"], 0.3 * F.mse_loss(model.net(x1), z1))
+    torch.testing.assert_close(terms["replay"], 0.7 * F.cross_entropy(model.net(x2), y2))
+
+
+def test_lwf_softmax_is_per_old_task():
+    model = small(LwF, "--alpha", "1", "--softmax_temp", "2", n_tasks=3)
+    biases = torch.tensor([0.0, 0, 3, 3, 0, 0])
+    with torch.no_grad():
+        model.net.classifier.bias.copy_(biases)
+    model.teacher.take(model.net)
+    with torch.no_grad():
+        model.net.classifier.bias[:2] = torch.tensor([2.0, 0.0])
+    model._current_task, model._n_past_classes = 2, 4
+    # Only task 0 differs; under one softmax over four classes its divergence would be far smaller.
+    terms = model.observe(image(0, 0), torch.tensor([4]), None)
+    assert terms["kd"].item() == pytest.approx(4 * 0.120115, rel=1e-4)
+
+
 def test_derpp_terms_by_hand():
     model = small(DERpp, "--buffer_size", "4", "--minibatch_size", "1", "--batch_size", "1", "--alpha", "0.3",
                   "--beta", "0.7")  # fmt: skip

@@ -434,7 +434,7 @@ def test_reference_windows_must_fit():
     from utils.errors import UserError
 
     with pytest.raises(UserError, match="use --pah_crop center"):
-        first_batch(experiment("pah", "--pah_crop", "reference", "--pah_proto_size", "5"))
+        experiment("pah", "--pah_crop", "reference", "--pah_proto_size", "5")
 
 
 def test_prototypes_fit_a_network_of_fixed_input_size():

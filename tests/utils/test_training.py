@@ -117,7 +117,7 @@ def test_learning_rate_schedules(options, expected):
     exp = experiment("sgd", "--lr", "1", "--n_epochs", "4", *options)
     rates = []
     for epoch in range(4):
-        set_learning_rate(exp.model, exp.args, epoch)
+        set_learning_rate(exp.model, exp.args, epoch, n_epochs=4)
         rates.append(exp.model.opt.param_groups[0]["lr"])
     assert rates == pytest.approx(expected)
 
