@@ -54,4 +54,5 @@ class EWCOnline(ContinualModel):
             # The penalty's gradient in closed form: no second graph over all parameters.
             self.net.set_grads(self.net.get_grads() + 2 * self.args.e_lambda * pull)
         self.opt.step()
+        # Values to log only: the step was taken with the gradients put together above.
         return {"loss": sum(terms.values()), **terms}

@@ -21,6 +21,7 @@ from utils.randomness import generator
 
 class Hyper(GeneratedHeads):
     NAME = "hyper"
+    UNUSED = ("lr", "optimizer", "optim_mom", "optim_nesterov", "clip_grad")
 
     @staticmethod
     def get_parser(parser):

@@ -37,6 +37,7 @@ REFERENCE_WINDOWS = {5: 13, 10: 11, 16: 8, 20: 6, 30: 1}
 
 class PAH(GeneratedHeads):
     NAME = "pah"
+    UNUSED = ("lr", "optimizer", "optim_wd", "optim_mom", "optim_nesterov", "clip_grad")
     PRESETS = {
         "pah_preset": {
             "reference": {
@@ -220,7 +221,7 @@ class PAH(GeneratedHeads):
         """The second update: L_sp + L_hp with the updated network, on the prototypes alone."""
         args = self.args
         terms = self.prototype_losses(t)
-        if not args.pah_leak:
+        if not args.pah_leak:  # else the main loss's gradients, still there after its step, are applied once more
             for parameter in self.embeddings:
                 parameter.grad = None
         if terms:

@@ -179,6 +179,7 @@ BAD = [
     (["--model", "pah", *DIGITS, "--pah_preset", "reference"], "use --pah_crop center"),
     (["--model", "sgd", *DIGITS, "--data_device", "cuda", "--device", "cpu"], "needs training on a GPU"),
     (["--model", "sgd", *DIGITS, "--num_workers", "4"], "drop the option"),
+    (["--model", "pah", *DIGITS, "--lr", "0.1"], "--lr has no effect on pah"),
     (["--model", "sgd", *DIGITS, "--device", "tpu"], "expected auto, cpu, cuda"),
     (["--model", "sgd", *DIGITS, "--device", "cuda:99"], "cuda device(s)"),
     (["--model", "sgd", *DIGITS, "--exp_name", "../../x"], "letters, digits"),

@@ -74,6 +74,11 @@ def resolve(argv: list[str]) -> Config:
     parser = build_parser(choice, backbone)
     given, actions = _explicit(parser, argv, strict=True)
 
+    for dest in getattr(model_class, "UNUSED", ()):
+        if dest in given:
+            raise UserError(
+                f"--{dest} has no effect on {choice.model}, which has optimisers of its own: drop it (--help)"
+            )
     layers = [
         ("dataset", dataset_class.DEFAULTS),
         *_presets(model_class, stored),

@@ -58,8 +58,7 @@ def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -
 
     Columns: `task1..taskT` (mean accuracy over tasks 1..t after task t, percent, nan where it was not evaluated), the
     transfer and forgetting columns (None where undefined), `run_id`, `seed`, then every option. An option whose name is
-    one of the
-    former is called `option_<name>`.
+    one of the former is called `option_<name>`.
     """
     matrix = run.matrices[scenario]
     row: dict[str, Any] = {f"task{t + 1}": float(np.mean(matrix[t, : t + 1])) for t in range(len(matrix))}

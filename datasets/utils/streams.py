@@ -126,10 +126,9 @@ class Rotating360(ContinualDataset):
     """Digits that turn: a boundary-free stream over classes 0 to 8 (9 is left out: it is a turned 6).
 
     The stream shows two neighbouring classes at a time, (0, 1), (1, 2), ... (8, 0), three rounds of it, while each
-    class turns once through
-    360 degrees: image i of class j, in the order of the stream, stands at (j - 1) * 60 + i * 360 / n_j degrees.
-    Every training image is seen once; the two classes are mixed in proportion to their numbers. The test set is
-    fixed: image i of class j at i * 360 / n_j.
+    class turns once through 360 degrees: image i of class j, in the order of the stream, stands at
+    (j - 1) * 60 + i * 360 / n_j degrees. Every training image is seen once; the two classes are mixed in proportion
+    to their numbers. The test set is fixed: image i of class j at i * 360 / n_j.
 
     Reference: Buzzega et al. 2020 (Dark Experience), MNIST-360. There a stage ends when one of its two classes is
     used up; here the few images left over are shown too.

@@ -22,6 +22,7 @@ class ContinualModel(nn.Module):
         NAME: as given to `--model`; equals the file's name.
         COMPATIBILITY: settings the method supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'.
         JOINT: the method is trained on all tasks at once (an upper bound).
+        UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
             line does.
 
@@ -46,6 +47,7 @@ class ContinualModel(nn.Module):
     COMPATIBILITY: list[str]
     JOINT = False
     PRESETS: dict[str, dict] = {}
+    UNUSED: tuple[str, ...] = ()
 
     @staticmethod
     def get_parser(parser):
