@@ -47,7 +47,7 @@ class PAH(GeneratedHeads):
                 "pah_kl": "student", "pah_reduce": "sum", "pah_sp_classes": "mean",
                 "lr_proto": 1e-3, "lr_backbone": 1e-4, "lr_hyper": 1e-3, "pah_wd": 0.01,
                 "pah_leak": True, "pah_dense": True, "pah_test_bn": "batch", "pah_proto_bn": "batch",
-                "holdout": 10.0, "normalize": "half", "eval_batch_size": 64,
+                "holdout": 10.0, "normalize": "half", "augment": False, "eval_batch_size": 64,
             },
             "paper-formula": {"pah_kl": "teacher", "pah_reduce": "mean", "pah_sp_classes": "sum"},
         }

@@ -237,6 +237,7 @@ def _stream(group) -> None:
     )
     group.add_argument("--noise_type", choices=["symmetric", "asymmetric"], default="symmetric", help="label noise")
     group.add_argument("--noise_rate", type=fraction, default=0.0, help="fraction of training labels that are flipped")
+    add_bool(group, "--augment", default=True, help="the stream's augmentation, where it has one")
     group.add_argument(
         "--normalize",
         choices=["dataset", "none", "half", "imagenet"],

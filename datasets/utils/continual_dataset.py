@@ -74,7 +74,7 @@ class ContinualDataset:
         mean, std = (self.MEAN, self.STD) if args.normalize == "dataset" else STATISTICS[args.normalize]
         self.mean, self.std = self._per_channel(mean), self._per_channel(std)
         augment = None
-        if self.AUGMENT:
+        if self.AUGMENT and args.augment:
             # A generator of its own: the augmentation of step n is the same whatever else draws numbers.
             rng = generator(self.seed, "augmentation", device=self.train_device)
             augment = Augment(**self.AUGMENT, generator=rng)

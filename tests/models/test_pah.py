@@ -416,7 +416,7 @@ def test_presets_set_what_they_name_and_the_command_line_wins():
     reference = options("pah", "--pah_preset", "reference", "--pah_temp", "3")
     assert (reference.pah_w_sm, reference.pah_w_sp, reference.pah_wd, reference.lr_backbone) == (0.5, 1, 0.01, 1e-4)
     assert reference.pah_leak and reference.pah_dense and reference.pah_test_bn == "batch" and reference.holdout == 10
-    assert reference.pah_temp == 3 and reference.normalize == "half"
+    assert reference.pah_temp == 3 and reference.normalize == "half" and not reference.augment
     poster = options("pah", "--pah_preset", "paper-formula")
     assert (poster.pah_kl, poster.pah_reduce, poster.pah_sp_classes) == ("teacher", "mean", "sum")
     origins = resolve(["--model", "pah", "--dataset", "seq-digits", "--pah_preset", "reference"]).origins
