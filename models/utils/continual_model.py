@@ -7,6 +7,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from models.utils.memory import Memory
+
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -14,9 +16,9 @@ class ContinualModel(nn.Module):
     """A continual-learning method around a network.
 
     A method defines `NAME`, `COMPATIBILITY` and `observe`; the hooks are optional. Whatever it remembers between
-    two batches belongs in its `state_dict`: register tensors as buffers (a buffer may start as None and may grow),
-    copies of networks as `Snapshot`, the replay memory as `Buffer`; each is then saved and restored without a
-    further line.
+    two batches is in its `state_dict` without a further line: parameters, buffers (which may start as None and may
+    grow), `Snapshot`, `Buffer`, and also plain attributes, optimisers and modules made on the way (`Memory` says what
+    cannot be kept; it is refused by name).
 
     Class attributes:
         NAME: as given to `--model`; equals the file's name.
@@ -72,6 +74,7 @@ class ContinualModel(nn.Module):
         self._n_classes_current_task = 0
         self.opt = self.get_optimizer()
         self._read_signatures()
+        self.register_load_state_dict_post_hook(self._after_loading)
         self._autocast = torch.autocast if getattr(args, "code_optimization", 0) >= 2 else None
 
     # ---- what a method writes
@@ -188,11 +191,11 @@ class ContinualModel(nn.Module):
         optimizer = OPTIMIZERS[args.optimizer](params, **options)
         optimizer.made_by_runner = True
         if args.clip_grad:
-            optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(params, args.clip_grad) and None)
+            optimizer.register_step_pre_hook(lambda opt, *_: _clip(opt, args.clip_grad))
         return optimizer
 
     def reset_optimizers(self) -> None:
-        """Make the optimisers afresh over the current parameters; their state, where wanted, is loaded afterwards."""
+        """Make the optimisers afresh over the current parameters."""
         if self.opt is None or getattr(self.opt, "made_by_runner", False):
             self.opt = self.get_optimizer()
         else:  # one that the method chose itself keeps its kind and its settings
@@ -243,26 +246,32 @@ class ContinualModel(nn.Module):
 
     # ---- what a checkpoint keeps
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in _COUNTERS}
+    @property
+    def memory(self) -> Memory:
+        """Looks after everything besides parameters and buffers; the runner asks for it right after construction."""
+        if "_memory" not in vars(self):
+            vars(self)["_memory"] = Memory(self)
+        return self._memory
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        for name in _COUNTERS:
-            setattr(self, name, state[name])
+    def get_extra_state(self) -> dict:
+        return self.memory.capture()
+
+    def set_extra_state(self, state: dict) -> None:
+        """Done in two steps around the loading of parameters and buffers, see below."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # A buffer that is still None, or still small, takes the shape it had grown to when the state was saved.
-        for name, value in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if saved is not None and (value is None or value.shape != saved.shape):
-                self._buffers[name] = torch.empty_like(saved, device=self.device)
+        extra = state_dict.get(f"{prefix}_extra_state")
+        if extra is not None:
+            self.memory.restore_structure(extra, state_dict, prefix)
+            vars(self)["_loading"] = extra
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @staticmethod
+    def _after_loading(model: "ContinualModel", _) -> None:
+        extra = vars(model).pop("_loading", None)
+        if extra is not None:
+            model.memory.restore_values(extra)
 
-_COUNTERS = (
-    "_current_task",
-    "_task_iteration",
-    "_epoch_iteration",
-    "_n_past_classes",
-    "_n_classes_current_task",
-)
+
+def _clip(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
