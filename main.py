@@ -7,12 +7,12 @@ import sys
 
 from utils import config as configuration
 from utils import registry
-from utils.errors import TrainingFailed, UserError
+from utils.errors import Stopped, TrainingFailed, UserError
 
 
 def main(argv: list[str]) -> int:
-    """Run one command line; returns the exit status: 0, 1 for a run that failed, 2 for bad input, 130 when
-    interrupted.
+    """Run one command line; returns the exit status: 0, 1 for a run that failed or a repetition that differs, 2 for
+    bad input, 128 + the number of the signal that stopped it.
     """
     try:
         choice = configuration.chosen(argv)
@@ -24,6 +24,10 @@ def main(argv: list[str]) -> int:
             from utils.conformance import check_and_print
 
             return 0 if check_and_print(choice.check) else 1
+        elif choice.rerun:
+            from utils.rerun import rerun
+
+            return 0 if rerun(choice.rerun, argv) else 1
         else:
             run(argv)
     except UserError as e:
@@ -32,8 +36,11 @@ def main(argv: list[str]) -> int:
     except TrainingFailed as e:
         print(f"main.py: the run failed: {e}", file=sys.stderr)
         return 1
+    except Stopped as e:
+        print(f"main.py: {e}", file=sys.stderr)
+        return e.status
     except KeyboardInterrupt:
-        print("main.py: interrupted: what was logged so far is in the run's folder", file=sys.stderr)
+        print("main.py: interrupted before training began", file=sys.stderr)
         return 130
     return 0
 

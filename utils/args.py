@@ -23,9 +23,15 @@ REPLACED = {
     "--num_filters_resnet": "use --num_filters",
     "--mlflow": "tracking with MLflow is not available yet: results are CSV files, TensorBoard events and report.html",
     "--num_workers": "the data live on the device as bytes and need no loader processes: drop the option",
-    "--resume": "a killed run is continued from its last finished task: --savecheck task, then --loadcheck FILE",
     "--conf_jobnum": "every run has its own folder: drop the option",
 }
+
+
+# Options without influence on the numbers: they may differ between two starts of one run.
+NEUTRAL = (
+    "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "disable_log",
+    "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
+)  # fmt: skip
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -103,6 +109,16 @@ seed_int = number(int, 0, 2**63 - 1)
 fraction = number(float, 0, 1)
 
 
+def save_moment(text: str) -> str | int:
+    """`task`, `last`, or a number of iterations."""
+    if text in ("task", "last"):
+        return text
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected task, last, or a number of iterations >= 1") from None
+
+
 def int_list(text: str) -> list[int]:
     """`3,1,2` as a list of integers."""
     try:
@@ -162,6 +178,9 @@ def _choose(group) -> None:
     )
     group.add_argument(
         "--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows"
+    )
+    group.add_argument(
+        "--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical"
     )
     group.add_argument("--check", metavar="MODEL", help="run the conformance suite on a method file and say what fails")
 
@@ -271,7 +290,18 @@ def _run(group) -> None:
     add_bool(group, "--csv_log", default=True, help="CSV files")
     add_bool(group, "--tensorboard", default=True, help="TensorBoard events")
     group.add_argument(
-        "--savecheck", choices=["last", "task"], help="checkpoint: the last task's only, or one file per task"
+        "--savecheck",
+        type=save_moment,
+        metavar="task|last|N",
+        help="checkpoints: one file per task, the last task's only, or also every N iterations",
+    )
+    group.add_argument(
+        "--savecheck_minutes", type=positive_float, metavar="M", help="a checkpoint every M minutes as well"
+    )
+    add_bool(
+        group,
+        "--resume",
+        help="go on with the unfinished run of this same command line, or begin it; implies --savecheck last",
     )
     group.add_argument("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
     group.add_argument("--loadcheck", metavar="FILE", help="start from this checkpoint")

@@ -1,175 +1,314 @@
 """Everything a run needs to go on, in one file that cannot run code.
 
-A checkpoint holds tensors and plain values only and is read with `weights_only=True`. It is written to a temporary
-file, flushed to disk and renamed, so that a file under its final name is always whole.
+A checkpoint is a torch file of tensors and plain values (`torch.load` opens it) followed by one line of text with the
+format's number, the iteration and a SHA-256 of everything before. It is written to a temporary file, flushed to disk
+and renamed, and the one before is kept; it is read with `weights_only=True`, and only if the checksum is right.
 """
 
+import hashlib
 import os
 import pickle
-import random
 import zipfile
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from utils.errors import UserError
+from utils.atomic import replacing
+from utils.errors import TrainingFailed, UserError
+from utils.randomness import random_state, set_random_state
 from utils.run import Evaluation, Run
 from utils.training import Position
 
-FORMAT = 1
+FORMAT = 2
+FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
+FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
 KEYS = {
-    "model_name",
-    "dataset_name",
-    "stream",
-    "position",
-    "model",
-    "optimizers",
-    "dataset",
-    "random",
-    "matrices",
-    "history",
-}
+    "model_name", "dataset_name", "options", "position", "pending", "stopping", "model", "dataset", "random",
+    "matrices", "baselines", "history", "losses",
+}  # fmt: skip
+# The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
-    "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation", "holdout",
-    "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size",
+    "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
+    "holdout", "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size",
 )  # fmt: skip
+MALFORMED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError)
 
 
 def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
-    """The state of a run as a dict of tensors and plain values."""
+    """The state of a run as a dict of tensors and plain values.
+
+    Raises:
+        TrainingFailed: a loss or a weight is not finite: such a state is not worth keeping.
+        UserError: the method keeps something that cannot be stored; the line names it.
+    """
+    pending = position.progress.on_host() if position.progress else []
+    bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    if bad:
+        raise TrainingFailed(f"the weights {bad[0]} are not finite after step {position.step} (task {position.task})")
     return {
-        "format": FORMAT,
         "model_name": run.model_name,
         "dataset_name": run.dataset_name,
-        "backbone": run.config.get("backbone"),
-        "stream": _stream_options(run),
-        "position": asdict(position),
+        "options": {name: str(value) for name, value in run.config.items()},
+        "position": {name: getattr(position, name) for name in ("task", "epoch", "batch", "step", "inside")},
+        "pending": pending,
+        "stopping": position.stopping.state_dict() if position.stopping else None,
         "model": model.state_dict(),
-        "optimizers": {
-            name: {"class": type(opt).__name__, **opt.state_dict()} for name, opt in optimizers(model).items()
-        },
         "dataset": dataset.state_dict(),
-        "random": _random_state(),
+        "random": random_state(),
         "matrices": {name: torch.from_numpy(m.copy()) for name, m in run.matrices.items()},
         "baselines": {name: list(scores) for name, scores in run.baselines.items()},
-        "history": [asdict(e) for e in run.history],
+        "history": [vars(e) for e in run.history],
         "losses": list(run.losses),
     }
 
 
-def restore(state: dict[str, Any], model, dataset, run: Run) -> Position:
+def restore(state: dict[str, Any], model, dataset, run: Run, exact: bool = True) -> Position:
     """Put a model, its stream and its run into a captured state; returns where in the stream that was.
 
+    Args:
+        exact: the run goes on as the same run, with the optimisers' settings as they were; otherwise learning rate,
+            weight decay and the like are those of this run's options.
+
     Raises:
-        UserError: the state belongs to another configuration.
+        UserError: the state belongs to another configuration, or is not what `capture` makes.
     """
-    for key, mine in (("model_name", run.model_name), ("dataset_name", run.dataset_name)):
-        if state[key] != mine:
-            raise UserError(
-                f"the checkpoint is of {state[key]}, this run is of {mine}: give the same --model and --dataset"
-            )
-    for name, mine in _stream_options(run).items():
-        saved = state["stream"].get(name)
-        if saved != mine:
-            raise UserError(
-                f"the checkpoint was saved with --{name} {saved}, this run has {mine}: its tasks are others"
-            )
     try:
+        for key, mine in (("model_name", run.model_name), ("dataset_name", run.dataset_name)):
+            if state[key] != mine:
+                raise UserError(
+                    f"the checkpoint is of {state[key]}, this run is of {mine}: give the same --model and --dataset"
+                )
+        for name in STREAM_OPTIONS:
+            mine, saved = str(run.config.get(name)), state["options"].get(name, "None")
+            if saved != mine:
+                raise UserError(
+                    f"the checkpoint was saved with --{name} {saved}, this run has {mine}: its tasks, network or "
+                    "buffer are others"
+                )
+        settings = {} if exact else {name: _settings(opt) for name, opt in _optimizers(model)}
         model.load_state_dict(state["model"])
-    except RuntimeError as e:
+        for name, opt in _optimizers(model):
+            for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
+                group.update(options)
+        dataset.load_state_dict(state["dataset"])
+        run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
+        run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
+        run.history = [Evaluation(**e) for e in state["history"]]
+        run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
+        position = Position(**state["position"], pending=list(state["pending"]), restored=state["stopping"])
+        if not (0 <= position.task <= dataset.N_TASKS and min(position.epoch, position.batch, position.step) >= 0):
+            raise ValueError(f"position {position}")
+        set_random_state(state["random"])
+    except MALFORMED as e:
         raise UserError(
-            f"the checkpoint does not fit this network (saved with --backbone {state['backbone']}): "
-            + " ".join(str(e).split())[:200]
-        ) from None
-    model.reset_optimizers()
-    for name, opt in optimizers(model).items():
-        _load_optimizer(opt, dict(state["optimizers"].get(name, {})))
-    dataset.load_state_dict(state["dataset"])
-    _set_random_state(state["random"])
-    run.matrices = {name: m.cpu().numpy().copy() for name, m in state["matrices"].items()}
-    run.baselines = state["baselines"]
-    run.history = [Evaluation(**e) for e in state["history"]]
-    run.losses = [tuple(entry) for entry in state["losses"]]
-    return Position(**state["position"])
+            f"the checkpoint does not fit this method: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        ) from e
+    return position
 
 
-def _stream_options(run: Run) -> dict[str, Any]:
-    """The options that decide what the tasks and the replay memory are, as text."""
-    return {name: str(run.config.get(name)) for name in STREAM_OPTIONS}
+def save(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None:
+    """Write atomically: never a half-written file under the final name.
 
-
-def _load_optimizer(opt: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take over the moments; learning rate, weight decay and the like stay those of this run."""
-    if not saved:
-        return
-    kind = saved.pop("class")
-    if kind != type(opt).__name__:
-        raise UserError(
-            f"the checkpoint was saved with {kind}, this run uses {type(opt).__name__}: give the same --optimizer"
-        )
-    fresh = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
-    opt.load_state_dict(saved)
-    for group, options in zip(opt.param_groups, fresh, strict=True):
-        group.update(options)
-
-
-def optimizers(model) -> dict[str, torch.optim.Optimizer]:
-    """The method's optimisers by attribute name."""
-    return {name: value for name, value in vars(model).items() if isinstance(value, torch.optim.Optimizer)}
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write atomically: never a half-written file under the final name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint.
+    Args:
+        keep_previous: what was under that name becomes `<stem>.previous.pt`.
 
     Raises:
-        UserError: missing, truncated, not a checkpoint of ours, or written by a newer version.
+        UserError: the file cannot be written; what was there before is still there.
+    """
+    with replacing(path, before=(lambda: _keep(path)) if keep_previous else None) as f:
+        hashing = _Hashing(f)
+        torch.save(state, hashing)
+        footer = FOOTER.format(format=FORMAT, step=state["position"]["step"], digest="")[: -1 - 64]
+        hashing.write(footer.encode())
+        f.write((hashing.sha256.hexdigest() + "\n").encode())
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint into host memory.
+
+    Raises:
+        UserError: missing, empty, truncated, altered, not a checkpoint of ours, or written by another version.
     """
     path = Path(path)
+    try:
+        verify(path)
+    except UserError as e:
+        previous = previous_of(path)
+        if previous.is_file() and _is_whole(previous):
+            raise UserError(f"{e}; the one before it is whole: {previous}") from None
+        raise
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type or entry.file_size > path.stat().st_size for entry in archive.infolist())
+        if packed:
+            raise UserError(f"checkpoint {path} holds compressed parts, which this program does not write: refused")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (*MALFORMED, EOFError, OSError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        raise UserError(
+            f"checkpoint {path} cannot be read, its content is not what this program writes: {type(e).__name__}"
+        ) from None
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise UserError(f"{path} is not a checkpoint of this program")
+    try:
+        _check_tree(state)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"checkpoint {path} is not one that this program writes: {e}") from None
+    return state
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The last line of a checkpoint."""
+
+    format: int
+    step: int
+    digest: str
+
+
+def read_footer(path: Path) -> Footer | None:
+    """The last line of a file, None where it is not ours."""
+    with open(path, "rb") as f:
+        f.seek(max(0, os.fstat(f.fileno()).st_size - FOOTER_LENGTH))
+        words = f.read().decode("ascii", errors="replace").split()
+    if len(words) != 8 or words[:3] != ["palimpsest", "checkpoint", "format"] or words[4::2] != ["step", "sha256"]:
+        return None
+    try:
+        return Footer(int(words[3]), int(words[5]), words[7])
+    except ValueError:
+        return None
+
+
+def verify(path: Path) -> Footer:
+    """Check that a file is a whole checkpoint of this version; returns its last line.
+
+    Raises:
+        UserError: it is not; the line says in which way.
+    """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        size = path.stat().st_size
+        if size == 0:
+            raise UserError(f"checkpoint {path} is empty")
+        footer = read_footer(path)
+        with open(path, "rb") as f:
+            if footer is None:
+                if f.read(2) == b"PK":
+                    raise UserError(f"checkpoint {path} is truncated: its last line is missing")
+                raise UserError(f"{path} is not a checkpoint of this program")
+            digest, left = hashlib.sha256(), size - 65
+            while left > 0 and (block := f.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+    except OSError as e:
+        raise UserError(f"checkpoint {path} cannot be read: {e.strerror or e}") from None
+    if digest.hexdigest() != footer.digest:
+        raise UserError(f"checkpoint {path} was altered since it was written: its checksum is wrong")
+    if footer.format != FORMAT:
+        age = "a newer" if footer.format > FORMAT else "an older"
         raise UserError(
-            f"checkpoint {path} cannot be read (truncated, altered or not a checkpoint): {type(e).__name__}"
-        ) from None
-    if not isinstance(state, dict) or "format" not in state or (state["format"] == FORMAT and not state.keys() >= KEYS):
-        raise UserError(f"{path} is not a checkpoint of this program")
-    if state["format"] != FORMAT:
-        raise UserError(f"checkpoint {path} has format {state['format']}, this version reads {FORMAT}")
-    return state
+            f"checkpoint {path} was written by {age} version (format {footer.format}, this version reads {FORMAT})"
+        )
+    return footer
 
 
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - methods written elsewhere draw from it
-    state = {"torch": torch.get_rng_state(), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
-    state["python"] = random.getstate()
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_name(f"{path.stem}.previous.pt")
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The whole checkpoint of a folder that is furthest on, and a line for each damaged one that claimed to be."""
+    found = []
+    for path in folder.glob("*.pt"):
+        footer = read_footer(path)
+        found.append((footer.step if footer else -1, path.stat().st_mtime_ns, path))
+    problems = []
+    for _, _, path in sorted(found, reverse=True):
+        try:
+            verify(path)
+            return path, problems
+        except UserError as e:
+            problems.append(str(e))
+    return None, problems
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of nested dicts, lists, tensors and plain values, equal for equal content."""
+    digest = hashlib.sha256()
+    _digest_into(digest, value)
+    return digest.hexdigest()
+
+
+def _digest_into(digest, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            digest.update(f"key {key!r}".encode())
+            _digest_into(digest, item)
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)}".encode())
+        for item in value:
+            _digest_into(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+def _keep(path: Path) -> None:
+    if path.is_file():
+        os.replace(path, previous_of(path))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except UserError:
+        return False
+    return True
+
+
+def _check_tree(value: Any, depth: int = 0) -> None:
+    """Plain values only, and no tensor that claims more entries than the file holds."""
+    if depth > 100:
+        raise ValueError("nested too deeply")
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.device.type != "cpu":
+            raise ValueError("a tensor of an unknown kind")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("a tensor larger than its data")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_tree(key, depth + 1)
+            _check_tree(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_tree(item, depth + 1)
+    elif value is not None and type(value) not in (bool, int, float, str, bytes):
+        raise ValueError(f"a {type(value).__name__}")
+
+
+def _optimizers(model) -> list[tuple[str, torch.optim.Optimizer]]:
+    return [(name, value) for name, value in vars(model).items() if isinstance(value, torch.optim.Optimizer)]
+
+
+def _settings(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+
+
+class _Hashing:
+    """A file that also computes the checksum of what is written to it."""
+
+    def __init__(self, file):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()

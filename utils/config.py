@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
-from utils.args import ArgumentParser, base_parser, explain_unknown, refuse_repeats
+from utils.args import NEUTRAL, ArgumentParser, base_parser, explain_unknown, refuse_repeats
 from utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Config:
 def chosen(argv: list[str]) -> argparse.Namespace:
     """The options that decide which files are read: model, dataset, backbone, help, list, check."""
     parser = ArgumentParser(add_help=False)
-    for name in ("--model", "--dataset", "--backbone", "--check"):
+    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun"):
         parser.add_argument(name)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--list", action="store_true")
@@ -109,7 +109,7 @@ def resolve(argv: list[str]) -> Config:
             raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
     if "minibatch_size" in values and values["minibatch_size"] is None:
         values["minibatch_size"], origins["minibatch_size"] = values["batch_size"], "batch_size"
-    for dest in ("help", "list", "check", "model_config"):
+    for dest in ("help", "list", "check", "rerun", "model_config"):
         values.pop(dest), origins.pop(dest)
     if getattr(model_class, "JOINT", False):
         values["joint"], origins["joint"] = True, "method"
@@ -150,6 +150,11 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError(
             f"--seeds names a seed twice ({' '.join(map(str, args.seeds))}): each counts as a run of its own"
         )
+    for option in ("resume", "savecheck", "savecheck_minutes"):
+        if getattr(args, option) and args.disable_log:
+            raise UserError(f"--{option} needs the run's folder, which --disable_log leaves out: drop one of them")
+    if args.resume and args.loadcheck:
+        raise UserError("--resume and --loadcheck exclude each other: the one finds the checkpoint, the other names it")
     if args.seeds and args.loadcheck:
         raise UserError("--seeds and --loadcheck exclude each other: a checkpoint belongs to one seed")
     if args.inference_only and not args.loadcheck:
@@ -271,3 +276,48 @@ def _converted(action: argparse.Action, value: Any, origin: str) -> Any:
             f"{origin} sets --{action.dest} to '{value}': expected one of {', '.join(map(str, action.choices))}"
         )
     return value
+
+
+def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
+    """The configuration of an earlier run; `argv` may only say where data and results are and how it is shown.
+
+    Raises:
+        UserError: a stored value is impossible, or `argv` would make it another run.
+    """
+    for kind in ("model", "dataset", "backbone"):
+        if not isinstance(options.get(kind), str) or "/" in options[kind] or options[kind].endswith(".py"):
+            raise UserError(f"{where}: options.{kind} is not a name")
+    choice = argparse.Namespace(**{kind: options[kind] for kind in ("model", "dataset", "backbone")})
+    given, _ = _explicit(base_parser(), argv, strict=True)
+    # A method kept outside this folder is not found by its name: the command line says where it is.
+    if "model" in given and registry.normalise(registry.load("model", given["model"]).NAME) == choice.model:
+        choice.model = given.pop("model")
+    for dest in given.keys() - set(NEUTRAL):
+        raise UserError(f"--rerun repeats a run as it was: drop --{dest}, or start a run of its own with it")
+    classes = [registry.load(kind, getattr(choice, kind)) for kind in ("model", "dataset", "backbone")]
+    refuse_setting(classes[0], classes[1])
+    parser = build_parser(choice, choice.backbone)
+    actions = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, action)
+    values = {dest: action.default for dest, action in actions.items()} | parser._defaults
+    for dest, value in options.items():
+        if dest in NEUTRAL:
+            continue
+        if dest not in actions and dest != "load_best_args":
+            raise UserError(f"{where}: '{dest}' is no option of {choice.model} on {choice.dataset}")
+        values[dest] = _converted(actions[dest], value, str(where))
+    values |= {dest: value for dest, value in given.items() if dest != "rerun"} | {"seeds": None}
+    if "num_threads" not in given:
+        values["num_threads"] = _converted(actions["num_threads"], options.get("num_threads", 0), str(where))
+    for dest in ("help", "list", "check", "rerun", "model_config"):
+        values.pop(dest, None)
+    for dest, action in actions.items():
+        if action.required and values.get(dest) is None:
+            raise UserError(f"{where}: --{dest} is missing")
+    args = argparse.Namespace(**values)
+    if args.disable_log:
+        raise UserError("--rerun compares two folders: drop --disable_log")
+    refuse_impossible(args)
+    origins = {dest: "command line" if dest in given else "rerun" for dest in values}
+    return Config(args, origins, *classes)

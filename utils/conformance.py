@@ -8,10 +8,12 @@ Each check is a function of a `Case` (a method on a stream); it returns nothing 
 import argparse
 import inspect
 import math
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
 from utils.errors import UserError
 from utils.experiment import Experiment, build
+from utils.randomness import random_state
 from utils.training import Position, train
 
 STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-continual": "digits-360"}
@@ -163,17 +166,34 @@ def resumes_exactly(case: Case) -> None:
     stopped.
     """
     undisturbed = run(case, "--n_epochs", "2")
-    total = undisturbed.run.history[-1].step
-    for step in {max(1, total // 4), max(1, total // 2 + 1), max(1, 5 * total // 6)}:
+    ends = [evaluation.step for evaluation in undisturbed.run.history]
+    total = ends[-1]
+    # The first iteration, the middle of things, a task's last iteration (its end_task is run by the second process),
+    # and the place between two tasks (its begin_task is).
+    for step in sorted({1, total // 4 + 1, total // 2 + 1, 5 * total // 6, ends[0], -ends[0]}):
         resumed = resumed_run(case, step, "--n_epochs", "2")
         differing = differing_entries(state_of(undisturbed), state_of(resumed))
         if differing or resumed.run.history != undisturbed.run.history:
             what = ", ".join(differing[:3]) or "its scores"
             raise Failure(
-                f"stopped at iteration {step} of {total} and resumed, the run differs in {what}: what the method "
-                "remembers must be in its state_dict (register_buffer, Buffer, Snapshot); plain tensors, lists and "
-                "counters kept as attributes are not"
+                f"stopped at iteration {abs(step)} of {total} and resumed, the run differs in {what}: what the method "
+                "remembers must be in its state_dict or its attributes, not in globals, closures or files"
             )
+
+
+def looking_changes_nothing(case: Case) -> None:
+    """How often the run is evaluated or saved changes neither what is learned nor the scores."""
+    quiet = run(case, "--n_epochs", "2")
+    watched = build(case.config("--n_epochs", "2", "--eval_epochs", "1"))
+
+    def save(position: Position) -> None:
+        if position.step % 7 == 0:
+            checkpoint.capture(watched.model, watched.dataset, watched.run, position)
+
+    train(watched.model, watched.dataset, watched.run, watched.args, [], after_step=save)
+    differing = differing_entries(state_of(quiet), state_of(watched))
+    if differing:
+        raise Failure(f"evaluating and saving more often changed {', '.join(differing[:3])}")
 
 
 def evaluation_leaves_no_trace(case: Case) -> None:
@@ -238,6 +258,7 @@ CHECKS: list[Callable[[Case], None]] = [
     observe_never_waits,
     evaluation_leaves_no_trace,
     the_stream_is_left_alone,
+    looking_changes_nothing,
     resumes_exactly,
 ]
 
@@ -278,30 +299,34 @@ def run(case: Case, *more: str) -> Experiment:
 
 
 def resumed_run(case: Case, step: int, *more: str) -> Experiment:
-    """The same run, stopped after `step` iterations and continued with new objects from the saved state."""
-    import io
+    """The same run, stopped after `step` iterations and continued with new objects from the saved state.
 
-    first, kept = build(case.config(*more)), io.BytesIO()
+    A negative step means the place after the evaluation that follows that many iterations.
+    """
+    first = build(case.config(*more))
 
-    def stop(position: Position) -> None:
-        if position.step == step:
-            torch.save(checkpoint.capture(first.model, first.dataset, first.run, position), kept)
-            raise Interrupted
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.pt"
 
-    with suppress(Interrupted):
-        train(first.model, first.dataset, first.run, first.args, [], after_step=stop)
-    second = build(case.config(*more))
-    kept.seek(0)
-    start = checkpoint.restore(torch.load(kept, weights_only=True), second.model, second.dataset, second.run)
+        def stop(position: Position) -> None:
+            if position.step == abs(step):
+                checkpoint.save(checkpoint.capture(first.model, first.dataset, first.run, position), file)
+                raise Interrupted
+
+        when = {"after_step": stop} if step > 0 else {"after_task": stop}
+        with suppress(Interrupted):
+            train(first.model, first.dataset, first.run, first.args, [], **when)
+        second = build(case.config(*more))
+        start = checkpoint.restore(checkpoint.load(file), second.model, second.dataset, second.run)
     train(second.model, second.dataset, second.run, second.args, [], start=start)
     return second
 
 
 def state_of(exp: Experiment) -> dict:
-    """What the method remembers and what its optimisers do."""
+    """What the method remembers, its optimisers included, and where the random generators are."""
     return {
         "model": {name: copied(value) for name, value in exp.model.state_dict().items()},
-        "optimizers": {name: copied(opt.state_dict()) for name, opt in checkpoint.optimizers(exp.model).items()},
+        "random": random_state(),
     }
 
 

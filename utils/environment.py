@@ -62,6 +62,11 @@ def describe(device: torch.device) -> dict[str, str]:
     return facts
 
 
+def differences(before: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """What two environments differ in: name -> (before, now)."""
+    return {name: (value, now[name]) for name, value in before.items() if name in now and now[name] != value}
+
+
 def _commit() -> str:
     def git(*command: str) -> str:
         return subprocess.run(

@@ -1,8 +1,11 @@
-"""The one exception that means "the user can mend this"."""
+"""The ways a run ends before its end that are not defects of ours."""
+
+import signal
+from pathlib import Path
 
 
 class UserError(Exception):
-    """Bad input: an unknown name, an impossible value, missing data, a method that does not fit the stream.
+    """Bad input: an unknown name, an impossible value, missing data, a full disk, a method that does not fit.
 
     `main.py` prints the message as one line on stderr and exits with status 2. The message says what was wrong,
     what was expected and what to do. A defect of ours is never a UserError: it keeps its traceback.
@@ -10,6 +13,19 @@ class UserError(Exception):
 
 
 class TrainingFailed(Exception):
-    """The run itself went wrong, as a loss that is no longer finite; `main.py` prints one line and exits with
-    status 1.
+    """Training cannot go on (a loss that is not finite, no memory left); shown as one line, exit status 1."""
+
+
+class Stopped(Exception):
+    """A signal ended the run; exit status 128 + its number.
+
+    Args:
+        number: of the signal.
+        file: the checkpoint that was written, None under `--disable_log`.
+        step: iterations done.
     """
+
+    def __init__(self, number: int, file: Path | None, step: int):
+        self.status = 128 + number
+        kept = f"{file}; the same command with --resume goes on" if file else "nothing kept (--disable_log)"
+        super().__init__(f"stopped by {signal.Signals(number).name} after iteration {step}: {kept}")

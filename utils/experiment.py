@@ -1,22 +1,30 @@
 """One run from a resolved configuration: dataset, backbone, method, training, results."""
 
 import argparse
-import hashlib
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+import yaml
 
 from models.utils.continual_model import ContinualModel
 from utils import checkpoint, environment
+from utils.atomic import write_text
 from utils.config import Config
-from utils.errors import UserError
-from utils.loggers import make_loggers
+from utils.config_file import read_config
+from utils.environment import differences
+from utils.errors import TrainingFailed, UserError
+from utils.folders import RESULT, run_folder
+from utils.loggers import ConsoleLogger, make_loggers
 from utils.mean_accs import write_summary
 from utils.report import summarise_run, summarise_seeds, write_seeds_report
 from utils.run import Run
+from utils.saving import Saver, Signals
 from utils.training import Position, last_task, score, train
 
 
@@ -54,6 +62,7 @@ def build(config: Config) -> Experiment:
     model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
+    model.memory  # noqa: B018 - notes what a freshly constructed method holds
     run = Run(
         model_name=args.model,
         dataset_name=args.dataset,
@@ -65,42 +74,149 @@ def build(config: Config) -> Experiment:
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
         notes=model.evaluation_notes() | _start_note(args),
-        environment=environment.describe(device),
+        environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )
     return Experiment(model, dataset, run, args)
 
 
 def execute(config: Config) -> tuple[Run, dict[str, dict[str, float]]]:
-    """Run one experiment to its end; the run and its metrics per scenario."""
-    exp = build(config)
-    model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
-    start = None
+    """Run one experiment to its end; the run and its metrics per scenario.
+
+    Raises:
+        UserError, TrainingFailed, Stopped: see there; what was saved before is kept.
+    """
+    with out_of_memory_explained(config.args):
+        exp = build(config)
+    args, start = exp.args, None
     if args.loadcheck:
-        state = checkpoint.load(args.loadcheck, model.device)
-        position = checkpoint.restore(state, model, dataset, run)
-        start = _loaded_start(position, args, dataset)
-        if args.inference_only:
-            run.history, run.matrices = [], {}
-    if not args.disable_log:
-        run.folder = make_folder(run, args)
+        start = checkpoint.restore(checkpoint.load(args.loadcheck), exp.model, exp.dataset, exp.run, exact=False)
+        start = _loaded_start(start, args, exp.dataset)
+    if args.inference_only:
+        return _evaluate_only(exp, start)
+    with ExitStack() as stack:
+        if not args.disable_log:
+            exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))
+            if args.resume:
+                start = _resumed_start(exp)
+                if (exp.run.folder / RESULT).is_file():
+                    return _show_finished(exp)
+        return _train(exp, start)
+
+
+def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
+    model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
     loggers = make_loggers(args, run)
     for logger in loggers:
         logger.run_started(run)
     begin = time.perf_counter()
-    if args.inference_only:
-        trained = max(position.task - (not position.inside), 0)
-        dataset.enter_task(trained)
-        score(model, dataset, run, args, loggers, trained, position.step)
-    else:
-        train(model, dataset, run, args, loggers, start, after_task=_saver(exp))
+    with Signals().watched() as signals:
+        saver = Saver(exp, signals, loggers)
+        try:
+            with out_of_memory_explained(args):
+                train(model, dataset, run, args, loggers, start, saver.after_step, saver.after_task)
+        except TrainingFailed as e:
+            kept = run.folder and checkpoint.newest(run.folder)[0]
+            raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
     run.seconds = time.perf_counter() - begin
     summary = summarise_run(run)
     for logger in loggers:
         logger.run_ended(run, summary)
-    if not args.disable_log and not args.inference_only:
+    if not args.disable_log:
         write_summary(run, summary)
+        write_result(exp)
     return run, summary
+
+
+def _evaluate_only(exp: Experiment, at: Position) -> tuple[Run, dict[str, dict[str, float]]]:
+    """Score what a checkpoint holds."""
+    run, args = exp.run, exp.args
+    run.history, run.matrices = [], {}
+    with ExitStack() as stack:
+        if not args.disable_log:
+            run.folder = stack.enter_context(run_folder(run, resume=False))
+        loggers = make_loggers(args, run)
+        for logger in loggers:
+            logger.run_started(run)
+        begin = time.perf_counter()
+        trained = max(at.task - (not at.inside), 0)
+        exp.dataset.enter_task(trained)
+        score(exp.model, exp.dataset, run, args, loggers, trained, at.step)
+        run.seconds = time.perf_counter() - begin
+        summary = summarise_run(run)
+        for logger in loggers:
+            logger.run_ended(run, summary)
+    return run, summary
+
+
+def _resumed_start(exp: Experiment) -> Position | None:
+    """Put the experiment where its folder's newest whole checkpoint was; None where there is none yet."""
+    run = exp.run
+    path, problems = checkpoint.newest(run.folder)
+    for problem in problems:
+        print(f"main.py: {problem}", file=sys.stderr)
+    if path is None:
+        if problems:
+            raise UserError(f"no whole checkpoint is left in {run.folder}: move the folder away to begin anew")
+        print(f"--resume: nothing saved yet, from the beginning in {run.folder}", flush=True)
+        return None
+    stored = read_config(run.folder / "config.yaml")["environment"] if (run.folder / "config.yaml").is_file() else {}
+    changed = differences(stored, run.environment)
+    if "data" in changed:
+        raise UserError(
+            f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
+        )
+    position = checkpoint.restore(checkpoint.load(path), exp.model, exp.dataset, run)
+    run.position = position.step
+    print(f"--resume: from iteration {position.step} of {path}", flush=True)
+    for name, (before, now) in changed.items():
+        print(f"  {name} was {before}, is {now}: the numbers may differ in the last digits", flush=True)
+    return position
+
+
+def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
+    run = exp.run
+    run.seconds = 0.0
+    summary = summarise_run(run)
+    print("--resume: this run is finished; drop --resume to run it again")
+    ConsoleLogger().run_ended(run, summary)
+    return run, summary
+
+
+def write_result(exp: Experiment) -> None:
+    """`result.yaml`, the last file a run writes: fingerprints of all it learned and of its scores."""
+    run = exp.run
+    facts = {
+        "iterations": run.history[-1].step if run.history else 0,
+        "weights": checkpoint.fingerprint(dict(exp.model.named_parameters())),
+        "state": checkpoint.fingerprint(exp.model.state_dict()),
+        "scores": checkpoint.fingerprint([vars(e) for e in run.history]),
+    }
+    write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))
+    # Wall-clock time lives apart from what two equal runs share.
+    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_text(run.folder / "timing.yaml", yaml.safe_dump({"ended": ended, "seconds": round(run.seconds, 2)}))
+
+
+@contextmanager
+def out_of_memory_explained(args) -> Iterator[None]:
+    """Turn the device's refusal of memory into one line with batch sizes to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        text = str(e).lower()
+        if not isinstance(e, torch.OutOfMemoryError | MemoryError) and not any(
+            words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+        ):
+            raise
+        sizes = [str(size) for size in (args.batch_size // 2, args.batch_size // 4) if size]
+        tries = f"--batch_size {' or '.join(sizes)}" if sizes else "a smaller network"
+        if getattr(args, "minibatch_size", None):
+            tries += f" with a --minibatch_size below {args.minibatch_size}"
+        raise TrainingFailed(
+            f"out of memory with --batch_size {args.batch_size} and --eval_batch_size {args.eval_batch_size}: "
+            f"try {tries}, or --data_device cpu; if other programs held the memory, the same command with --resume goes on"
+        ) from None
 
 
 def _start_note(args) -> dict[str, str]:
@@ -109,47 +225,18 @@ def _start_note(args) -> dict[str, str]:
     return {"start": f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"}
 
 
-def make_folder(run: Run, args) -> Path:
-    """results/<setting>/<dataset>/<model>/<run id>/, made now; the id is the time, the seed and a digest of the
-    options.
-    """
-    digest = hashlib.blake2b(repr(sorted(run.config.items())).encode(), digest_size=4).hexdigest()
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    name = "_".join(part for part in (args.exp_name, stamp, f"seed{run.seed}", digest) if part)
-    folder = run.results_path / run.setting / run.dataset_name / Path(run.model_name).stem / name
-    try:
-        folder.mkdir(parents=True)
-    except OSError as e:
-        raise UserError(
-            f"cannot make the run's folder under {args.results_path}: {e.strerror}; give another --results_path"
-        ) from None
-    return folder
-
-
 def _loaded_start(position: Position, args, dataset) -> Position:
     if args.inference_only:
         return position
-    if args.start_from not in (0, position.task) or position.inside:
-        raise UserError(f"the checkpoint was saved before task {position.task}: use --start_from {position.task}")
+    if args.start_from and (args.start_from != position.task or position.inside):
+        where = f"in the middle of task {position.task}" if position.inside else f"before task {position.task}"
+        advice = "drop --start_from" if position.inside else f"use --start_from {position.task}"
+        raise UserError(f"the checkpoint was saved {where}: {advice}")
     if position.task >= last_task(args, dataset):
         raise UserError(
             f"the checkpoint was saved after {position.task} task(s), nothing is left to train: --inference_only?"
         )
     return position
-
-
-def _saver(exp: Experiment):
-    """What to do after each task: keep a checkpoint, if one was asked for."""
-    args, run = exp.args, exp.run
-    if not args.savecheck or run.folder is None:
-        return None
-
-    def save(position: Position) -> None:
-        suffix = f"_task{position.task - 1}" if args.savecheck == "task" else ""
-        name = f"{args.ckpt_name or 'checkpoint'}{suffix}.pt"
-        checkpoint.save(checkpoint.capture(exp.model, exp.dataset, run, position), run.folder / name)
-
-    return save
 
 
 def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, float, int]]]:

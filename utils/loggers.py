@@ -8,14 +8,15 @@ import io
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from utils import plots
 from utils.atomic import explained, write_text
+from utils.config_file import write_config
 from utils.report import METRICS, summarise_run, write_report
 from utils.run import Evaluation, Run
 
@@ -34,6 +35,9 @@ class Logger:
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
         """Called after every evaluation; `run.matrices` and `run.history` hold it already."""
 
+    def saving(self, run: Run) -> None:
+        """Called before a checkpoint is written: what was logged so far must be on its way to the disk."""
+
     def run_ended(self, run: Run, summary: Summary) -> None:
         """Called once, with the metrics of each scenario."""
 
@@ -50,6 +54,13 @@ class CSVLogger(Logger):
     COLUMNS = ("step", "task_trained", "task_evaluated", "scenario", "metric", "value", "epoch")
 
     def run_started(self, run: Run) -> None:
+        if not run.position:
+            self._write_config(run)
+        rows = [row for evaluation in run.history for row in self._rows(evaluation)]
+        write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
+
+    @staticmethod
+    def _write_config(run: Run) -> None:
         facts = {
             "model": run.model_name,
             "dataset": run.dataset_name,
@@ -61,9 +72,7 @@ class CSVLogger(Logger):
             "environment": run.environment,
             "notes": run.notes,
         }
-        write_text(run.folder / "config.yaml", yaml.safe_dump(plain(facts), sort_keys=False, allow_unicode=True))
-        rows = [row for evaluation in run.history for row in self._rows(evaluation)]
-        write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
+        write_config(run.folder / "config.yaml", plain(facts))
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
         self._append(run, self._rows(evaluation))
@@ -152,30 +161,45 @@ class TensorBoardLogger(Logger):
     def run_started(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events that a killed run wrote after its last checkpoint are written again when it is resumed.
-        purge = run.losses[-1][0] + 1 if run.losses else None
-        self.writer = SummaryWriter(str(run.folder), purge_step=purge)
+        # A killed run may have written events after its checkpoint, and at its very step: those are dropped by the
+        # reader, and what the checkpoint knows of its step is written once more.
+        with explained(run.folder):
+            self.writer = SummaryWriter(str(run.folder), purge_step=run.position or 0)
+        if run.position:
+            for step, means, lr in run.losses:
+                if step == run.position:
+                    self.step(step, means, lr)
+            for evaluation in run.history:
+                if evaluation.step == run.position:
+                    self.task_evaluated(run, evaluation)
+            return
         rows = [
             f"| {_md(name)} | {_md(value)} | {_md(run.origins.get(name, ''))} |" for name, value in run.config.items()
         ]
         self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *rows]))
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        for term, value in losses.items():
-            self.writer.add_scalar(f"loss/{term}", value, step)
-        self.writer.add_scalar("lr", lr, step)
+        with explained(self._where()):
+            for term, value in losses.items():
+                self.writer.add_scalar(f"loss/{term}", value, step)
+            self.writer.add_scalar("lr", lr, step)
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        for scenario, scores in evaluation.scores.items():
-            prefix = _prefix(evaluation.scores, scenario)
-            self.writer.add_scalar(f"{prefix}acc_mean", _seen_mean(evaluation, scenario), evaluation.step)
-            for task, score in enumerate(scores):
-                if not np.isnan(score):
-                    self.writer.add_scalar(f"{prefix}acc_task{task + 1:02d}", score, evaluation.step)
-            if evaluation.epoch is None and scenario in run.matrices:
-                image = plots.matrix_image(run.matrices[scenario])
-                self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")
-        self.writer.flush()
+        with explained(self._where()):
+            for scenario, scores in evaluation.scores.items():
+                prefix = _prefix(evaluation.scores, scenario)
+                self.writer.add_scalar(f"{prefix}acc_mean", _seen_mean(evaluation, scenario), evaluation.step)
+                for task, score in enumerate(scores):
+                    if not np.isnan(score):
+                        self.writer.add_scalar(f"{prefix}acc_task{task + 1:02d}", score, evaluation.step)
+                if evaluation.epoch is None and scenario in run.matrices:
+                    image = plots.matrix_image(run.matrices[scenario])
+                    self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")
+            self.writer.flush()
+
+    def saving(self, run: Run) -> None:
+        with explained(self._where()):
+            self.writer.flush()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -186,12 +210,16 @@ class TensorBoardLogger(Logger):
             for scenario, values in summary.items()
             for metric, value in values.items()
         }
-        # The writer's own add_hparams would open a second event file in a folder below.
-        for part in hparams(options, metrics):
-            self.writer.file_writer.add_summary(part)
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, run.history[-1].step if run.history else 0)
-        self.writer.close()
+        with explained(self._where()):
+            # The writer's own add_hparams would open a second event file in a folder below.
+            for part in hparams(options, metrics):
+                self.writer.file_writer.add_summary(part)
+            for tag, value in metrics.items():
+                self.writer.add_scalar(tag, value, run.history[-1].step if run.history else 0)
+            self.writer.close()
+
+    def _where(self) -> Path:
+        return Path(self.writer.log_dir)
 
 
 class ReportLogger(Logger):

@@ -95,8 +95,12 @@ def _append_locked(path: Path, row: dict[str, str]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
+    mine = (row.get("run_id"), row.get("seed"))
     for old in rows:
-        writer.writerow(old + [""] * (len(header) - len(old)))
+        old = old + [""] * (len(header) - len(old))
+        # A run that was killed between this row and its end writes it once more when it is resumed.
+        if not row.get("run_id") or tuple(old[header.index(name)] for name in ("run_id", "seed")) != mine:
+            writer.writerow(old)
     writer.writerow([row.get(name, "") for name in header])
     write_text(path, text.getvalue())
 

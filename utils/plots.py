@@ -167,18 +167,20 @@ def forgetting_bars(matrices: Mapping[str, np.ndarray], title: str = "Forgetting
 
 
 def loss_curves(
-    losses: Sequence[tuple[int, Mapping[str, float]]], task_ends: Sequence[int] = (), title: str = "Training loss"
+    losses: Sequence[tuple[int, Mapping[str, float], float]],
+    task_ends: Sequence[int] = (),
+    title: str = "Training loss",
 ) -> Figure:
     """Every loss term over training iterations, logarithmic where a term spans more than a factor of 30.
 
     Args:
-        losses: (iteration, mean of each term since the last entry); long runs are averaged to about 1000 points a term.
+        losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged to about 1000 points a term.
         task_ends: iterations at which a task ended, drawn as vertical lines.
     """
     figure, axes = _figure(8.5, 3.2, title, "training iteration", "loss")
     low, high = np.inf, -np.inf
-    for k, name in enumerate(dict.fromkeys(name for _, terms in losses for name in terms)):
-        points = np.array([(step, terms[name]) for step, terms in losses if name in terms], dtype=np.float64)
+    for k, name in enumerate(dict.fromkeys(name for _, terms, _ in losses for name in terms)):
+        points = np.array([(step, terms[name]) for step, terms, _ in losses if name in terms], dtype=np.float64)
         blocks = np.array_split(points, min(len(points), 1000))
         steps, values = np.array([block.mean(0) for block in blocks]).T
         axes.plot(

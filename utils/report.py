@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils import metrics, plots
+from utils.args import NEUTRAL
 from utils.atomic import explained, write_text
 from utils.run import Run
 
@@ -176,8 +177,13 @@ def _spread(values: list[float]) -> tuple[float, float, float, int]:
 def _headline(run: Run) -> str:
     trained = _trained(run)
     tasks = _count(run.n_tasks, "task") if trained == run.n_tasks else f"{trained} of {_count(run.n_tasks, 'task')}"
-    state = "not finished" if run.seconds is None else _duration(run.seconds)
+    state = "not finished" if run.seconds is None else "finished"
     return " · ".join([f"setting {run.setting}", f"{run.parameters:,} parameters", tasks, state])
+
+
+def options_of(run: Run) -> dict:
+    """The options that the numbers depend on: those by which two starts of one run may differ are left out."""
+    return {name: value for name, value in run.config.items() if name not in NEUTRAL}
 
 
 def _metrics_table(run: Run, summary: Summary) -> str:
@@ -261,7 +267,7 @@ def _comparison(run: Run, published: float, std: float | None, value: float | No
 def _changed(run: Run, stored: dict[str, Any]) -> list[str]:
     """Options that the command line sets otherwise than the stored row, and those that change what is measured."""
     out = []
-    for name, value in run.config.items():
+    for name, value in options_of(run).items():
         if run.origins.get(name) != "command line":
             continue
         if name in stored and str(stored[name]) != str(value):
@@ -294,7 +300,7 @@ def _run_plots(run: Run) -> str:
 
 def _configuration(run: Run, leave_out: Iterable[str] = ()) -> list[str]:
     """Sections: every option with where its value came from, those somebody chose first; then the environment."""
-    names = [name for name in run.config if name not in leave_out]
+    names = [name for name in options_of(run) if name not in leave_out]
     names.sort(key=lambda name: (run.origins.get(name, "default") == "default", name))
     rows = [(name, run.config[name], run.origins.get(name, "")) for name in names]
     parts = [_section("Configuration", _table(["option", "value", "origin"], rows, "dense"))]
@@ -329,14 +335,6 @@ def _trained(run: Run) -> int:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def _page(title: str, headline: str, parts: list[str]) -> str:

@@ -20,7 +20,8 @@ class Run:
             nan where nothing was evaluated. Higher is better.
         baselines: scenario -> scores (T,) of the untrained network, or None without `--enable_other_metrics`.
         history: every evaluation in order, those during tasks included.
-        losses: (step, mean of each loss term since the last flush).
+        losses: (step, mean of each loss term since the last flush, learning rate).
+        position: iteration at which this process took the run over from a checkpoint, or None.
         notes: what a reader of the numbers must know (evaluation mode, unsupported scenario, ...).
         environment: package versions, git commit, device, thread count.
         published: the best-args row in use, or None.
@@ -42,7 +43,8 @@ class Run:
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     baselines: dict[str, np.ndarray | None] = field(default_factory=dict)
     history: list["Evaluation"] = field(default_factory=list)
-    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    losses: list[tuple[int, dict[str, float], float]] = field(default_factory=list)
+    position: int | None = None
     seconds: float | None = None
 
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,6 +21,9 @@ FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does t
 class Position:
     """A place in the stream: `batch` batches of `epoch` of `task` are done, `step` iterations in all; `inside` a
     task that began.
+
+    `progress` and `stopping` are what the loop itself remembers there; `pending` and `restored` are the same as they
+    come from a checkpoint.
     """
 
     task: int = 0
@@ -26,6 +31,10 @@ class Position:
     batch: int = 0
     step: int = 0
     inside: bool = False
+    progress: "Progress | None" = None
+    stopping: "EarlyStopping | None" = None
+    pending: list[dict[str, float]] = field(default_factory=list)
+    restored: dict[str, Any] | None = None
 
 
 def train(
@@ -48,9 +57,10 @@ def train(
         TrainingFailed: a loss is not finite.
     """
     at = start or Position(task=args.start_from)
-    model.train()
-    model._current_task = at.task
-    if args.enable_other_metrics and at.step == 0:
+    if start is None:
+        model.train()
+        model._current_task = at.task
+    if args.enable_other_metrics and not run.baselines:
         dataset.all_test_loaders()
         run.baselines = evaluate(model, dataset, range(dataset.EVAL_TASKS), trained=-1)
 
@@ -59,8 +69,8 @@ def train(
         if not at.inside:
             model.meta_begin_task(dataset)
             restart_schedule(model, args)
-        stopping = EarlyStopping(model, dataset, args) if args.fitting_mode == "early_stopping" else None
-        with Progress(args, dataset, task, run, loggers, at.step) as progress:
+        stopping = EarlyStopping(model, dataset, args, at) if args.fitting_mode == "early_stopping" else None
+        with Progress(args, dataset, task, run, loggers, at) as progress:
             plan = list(epochs(args, len(dataset.train_loader), at))
             for epoch, start_batch, end_batch in plan:
                 if not (at.inside and epoch == at.epoch):
@@ -71,7 +81,7 @@ def train(
                     losses = model.meta_observe(inputs, labels, raw, epoch)
                     progress.add(losses, model)
                     if after_step:
-                        after_step(Position(task, epoch, batch + 1, progress.step, inside=True))
+                        after_step(Position(task, epoch, batch + 1, progress.step, True, progress, stopping))
                 model.meta_end_epoch(epoch, dataset)
                 if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0:
                     score(model, dataset, run, args, loggers, task, progress.step, epoch)
@@ -146,12 +156,15 @@ def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) ->
 class Progress:
     """Collects losses on the device, looks at them every `FLUSH_EVERY` steps, and moves the progress bar then."""
 
-    def __init__(self, args, dataset, task: int, run: Run, loggers: list, step: int):
-        self.run, self.loggers, self.task, self.step = run, loggers, task, step
-        self.pending: list = []
-        total = sum(end - start for _, start, end in epochs(args, len(dataset.train_loader), Position()))
+    def __init__(self, args, dataset, task: int, run: Run, loggers: list, at: Position):
+        self.run, self.loggers, self.task, self.step = run, loggers, task, at.step
+        self.pending: list = list(at.pending)
+        total, left = (
+            sum(end - start for _, start, end in epochs(args, len(dataset.train_loader), p)) for p in (Position(), at)
+        )
         hidden = True if args.non_verbose else None  # None: hidden where stderr is no terminal
-        self.bar = tqdm(total=total, desc=f"task {task + 1}/{dataset.N_TASKS}", disable=hidden, unit="it", leave=False)
+        name = f"task {task + 1}/{dataset.N_TASKS}"
+        self.bar = tqdm(total=total, initial=total - left, desc=name, disable=hidden, unit="it", leave=False)
 
     def __enter__(self) -> "Progress":
         return self
@@ -170,30 +183,39 @@ class Progress:
         if len(self.pending) == FLUSH_EVERY:
             self.flush(model)
 
+    def on_host(self) -> list[dict[str, float]]:
+        """The losses since the last flush as numbers; waits for the device.
+
+        Raises:
+            TrainingFailed: one of them is not finite; names the step, the task and the terms.
+        """
+        rows = [losses if isinstance(losses, dict) else {"loss": losses} for losses in self.pending]
+        rows = [{name: v for name, v in row.items() if v is not None} for row in rows]
+        tensors = [v for row in rows for v in row.values() if isinstance(v, torch.Tensor)]
+        values = iter(torch.stack([v.float() for v in tensors]).tolist() if tensors else ())
+        rows = [{n: next(values) if isinstance(v, torch.Tensor) else float(v) for n, v in row.items()} for row in rows]
+        for i, row in enumerate(rows):
+            if not all(map(math.isfinite, row.values())):
+                first = next(name for name, value in row.items() if not math.isfinite(value))
+                terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+                raise TrainingFailed(
+                    f"{first} is {row[first]} at step {self.step - len(rows) + i + 1} (task {self.task}; {terms}): "
+                    "try a smaller learning rate"
+                )
+        return rows
+
     def flush(self, model: ContinualModel) -> None:
         """Bring the losses to the host; the only place where training waits for the device."""
-        if not self.pending:
+        rows = self.on_host()
+        if not rows:
             return
-        rows = [losses if isinstance(losses, dict) else {"loss": losses} for losses in self.pending]
-        means = {}
-        for name in dict.fromkeys(name for row in rows for name in row):
-            present = [(i, row[name]) for i, row in enumerate(rows) if row.get(name) is not None]
-            values = torch.stack(
-                [torch.as_tensor(v, dtype=torch.float32, device=model.device) for _, v in present]
-            ).cpu()
-            means[name] = values.mean().item()
-            if not math.isfinite(means[name]):
-                bad = present[int((~values.isfinite()).nonzero()[0])][0]
-                step = self.step - len(rows) + bad + 1
-                raise TrainingFailed(
-                    f"{name} is {values[~values.isfinite()][0].item()} at step {step} (task {self.task}): "
-                    "lower --lr, or use --clip_grad"
-                )
-        self.bar.update(len(self.pending))
+        names = dict.fromkeys(name for row in rows for name in row)
+        means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+        self.bar.update(len(rows))
         self.bar.set_postfix(loss=f"{means.get('loss', float('nan')):.3f}", refresh=False)
         self.pending = []
-        self.run.losses.append((self.step, means))
         lr = model.opt.param_groups[0]["lr"] if model.opt is not None else 0.0
+        self.run.losses.append((self.step, means, lr))
         for logger in self.loggers:
             logger.step(self.step, means, lr)
 
@@ -201,9 +223,16 @@ class Progress:
 class EarlyStopping:
     """Ends a task when the held-out score of the current task has not improved for a while."""
 
-    def __init__(self, model: ContinualModel, dataset, args):
+    def __init__(self, model: ContinualModel, dataset, args, at: Position):
         self.model, self.dataset, self.args = model, dataset, args
         self.best, self.waited, self.weights = -math.inf, 0, None
+        if at.restored and at.inside:
+            self.best, self.waited, weights = (at.restored[name] for name in ("best", "waited", "weights"))
+            self.weights = weights and [w.to(model.device) for w in weights]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best score, evaluations since, and the weights then."""
+        return {"best": self.best, "waited": self.waited, "weights": self.weights}
 
     def after(self, epoch: int, task: int) -> bool:
         """Whether to stop after this epoch."""

@@ -44,6 +44,7 @@ class ContinualDataset:
         device: where training happens; the data live there too unless `--data_device` says otherwise.
 
     Attributes:
+        checksum: of the data read, before anything is done to them.
         train_loader: loader of the task that is being trained.
         test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
     """
@@ -67,6 +68,7 @@ class ContinualDataset:
             raise UserError(f"--data_device cuda needs training on a GPU, this run trains on {self.train_device}")
         self.device = torch.device("cpu") if args.data_device == "cpu" else self.train_device
         self.EVAL_TASKS = self.N_TASKS
+        self.checksum = "unknown"  # a stream that does not read its data by `_read` may set it
         self.c_task = -1
         self.train_loader: TrainLoader | None = None
         self.held_out_loader: EvalLoader | None = None
@@ -192,6 +194,7 @@ class ContinualDataset:
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
         raw = type(self).SOURCE(self.args.base_path)
+        self.checksum = raw.checksum
         if raw.train_x.shape[1:] != self.SIZE:
             raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
         self._clean = raw.train_y  # held-out examples are scored by their true labels

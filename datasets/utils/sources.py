@@ -9,6 +9,7 @@ Whatever the user can mend (missing, truncated or altered files, a folder withou
 import contextlib
 import functools
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -38,6 +39,9 @@ NETWORK_TIMEOUT_SECONDS = 30
 REPLACE = "replace it with the official file, or delete it to have it downloaded again"
 
 
+SPLITS = ("train_x", "train_y", "test_x", "test_y")
+
+
 @dataclass
 class RawData:
     """Both splits of a source.
@@ -53,6 +57,14 @@ class RawData:
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """BLAKE2b of pixels and labels, 32 hexadecimal digits: equal for equal data, however they are stored."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in SPLITS:
+            digest.update(getattr(self, name).contiguous().numpy())
+        return digest.hexdigest()
 
 
 def digits(base_path: str) -> RawData:
@@ -375,7 +387,7 @@ def _load_decoded(cache: Path, state: str | None) -> RawData | None:
     # A damaged copy is only worth decoding again: whatever numpy raises for it means the same.
     with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as arrays:
         if state is None or str(arrays["state"]) == state:
-            return RawData(*(torch.from_numpy(arrays[key]) for key in ("train_x", "train_y", "test_x", "test_y")))
+            return RawData(*(torch.from_numpy(arrays[key]) for key in SPLITS))
     return None
 
 
@@ -384,7 +396,7 @@ def _save_decoded(cache: Path, state: str, data: RawData) -> None:
     partial = cache.with_name(f".{cache.stem}-{uuid.uuid4().hex}.npz")
     try:
         with partial.open("xb") as file:
-            np.savez(file, state=np.array(state), **{key: value.numpy() for key, value in vars(data).items()})
+            np.savez(file, state=np.array(state), **{key: getattr(data, key).numpy() for key in SPLITS})
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, cache)

@@ -1,0 +1,54 @@
+"""`config.yaml` of a run: what its numbers depend on, with a checksum, so that an altered file is not taken for it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.atomic import write_text
+from utils.errors import UserError
+
+LARGEST = 1 << 20  # bytes; ours are a few thousand
+CHECKSUM = "# sha256 "
+SECTIONS = ("options", "origins", "environment")
+
+
+def write_config(path: Path, facts: dict[str, Any]) -> None:
+    """Write plain values as YAML; the last line is a checksum of all before it."""
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    write_text(path, f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read what `write_config` wrote.
+
+    Raises:
+        UserError: missing, too large, altered, or not such a file.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is larger than any configuration file of this program")
+        data = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror or e}") from None
+    body, mark, digest = data.rpartition(CHECKSUM.encode())
+    if not data:
+        raise UserError(f"{path} is empty")
+    if not mark:
+        raise UserError(f"{path} has no checksum in its last line: truncated, or not a run's configuration")
+    if digest.strip() != hashlib.sha256(body).hexdigest().encode():
+        raise UserError(f"{path} was altered since it was written: its checksum is wrong")
+    try:
+        facts = yaml.safe_load(body)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not the YAML that this program writes: {type(e).__name__}") from None
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(s), dict) for s in SECTIONS):
+        raise UserError(f"{path} is not a run's configuration: it needs {', '.join(SECTIONS)}")
+    for section in SECTIONS:
+        for name, value in facts[section].items():
+            parts = value if isinstance(value, list) else [value]
+            plain = all(part is None or type(part) in (bool, int, float, str) for part in parts)
+            if type(name) is not str or not plain:
+                raise UserError(f"{path}: {section}.{name} is not a plain value")
+    return facts
