@@ -215,7 +215,7 @@ def out_of_memory_explained(args) -> Iterator[None]:
             tries += f" with a --minibatch_size below {args.minibatch_size}"
         raise TrainingFailed(
             f"out of memory with --batch_size {args.batch_size} and --eval_batch_size {args.eval_batch_size}: "
-            f"try {tries}, or --data_device cpu; if other programs held the memory, the same command with --resume goes on"
+            f"try {tries}, or --data_device cpu; if others held the memory, the same command with --resume goes on"
         ) from None
 
 

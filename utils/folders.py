@@ -44,7 +44,7 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
         return
     # Two processes that look for the folder at the same time must not both conclude that there is none.
     with explained(parent), FileLock(str(parent / f".{name}.lock"), timeout=60):
-        folder = _earlier(parent, name) or _new(parent, run, name)
+        folder = _earlier(parent, run, name) or _new(parent, run, name)
         held = _held(folder)
         held.__enter__()
     try:
@@ -54,11 +54,11 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
         held.__exit__(None, None, None)
 
 
-def _earlier(parent: Path, name: str) -> Path | None:
-    folders = [f for f in parent.glob(f"*_{name}") if f.is_dir()] + [f for f in parent.glob(name) if f.is_dir()]
-    for folder in sorted(folders, key=lambda f: f.name, reverse=True):
+def _earlier(parent: Path, run: Run, name: str) -> Path | None:
+    prefix = f"{run.config['exp_name']}_" if run.config.get("exp_name") else ""
+    for folder in sorted(parent.glob(f"{prefix}[0-9]*_{name}"), key=lambda f: f.name, reverse=True):
         # A finished run without a checkpoint has nothing to go on from, and must not be written over.
-        if not (folder / RESULT).is_file() or checkpoint.newest(folder)[0]:
+        if folder.is_dir() and (not (folder / RESULT).is_file() or checkpoint.newest(folder)[0]):
             return folder
     return None
 

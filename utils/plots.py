@@ -174,7 +174,7 @@ def loss_curves(
     """Every loss term over training iterations, logarithmic where a term spans more than a factor of 30.
 
     Args:
-        losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged to about 1000 points a term.
+        losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged.
         task_ends: iterations at which a task ended, drawn as vertical lines.
     """
     figure, axes = _figure(8.5, 3.2, title, "training iteration", "loss")

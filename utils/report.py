@@ -371,8 +371,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "", n
 
 
 def _image(figure: Any, alt: str, wide: bool = False) -> str:
+    import matplotlib
+
     data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
+    # Neither the date nor random names inside: equal runs leave equal reports.
+    with matplotlib.rc_context({"svg.hashsalt": "palimpsest"}):
+        figure.savefig(data, format="svg", metadata={"Date": None})
     source = base64.b64encode(data.getvalue()).decode("ascii")
     return f'<img{" class=wide" if wide else ""} src="data:image/svg+xml;base64,{source}" alt="{_escape(alt)}">'
 

@@ -1,0 +1,154 @@
+"""Kills a run with SIGKILL at random moments, resumes it each time, and compares the end with an undisturbed run.
+
+    python -m tests.kills --kills 30                  every method of models/ and the plain files of the tests
+    python -m tests.kills er pah my_method.py         these
+
+Compared bit for bit: every tensor and value of the final checkpoint, metrics.csv, accuracy_matrix.csv, report.html,
+the fingerprints in result.yaml, the row in mean_accs.csv, and every TensorBoard scalar as a reader sees it.
+
+Each life of the run is a forked process, so that 30 lives take seconds and not minutes of imports.
+"""
+
+import argparse
+import csv
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import main as entry
+from utils import checkpoint, conformance, registry
+from utils.conformance import differing_entries
+
+PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
+FILES = ("metrics.csv", "accuracy_matrix.csv", "report.html", "result.yaml")
+
+
+def command(model: str, results: Path) -> list[str]:
+    """A small run that saves often, evaluates often, and has short tasks."""
+    case = conformance.cases(model)[0]
+    argv = ["--model", model, "--dataset", conformance.STREAMS[case.setting], "--n_epochs", "4", "--num_threads", "1"]
+    argv += [*conformance.required_options(model), "--eval_epochs", "2", "--savecheck", "7", "--resume"]
+    return [*argv, "--non_verbose", "--device", "cpu", "--results_path", str(results)]
+
+
+def life(argv: list[str], seconds: float | None = None) -> int:
+    """One process of the run, killed after some seconds if it lives that long; its exit status, -9 when killed."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os._exit(entry.main(argv))
+    if seconds is not None:
+        time.sleep(seconds)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def warm_up() -> None:
+    """Import and read what every life needs, so that lives are spent on the run; no computation, so no threads."""
+    import matplotlib.figure  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    import utils.experiment  # noqa: F401
+    from datasets.utils import sources
+
+    torch.set_num_threads(1)  # a forked process cannot use threads that its parent started
+    sources.digits("./data")
+
+
+def run_folder(results: Path) -> Path:
+    """The only run's folder."""
+    (config,) = results.glob("*/*/*/*/config.yaml")
+    return config.parent
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every TensorBoard scalar (step, value) as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def mean_rows(results: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of mean_accs.csv without what names the run's folder."""
+    out = {}
+    for path in results.glob("*/*/*/mean_accs.csv"):
+        with open(path, newline="") as f:
+            rows = list(csv.DictReader(f))
+        leave_out = ("run_id", "results_path")
+        out[path.parts[-4]] = [{k: v for k, v in row.items() if k not in leave_out} for row in rows]
+    return out
+
+
+def differences(whole: Path, broken: Path) -> list[str]:
+    """What two results folders with one run each differ in."""
+    a, b = run_folder(whole), run_folder(broken)
+    out = [name for name in FILES if (a / name).read_bytes() != (b / name).read_bytes()]
+    first, second = (checkpoint.load(folder / "checkpoint.pt") for folder in (a, b))
+    for state in (first, second):
+        state["options"].pop("results_path")
+    out += [f"checkpoint {name}" for name in differing_entries(first, second)]
+    one, other = scalars(a), scalars(b)
+    out += [f"TensorBoard {tag}" for tag in one.keys() | other.keys() if one.get(tag) != other.get(tag)]
+    return out + (["mean_accs.csv"] if mean_rows(whole) != mean_rows(broken) else [])
+
+
+def torture(model: str, kills: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Kill and resume a run; what differs from an undisturbed one, and the iteration each life had saved last."""
+    rng, steps = random.Random(f"{model} {seed}"), []
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder, "whole"), Path(folder, "broken")
+        begin = time.perf_counter()
+        if life(command(model, whole)):
+            return ["the undisturbed run failed"], steps
+        length = time.perf_counter() - begin
+        while len(steps) < kills:
+            # Short lives, so that the kills are spread over the whole run: starting, tasks, evaluations, writing.
+            status = life(command(model, broken), rng.uniform(0, 0.45 * length))
+            if status >= 0:
+                if status:
+                    return [f"a resumed run ended with {status}"], steps
+                # Finished before it was killed often enough: once more from the start.
+                found = differences(whole, broken)
+                if found:
+                    return found, steps
+                broken = Path(folder, f"broken{len(steps)}")
+                continue
+            saved = [checkpoint.newest(c.parent)[0] for c in broken.glob("*/*/*/*/config.yaml")]
+            steps.append(max((checkpoint.read_footer(path).step for path in saved if path), default=0))
+        if life(command(model, broken)):
+            return ["the last resumed run failed"], steps
+        return differences(whole, broken), steps
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0 when nothing differs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("models", nargs="*", help="names or files; default: all")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    warm_up()
+    failed = 0
+    for model in args.models or [*registry.names("model"), *map(str, PLAIN)]:
+        begin = time.perf_counter()
+        found, steps = torture(model, args.kills, args.seed)
+        failed += bool(found)
+        verdict = f"DIFFERS in {', '.join(found[:5])}" if found else "identical"
+        seconds = time.perf_counter() - begin
+        print(f"{Path(model).stem:<16} {len(steps)} kills, saved at {steps}: {verdict} ({seconds:.0f} s)", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""A run that is killed and resumed ends as if it had never been touched; signals; two processes; repetitions."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import main as entry
+from tests import kills
+from utils import checkpoint, registry
+from utils.registry import ROOT
+
+ER = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "50", "--num_threads", "1", "--non_verbose"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    kills.warm_up()
+
+
+@pytest.mark.parametrize("model", [*registry.names("model"), *map(str, kills.PLAIN)], ids=lambda m: Path(m).stem)
+@pytest.mark.parametrize("times", [3, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(model, times):
+    found, steps = kills.torture(model, times)
+    assert not found and len(steps) == times
+
+
+def started(*argv: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "main.py", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                            stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def training(results: Path, process: subprocess.Popen) -> Path:
+    """Waits until a run trains; its folder."""
+    for _ in range(600):
+        if folders := list(results.glob("*/*/*/*/events*")):
+            time.sleep(0.5)
+            return folders[0].parent
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    raise AssertionError("the run did not start")
+
+
+@pytest.mark.parametrize("name, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_a_signal_leaves_a_checkpoint_and_its_exit_status(tmp_path, capsys, name, status):
+    argv = [*ER, "--n_epochs", "60", "--results_path", str(tmp_path)]
+    process = started(*argv)
+    folder = training(tmp_path, process)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == status
+    last = process.stderr.read().strip().splitlines()[-1]
+    step = int(re.search(rf"stopped by {name} after iteration (\d+)", last)[1])
+    assert checkpoint.verify(folder / "checkpoint.pt").step == step and "--resume goes on" in last
+    if name == "SIGTERM":
+        assert entry.main([*argv, "--resume"]) == 0
+        assert f"from iteration {step}" in capsys.readouterr().out
+        assert (folder / "result.yaml").is_file() and not list(folder.glob(".*.tmp"))
+
+
+def test_a_second_signal_ends_at_once_and_a_second_process_is_refused(tmp_path, capsys):
+    argv = [*ER, "--n_epochs", "60", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
+    process = started(*argv)
+    folder = training(tmp_path, process)
+    assert entry.main(argv) == 2
+    err = capsys.readouterr().err
+    assert "another process is running this configuration" in err and err.count("\n") == 1
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert checkpoint.newest(folder)[0] is None or checkpoint.verify(checkpoint.newest(folder)[0])
+
+
+def test_without_a_folder_a_signal_ends_the_run_and_says_that_nothing_is_kept(capsys, monkeypatch):
+    from models.sgd import SGD
+
+    original, calls = SGD.observe, []
+
+    def observe(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SGD, "observe", observe)
+    argv = ["--model", "sgd", "--dataset", "seq-digits", "--disable_log", "--n_epochs", "1"]
+    assert entry.main(argv) == 143 and len(calls) == 5
+    assert "nothing kept" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, capsys):
+    argv = [*ER, "--n_epochs", "2", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
+    assert entry.main(argv) == 0
+    folder = kills.run_folder(tmp_path)
+    whole = (folder / "metrics.csv").read_bytes(), (folder / "result.yaml").read_bytes()
+    (folder / "result.yaml").unlink()
+    file = folder / "checkpoint.pt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    capsys.readouterr()
+    assert entry.main([*ER, "--n_epochs", "2", "--loadcheck", str(file), "--inference_only", "--disable_log"]) == 2
+    err = capsys.readouterr().err
+    assert "altered" in err and "checkpoint.previous.pt" in err and err.count("\n") == 1
+    assert entry.main(argv) == 0
+    out = capsys.readouterr()
+    assert "altered" in out.err and "checkpoint.previous.pt" in out.out
+    assert whole == ((folder / "metrics.csv").read_bytes(), (folder / "result.yaml").read_bytes())
+    with open(tmp_path / "class-il" / "seq-digits" / "er" / "mean_accs.csv") as f:
+        assert len(list(csv.DictReader(f))) == 1
+
+
+def test_several_seeds_are_resumed_and_finished_ones_are_shown(tmp_path, capsys):
+    argv = [*ER, "--n_epochs", "1", "--results_path", str(tmp_path), "--resume", "--seeds", "0", "1"]
+    assert entry.main(argv) == 0
+    first = capsys.readouterr().out
+    assert entry.main(argv) == 0
+    again = capsys.readouterr().out
+    assert again.count("this run is finished") == 2
+    assert first[first.index("2 seeds:") :].split("report")[0] == again[again.index("2 seeds:") :].split("report")[0]
+
+
+def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, capsys):
+    results = ["--results_path", str(tmp_path / "a")]
+    assert entry.main([*ER, "--n_epochs", "1", *results]) == 0
+    folder = kills.run_folder(tmp_path / "a")
+    capsys.readouterr()
+    again = ["--rerun", str(folder), "--results_path", str(tmp_path / "b")]
+    assert entry.main(again) == 0
+    assert "identical: every score and every bit" in capsys.readouterr().out
+    lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    lines[1] = lines[1].replace("100.0", "99.0") if "100.0" in lines[1] else re.sub(r",[\d.]+,$", ",1.0,", lines[1])
+    (folder / "metrics.csv").write_text("".join(lines))
+    assert entry.main(again) == 1
+    out = capsys.readouterr().out
+    assert "not identical" in out and "then" in out
+    assert entry.main([*again, "--lr", "1"]) == 2
+    assert "drop --lr" in capsys.readouterr().err
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("buffer_size: 50", "buffer_size: 60"))
+    assert entry.main(again) == 2
+    assert "config.yaml was altered" in capsys.readouterr().err
+
+
+def test_loggers_evaluation_and_saving_do_not_change_the_result(tmp_path):
+    states = set()
+    for i, more in enumerate([[], ["--no_tensorboard", "--no_csv_log"], ["--savecheck", "3"], ["--eval_epochs", "1"]]):
+        assert entry.main([*ER, "--n_epochs", "2", "--results_path", str(tmp_path / str(i)), *more]) == 0
+        (result,) = (tmp_path / str(i)).glob("*/*/*/*/result.yaml")
+        states.add(re.search("state: (.*)", result.read_text())[1])
+    assert len(states) == 1
