@@ -10,6 +10,7 @@ Each life of the run is a forked process, so that 30 lives take seconds and not 
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import random
@@ -45,10 +46,8 @@ def life(argv: list[str], seconds: float | None = None) -> int:
         os._exit(entry.main(argv))
     if seconds is not None:
         time.sleep(seconds)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

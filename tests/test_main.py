@@ -227,7 +227,7 @@ def test_a_results_path_that_cannot_be_written(capsys, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(capsys, tmp_path):
     status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--lr", "1e30", "--backbone", "mnistmlp", "--results_path",
                           str(tmp_path))  # fmt: skip
-    assert status == 1 and re.search(r"loss is (nan|inf|-inf) at step \d+ \(task \d\)", err) and err.count("\n") == 1
+    assert status == 1 and re.search(r"loss is (nan|inf|-inf) at step \d+ \(task \d; ", err) and err.count("\n") == 1
     assert (run_folder(tmp_path) / "metrics.csv").is_file()
 
 

@@ -30,7 +30,8 @@ COLUMNS = {
 def append_row(path: Path, row: dict[str, object]) -> None:
     """Add a row to a table; on return the row is on disk.
 
-    Columns that the table does not have are added at its end and stay empty in older rows. None and nan become empty
+    A row with the same `run_id` is replaced. Columns that the table does not have are added at its end and stay empty in
+    older rows. None and nan become empty
     cells. A table that is not a rectangle any more (edited by hand, cut off) is set aside as `<name>.damaged-<random>`
     and a new one is begun. The lock is the file `<name>.lock` beside the table.
 
@@ -95,11 +96,10 @@ def _append_locked(path: Path, row: dict[str, str]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    mine = (row.get("run_id"), row.get("seed"))
     for old in rows:
         old = old + [""] * (len(header) - len(old))
         # A run that was killed between this row and its end writes it once more when it is resumed.
-        if not row.get("run_id") or tuple(old[header.index(name)] for name in ("run_id", "seed")) != mine:
+        if not row.get("run_id") or old[header.index("run_id")] != row["run_id"]:
             writer.writerow(old)
     writer.writerow([row.get(name, "") for name in header])
     write_text(path, text.getvalue())

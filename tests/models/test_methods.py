@@ -169,7 +169,7 @@ def test_lwf_terms_by_hand():
 
 def test_lwf_without_distillation_is_multi_head_fine_tuning():
     a = finished("lwf", "--alpha", "0", "--stop_after", "2", "--n_epochs", "2")
-    assert all(set(terms) == {"loss", "ce"} for _, terms in a.run.losses)
+    assert all(set(terms) == {"loss", "ce"} for _, terms, _ in a.run.losses)
     untouched = a.model.net.classifier.weight[4:]
     fresh = experiment("lwf", "--alpha", "0").model.net.classifier.weight[4:]
     assert torch.equal(untouched, fresh)  # heads of tasks that were not trained have no gradient
@@ -210,5 +210,5 @@ def test_batchnorm_mode_leaves_statistics_and_modes_alone():
 
 def test_hyper_fine_tuning_has_no_distillation():
     exp = finished("hyper", "--hyper_w", "0", "--hyper_embedding", "32", "--stop_after", "2", "--n_epochs", "1")
-    assert all("kd" not in terms for _, terms in exp.run.losses)
+    assert all("kd" not in terms for _, terms, _ in exp.run.losses)
     assert [e.shape for e in exp.model.embeddings] == [(32,), (32,)]

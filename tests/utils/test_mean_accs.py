@@ -134,10 +134,18 @@ def test_rows_of_stopped_and_joint_runs(tmp_path):
     stopped, joint = R.copy(), R.copy()
     stopped[2], joint[:2] = np.nan, np.nan
     append_row(tmp_path / "t.csv", summary_row(a_run(tmp_path, {"class-il": stopped}), "class-il", {}))
-    append_row(tmp_path / "t.csv", summary_row(a_run(tmp_path, {"class-il": joint}), "class-il", {}))
+    append_row(
+        tmp_path / "t.csv", summary_row(a_run(tmp_path, {"class-il": joint}), "class-il", {}) | {"run_id": "run8"}
+    )
     first, second = read(tmp_path / "t.csv")
     assert [first[f"task{t}"] for t in (1, 2, 3)] == ["90.0", "70.0", ""]
     assert [second[f"task{t}"] for t in (1, 2, 3)] == ["", "", "60.0"]
+
+
+def test_a_run_that_ends_a_second_time_replaces_its_row(tmp_path):
+    for run_id, x in (("a", 1), ("b", 2), ("a", 3)):
+        append_row(tmp_path / "t.csv", {"x": x, "run_id": run_id, "seed": 0})
+    assert [(row["run_id"], row["x"]) for row in read(tmp_path / "t.csv")] == [("b", "2"), ("a", "3")]
 
 
 def test_class_il_writes_two_tables(tmp_path):

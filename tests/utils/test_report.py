@@ -73,12 +73,12 @@ def page(run, summary=None):
 
 def test_report_of_a_run(tmp_path):
     run = a_run(tmp_path, notes={"evaluation mode": "eval()"}, environment={"torch": "2.15"})
-    run.losses = [(50, {"loss": 2.0}), (100, {"loss": 1.0, "replay": 0.1})]
+    run.losses = [(50, {"loss": 2.0}, 0.1), (100, {"loss": 1.0, "replay": 0.1}, 0.1)]
     run.history = [Evaluation(100, 0, None, {"class-il": [90.0], "task-il": [90.0]})]
     found = page(run)
     text = " ".join(found.text)
     assert "er on seq-mnist, seed 4" in text
-    assert "setting class-il · 89,610 parameters · 3 tasks · 1 min 15 s" in text
+    assert "setting class-il · 89,610 parameters · 3 tasks · finished" in text
     # By hand: forgetting (20 + 20) / 2 with the last row in the maximum, as well as without; BWT (-20 - 20) / 2.
     assert found.row("Average accuracy (ACC)")[1:] == ["73.33", "73.33"]
     assert found.row("Backward transfer")[1:] == ["-20.00", "-20.00"]
@@ -111,7 +111,7 @@ def test_everything_is_escaped(tmp_path):
     run.model_name = run.dataset_name = evil
     run.config[evil] = evil
     run.origins[evil] = evil
-    run.losses = [(50, {"<loss>": 1.0})]
+    run.losses = [(50, {"<loss>": 1.0}, 0.1)]
     run.published = {"source": evil, "note": evil, "published": {evil: {"acc": 1.0, "std": 0.1}}}
     found = page(run)
     assert "script" not in found.tags
@@ -281,7 +281,7 @@ def test_plots_of_any_length_draw(n, tmp_path):
         plots.accuracy_matrix(matrix),
         plots.forgetting_bars(matrices),
         plots.seed_curves({"class-il": np.stack([curve, curve])}),
-        plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}) for k in range(3 * n)]),
+        plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}, 0.1) for k in range(3 * n)]),
     ):
         figure.savefig(tmp_path / "x.png", dpi=40)
         labels = [t for axes in figure.axes for t in axes.get_xticklabels() if t.get_text()]
@@ -292,11 +292,11 @@ def test_plots_of_any_length_draw(n, tmp_path):
 
 
 def test_loss_axis_and_long_runs():
-    long = [(k, {"loss": 1.0 + 99.0 * (k == 0)}) for k in range(5000)]
+    long = [(k, {"loss": 1.0 + 99.0 * (k == 0)}, 0.1) for k in range(5000)]
     axes = plots.loss_curves(long, task_ends=[2500]).axes[0]
     assert len(axes.lines[0].get_xdata()) == 1000
-    assert plots.loss_curves([(0, {"loss": 100.0}), (1, {"loss": 1.0})]).axes[0].get_yscale() == "log"
-    assert plots.loss_curves([(0, {"loss": 100.0}), (1, {"loss": -1.0})]).axes[0].get_yscale() == "linear"
+    assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": 1.0}, 0.1)]).axes[0].get_yscale() == "log"
+    assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": -1.0}, 0.1)]).axes[0].get_yscale() == "linear"
     assert plots.loss_curves([]).axes
 
 

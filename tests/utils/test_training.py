@@ -3,6 +3,7 @@ loop.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_step_with_the_first_bad_loss_is_named(monkeypatch):
         SGD, "observe", lambda self, *a, epoch=None: torch.tensor(math.nan if next(count) >= 60 else 1.0)
     )
     exp = experiment("sgd", "--stop_after", "2", "--n_epochs", "15")
-    with pytest.raises(TrainingFailed, match=r"loss is nan at step 60 \(task 0\)"):
+    with pytest.raises(TrainingFailed, match=r"loss is nan at step 60 \(task 0; loss nan\)"):
         train(exp.model, exp.dataset, exp.run, exp.args, [])
 
 
@@ -255,16 +256,27 @@ def test_a_checkpoint_survives_the_disk_and_continues(tmp_path):
     assert whole.run.history == other.run.history and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_bad_checkpoints_are_named(tmp_path):
+def test_bad_checkpoints_are_named(tmp_path, monkeypatch):
     path = tmp_path / "c.pt"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(path)
+    for content, words in ((b"", "is empty"), (b"some text", "not a checkpoint of this program")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            checkpoint.load(path)
     torch.save({"x": 1}, path)
+    with pytest.raises(UserError, match="truncated: its last line is missing"):
+        checkpoint.load(path)
+    checkpoint.save({"position": {"step": 3}}, path)
+    assert checkpoint.verify(path).step == 3
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         checkpoint.load(path)
-    torch.save({"format": 99}, path)
-    with pytest.raises(UserError, match="format 99"):
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"step 000000000003", b"step 000000000004"))
+    with pytest.raises(UserError, match="its checksum is wrong"):
+        checkpoint.load(path)
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    checkpoint.save({"position": {"step": 3}}, path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="a newer version .format 99, this version reads 2"):
         checkpoint.load(path)
 
 
@@ -277,7 +289,10 @@ class Bomb:
 
 def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "x": Bomb()}, "bomb.pt")
+    torch.save({"x": Bomb()}, "bomb.pt")
+    with pytest.raises(UserError, match="truncated"):
+        checkpoint.load("bomb.pt")
+    checkpoint.save({"position": {"step": 1}, "x": Bomb()}, Path("bomb.pt"))
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load("bomb.pt")
     assert not (tmp_path / "bomb-went-off").exists()
@@ -307,7 +322,7 @@ def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             checkpoint.restore(state, other.model, other.dataset, other.run)
     other = experiment("sgd", "--backbone", "mnistmlp")
-    with pytest.raises(UserError, match="saved with --backbone convnet"):
+    with pytest.raises(UserError, match="saved with --backbone convnet, this run has mnistmlp"):
         checkpoint.restore(state, other.model, other.dataset, other.run)
 
 
