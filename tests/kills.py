@@ -12,6 +12,7 @@ Each life of the run is a forked process, so that 30 lives take seconds and not 
 import argparse
 import contextlib
 import csv
+import logging
 import os
 import random
 import signal
@@ -73,6 +74,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every TensorBoard scalar (step, value) as TensorBoard shows it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every purge, which is what is wanted
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -111,9 +113,11 @@ def torture(model: str, kills: int, seed: int = 0) -> tuple[list[str], list[int]
         if life(command(model, whole)):
             return ["the undisturbed run failed"], steps
         length = time.perf_counter() - begin
+        reach = 0.3 * length
         while len(steps) < kills:
-            # Short lives, so that the kills are spread over the whole run: starting, tasks, evaluations, writing.
-            status = life(command(model, broken), rng.uniform(0, 0.45 * length))
+            # Short lives, so that the kills are spread over the whole run: starting, tasks, evaluations, writing;
+            # longer ones while the run does not get on.
+            status = life(command(model, broken), rng.uniform(0, reach))
             if status >= 0:
                 if status:
                     return [f"a resumed run ended with {status}"], steps
@@ -125,6 +129,8 @@ def torture(model: str, kills: int, seed: int = 0) -> tuple[list[str], list[int]
                 continue
             saved = [checkpoint.newest(c.parent)[0] for c in broken.glob("*/*/*/*/config.yaml")]
             steps.append(max((checkpoint.read_footer(path).step for path in saved if path), default=0))
+            stuck = len(steps) > 1 and steps[-1] == steps[-2]
+            reach = 1.25 * reach if stuck else max(0.3 * length, 0.8 * reach)
         if life(command(model, broken)):
             return ["the last resumed run failed"], steps
         return differences(whole, broken), steps

@@ -26,8 +26,8 @@ FORMAT = 2
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
 FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
 KEYS = {
-    "model_name", "dataset_name", "options", "position", "pending", "stopping", "model", "dataset", "random",
-    "matrices", "baselines", "history", "losses",
+    "model_name", "dataset_name", "environment", "options", "position", "pending", "stopping", "model", "dataset",
+    "random", "matrices", "baselines", "history", "losses",
 }  # fmt: skip
 # The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
@@ -51,6 +51,7 @@ def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
     return {
         "model_name": run.model_name,
         "dataset_name": run.dataset_name,
+        "environment": dict(run.environment),
         "options": {name: str(value) for name, value in run.config.items()},
         "position": {name: getattr(position, name) for name in ("task", "epoch", "batch", "step", "inside")},
         "pending": pending,

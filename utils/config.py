@@ -265,7 +265,9 @@ def _converted(action: argparse.Action, value: Any, origin: str) -> Any:
         return value
     try:
         convert = action.type or (lambda v: v)
-        if isinstance(value, list):
+        if isinstance(value, list) and action.nargs is None:  # one argument that holds a list, as 3,1,2
+            value = convert(",".join(map(str, value)))
+        elif isinstance(value, list):
             value = [convert(str(v)) for v in value]
         elif action.type is not None:
             value = convert(str(value))

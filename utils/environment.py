@@ -64,7 +64,7 @@ def describe(device: torch.device) -> dict[str, str]:
 
 def differences(before: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str, str]]:
     """What two environments differ in: name -> (before, now)."""
-    return {name: (value, now[name]) for name, value in before.items() if name in now and now[name] != value}
+    return {name: (value, now[name]) for name, value in dict(before).items() if name in now and now[name] != value}
 
 
 def _commit() -> str:

@@ -16,7 +16,6 @@ from models.utils.continual_model import ContinualModel
 from utils import checkpoint, environment
 from utils.atomic import write_text
 from utils.config import Config
-from utils.config_file import read_config
 from utils.environment import differences
 from utils.errors import TrainingFailed, UserError
 from utils.folders import RESULT, run_folder
@@ -160,13 +159,13 @@ def _resumed_start(exp: Experiment) -> Position | None:
             raise UserError(f"no whole checkpoint is left in {run.folder}: move the folder away to begin anew")
         print(f"--resume: nothing saved yet, from the beginning in {run.folder}", flush=True)
         return None
-    stored = read_config(run.folder / "config.yaml")["environment"] if (run.folder / "config.yaml").is_file() else {}
-    changed = differences(stored, run.environment)
+    state = checkpoint.load(path)
+    changed = differences(state["environment"], run.environment)
     if "data" in changed:
         raise UserError(
             f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
         )
-    position = checkpoint.restore(checkpoint.load(path), exp.model, exp.dataset, run)
+    position = checkpoint.restore(state, exp.model, exp.dataset, run)
     run.position = position.step
     print(f"--resume: from iteration {position.step} of {path}", flush=True)
     for name, (before, now) in changed.items():

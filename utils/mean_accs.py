@@ -30,10 +30,9 @@ COLUMNS = {
 def append_row(path: Path, row: dict[str, object]) -> None:
     """Add a row to a table; on return the row is on disk.
 
-    A row with the same `run_id` is replaced. Columns that the table does not have are added at its end and stay empty in
-    older rows. None and nan become empty
-    cells. A table that is not a rectangle any more (edited by hand, cut off) is set aside as `<name>.damaged-<random>`
-    and a new one is begun. The lock is the file `<name>.lock` beside the table.
+    A row with the same `run_id` is replaced. Columns that the table does not have are added at its end and stay empty
+    in older rows. None and nan become empty cells. A table that is not a rectangle any more (edited by hand, cut off)
+    is set aside as `<name>.damaged-<random>` and a new one is begun. The lock is the file `<name>.lock` beside it.
 
     Raises:
         UserError: the folder is not writable, or the lock stays taken for ten minutes.
