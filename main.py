@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(f"main.py: {e}", file=sys.stderr)
         return e.status
     except KeyboardInterrupt:
-        print("main.py: interrupted before training began", file=sys.stderr)
+        print("main.py: interrupted; a run that had begun goes on with the same command and --resume", file=sys.stderr)
         return 130
     return 0
 
