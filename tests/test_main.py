@@ -192,6 +192,12 @@ BAD = [
     (["--model", "ewc_on", "--dataset", "seq-kmnist", "--load_best_args"], "did you mean seq-mnist?"),
     (["--model", "no/such/file.py", "--dataset", "seq-digits"], "does not exist"),
     (["--check", "nosuch"], "unknown model 'nosuch'"),
+    (["--model", "sgd", *DIGITS, "--savecheck", "often"], "expected task, last, or a number of iterations >= 1"),
+    (["--model", "sgd", *DIGITS, "--savecheck", "0"], "expected task, last, or a number"),
+    (["--model", "sgd", *DIGITS, "--savecheck_minutes", "0"], "expected a number > 0"),
+    (["--model", "sgd", *DIGITS, "--resume", "--disable_log"], "--resume needs the run's folder"),
+    (["--model", "sgd", *DIGITS, "--resume", "--loadcheck", "x.pt"], "exclude each other"),
+    (["--rerun", "no/such/folder"], "no/such/folder/config.yaml cannot be read"),
 ]  # fmt: skip
 
 

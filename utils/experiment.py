@@ -191,10 +191,10 @@ def write_result(exp: Experiment) -> None:
         "state": checkpoint.fingerprint(exp.model.state_dict()),
         "scores": checkpoint.fingerprint([vars(e) for e in run.history]),
     }
-    write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))
     # Wall-clock time lives apart from what two equal runs share.
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_text(run.folder / "timing.yaml", yaml.safe_dump({"ended": ended, "seconds": round(run.seconds, 2)}))
+    write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from models.sgd import SGD
 from models.utils.continual_model import ContinualModel
 from tests.models.helpers import experiment, finished
-from utils import checkpoint
+from utils import checkpoint, conformance
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate
 from utils.loggers import Logger
@@ -324,6 +324,36 @@ def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
     other = experiment("sgd", "--backbone", "mnistmlp")
     with pytest.raises(UserError, match="saved with --backbone convnet, this run has mnistmlp"):
         checkpoint.restore(state, other.model, other.dataset, other.run)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--fitting_mode", "early_stopping", "--holdout", "20", "--early_stopping_patience", "1", "--lr", "0.5"],
+        ["--lr_scheduler", "cosine", "--optimizer", "adam", "--lr", "0.001", "--clip_grad", "1"],
+        ["--lr_scheduler", "multisteplr", "--lr_milestones", "1", "--optim_mom", "0.9", "--optim_wd", "0.001"],
+        ["--fitting_mode", "iters", "--n_iters", "25", "--eval_epochs", "1"],
+        ["--enable_other_metrics", "--backbone", "resnet18", "--num_filters", "4", "--n_epochs", "2"],
+    ],
+    ids=lambda o: o[1] if o[0] != "--enable_other_metrics" else "batchnorm",
+)
+def test_a_run_with_these_options_is_resumed_exactly(options):
+    case = conformance.Case("derpp", "class-il")
+    more = options if "--n_epochs" in options else ["--n_epochs", "4", *options]
+    whole = conformance.run(case, *more)
+    total = whole.run.history[-1].step
+    for step in (total // 3, total // 2, total - 3):
+        resumed = conformance.resumed_run(case, step, *more)
+        assert not conformance.differing_entries(conformance.state_of(whole), conformance.state_of(resumed))
+        assert whole.run.history == resumed.run.history and whole.run.losses == resumed.run.losses
+
+
+def test_a_state_with_weights_that_are_not_finite_is_not_kept():
+    exp = experiment("sgd")
+    with torch.no_grad():
+        next(exp.model.net.parameters()).fill_(math.inf)
+    with pytest.raises(TrainingFailed, match=r"not finite after step 7 \(task 1\)"):
+        checkpoint.capture(exp.model, exp.dataset, exp.run, Position(task=1, step=7))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
