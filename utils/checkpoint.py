@@ -6,9 +6,12 @@ and renamed, and the one before is kept; it is read with `weights_only=True`, an
 """
 
 import hashlib
+import itertools
 import os
 import pickle
+import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,16 @@ FORMAT = 2
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
 FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
 KEYS = {
-    "model_name", "dataset_name", "environment", "options", "position", "pending", "stopping", "model", "dataset",
-    "random", "matrices", "baselines", "history", "losses",
+    "model_name": str, "dataset_name": str, "environment": dict, "options": dict, "position": dict, "pending": list,
+    "stopping": dict | None, "model": dict, "dataset": dict, "random": dict, "matrices": dict, "baselines": dict,
+    "history": list, "losses": list,
 }  # fmt: skip
 # The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
     "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
     "holdout", "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size",
 )  # fmt: skip
+LEAST_ENTRIES = 1 << 20  # as many a small checkpoint may hold, however few bytes they take
 MALFORMED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError)
 
 
@@ -95,18 +100,18 @@ def restore(state: dict[str, Any], model, dataset, run: Run, exact: bool = True)
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
         dataset.load_state_dict(state["dataset"])
+        _check_scores(state, dataset.EVAL_TASKS)
         run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
         run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
         run.history = [Evaluation(**e) for e in state["history"]]
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
         position = Position(**state["position"], pending=list(state["pending"]), restored=state["stopping"])
-        if not (0 <= position.task <= dataset.N_TASKS and min(position.epoch, position.batch, position.step) >= 0):
-            raise ValueError(f"position {position}")
+        _check_position(position, dataset.N_TASKS)
         set_random_state(state["random"])
+    except UserError as e:
+        raise UserError(_one_line(e)) from None  # it may quote what the file says
     except MALFORMED as e:
-        raise UserError(
-            f"the checkpoint does not fit this method: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        ) from e
+        raise UserError(f"the checkpoint does not fit this method: {type(e).__name__}: {_one_line(e)[:200]}") from e
     return position
 
 
@@ -143,18 +148,28 @@ def load(path: str | Path) -> dict[str, Any]:
         raise
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type or entry.file_size > path.stat().st_size for entry in archive.infolist())
+            entries = archive.infolist()
+            packed = any(entry.compress_type for entry in entries)
+            # Parts that lie over each other add up to more than the file.
+            packed = packed or sum(entry.file_size for entry in entries) > path.stat().st_size
+            described = sum(entry.file_size for entry in entries if entry.filename.endswith("data.pkl"))
         if packed:
             raise UserError(f"checkpoint {path} holds compressed parts, which this program does not write: refused")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (*MALFORMED, EOFError, OSError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
         raise UserError(
             f"checkpoint {path} cannot be read, its content is not what this program writes: {type(e).__name__}"
         ) from None
-    if not isinstance(state, dict) or not state.keys() >= KEYS:
+    if not isinstance(state, dict) or not state.keys() >= KEYS.keys():
         raise UserError(f"{path} is not a checkpoint of this program")
+    for name, kind in KEYS.items():
+        if not isinstance(state[name], kind):
+            raise UserError(f"checkpoint {path} is not one that this program writes: its {name} has the wrong type")
     try:
-        _check_tree(state)
+        # An entry takes a byte at least, so that more of them are one list mentioned again and again.
+        _check_tree(state, itertools.count(), max(LEAST_ENTRIES, described))
     except (ValueError, RecursionError) as e:
         raise UserError(f"checkpoint {path} is not one that this program writes: {e}") from None
     return state
@@ -224,7 +239,7 @@ def previous_of(path: Path) -> Path:
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The whole checkpoint of a folder that is furthest on, and a line for each damaged one that claimed to be."""
     found = []
-    for path in folder.glob("*.pt"):
+    for path in filter(Path.is_file, folder.glob("*.pt")):
         footer = read_footer(path)
         found.append((footer.step if footer else -1, path.stat().st_mtime_ns, path))
     problems = []
@@ -273,10 +288,12 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _check_tree(value: Any, depth: int = 0) -> None:
-    """Plain values only, and no tensor that claims more entries than the file holds."""
+def _check_tree(value: Any, seen: Iterator[int], most: int, depth: int = 0) -> None:
+    """Plain values only, at most so many, and no tensor that claims more entries than the file holds."""
     if depth > 100:
         raise ValueError("nested too deeply")
+    if next(seen) > most:
+        raise ValueError("more entries than the file can hold")
     if isinstance(value, Tensor):
         if value.layout is not torch.strided or value.device.type != "cpu":
             raise ValueError("a tensor of an unknown kind")
@@ -284,13 +301,40 @@ def _check_tree(value: Any, depth: int = 0) -> None:
             raise ValueError("a tensor larger than its data")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_tree(key, depth + 1)
-            _check_tree(item, depth + 1)
+            _check_tree(key, seen, most, depth + 1)
+            _check_tree(item, seen, most, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_tree(item, depth + 1)
+            _check_tree(item, seen, most, depth + 1)
     elif value is not None and type(value) not in (bool, int, float, str, bytes):
         raise ValueError(f"a {type(value).__name__}")
+
+
+def _check_scores(state: dict[str, Any], n_tasks: int) -> None:
+    """Scores and losses are used long after the checkpoint was read, so that their form is looked at here."""
+    for name, matrix in state["matrices"].items():
+        if matrix.shape != (n_tasks, n_tasks) or matrix.dtype != torch.float64:
+            raise ValueError(f"matrix {name} of shape {tuple(matrix.shape)}")
+    for entry in state["history"]:
+        scores = [score for scores in entry["scores"].values() for score in scores]
+        numbers = [entry["step"], entry["task"], 0 if entry["epoch"] is None else entry["epoch"]]
+        if not all(type(n) is int for n in numbers) or not all(type(s) is float for s in scores):
+            raise TypeError("an evaluation that holds other things than numbers")
+    rows = [*state["pending"], *(means for _, means, _ in state["losses"])]
+    if not all(type(value) is float for row in rows for value in row.values()):
+        raise TypeError("a loss that is no number")
+
+
+def _check_position(position: Position, n_tasks: int) -> None:
+    numbers = (position.task, position.epoch, position.batch, position.step)
+    if not all(type(n) is int for n in numbers) or type(position.inside) is not bool:
+        raise TypeError(f"position {position}")
+    if min(numbers) < 0 or max(numbers) >= 1 << 63 or position.task > n_tasks - position.inside:
+        raise ValueError(f"position {position}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _optimizers(model) -> list[tuple[str, torch.optim.Optimizer]]:

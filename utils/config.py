@@ -6,12 +6,13 @@ preset (a named group of values) ranks just below the place that names it.
 
 import argparse
 import inspect
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
-from utils.args import NEUTRAL, ArgumentParser, base_parser, explain_unknown, refuse_repeats
+from utils.args import NEUTRAL, ArgumentParser, base_parser, explain_unknown, int_list, refuse_repeats
 from utils.errors import UserError
 
 
@@ -280,6 +281,25 @@ def _converted(action: argparse.Action, value: Any, origin: str) -> Any:
     return value
 
 
+def _stored(action: argparse.Action, value: Any, origin: str) -> Any:
+    """`_converted` for a value that a run wrote as it used it: of the form the option has, never a shorthand for it."""
+    kind, several = action.type, action.nargs not in (None, "?", 0) or action.type is int_list
+    if type(value) is type(action.default) and value == action.default and action.dest != "minibatch_size":
+        return value
+    if value is None:
+        fits = action.default is None and action.dest != "minibatch_size"
+    elif isinstance(value, bool):
+        fits = action.nargs == 0 or kind is not None and getattr(kind, "__name__", "") not in ("int", "float")
+    else:
+        fits = isinstance(value, list) == several and (several or kind is not None or isinstance(value, str))
+    if not fits:
+        raise UserError(f"{origin} sets --{action.dest} to a value of the wrong kind: {str(value)[:100]!r}")
+    try:
+        return _converted(action, value, origin)
+    except UserError as e:
+        raise UserError(" ".join(str(e).split())[:500]) from None
+
+
 def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
     """The configuration of an earlier run; `argv` may only say where data and results are and how it is shown.
 
@@ -287,7 +307,7 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
         UserError: a stored value is impossible, or `argv` would make it another run.
     """
     for kind in ("model", "dataset", "backbone"):
-        if not isinstance(options.get(kind), str) or "/" in options[kind] or options[kind].endswith(".py"):
+        if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+", options[kind]):
             raise UserError(f"{where}: options.{kind} is not a name")
     choice = argparse.Namespace(**{kind: options[kind] for kind in ("model", "dataset", "backbone")})
     given, _ = _explicit(base_parser(), argv, strict=True)
@@ -307,11 +327,11 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
         if dest in NEUTRAL:
             continue
         if dest not in actions and dest != "load_best_args":
-            raise UserError(f"{where}: '{dest}' is no option of {choice.model} on {choice.dataset}")
-        values[dest] = _converted(actions[dest], value, str(where))
+            raise UserError(f"{where}: {dest[:100]!r} is no option of {choice.model} on {choice.dataset}")
+        values[dest] = _stored(actions[dest], value, str(where))
     values |= {dest: value for dest, value in given.items() if dest != "rerun"} | {"seeds": None}
     if "num_threads" not in given:
-        values["num_threads"] = _converted(actions["num_threads"], options.get("num_threads", 0), str(where))
+        values["num_threads"] = _stored(actions["num_threads"], options.get("num_threads", 0), str(where))
     for dest in ("help", "list", "check", "rerun", "model_config"):
         values.pop(dest, None)
     for dest, action in actions.items():

@@ -9,7 +9,7 @@ import yaml
 from utils.atomic import write_text
 from utils.errors import UserError
 
-LARGEST = 1 << 20  # bytes; ours are a few thousand
+LARGEST = 1 << 17  # bytes; ours are a few thousand, and a second is what so many take
 CHECKSUM = "# sha256 "
 SECTIONS = ("options", "origins", "environment")
 
@@ -27,6 +27,8 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: missing, too large, altered, or not such a file.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is larger than any configuration file of this program")
         data = path.read_bytes()
@@ -39,10 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has no checksum in its last line: truncated, or not a run's configuration")
     if digest.strip() != hashlib.sha256(body).hexdigest().encode():
         raise UserError(f"{path} was altered since it was written: its checksum is wrong")
-    try:
-        facts = yaml.safe_load(body)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not the YAML that this program writes: {type(e).__name__}") from None
+    facts = plain_yaml(path, body)
     if not isinstance(facts, dict) or not all(isinstance(facts.get(s), dict) for s in SECTIONS):
         raise UserError(f"{path} is not a run's configuration: it needs {', '.join(SECTIONS)}")
     for section in SECTIONS:
@@ -50,5 +49,26 @@ def read_config(path: Path) -> dict[str, Any]:
             parts = value if isinstance(value, list) else [value]
             plain = all(part is None or type(part) in (bool, int, float, str) for part in parts)
             if type(name) is not str or not plain:
-                raise UserError(f"{path}: {section}.{name} is not a plain value")
+                raise UserError(f"{path}: {section}.{str(name)[:100]!r} is not a plain value")
     return facts
+
+
+def plain_yaml(path: Path, data: bytes) -> Any:
+    """The values of a YAML text from a file.
+
+    Raises:
+        UserError: not YAML, or a kind of it that this program does not write.
+    """
+    try:
+        return yaml.load(data, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
+        raise UserError(f"{path} is not the YAML that this program writes: {type(e).__name__}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them, merged into one another, would fill the memory."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias", self.peek_event().start_mark)
+        return super().compose_node(parent, index)

@@ -4,10 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from utils import config as configuration
-from utils.config_file import read_config
+from utils.config_file import plain_yaml, read_config
 from utils.environment import differences
 from utils.errors import UserError
 from utils.experiment import execute
@@ -25,15 +23,16 @@ def rerun(folder: str, argv: list[str]) -> bool:
     old = Path(folder)
     facts = read_config(old / "config.yaml")
     rows = _scores(old)
+    unfinished = not (old / RESULT).is_file()
+    before = {} if unfinished else _result(old)
     config = configuration.from_stored(facts["options"], argv, old / "config.yaml")
     print(configuration.describe(config), flush=True)
     run, _ = execute(config)
     print(f"repeated {old}")
     changed = differences(facts["environment"], run.environment)
-    for name, (before, now) in changed.items():
-        print(f"  {name}: then {before}, now {now}")
+    for name, (then, now) in changed.items():
+        print(f"  {name}: then {then}, now {now}")
     new_rows = _scores(run.folder)
-    unfinished = not (old / RESULT).is_file()
     if unfinished:
         print(f"  it had not finished: its {len(rows)} scores are compared, not the weights")
         new_rows = {key: value for key, value in new_rows.items() if key in rows}
@@ -42,7 +41,7 @@ def rerun(folder: str, argv: list[str]) -> bool:
         print(f"  {' '.join(key)}: then {rows.get(key, 'absent')}, now {new_rows.get(key, 'absent')}")
     if len(different) > SHOWN:
         print(f"  and {len(different) - SHOWN} more scores")
-    states = [] if unfinished else _differing_states(old, run.folder)
+    states = [] if unfinished else _differing_states(before, _result(run.folder))
     if states:
         print(f"  different at the end: {', '.join(states)}")
     same = not different and not states
@@ -51,17 +50,16 @@ def rerun(folder: str, argv: list[str]) -> bool:
     return same
 
 
-def _differing_states(old: Path, new: Path) -> list[str]:
-    before, now = _result(old), _result(new)
+def _differing_states(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
 
 
 def _result(folder: Path) -> dict[str, Any]:
     try:
-        facts = yaml.safe_load((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError) as e:
+        facts = plain_yaml(folder / RESULT, (folder / RESULT).read_bytes())
+    except OSError as e:
         raise UserError(f"{folder / RESULT} cannot be read: {type(e).__name__}") from None
-    if not isinstance(facts, dict):
+    if not isinstance(facts, dict) or not all(type(name) is str for name in facts):
         raise UserError(f"{folder / RESULT} is not what a run writes")
     return facts
 
@@ -72,6 +70,8 @@ def _scores(folder: Path) -> dict[tuple[str, ...], str]:
     try:
         with open(path, newline="", encoding="utf-8") as f:
             rows = list(csv.DictReader(f, strict=True))
+        if any(type(text) is not str for row in rows for text in (*row, *row.values())):
+            raise ValueError("a row with too many or too few columns")
         return {tuple(v for k, v in row.items() if k != "value"): row["value"] for row in rows}
     except (OSError, csv.Error, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} cannot be read: {e}") from None

@@ -1,0 +1,653 @@
+"""What a run is given or meets at its worst: damaged and malicious files, a full or read-only disk, no memory, no data.
+
+Whatever it is, the answer is one line and an exit status, nothing is written that was not asked for, and once the cause
+is gone the same command goes on.
+"""
+
+import copy
+import hashlib
+import io
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+import main as entry
+from datasets.utils import sources
+from models.er import ER
+from tests.datasets.formats import write_idx_family
+from utils import checkpoint
+from utils.config_file import CHECKSUM
+from utils.registry import ROOT
+
+METHOD = ["--model", "er", "--buffer_size", "50", "--n_epochs", "1", "--num_threads", "1", "--stop_after", "2"]
+COMMAND = [*METHOD, "--dataset", "seq-digits", "--non_verbose"]
+SAVING = ["--savecheck", "5", "--resume"]
+SECONDS = 10  # far more than a refusal takes
+RESULTS = ("metrics.csv", "accuracy_matrix.csv", "result.yaml")
+
+
+def call(capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr of one command line, in this process."""
+    status = entry.main(list(argv))
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one line with which a command line is refused."""
+    begin = time.perf_counter()
+    status, _, err = call(capsys, *argv)
+    assert time.perf_counter() - begin < SECONDS
+    assert status == 2, err
+    assert err.startswith("main.py: error: ") and err.count("\n") == 1 and len(err) < 2000, err
+    return err
+
+
+def only_run(results: Path) -> Path:
+    (config,) = results.glob("*/*/*/*/config.yaml")
+    return config.parent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same_results(first: Path, second: Path) -> bool:
+    return all((only_run(first) / name).read_bytes() == (only_run(second) / name).read_bytes() for name in RESULTS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The results folder of an undisturbed run."""
+    results = tmp_path_factory.mktemp("whole")
+    assert entry.main([*COMMAND, "--savecheck", "5", "--results_path", str(results)]) == 0
+    return results
+
+
+@pytest.fixture(scope="module")
+def saved(whole) -> SimpleNamespace:
+    """A checkpoint, as bytes and as what it holds."""
+    path = only_run(whole) / "checkpoint.pt"
+    return SimpleNamespace(data=path.read_bytes(), state=checkpoint.load(path))
+
+
+# ---- damaged bytes
+
+
+def truncated(rng: random.Random, data: bytes) -> bytes:
+    return data[: rng.randrange(1, len(data))]
+
+
+def flipped(rng: random.Random, data: bytes) -> bytes:
+    """One to four flipped bits; the line end at the very end says nothing and is left alone."""
+    out = bytearray(data)
+    for place in rng.sample(range(len(data) - 1), rng.choice((1, 1, 2, 4))):
+        out[place] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+def zeroed(rng: random.Random, data: bytes) -> bytes:
+    start = rng.randrange(len(data) - 512)
+    length = rng.choice((512, 4096, 65536))
+    return data[:start] + bytes(len(data[start : start + length])) + data[start + length :]
+
+
+def emptied(rng: random.Random, data: bytes) -> bytes:
+    return b""
+
+
+def appended(rng: random.Random, data: bytes) -> bytes:
+    return data + rng.choice((rng.randbytes(rng.randrange(1, 300)), b"\n#", data[:1000], data))
+
+
+def another(rng: random.Random, data: bytes) -> bytes:
+    plain = io.BytesIO()
+    torch.save({"model": torch.zeros(3)}, plain)
+    files = [(ROOT / "README.md").read_bytes(), rng.randbytes(3000), pickle.dumps([1, 2]), b"PK\5\6" + bytes(18)]
+    return rng.choice([*files, plain.getvalue(), signed(plain.getvalue()), signed(b""), signed(files[2])])
+
+
+def footed(rng: random.Random, data: bytes) -> bytes:
+    """Another last line, its checksum wrong, missing, or right for an altered format or iteration."""
+    body, line = data[: -checkpoint.FOOTER_LENGTH], data[-checkpoint.FOOTER_LENGTH :]
+    return rng.choice([
+        body, body + line[:-20] + b"\n", body + line.upper(), body + bytes(len(line)), body + line[::-1],
+        body + line.replace(b"sha256", b"sha512"), body + line.replace(b"step ", b"step -"),
+        body + line.replace(b"step 0", b"step 9"), body + line[:-2] + b"z\n",
+        signed(body, format=3), signed(body, format=9999), signed(body, format=1), signed(body, format=0),
+    ])  # fmt: skip
+
+
+def signed(body: bytes, format: int = checkpoint.FORMAT, step: int = 0) -> bytes:
+    """The bytes with the last line of a checkpoint and its right checksum."""
+    body += checkpoint.FOOTER.format(format=format, step=step, digest="")[: -1 - 64].encode()
+    return body + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+DAMAGE = [
+    (damage, number)
+    for damage, times in ((truncated, 20), (flipped, 20), (zeroed, 10), (emptied, 1), (appended, 5), (another, 6),
+                          (footed, 8))
+    for number in range(times)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage, number", DAMAGE, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_a_damaged_checkpoint_is_one_line_and_nothing_written(capsys, tmp_path, saved, damage, number):
+    file, data = tmp_path / "given.pt", saved.data
+    rng = random.Random(f"{damage.__name__} {number}")
+    while data == saved.data:
+        data = damage(rng, saved.data)
+    file.write_bytes(data)
+    refused(capsys, *COMMAND, "--results_path", str(tmp_path / "results"), "--loadcheck", str(file), "--inference_only")
+    assert contents(tmp_path) == {"given.pt": data}
+
+
+# ---- checkpoints that are whole and say something wrong
+
+
+def nested(depth: int) -> list:
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def doubled(times: int) -> list:
+    """A list of two lists that are the same list, and so on: few bytes, 2 ** times entries."""
+    value = [0]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def put(*path_and_value) -> Callable[[dict], None]:
+    """Sets an entry of nested dicts and lists."""
+    *path, last, value = path_and_value
+
+    def change(state: dict) -> None:
+        for key in path:
+            state = state[key]
+        state[last] = value
+
+    return change
+
+
+def drop(*path: str) -> Callable[[dict], None]:
+    def change(state: dict) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return change
+
+
+WEIGHT, EXTRA = "net.classifier.weight", "_extra_state"
+ATTRIBUTES = ("model", EXTRA, "attributes", "")
+EVIL = {"class": ["os", "system"], "children": [], "empty": [], "empty buffers": []}
+STRUCTURES = {
+    **{f"no {key}": drop(key) for key in sorted(checkpoint.KEYS)},
+    "no weight": drop("model", WEIGHT),
+    "no state of the method": drop("model", EXTRA, "shapes"),
+    "a weight that is text": put("model", WEIGHT, "heavy"),
+    "a weight of another shape": put("model", WEIGHT, torch.zeros(3, 3)),
+    "one weight too many": put("model", "nothing.more", torch.zeros(1)),
+    "a weight without its data": put("model", WEIGHT, torch.zeros(1).expand(1 << 40)),
+    "scores without their data": put("matrices", "class-il", torch.zeros(1).double().expand(1 << 20, 1 << 20)),
+    "a sparse weight": put("model", WEIGHT, torch.eye(10).to_sparse()),
+    "the model is a list": put("model", []),
+    "the model is nothing": put("model", None),
+    "the options are a list": put("options", ["seed"]),
+    "another seed": put("options", "seed", "7\nTraceback"),
+    "another method": put("model_name", "derpp"),
+    "another stream": put("dataset_name", "perm-digits"),
+    "a name of several lines": put("model_name", "er\nTraceback\n" * 100),
+    "a name that is a tensor": put("model_name", torch.zeros(2000, 2000)),
+    "an environment nested deeply": put("environment", nested(300)),
+    "options mentioned again and again": put("options", "lr", doubled(60)),
+    "a set": put("options", "lr", {1, 2}),
+    "a negative task": put("position", "task", -1),
+    "a negative epoch": put("position", "epoch", -1),
+    "a negative batch": put("position", "batch", -7),
+    "a negative iteration": put("position", "step", -3),
+    "a task that is not there": put("position", "task", 6),
+    "in the midst of a task that is not there": put("position", {"task": 5, "epoch": 0, "batch": 0, "step": 9,
+                                                                 "inside": True}),
+    "half a task": put("position", "task", 1.5),
+    "a task that is text": put("position", "task", "1"),
+    "inside that is text": put("position", "inside", "no"),
+    "a huge epoch": put("position", "epoch", 1 << 20000),
+    "a huge batch": put("position", "batch", 1 << 64),
+    "a position that is a list": put("position", "more", 1),
+    "no random numbers": put("random", "torch", torch.zeros(3)),
+    "too few random numbers": put("random", "python", [3, torch.zeros(4, dtype=torch.int64), None]),
+    "numpy's random numbers of another kind": put("random", "numpy", 0, "PCG64"),
+    "a matrix of another shape": put("matrices", "class-il", torch.zeros(2, 2, dtype=torch.float64)),
+    "matrices in a list": put("matrices", [torch.zeros(5, 5)]),
+    "a history of numbers": put("history", [1, 2]),
+    "an evaluation with text": put("history", 0, "scores", "class-il", ["good"]),
+    "an evaluation with more": put("history", 0, "comment", 1),
+    "losses of two": put("losses", [[1, {}]]),
+    "a loss that is text": put("losses", 0, [9, {"loss": "low"}, 0.1]),
+    "an unknown module": put("model", EXTRA, "modules", [["net.more", {"is": "module", "shell": EVIL}]]),
+    "an attribute of an unknown kind": put(*ATTRIBUTES, "cpt", {"is": "code", "text": "import os"}),
+    "an attribute that refers to nothing": put(*ATTRIBUTES, "cpt", {"is": "reference", "to": "tensor nothing\n"}),
+    "an attribute that shadows a method": put(*ATTRIBUTES, "observe", 1),
+    "an attribute of Python's own": put(*ATTRIBUTES, "__class__", 1),
+    "another network\n": put("model", EXTRA, "shapes", "net\n.classifier.weight", [1]),
+    "another optimiser": put(*ATTRIBUTES, "opt", "class", "Adam"),
+    "options of an optimiser that are none": put(*ATTRIBUTES, "opt", "options", 5),
+    "a buffer's field that is text": put("model", "buffer.labels", "0"),
+    "a buffer without its count": drop("model", "buffer._extra_state", "seen"),
+    "a buffer's generator of another kind": put("model", "buffer._extra_state", "rng", "bit_generator", "MT19937"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_checkpoint_that_says_something_wrong_is_one_line_and_nothing_written(capsys, tmp_path, saved, name):
+    state, file = copy.deepcopy(saved.state), tmp_path / "given.pt"
+    STRUCTURES[name](state)
+    step = state.get("position", {}).get("step", 0)
+    if "position" in state:
+        checkpoint.save(state, file)
+    else:
+        content = io.BytesIO()
+        torch.save(state, content)
+        file.write_bytes(signed(content.getvalue(), step=step))
+    data = file.read_bytes()
+    results = ["--results_path", str(tmp_path / "results")]
+    refused(capsys, *COMMAND, *results, "--loadcheck", str(file), "--inference_only")
+    assert contents(tmp_path) == {"given.pt": data}
+
+
+class Bomb:
+    """Pickled, it makes a folder when it is read."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("with_footer", [False, True])
+@pytest.mark.parametrize("form", ["pickle", "archive", "old archive", "inside"])
+def test_code_in_a_checkpoint_does_not_run(capsys, tmp_path, saved, form, with_footer):
+    trace, content = tmp_path / "trace", io.BytesIO()
+    if form == "pickle":
+        content.write(pickle.dumps(Bomb(trace)))
+    else:
+        state = saved.state | {"options": Bomb(trace)} if form == "inside" else Bomb(trace)
+        torch.save(state, content, _use_new_zipfile_serialization=form != "old archive")
+    data = content.getvalue()
+    (tmp_path / "given.pt").write_bytes(signed(data) if with_footer else data)
+    results = ["--results_path", str(tmp_path / "results")]
+    refused(capsys, *COMMAND, *results, "--loadcheck", str(tmp_path / "given.pt"), "--inference_only")
+    assert [path.name for path in tmp_path.iterdir()] == ["given.pt"]
+
+
+@pytest.mark.parametrize("kind", ["compressed", "overlapping"])
+def test_a_small_checkpoint_that_would_become_a_large_one_is_refused(capsys, tmp_path, saved, kind):
+    content, method = io.BytesIO(), zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(io.BytesIO(saved.data)) as whole, zipfile.ZipFile(content, "w", method) as packed:
+        for entry_ in whole.infolist():
+            packed.writestr(entry_.filename, whole.read(entry_))
+        if kind == "compressed":
+            packed.writestr("archive/data/9999", bytes(50_000_000))
+        else:
+            largest = max(packed.filelist, key=lambda info: info.file_size)
+            for number in range(1000):
+                more = copy.copy(largest)
+                more.filename = f"archive/data/{9000 + number}"
+                packed.filelist.append(more)
+    (tmp_path / "given.pt").write_bytes(signed(content.getvalue()))
+    argv = [*COMMAND, "--disable_log", "--loadcheck", str(tmp_path / "given.pt"), "--inference_only"]
+    assert "compressed parts" in refused(capsys, *argv)
+
+
+# ---- config.yaml
+
+
+def with_checksum(text: str) -> bytes:
+    return f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
+
+
+def option(name: str, value) -> Callable[[dict], str]:
+    """The configuration with one option changed."""
+    return lambda facts: yaml.safe_dump(facts | {"options": facts["options"] | {name: value}})
+
+
+def more(text: str) -> Callable[[dict], str]:
+    return lambda facts: yaml.safe_dump(facts) + text
+
+
+def without(section: str, name: str | None = None) -> Callable[[dict], str]:
+    def change(facts: dict) -> str:
+        facts = copy.deepcopy(facts)
+        facts.pop(section) if name is None else facts[section].pop(name)
+        return yaml.safe_dump(facts)
+
+    return change
+
+
+def aliases(mark: str) -> str:
+    """Each line mentions the one before it nine times."""
+    lines = [f"  a0: &a0 {'{x: 1}' if mark else '[x]'}\n"]
+    lines += [
+        f"  a{i}: &a{i} {mark and '{<<: '}[{', '.join([f'*a{i - 1}'] * 9)}]{mark and '}'}\n" for i in range(1, 12)
+    ]
+    return "bomb:\n" + "".join(lines)
+
+
+CONFIGURATIONS = {
+    "aliases": more(aliases("")),
+    "merged aliases": more(aliases("<<")),
+    "an alias of itself": more("bomb: &a [*a]\n"),
+    "a python object": more("bomb: !!python/object/apply:os.mkdir [trace]\n"),
+    "a python name": more("bomb: !!python/name:os.system\n"),
+    "a python tuple": more("? !!python/tuple [1, 2]\n: 3\n"),
+    "a key that is a list": more("? [1, 2]\n: 3\n"),
+    "a key that is a dict": more("? {1: 2}\n: 3\n"),
+    "a date that is none": more("day: 2024-13-45\n"),
+    "binary that is none": more("data: !!binary not base64 at all!\n"),
+    "a number that is none": more("data: !!int x\n"),
+    "two documents": more("---\na: 1\n"),
+    "nested deeply": more("bomb: " + "[" * 5000 + "]" * 5000 + "\n"),
+    "very large": more("bomb: " + "x" * (1 << 21) + "\n"),
+    "control characters": more("bomb: \x01\x02\n"),
+    "a tab": more("\tbomb: 1\n"),
+    "only a number": lambda facts: "5\n",
+    "only a list": lambda facts: "[1, 2]\n",
+    "nothing": lambda facts: "",
+    "no options": without("options"),
+    "no environment": without("environment"),
+    "origins that are a list": lambda facts: yaml.safe_dump(facts | {"origins": [1]}),
+    "environment that is deep": lambda facts: yaml.safe_dump(facts | {"environment": {"a": {"b": 1}}}),
+    "no model": without("options", "model"),
+    "no learning rate": without("options", "lr"),
+    "no buffer size": without("options", "buffer_size"),
+    "a file as model": option("model", "../../evil.py"),
+    "a place as model": option("model", "../evil"),
+    "an absolute file as model": option("model", "/tmp/evil.py"),
+    "an unknown model": option("model", "evil"),
+    "a model of two lines": option("model", "er\nTraceback"),
+    "a number as model": option("model", 5),
+    "a method that does not fit": option("model", "pah"),
+    "a file as dataset": option("dataset", "../../evil.py"),
+    "a file as backbone": option("backbone", "evil.py"),
+    "an unknown option": option("evil", 1),
+    "an unknown option of two lines": option("evil\nTraceback", 1),
+    "an option that is a dict": option("lr", {"a": 1}),
+    "an option of two lines that is a dict": option("lr\nTraceback", {"a": 1}),
+    "an option that is a list of lists": option("lr_milestones", [[1]]),
+    "a list for a number": option("lr", [0.1, 0.2]),
+    "a number for a list": option("lr_milestones", 3),
+    "text for a number": option("lr", "fast\nTraceback"),
+    "yes for a number": option("lr", True),
+    "yes for a count": option("batch_size", True),
+    "nothing for a number": option("eval_batch_size", None),
+    "nothing for a seed": option("seed", None),
+    "nothing for the replayed batch": option("minibatch_size", None),
+    "a number for a device": option("device", 5),
+    "a list for a device": option("device", ["cpu"]),
+    "a number for a name": option("exp_name", 5),
+    "a place for a name": option("exp_name", "../../x"),
+    "a choice that is none": option("optimizer", "evil\nTraceback"),
+    "a negative learning rate": option("lr", -1.0),
+    "not a number": option("lr", float("nan")),
+    "a huge number": lambda facts: yaml.safe_dump(facts).replace("  seed: 0", "  seed: 0x" + "f" * 20000),
+    "a fraction for a count": option("n_epochs", 1.5),
+    "text for yes or no": option("joint", "perhaps"),
+    "tasks that are not there": option("stop_after", 99),
+    "evaluation of nothing": option("inference_only", True),
+    "a checkpoint that is none": option("loadcheck", "/etc/passwd"),
+    "an order of classes that is none": option("custom_class_order", [0, 0, "x"]),
+}
+
+
+def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
+    folder = tmp_path / "run"
+    shutil.copytree(only_run(whole), folder)
+    (folder / "config.yaml").write_bytes(data)
+    before = contents(tmp_path)
+    err = refused(capsys, "--rerun", str(folder), "--results_path", str(tmp_path / "results"))
+    assert contents(tmp_path) == before and not (tmp_path / "results").exists()
+    return err
+
+
+@pytest.mark.parametrize(
+    "damage, number",
+    [(damage, number) for damage, times in ((truncated, 12), (flipped, 16), (appended, 2)) for number in range(times)],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_a_damaged_configuration_is_one_line_and_nothing_written(capsys, tmp_path, whole, damage, number):
+    data = (only_run(whole) / "config.yaml").read_bytes()
+    rerun_refused(capsys, tmp_path, whole, damage(random.Random(f"{damage.__name__} {number}"), data))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_written(
+    capsys, tmp_path, whole, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    facts = yaml.safe_load((only_run(whole) / "config.yaml").read_bytes())
+    rerun_refused(capsys, tmp_path, whole, with_checksum(CONFIGURATIONS[name](facts)))
+
+
+@pytest.mark.parametrize("name", ["a file as model", "aliases", "an unknown option"])
+def test_a_configuration_without_the_right_checksum_is_not_even_looked_at(capsys, tmp_path, whole, name):
+    facts = yaml.safe_load((only_run(whole) / "config.yaml").read_bytes())
+    text = CONFIGURATIONS[name](facts)
+    assert "no checksum" in rerun_refused(capsys, tmp_path / "a", whole, text.encode())
+    wrong = with_checksum(text).replace(b"lr: 0.03", b"lr: 0.04")
+    assert "checksum is wrong" in rerun_refused(capsys, tmp_path / "b", whole, wrong)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("metrics.csv", "step,value\n1\n"),
+    ("metrics.csv", "step,value\n1,2,3,4\n"),
+    ("metrics.csv", "a\0b\n\""),
+    ("result.yaml", "? [1]\n: 2\n"),
+    ("result.yaml", "1: 2\n"),
+    ("result.yaml", aliases("<<")),
+])  # fmt: skip
+def test_results_that_are_none_are_found_before_a_run_is_repeated(capsys, tmp_path, whole, name, text):
+    folder = tmp_path / "run"
+    shutil.copytree(only_run(whole), folder)
+    (folder / name).write_text(text)
+    assert name in refused(capsys, "--rerun", str(folder), "--results_path", str(tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
+
+
+# ---- the disk
+
+
+class Disk:
+    """A small file system of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def mount(self, *options: str) -> subprocess.CompletedProcess:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(self.folder)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def change(self, *options: str) -> None:
+        subprocess.run(["mount", "-o", ",".join(("remount", *options)), str(self.folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Disk]:
+    disk = Disk(tmp_path / "disk")
+    disk.folder.mkdir()
+    try:
+        done = disk.mount("size=1m")
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk.folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_with_more_space_the_run_goes_on(capsys, tmp_path, disk):
+    wide = [*COMMAND, "--width", "32"]  # one checkpoint has room, a second has not
+    argv = [*wide, *SAVING, "--results_path", str(disk.folder)]
+    done = subprocess.run([sys.executable, "main.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("main.py: error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "No space left on device" in done.stderr and "free some space" in done.stderr
+    assert not list(disk.folder.rglob("*.tmp"))
+    disk.change("size=64m")
+    status, out, err = call(capsys, *argv)
+    assert status == 0 and "--resume: from iteration 5" in out, err
+    assert call(capsys, *wide, "--results_path", str(tmp_path / "whole"))[0] == 0
+    assert same_results(disk.folder, tmp_path / "whole")
+
+
+def test_a_read_only_disk_is_one_line_and_once_it_can_be_written_the_run_goes_on(capsys, monkeypatch, disk, whole):
+    disk.change("size=64m")
+    argv = [*COMMAND, *SAVING, "--results_path", str(disk.folder), "--tensorboard", "0"]
+    disk.change("ro")
+    assert "Read-only file system" in refused(capsys, *argv)
+    disk.change("rw")
+    stop_at(monkeypatch, 12)
+    assert call(capsys, *argv)[0] == 143
+    disk.change("ro")
+    before = contents(disk.folder)
+    assert "Read-only file system" in refused(capsys, *argv)
+    assert contents(disk.folder) == before
+    disk.change("rw")
+    status, out, err = call(capsys, *argv)
+    assert status == 0 and "--resume: from iteration 12" in out, err
+    assert same_results(disk.folder, whole)
+
+
+# ---- memory, numbers, data
+
+
+def at_step(monkeypatch, step: int, happens: Callable) -> None:
+    """Makes something happen in place of the method's result at one iteration, once."""
+    observe, count = ER.observe, iter(range(1, 1 << 30))
+
+    def watched(self, inputs, labels, not_aug_inputs, epoch=None):
+        now = next(count) == step
+        return happens(lambda: observe(self, inputs, labels, not_aug_inputs)) if now else observe(
+            self, inputs, labels, not_aug_inputs
+        )  # fmt: skip
+
+    monkeypatch.setattr(ER, "observe", watched)
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """Sends the process a signal to stop during one iteration."""
+
+    def stop(observe: Callable):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return observe()
+
+    at_step(monkeypatch, step, stop)
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore lines"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+    MemoryError(),
+], ids=["device", "host", "python"])  # fmt: skip
+def test_without_memory_the_line_names_batch_sizes_and_the_run_goes_on_later(
+    capsys, tmp_path, monkeypatch, whole, error
+):
+    def fail(observe: Callable):
+        raise error
+
+    argv = [*COMMAND, *SAVING, "--results_path", str(tmp_path)]
+    at_step(monkeypatch, 12, fail)
+    status, _, err = call(capsys, *argv)
+    assert status == 1 and err.startswith("main.py: the run failed: out of memory") and err.count("\n") == 1
+    assert "--batch_size 32" in err and "--batch_size 16 or 8" in err
+    monkeypatch.undo()
+    status, out, err = call(capsys, *argv)
+    assert status == 0 and "--resume: from iteration 10" in out, err
+    assert same_results(tmp_path, whole)
+
+
+def test_a_loss_that_is_no_number_is_named_and_the_last_good_checkpoint_is_kept(capsys, tmp_path, monkeypatch, whole):
+    argv = [*COMMAND, *SAVING, "--results_path", str(tmp_path)]
+    at_step(monkeypatch, 12, lambda observe: {"loss": observe() * torch.nan, "part": torch.tensor(0.5)})
+    status, _, err = call(capsys, *argv)
+    assert status == 1 and err.startswith("main.py: the run failed: ") and err.count("\n") == 1
+    kept = only_run(tmp_path) / "checkpoint.pt"
+    assert "loss is nan at step 12 (task 1; loss nan, part 0.5)" in err and f"last good checkpoint: {kept}" in err
+    assert checkpoint.verify(kept).step == 10
+    monkeypatch.undo()
+    status, out, err = call(capsys, *argv)
+    assert status == 0 and "--resume: from iteration 10" in out, err
+    assert same_results(tmp_path, whole)
+
+
+def test_a_weight_that_is_no_number_is_never_saved(capsys, tmp_path, monkeypatch, whole):
+    def spoil(model):
+        with torch.no_grad():
+            model.net.classifier.bias[0] = torch.nan
+
+    observe, count = ER.observe, iter(range(1, 1 << 30))
+
+    def watched(self, *args, **kwargs):
+        loss = observe(self, *args, **kwargs)
+        if next(count) == 10:
+            spoil(self)
+        return loss
+
+    monkeypatch.setattr(ER, "observe", watched)
+    argv = [*COMMAND, *SAVING, "--results_path", str(tmp_path)]
+    status, _, err = call(capsys, *argv)
+    assert status == 1 and "weights net.classifier.bias are not finite after step 10 (task 1)" in err
+    assert checkpoint.newest(only_run(tmp_path))[0].name == "checkpoint.pt"
+    monkeypatch.undo()
+    status, out, err = call(capsys, *argv)
+    assert status == 0 and "--resume: from iteration 9" in out, err
+    assert same_results(tmp_path, whole)
+
+
+def test_data_that_are_gone_are_one_line_and_once_they_are_back_the_run_goes_on(capsys, tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr(sources, "SYSTEM_FASHION_MNIST", tmp_path / "absent")
+    data, away = tmp_path / "data", tmp_path / "away"
+    write_idx_family(data / "FashionMNIST" / "raw", n_train=400, n_test=50)
+    argv = [*METHOD, "--dataset", "seq-fmnist", "--base_path", str(data), "--non_verbose"]
+    assert call(capsys, *argv, "--results_path", str(tmp_path / "whole"))[0] == 0
+    argv += [*SAVING, "--results_path", str(tmp_path / "results")]
+    with monkeypatch.context() as during:
+        stop_at(during, 7)
+        assert call(capsys, *argv)[0] == 143
+    data.rename(away)
+    sources._read_once.cache_clear()  # as in a new process
+    before = contents(tmp_path / "results")
+    err = refused(capsys, *argv)
+    assert str(data) in err and contents(tmp_path / "results") == before and not data.exists()
+    write_idx_family(data / "FashionMNIST" / "raw", n_train=410, n_test=50)
+    assert "put them back" in refused(capsys, *argv)
+    shutil.rmtree(data)
+    away.rename(data)
+    sources._read_once.cache_clear()
+    status, out, err = call(capsys, *argv)
+    assert status == 0 and "--resume: from iteration 7" in out, err
+    assert same_results(tmp_path / "results", tmp_path / "whole")
