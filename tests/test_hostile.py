@@ -53,10 +53,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def same_results(first: Path, second: Path) -> bool:
-    return all((only_run(first) / name).read_bytes() == (only_run(second) / name).read_bytes() for name in RESULTS)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The results folder of an undisturbed run."""
