@@ -44,6 +44,8 @@ SPLIT_ROWS = {
     "bic": "--lr 0.1 --buffer_size 500",
     "lucir": "--lr 0.03 --buffer_size 500",
     "xder": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
+    "xder_ce": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
+    "xder_rpc": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
     "slda": "--lr 0.03",
     "pnn": "--lr 0.03",
     "packnet": "--lr 0.03",
