@@ -62,7 +62,8 @@ def print_help(choice) -> None:
     """Options, those of the chosen files included."""
     backbone = choice.backbone
     if choice.dataset and not backbone:
-        backbone = registry.load("dataset", choice.dataset).DEFAULTS["backbone"]
+        own = getattr(registry.load("model", choice.model), "DEFAULTS", {}) if choice.model else {}
+        backbone = own.get("backbone") or registry.load("dataset", choice.dataset).DEFAULTS["backbone"]
     configuration.build_parser(choice, backbone).print_help()
 
 

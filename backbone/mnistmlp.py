@@ -3,6 +3,8 @@
 Reference: Lopez-Paz & Ranzato 2017; Riemer et al. 2019; Buzzega et al. 2020.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,9 +13,10 @@ from utils.args import positive_int
 
 
 class MNISTMLP(Backbone):
-    """Flatten, then `layers` hidden layers of `hidden` units with ReLU; any image size."""
+    """Flatten, then `layers` hidden layers of `hidden` units with ReLU; images of any size, or vectors."""
 
     NAME = "mnistmlp"
+    INPUT = ("images", "vectors")
 
     @staticmethod
     def get_parser(parser):
@@ -21,16 +24,20 @@ class MNISTMLP(Backbone):
         parser.add_argument("--mlp_hidden_layers", type=positive_int, default=2, help="number of hidden layers")
         return parser
 
-    def __init__(self, in_size: tuple[int, int, int], num_classes: int, hidden: int = 100, layers: int = 2):
+    def __init__(self, in_size: tuple[int, ...], num_classes: int, hidden: int = 100, layers: int = 2):
         super().__init__()
         self.input_size, self.feature_dim, self.num_classes = in_size, hidden, num_classes
-        widths = [in_size[0] * in_size[1] * in_size[2]] + [hidden] * layers
+        widths = [math.prod(in_size)] + [hidden] * layers
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
         self.classifier = nn.Linear(hidden, num_classes)
         for m in self.modules():
             if isinstance(m, nn.Linear):
                 nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
+
+    @property
+    def plain_layers(self) -> list[str]:
+        return [*(f"layers.{i}" for i in range(len(self.layers))), "classifier"]
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):

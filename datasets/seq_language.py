@@ -62,7 +62,6 @@ class SequentialLanguage(TokenStream):
         self.SETTING, self.SETTINGS = "domain-il", ()
         if args.language_mode == "multihead":
             self.SETTING, self.N_CLASSES = "class-il", VOCABULARY * args.n_tasks
-            self._scored_cpt = [VOCABULARY] * args.n_tasks
         given = args.custom_task_order
         self._order = checked_order(given, args.n_tasks, "task") if given else list(range(args.n_tasks))
         super().__init__(args, device)

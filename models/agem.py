@@ -18,7 +18,7 @@ from utils.buffer import Buffer
 class AGEM(ContinualModel):
     NAME = "agem"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "regression"]
 
     @staticmethod
     def get_parser(parser):

@@ -18,7 +18,7 @@ from utils.buffer import Buffer
 class AGEMReservoir(ContinualModel):
     NAME = "agem_r"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "regression"]
 
     @staticmethod
     def get_parser(parser):

@@ -15,7 +15,7 @@ from utils.buffer import Buffer
 class ER(ContinualModel):
     NAME = "er"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "regression"]
 
     @staticmethod
     def get_parser(parser):

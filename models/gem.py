@@ -23,7 +23,7 @@ from utils.buffer import Buffer
 class GEM(ContinualModel):
     NAME = "gem"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "regression"]
     WAITS = "the projection is solved on the host"
 
     @staticmethod

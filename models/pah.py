@@ -113,6 +113,8 @@ class PAH(GeneratedHeads):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        if len(dataset.SIZE) != 3:
+            raise UserError(f"pah learns prototypes that are images, {dataset.NAME} holds none: choose another stream")
         self.channels, *size = dataset.SIZE
         s = args.pah_proto_size
         fits = REFERENCE_WINDOWS.get(s, min(size)) + s <= min(size)

@@ -21,7 +21,7 @@ from utils.args import non_negative_float, positive_float
 class SI(ContinualModel):
     NAME = "si"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "regression"]
 
     @staticmethod
     def get_parser(parser):

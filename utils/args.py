@@ -137,6 +137,11 @@ def int_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"'{text}': expected integers separated by commas, as 3,1,2") from None
 
 
+def optional_int_list(text: str) -> list[int]:
+    """As `int_list`, and nothing as the empty list."""
+    return int_list(text) if str(text).strip("[]() ") else []
+
+
 def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:
     """Declare a yes/no option in both forms that scripts use: `--flag` and `--flag 1`; with default True also
     `--no_flag`.

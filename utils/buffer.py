@@ -94,12 +94,7 @@ class Buffer(nn.Module):
         Raises:
             ValueError: a field is missing that earlier batches had, or a new one appears after the first batch.
         """
-        given = {"examples": examples, "labels": labels, "logits": logits, "task_labels": task_labels, **more}
-        given = {name: value for name, value in given.items() if value is not None}
-        if not self.fields:
-            self._allocate(given)
-        elif set(given) != set(self.fields):
-            raise ValueError(f"this buffer stores {', '.join(self.fields)}; this batch has {', '.join(given)}")
+        given = self._given(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
         items, slots = reservoir_slots(self.num_seen_examples, len(examples), self.buffer_size, self.rng)
         self.num_seen_examples += len(examples)
         if not len(items):
@@ -147,16 +142,20 @@ class Buffer(nn.Module):
         Returns:
             The fields in the order (examples, labels, logits, task_labels, more...), those never given left out.
         """
-        if self.is_empty():
+        if not self.num_seen_examples:
             raise ValueError("the buffer is empty: nothing to draw (ask is_empty() first)")
         if balanced:
             index = self._balanced(size)
         elif mask_task_out is None:
-            index = self._to_device(self.rng.permutation(len(self))[:size])
+            index = self._draw(size)
         else:
             candidates = (self.task_labels[: len(self)] != mask_task_out).nonzero().squeeze(1)
             index = candidates[self._to_device(self.rng.permutation(len(candidates))[:size])]
         return self.get_data_by_index(index, transform, return_index, device)
+
+    def _draw(self, size: int) -> Tensor:
+        """min(size, len) distinct slots."""
+        return self._to_device(self.rng.permutation(len(self))[:size])
 
     def _balanced(self, size: int) -> Tensor:
         """Rows in rounds, one of every task in each, the tasks in a random order that is the same in all rounds."""
@@ -197,6 +196,15 @@ class Buffer(nn.Module):
             out[first] = transform(out[first])
         return tuple(out)
 
+    def _given(self, **values: Tensor | None) -> dict[str, Tensor]:
+        """The fields of a batch, allocated if it is the first one."""
+        given = {name: value for name, value in values.items() if value is not None}
+        if not self.fields:
+            self._allocate(given)
+        elif set(given) != set(self.fields):
+            raise ValueError(f"this buffer stores {', '.join(self.fields)}; this batch has {', '.join(given)}")
+        return given
+
     def _allocate(self, given: dict[str, Tensor]) -> None:
         for name, value in given.items():
             shape = (self.buffer_size, *value.shape[1:])
@@ -221,3 +229,72 @@ class Buffer(nn.Module):
             if key.startswith(prefix) and name != "_extra_state" and self._buffers.get(name) is None:
                 self._buffers[name] = torch.zeros_like(value, device=self.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SelectiveBuffer(Buffer):
+    """A reservoir over those of the offered examples that are admitted, as one that was right, which only the device
+    knows.
+
+    The stream of the reservoir is that of the admitted examples: what is refused takes no slot and no number. Since
+    counts and slots live on the device nothing waits for it, at the price that a draw always has the size it was asked
+    for: while fewer rows are stored than wanted, rows come more than once, and before the first one is stored the draw
+    is of rows of the first batch. Whoever replays weights them by `num_admitted > 0` (0-d). `len`, `is_empty`, and draws
+    by task do wait.
+
+    Attributes:
+        num_admitted: examples admitted so far, 0-d int64 tensor.
+        num_seen_examples: examples offered so far; as long as it is 0 nothing can be drawn.
+    """
+
+    def __init__(self, buffer_size: int, device: torch.device | str = "cpu"):
+        super().__init__(buffer_size, device)
+        self.register_buffer("num_admitted", torch.zeros((), dtype=torch.int64, device=device))
+
+    def __len__(self) -> int:
+        return min(int(self.num_admitted), self.buffer_size)
+
+    def is_empty(self) -> bool:
+        """Whether no example was ever admitted."""
+        return len(self) == 0
+
+    def empty(self) -> None:
+        super().empty()
+        self.num_admitted.zero_()
+
+    def add_data(self, examples: Tensor, admitted: Tensor, **fields: Tensor | None) -> None:
+        """Offer a batch of which some are admitted.
+
+        Args:
+            examples: (B, ...).
+            admitted: (B,) bool.
+            fields: as in `Buffer.add_data`.
+        """
+        given, capacity, n = self._given(examples=examples, **fields), self.buffer_size, len(examples)
+        self.num_seen_examples += n
+        # An example's number among the admitted, and the slot that it would take.
+        number = self.num_admitted + admitted.cumsum(0)
+        drawn = self._to_device(self.rng.integers(2**62, size=n)) % number.clamp(min=1)
+        slot = torch.where(number <= capacity, number - 1, drawn)
+        kept = admitted & (slot < capacity)
+        # Of those that take one slot the last one stays: all of them write its rows. The others, which take none,
+        # write to slot 0 what it will hold anyway.
+        slot = torch.where(kept, slot, 0)
+        order = torch.arange(1, n + 1, device=self.device)
+        last = ((slot == slot.unsqueeze(1)) * (kept * order)).amax(1) - 1
+        row = last.clamp(min=0)
+        self.replace(slot, last >= 0, **{name: value.index_select(0, row) for name, value in given.items()})
+        self.num_admitted += admitted.sum()
+
+    def _draw(self, size: int) -> Tensor:
+        """min(size, capacity) slots: distinct filled ones in random order, then the same again."""
+        filled = self.num_admitted.clamp(max=self.buffer_size)
+        order = self._to_device(self.rng.permutation(self.buffer_size))
+        order = order[(order >= filled).byte().argsort(stable=True)]  # the filled ones first
+        turn = torch.arange(min(size, self.buffer_size), device=self.device)
+        return order[turn % torch.where(filled > 0, filled, self.buffer_size)]
+
+    def _allocate(self, given: dict[str, Tensor]) -> None:
+        super()._allocate(given)
+        rows = torch.arange(self.buffer_size, device=self.device) % len(given["examples"])
+        for name, value in given.items():
+            self._buffers[name].copy_(value.detach().to(self.device).index_select(0, rows))

@@ -71,7 +71,8 @@ def resolve(argv: list[str]) -> Config:
     given, _ = _explicit(build_parser(choice, None), argv, strict=False)
     row = _best_row(model_class, choice.dataset, given)
     stored = dict(row["args"]) if row else {}
-    backbone = choice.backbone or stored.get("backbone") or dataset_class.DEFAULTS["backbone"]
+    needed = getattr(model_class, "DEFAULTS", {}).get("backbone")
+    backbone = choice.backbone or stored.get("backbone") or needed or dataset_class.DEFAULTS["backbone"]
     refuse_input(registry.load("backbone", backbone), dataset_class)
     parser = build_parser(choice, backbone)
     given, actions = _explicit(parser, argv, strict=True)
@@ -80,7 +81,8 @@ def resolve(argv: list[str]) -> Config:
         if dest in given:
             raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
     layers = [
-        ("dataset", dataset_class.DEFAULTS),
+        ("dataset", _stream_defaults(dataset_class, backbone, {**stored, **given})),
+        ("method", getattr(model_class, "DEFAULTS", {})),
         *_presets(model_class, stored),
         ("best_args", stored),
         *_presets(dataset_class, given, unused=getattr(model_class, "UNUSED", ())),
@@ -103,7 +105,8 @@ def resolve(argv: list[str]) -> Config:
         "load_best_args": row is not None,
     }
     origins["backbone"] = next(
-        (o for o, layer in [("command line", given), ("best_args", stored)] if "backbone" in layer), "dataset"
+        (o for o, layer in [("command line", given), ("best_args", stored)] if "backbone" in layer),
+        "method" if needed else "dataset",
     )
     for dest, action in actions.items():
         if action.required and values[dest] is None:
@@ -140,12 +143,16 @@ def refuse_setting(model_class: type, dataset) -> None:
 
 def refuse_input(backbone_class: type, dataset_class: type) -> None:
     """A network of images does not read tokens, nor the other way round."""
-    reads = getattr(backbone_class, "INPUT", "images")
-    if reads != dataset_class.INPUT:
-        others = [n for n in registry.names("backbone") if registry.load("backbone", n).INPUT == dataset_class.INPUT]
+
+    def reads(network: type) -> tuple[str, ...]:
+        inputs = getattr(network, "INPUT", "images")
+        return (inputs,) if isinstance(inputs, str) else inputs
+
+    if dataset_class.INPUT not in reads(backbone_class):
+        others = [n for n in registry.names("backbone") if dataset_class.INPUT in reads(registry.load("backbone", n))]
         raise UserError(
-            f"backbone '{backbone_class.NAME}' reads {reads} but dataset '{dataset_class.NAME}' holds "
-            f"{dataset_class.INPUT}: choose one of {', '.join(others)}"
+            f"backbone '{backbone_class.NAME}' reads {' and '.join(reads(backbone_class))} but dataset "
+            f"'{dataset_class.NAME}' holds {dataset_class.INPUT}: choose one of {', '.join(others)}"
         )
 
 
@@ -260,6 +267,21 @@ def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[st
     from utils.best_args import find_row
 
     return find_row(model_class.NAME, dataset, given.get("buffer_size"))
+
+
+def _stream_defaults(dataset_class: type, backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The stream's DEFAULTS, without those that another choice has made void: the options of its own network where
+    another one is used, and a number of iterations where epochs are counted.
+    """
+    defaults, void = dict(dataset_class.DEFAULTS), set()
+    if registry.normalise(backbone) != registry.normalise(defaults["backbone"]):
+        own, used = ({a.dest for a in declared_options(registry.load("backbone", n))._actions}
+                     for n in (defaults["backbone"], backbone))  # fmt: skip
+        void |= own - used
+    mode = "epochs" if "n_epochs" in chosen and "n_iters" not in chosen else "iters"
+    if chosen.get("fitting_mode", mode) != "iters":
+        void |= {"fitting_mode", "n_iters"}
+    return {name: value for name, value in defaults.items() if name not in void}
 
 
 def _presets(cls: type, source: dict, unused: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

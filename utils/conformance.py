@@ -53,7 +53,7 @@ class Case:
         stream = STREAMS[self.setting]
         argv = ["--model", self.model, "--dataset", stream, "--disable_log", "--non_verbose", "--num_threads", "1"]
         argv += [*required_options(self.model), "--label_perc", str(share)]
-        if self.setting != "class-il":
+        if self.setting != "class-il" and "backbone" not in getattr(registry.load("model", self.model), "DEFAULTS", {}):
             argv += ["--backbone", "mnistmlp"]  # where convolutions make sense they are tested; this one is quicker
         if not registry.load("model", self.model).JOINT:
             argv += {"class-il": ["--stop_after", "3"], "domain-il": ["--stop_after", "2"]}.get(self.setting, [])

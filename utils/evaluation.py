@@ -17,6 +17,8 @@ Scores = dict[str, list[float]]  # scenario -> one value per task
 
 def scenarios(model: ContinualModel, dataset) -> list[str]:
     """The scenarios a run is scored in: two for a class-IL stream, else the stream's setting."""
+    if dataset.SETTING == "domain-il" and getattr(model, "INFERS_TASK", False):
+        return ["domain-il", "task-il"]
     if dataset.SETTING != "class-il":
         return [dataset.SETTING]
     return ["class-il", "task-il"] if model.scores_class_il else ["task-il"]
@@ -41,7 +43,7 @@ def measure(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) 
         trained: last task trained, -1 for none.
     """
     tasks, names, score = list(tasks), scenarios(model, dataset), dataset.get_score()
-    totals = []
+    totals, besides = [], {}
     with looking_only(model):
         for task in tasks:
             loader = dataset.test_loaders[task]
@@ -49,10 +51,15 @@ def measure(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) 
             seen = max(high, dataset.task_classes(max(trained, 0))[1])
             ranges = {"class-il": (0, seen), "task-il": (low, high)}
             total = torch.zeros(len(names), len(score.SUMS), device=model.device)
+            sums: dict[tuple[str, str], torch.Tensor] = {}
             for inputs, labels in loader:
-                logits = model.predict(inputs, task)
-                total += torch.stack([score.sums(logits, labels, *ranges.get(name, (low, high))) for name in names])
+                outputs, more = model.examine(inputs, labels, task, names)
+                total += torch.stack([score.sums(outputs[n], labels, *ranges.get(n, (low, high))) for n in names])
+                for metric, (name, value) in more.items():
+                    sums[metric, name] = sums.get((metric, name), 0) + value
             totals.append(total)
+            for key, value in sums.items():
+                besides.setdefault(key, []).append(value / len(loader.dataset))
     sizes = [len(dataset.test_loaders[task].dataset) for task in tasks]
     rows = [
         [score.metrics(sums, size) for sums in total]
@@ -61,6 +68,10 @@ def measure(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) 
     metrics = {
         metric: {name: [row[i][metric] for row in rows] for i, name in enumerate(names)} for metric in rows[0][0]
     }
+    if besides:
+        values = torch.stack([torch.stack([v.float() for v in row]) for row in besides.values()]).tolist()
+        for (metric, name), row in zip(besides, values, strict=True):
+            metrics.setdefault(metric, {})[name] = row
     return metrics.pop(next(iter(metrics))), metrics
 
 

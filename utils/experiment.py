@@ -66,6 +66,7 @@ def build(config: Config) -> Experiment:
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     model.memory  # noqa: B018 - notes what a freshly constructed method holds
+    score_of_tasks = dataset.get_score()
     run = Run(
         model_name=args.model,
         dataset_name=args.dataset,
@@ -76,7 +77,8 @@ def build(config: Config) -> Experiment:
         origins=config.origins,
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
-        notes=model.evaluation_notes() | _start_note(args),
+        score=score_of_tasks.NAME,
+        notes=model.evaluation_notes() | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )

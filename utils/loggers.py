@@ -60,7 +60,7 @@ class CSVLogger(Logger):
     def run_started(self, run: Run) -> None:
         if not run.position:
             self._write_config(run)
-        rows = [row for evaluation in run.history for row in self._rows(evaluation)]
+        rows = [row for evaluation in run.history for row in self._rows(run, evaluation)]
         write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
 
     @staticmethod
@@ -79,7 +79,7 @@ class CSVLogger(Logger):
         write_config(run.folder / "config.yaml", plain(facts))
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        self._append(run, self._rows(evaluation))
+        self._append(run, self._rows(run, evaluation))
         if evaluation.epoch is None:
             self._write_matrix(run)
 
@@ -111,11 +111,11 @@ class CSVLogger(Logger):
         write_text(run.folder / "metrics.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
     @staticmethod
-    def _rows(evaluation: Evaluation) -> list[tuple]:
+    def _rows(run: Run, evaluation: Evaluation) -> list[tuple]:
         epoch = "" if evaluation.epoch is None else evaluation.epoch
         return [
             (evaluation.step, evaluation.task, task, scenario, metric, float(score), epoch)
-            for metric, values in {"accuracy": evaluation.scores, **evaluation.others}.items()
+            for metric, values in {run.score: evaluation.scores, **evaluation.others}.items()
             for scenario, scores in values.items()
             for task, score in enumerate(scores)
             if not np.isnan(score)

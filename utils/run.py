@@ -24,6 +24,7 @@ class Run:
         position: iteration at which this process took the run over from a checkpoint, or None.
         notes: what a reader of the numbers must know (evaluation mode, unsupported scenario, ...).
         environment: package versions, git commit, device, thread count.
+        score: name of what R holds: 'accuracy', or 'r2' of a regression stream.
         published: the best-args row in use, or None.
         analysis: a look at the network at the end of the run, None before and under `--disable_log`.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
@@ -39,6 +40,7 @@ class Run:
     results_path: Path
     folder: Path | None = None
     parameters: int = 0
+    score: str = "accuracy"
     notes: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     published: dict[str, Any] | None = None

@@ -17,15 +17,19 @@ class Backbone(nn.Module):
     `classifier`.
 
     Attributes:
-        INPUT: what the network reads, 'images' or 'tokens' (`SequenceBackbone`); a stream of the other kind is refused.
+        INPUT: what the network reads, 'images', 'tokens' (`SequenceBackbone`) or 'vectors', or a tuple of these; a
+            stream that holds anything else is refused.
         classifier: feature_dim -> num_classes, linear.
         feature_dim: length of a feature vector.
         num_classes: logits.
+        plain_layers: names of the linear layers, the classifier last, where the network is nothing but these with ReLU
+            between them on the flattened input; else None.
         input_size: (C, H, W) that the network is tied to, or None when it takes any height and width.
     """
 
     NAME: str
-    INPUT = "images"
+    INPUT: str | tuple[str, ...] = "images"
+    plain_layers: list[str] | None = None
     input_size: tuple[int, int, int] | None = None
     feature_dim: int
     num_classes: int

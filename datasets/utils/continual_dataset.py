@@ -32,14 +32,15 @@ class ContinualDataset:
         NAME: as given to `--dataset`.
         SETTING: 'class-il', 'domain-il' or 'general-continual'. A class-il stream is also scored as task-il.
         SETTINGS: where an option of the stream decides the setting, all that it may become.
-        KIND: what a task asks for: 'classification' or 'language'; `get_loss` and `get_score` go with it.
-        INPUT: 'images' or 'tokens': which networks can read the stream.
+        KIND: what a task asks for: 'classification', 'language' or 'regression'; `get_loss` and `get_score` go with it.
+        INPUT: 'images', 'tokens' or 'vectors': which networks can read the stream.
         PRESETS: as a method's.
         SOURCE: function of `base_path` that returns RawData.
         N_TASKS: number of tasks.
         N_CLASSES_PER_TASK: int, or a list with one entry per task.
-        N_CLASSES: classes over all tasks.
-        SIZE: (C, H, W) of an example; of a token stream (L, V), sequence length and number of different tokens.
+        N_CLASSES: classes over all tasks, the network's outputs.
+        SIZE: (C, H, W) of an example; of a token stream (L, V), sequence length and number of different tokens; of a
+            vector (D,).
         MEAN, STD: per-channel statistics in [0, 1], or None for inputs that are only scaled to [0, 1].
         AUGMENT: keyword arguments of `Augment`, or None.
         DEFAULTS: option defaults of this stream; 'backbone', 'lr', 'n_epochs' and 'batch_size' are required.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Split:
-    """Resident data: raw images (N, C, H, W) uint8 and targets (N,) int64 on one device."""
+    """Resident data on one device: raw images (N, C, H, W) uint8 and targets (N,) int64; or tokens, or vectors."""
 
     images: Tensor
     targets: Tensor

@@ -1,7 +1,8 @@
 """How well a network does on a task: sums over batches, made on the device, and the metrics they give.
 
 A score names its `SUMS`; `sums` returns them for one batch, `metrics` turns the totals into named numbers, the first
-of which, in percent and higher is better, fills the score matrix R. `loss` is what early stopping may watch.
+of which, in percent and higher is better, fills the score matrix R: it is the score's `NAME`, and `NOTE` says what a
+reader must know of it. `loss` is what early stopping may watch.
 """
 
 import math
@@ -16,6 +17,7 @@ IGNORED = -100  # the label of a position that is not scored, as in torch's cros
 class ClassScore:
     """One label per example: the share of examples whose class has the largest logit."""
 
+    NAME, NOTE = "accuracy", ""
     SUMS = ("correct",)
 
     def sums(self, logits: Tensor, labels: Tensor, low: int, high: int) -> Tensor:
@@ -34,6 +36,7 @@ class ClassScore:
 class TokenScore:
     """A label per position: token accuracy, and perplexity = exp(mean negative log-likelihood per scored token)."""
 
+    NAME, NOTE = "accuracy", ""
     SUMS = ("correct", "negative log-likelihood", "tokens")
 
     def sums(self, logits: Tensor, labels: Tensor, low: int, high: int) -> Tensor:
@@ -56,6 +59,44 @@ class TokenScore:
         tokens = max(tokens, 1.0)
         mean = nll / tokens
         return {"accuracy": 100 * correct / tokens, "perplexity": math.inf if mean > 700 else math.exp(mean)}
+
+
+class RegressionScore:
+    """Numbers to be predicted, (B, K): R^2 = 1 - SSE / SST in percent, and the mean squared error.
+
+    SSE is the sum of squared errors, SST that of the targets' distances from their mean, output by output, over all
+    examples of the task: 100 is perfect, 0 what the mean of the task's targets would get, and there is no lower end.
+    The sums are float32: targets should be of order 1, or at least not far from 0 beside their spread.
+
+    Args:
+        outputs: K.
+    """
+
+    NAME = "r2"
+    NOTE = (
+        "R^2 in percent wherever scores are called accuracy: 100 is perfect, below 0 is worse than the mean of the "
+        "task's targets"
+    )
+
+    def __init__(self, outputs: int = 1):
+        self.outputs = outputs
+        self.SUMS = ("squared error", "squared target", *["target"] * outputs)
+
+    def sums(self, logits: Tensor, labels: Tensor, low: int, high: int) -> Tensor:
+        """(2 + K,) float; predictions (B, K), labels (B, K); all outputs count."""
+        squares = torch.stack(((logits - labels).square().sum(), labels.square().sum()))
+        return torch.cat((squares, labels.sum(0))).float()
+
+    def loss(self, logits: Tensor, labels: Tensor, low: int, high: int) -> Tensor:
+        """Mean squared error, times the examples."""
+        return F.mse_loss(logits, labels) * len(labels)
+
+    def metrics(self, sums: Tensor, n_examples: int) -> dict[str, float]:
+        """'r2' in percent, at most 100, nan where the targets do not differ; 'mse', at least 0, lower is better."""
+        error, square, *target = sums.double().tolist()
+        n = max(n_examples, 1)
+        spread = square - sum(t * t for t in target) / n
+        return {"r2": 100 * (1 - error / spread) if spread > 0 else math.nan, "mse": error / (n * self.outputs)}
 
 
 class TokenLoss:

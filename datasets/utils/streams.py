@@ -3,11 +3,13 @@ boundaries.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.loaders import Split, TrainLoader
 from datasets.utils.transforms import permute_pixels, rotate
+from utils.args import add_bool, non_negative_int, positive_int
 from utils.errors import UserError
 from utils.randomness import generator, permutation
 
@@ -104,9 +106,34 @@ class DomainIncremental(ContinualDataset):
 
 
 class Permuted(DomainIncremental):
-    """Every task shuffles the pixels with a fixed random permutation of its own, the first one too."""
+    """Every task shuffles the pixels with a fixed random permutation of its own, the first one too unless
+    `--identity_first`.
+
+    `--pad N` puts N rows and columns of zeros around the images before (28 -> 32 pixels a side with 2, as in von Oswald
+    et al. 2020), so that `SIZE` grows; `--n_tasks` is the number of permutations, task t's being the same whatever it
+    is.
+    """
+
+    @classmethod
+    def get_parser(cls, parser):
+        parser.add_argument("--n_tasks", type=positive_int, default=cls.N_TASKS, help="number of permutations")
+        parser.add_argument("--pad", type=non_negative_int, default=0, metavar="N", help="zeros around each image")
+        add_bool(parser, "--identity_first", help="permutation 0 leaves the pixels where they are")
+        return parser
+
+    def __init__(self, args, device="cpu"):
+        self.N_TASKS = args.n_tasks
+        super().__init__(args, device)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        channels, *sides = self.SIZE
+        self.SIZE = (channels, *(side + 2 * self.args.pad for side in sides))
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
+        images = F.pad(images, (self.args.pad,) * 4)
+        if domain == 0 and self.args.identity_first:
+            return images
         pixels = images[0].numel()
         return permute_pixels(images, permutation(pixels, self.seed, "permutation", domain).to(images.device))
 

@@ -29,6 +29,9 @@ class ContinualModel(nn.Module):
         UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
             line does.
+        DEFAULTS: {option: value} that the method needs whatever the stream's defaults are (a network, an optimiser and
+            its learning rate); the stored hyperparameters and the command line come after.
+        INFERS_TASK: on a domain-il stream the method finds out the task; it is then also scored with the task given.
         WAITS: why `observe` waits for the device, where it cannot do without; empty for nearly all methods.
 
     Args:
@@ -53,7 +56,9 @@ class ContinualModel(nn.Module):
     KINDS: list[str] = ["classification"]
     JOINT = False
     PRESETS: dict[str, dict] = {}
+    DEFAULTS: dict[str, object] = {}
     UNUSED: tuple[str, ...] = ()
+    INFERS_TASK = False
     WAITS = ""
 
     @staticmethod
@@ -112,6 +117,16 @@ class ContinualModel(nn.Module):
         """
         return self(x, task) if self._wants_task else self(x)
 
+    def examine(self, inputs: Tensor, labels: Tensor, task: int, scenarios: list[str]) -> tuple[dict, dict]:
+        """What an evaluation asks of one batch of `task`: by default `predict` for every scenario, and nothing more.
+
+        Returns:
+            scenario -> what the stream's score reads; metric -> (scenario, sum over the batch as a 0-d tensor) of what
+            the method measures besides, whose mean over the task's examples is reported.
+        """
+        logits = self.predict(inputs, task)
+        return dict.fromkeys(scenarios, logits), {}
+
     def training_rows(self, data) -> Tensor | None:
         """Positions (k,) of the task's examples to train on, None for all; asked whenever a task is entered.
 
@@ -145,6 +160,12 @@ class ContinualModel(nn.Module):
         the end of a run.
         """
         return None
+
+    def figures(self, dataset, tasks: range) -> list[tuple[str, str, object]]:
+        """(name, caption, matplotlib Figure) of what there is to see of this method alone after training `tasks`; for
+        the report. Called in eval mode and without gradients at the end of a run.
+        """
+        return []
 
     def evaluation_notes(self) -> dict[str, str]:
         """What a reader of the scores must know; printed in the report."""

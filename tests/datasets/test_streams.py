@@ -123,6 +123,40 @@ def test_permuted_tasks_are_fixed_permutations():
     assert dataset.cpt(0) == 10 and dataset.get_offsets(1) == (0, 10)
 
 
+def test_options_of_permuted_streams():
+    plain, few = stream("perm-digits"), stream("perm-digits", "--n_tasks", "3")
+    assert (plain.N_TASKS, few.N_TASKS, few.EVAL_TASKS) == (20, 3, 3)
+    assert torch.equal(plain.task_data(2).data, few.task_data(2).data)
+    raw = digits("./data").train_x
+    first = stream("perm-digits", "--identity_first")
+    assert torch.equal(first.task_data(0).data, raw) and torch.equal(first.task_data(1).data, plain.task_data(1).data)
+    padded = stream("perm-digits", "--identity_first", "--pad", "2")
+    assert padded.SIZE == (1, 12, 12)
+    assert torch.equal(padded.task_data(0).data, torch.nn.functional.pad(raw, (2, 2, 2, 2)))
+    shuffled = padded.task_data(1).data
+    assert shuffled.shape == (len(raw), 1, 12, 12) and shuffled.dtype == torch.uint8
+    pixels = padded.task_data(0).data.flatten(1)
+    assert torch.equal(shuffled.flatten(1).sort(1).values, pixels.sort(1).values)
+    assert (shuffled.flatten(1)[:, : 2 * 12] > 0).any()  # the margin is shuffled too
+    net = experiment("sgd", "--pad", "2", dataset="perm-digits").model.net
+    assert net.layers[0].in_features == 144
+
+
+def test_a_padded_image_of_mnist_has_1024_pixels(tmp_path):
+    formats.write_idx_family(tmp_path / "MNIST" / "raw", compress=True)
+    dataset = stream("perm-mnist", "--base_path", str(tmp_path), "--pad", "2", "--batch_size", "2", "--n_tasks", "100")
+    inputs, _, _ = next(iter(dataset.get_data_loaders()[0]))
+    assert inputs.shape == (2, 1, 32, 32) and dataset.N_TASKS == 100
+
+
+def test_the_permutations_are_what_they_were():
+    """A fingerprint of the first tasks, so that published rows keep their meaning."""
+    dataset = stream("perm-digits")
+    weights = torch.arange(64, dtype=torch.float64)
+    sums = [(dataset.task_data(t).data.flatten(1).double() @ weights).sum().item() for t in range(3)]
+    assert sums == [208072461, 212646470, 224021424]
+
+
 def test_rotation_angles_lie_in_half_a_turn_and_differ():
     dataset = stream("rot-digits")
     angles = [dataset.angle(t) for t in range(20)]

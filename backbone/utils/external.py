@@ -1,0 +1,258 @@
+"""A network whose weights come from outside: many weight vectors at once, each applied to the same batch.
+
+What Bayesian methods and hypernetworks need: the weights of a network as one flat vector (P,), in the order of
+`parameters()`; S of them are evaluated in one call. The classifier comes last and is cut to the outputs wanted.
+"""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from backbone.utils.base import Backbone
+from utils.errors import UserError
+
+LARGEST_CALL = 2**26  # weights in one call: beyond this, several calls
+
+
+class ExternalWeights(nn.Module):
+    """The structure of a backbone without its weights; has no parameters of its own.
+
+    A fully connected backbone (one that has `plain_layers`) runs as batched matrix products, any other one through
+    `torch.func`. The gains of BatchNorm are counted from 1, so that a weight vector of zeros is a network in its usual
+    state, and a prior around 0 one around that.
+
+    Args:
+        net: the backbone; its own weights are dropped.
+
+    Attributes:
+        size: P, weights of the network.
+        shapes: name -> shape of every tensor, in the order of the flat vector.
+        n_outputs, feature_dim: rows and columns of the classifier.
+        head_at: where the classifier begins in the flat vector.
+        n_statistics: entries of the running statistics of all BatchNorm layers (0 without any): all means, then all
+            variances.
+    """
+
+    def __init__(self, net: Backbone):
+        super().__init__()
+        template = deepcopy(net).to("meta")
+        self.plain_layers = template.plain_layers
+        self.statistics_of = _externalise_batchnorm(template)
+        names = [name for name, _ in template.named_parameters()]
+        if not names[-1].startswith("classifier."):
+            raise UserError(f"the network {net.NAME} does not end in its classifier, which this method needs")
+        self._template = (template,)  # in a tuple, so that it is not registered as a child
+        self.shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
+        self.sizes = [shape.numel() for shape in self.shapes.values()]
+        self.size = sum(self.sizes)
+        self.n_outputs, self.feature_dim = self.shapes["classifier.weight"]
+        head = sum(shape.numel() for name, shape in self.shapes.items() if name.startswith("classifier."))
+        self.head_at = self.size - head
+        self.n_statistics = 2 * sum(self.statistics_of.values())
+        gains = {f"{name}.weight" for name in self.statistics_of}
+        centre = torch.cat([torch.full((shape.numel(),), float(n in gains)) for n, shape in self.shapes.items()])
+        self.register_buffer("centre", centre if gains else None, persistent=False)
+
+    # ---- the network
+
+    def forward(
+        self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
+    ) -> Tensor:
+        """Outputs (S, B, C) of S networks.
+
+        Args:
+            weights: (S, P).
+            x: (B, ...) inputs, the same for all.
+            head: (first output, one past the last), all by default.
+            statistics: (S, n_statistics) running statistics to normalise with; None: those of the batch.
+        """
+        return self.apply(weights, x, head, statistics)[0]
+
+    def apply(
+        self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, and the batch's statistics (S, n_statistics) of the BatchNorm layers where `statistics` is
+        None and there are such layers.
+        """
+        if x.dtype == torch.uint8:
+            x = x.float() / 255
+        if self.centre is not None:
+            weights = weights + self.centre
+        parts = self._parts(weights, head)
+        if self.plain_layers is not None:
+            return self._plain(parts, x), None
+        template = self._template[0]
+        if not self.statistics_of:
+            return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
+        if statistics is not None:
+            template.eval()
+            return vmap(lambda p: functional_call(template, p, (x,)))(parts | self._statistics(statistics)), None
+        template.train()
+
+        def with_statistics(p):
+            out = functional_call(template, p, (x,))
+            seen = [layer.seen for layer in template.modules() if isinstance(layer, ExternalBatchNorm)]
+            return out, torch.cat([mean for mean, _ in seen] + [variance for _, variance in seen])
+
+        return vmap(with_statistics)(parts)
+
+    def initial_statistics(self) -> Tensor:
+        """(n_statistics,): means 0, variances 1."""
+        return torch.cat([torch.zeros(self.n_statistics // 2), torch.ones(self.n_statistics // 2)])
+
+    def _plain(self, parts: dict[str, Tensor], x: Tensor) -> Tensor:
+        h = x.flatten(1).expand(len(parts["classifier.weight"]), -1, -1)
+        for name in self.plain_layers:
+            h = torch.baddbmm(parts[f"{name}.bias"].unsqueeze(1), h, parts[f"{name}.weight"].transpose(1, 2))
+            if name != "classifier":
+                h = torch.relu(h)
+        return h
+
+    def local(self, mean: Tensor, variance: Tensor, x: Tensor, head: tuple[int, int], samples: int) -> Tensor:
+        """Outputs (S, B, C) by the local reparametrisation trick: every pre-activation is drawn for every example.
+
+        The weights are N(mean, diag(variance)), both (P,); a pre-activation is N(x m^T + m_b, x^2 v^T + v_b).
+        Kingma, Salimans & Welling 2015, eq. 6.
+
+        Raises:
+            UserError: the network is not fully connected.
+        """
+        if self.plain_layers is None:
+            raise UserError(f"--local_reparam needs a fully connected network, not {self._template[0].NAME}: mnistmlp")
+        means, variances = self._parts(mean.unsqueeze(0), head), self._parts(variance.unsqueeze(0), head)
+        h = x.flatten(1).expand(samples, -1, -1)
+        for name in self.plain_layers:
+            weight, bias = f"{name}.weight", f"{name}.bias"
+            m = F.linear(h, means[weight][0], means[bias][0])
+            v = F.linear(h.square(), variances[weight][0], variances[bias][0])
+            h = m + v.clamp(min=1e-16).sqrt() * torch.randn_like(m)
+            if name != "classifier":
+                h = torch.relu(h)
+        return h
+
+    def evaluate(
+        self, weights: Tensor, x: Tensor, heads: list[tuple[int, int]], statistics: Tensor | None = None
+    ) -> list[Tensor]:
+        """Outputs of J posteriors with S weights each, in as few calls as memory allows.
+
+        Args:
+            weights: (J, S, P).
+            heads: (first output, one past the last) of each of the J.
+            statistics: (J, n_statistics), or None.
+
+        Returns:
+            J tensors (S, B, C_j).
+        """
+        samples, out = weights.shape[1], []
+        together = max(1, LARGEST_CALL // (samples * self.size))
+        for first in range(0, len(heads), together):
+            rows = slice(first, first + together)
+            group, wanted = weights[rows], heads[rows]
+            if len({high - low for low, high in wanted}) > 1:
+                parts = [
+                    self._evaluate_one(weights[first + i], x, h, statistics, first + i) for i, h in enumerate(wanted)
+                ]
+                out += parts
+                continue
+            moved = self._with_heads_first(group, wanted)
+            width = wanted[0][1] - wanted[0][0]
+            given = None if statistics is None else statistics[rows].repeat_interleave(samples, 0)
+            result = self(moved.flatten(0, 1), x, (0, width), given)
+            out += list(result.unflatten(0, (len(wanted), samples)))
+        return out
+
+    def _with_heads_first(self, weights: Tensor, heads: list[tuple[int, int]]) -> Tensor:
+        """The same weights (J, S, P) with the head of each of the J in the first rows of its classifier."""
+        if all(low == 0 for low, _ in heads):
+            return weights
+        weights = weights.clone()
+        for part in self.head_parts(weights):  # views
+            for j, (low, high) in enumerate(heads):
+                part[j, :, : high - low] = part[j, :, low:high].clone()
+        return weights
+
+    # ---- the flat vector
+
+    def split(self, weights: Tensor) -> dict[str, Tensor]:
+        """Views of (..., P) by name, (..., *shape)."""
+        pieces = weights.split(self.sizes, -1)
+        return {n: p.unflatten(-1, s) for (n, s), p in zip(self.shapes.items(), pieces, strict=True)}
+
+    def head_parts(self, values: Tensor) -> list[Tensor]:
+        """Views of the classifier's weight (..., C, F) and bias (..., C) in values (..., P)."""
+        return [part for name, part in self.split(values).items() if name.startswith("classifier.")]
+
+    def own_sum(self, values: Tensor, own: Tensor | None = None) -> Tensor:
+        """Sum over the weights that a task uses: all but the classifier rows of other tasks' heads.
+
+        Args:
+            values: (K, P), one number per weight.
+            own: (K, C) 1 for the outputs of the task's head, else 0; None: all.
+
+        Returns:
+            (K,).
+        """
+        if own is None:
+            return values.sum(-1)
+        total = values[..., : self.head_at].sum(-1)
+        for part in self.head_parts(values):
+            rows = part.sum(-1) if part.dim() > own.dim() else part
+            total = total + (rows * own).sum(-1)
+        return total
+
+    def usual_weights(self) -> Tensor:
+        """(P,) a fresh draw as the network itself would be initialised: Xavier-uniform matrices and kernels, the rest 0
+        (gains are counted from 1).
+        """
+        return torch.cat([
+            (nn.init.xavier_uniform_(torch.empty(shape)) if len(shape) > 1 else torch.zeros(shape)).flatten()
+            for shape in self.shapes.values()
+        ])  # fmt: skip
+
+    def _parts(self, weights: Tensor, head: tuple[int, int] | None) -> dict[str, Tensor]:
+        parts = self.split(weights)
+        if head is not None and head != (0, self.n_outputs):
+            for name in parts:
+                if name.startswith("classifier."):
+                    parts[name] = parts[name][:, head[0] : head[1]]
+        return parts
+
+    def _statistics(self, statistics: Tensor) -> dict[str, Tensor]:
+        means, variances = statistics.chunk(2, -1)
+        sizes, names = list(self.statistics_of.values()), list(self.statistics_of)
+        out = {f"{n}.running_mean": part for n, part in zip(names, means.split(sizes, -1), strict=True)}
+        return out | {f"{n}.running_var": part for n, part in zip(names, variances.split(sizes, -1), strict=True)}
+
+
+class ExternalBatchNorm(nn.Module):
+    """BatchNorm that changes nothing: in train mode it normalises by the batch and notes the batch's statistics in
+    `seen`, in eval mode by the running ones it is given from outside.
+    """
+
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm):
+        super().__init__()
+        self.eps, self.seen = layer.eps, None
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("running_mean", layer.running_mean)
+        self.register_buffer("running_var", layer.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        dims = [d for d in range(x.dim()) if d != 1]
+        n = x.numel() // x.shape[1]
+        variance, mean = torch.var_mean(x.detach(), dims, correction=min(1, n - 1))
+        self.seen = mean, variance
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def _externalise_batchnorm(net: nn.Module) -> dict[str, int]:
+    """Replace the BatchNorm layers of `net`; their names and channels, in the order of `modules()`."""
+    found = {n: m for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for name, layer in found.items():
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, ExternalBatchNorm(layer))
+    return {name: layer.num_features for name, layer in found.items()}

@@ -1,0 +1,229 @@
+"""Hypernetworks that turn one embedding per task into all weights of another network, in full or by chunks, and
+generators that turn noise into weights.
+
+References: von Oswald et al. 2020 (task embeddings, chunks); Henning et al. 2021 (distributions over weights); Chang,
+Flokas & Lipson 2020 (hyperfan initialisation).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.utils.growing import GrowingParameters
+
+ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "linear": lambda x: x}
+
+
+class TaskHypernetwork(nn.Module):
+    """e_t -> all weights of a network: an MLP, called once, or once per chunk with the chunk's embedding beside e_t.
+
+    Weights are Xavier-uniform, biases 0, embeddings Gaussian. All tasks asked for are one batch. The first layer of a
+    chunked one is a sum, W [e; c] = W_e e + W_c c, so that tasks and chunks are multiplied apart.
+
+    Args:
+        outputs: numbers to generate.
+        hidden: widths of the hidden layers; empty for a linear map.
+        embedding: entries of a task embedding.
+        activation: 'relu', 'sigmoid', 'tanh' or 'linear'.
+        chunk: outputs of a chunk, 0 for all at once; what the last chunk has too many is cut off.
+        chunk_embedding: entries of a chunk's embedding.
+        conditional: every task has chunk embeddings of its own.
+        std, chunk_std: standard deviations of fresh embeddings.
+
+    Attributes:
+        n_chunks: number of chunks (1 without).
+        embeddings: one (embedding,) per task.
+        chunk_embeddings: one (n_chunks, chunk_embedding) per task, or a single one.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        hidden: Sequence[int],
+        embedding: int = 32,
+        activation: str = "relu",
+        chunk: int = 0,
+        chunk_embedding: int = 32,
+        conditional: bool = False,
+        std: float = 1.0,
+        chunk_std: float = 1.0,
+    ):
+        super().__init__()
+        self.outputs, self.chunk, self.conditional = outputs, chunk, conditional
+        self.embedding, self.chunk_embedding, self.std, self.chunk_std = embedding, chunk_embedding, std, chunk_std
+        self.activation = ACTIVATIONS[activation]
+        self.n_chunks = math.ceil(outputs / chunk) if chunk else 1
+        widths = [embedding + (chunk_embedding if chunk else 0), *hidden, chunk or outputs]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.embeddings, self.chunk_embeddings = GrowingParameters(), GrowingParameters()
+        if chunk and not conditional:
+            self.chunk_embeddings.append(self._fresh_chunks())
+
+    def add_task(self, like_previous: bool = False) -> None:
+        """Append the embedding of one more task, and its chunk embeddings; a copy of the previous ones if so wanted."""
+        copied = like_previous and len(self.embeddings)
+        device = self.layers[0].weight.device
+        fresh = self.embeddings[-1].detach().clone() if copied else self.std * torch.randn(self.embedding)
+        self.embeddings.append(nn.Parameter(fresh.to(device)))
+        if self.chunk and self.conditional:
+            chunks = nn.Parameter(self.chunk_embeddings[-1].detach().clone()) if copied else self._fresh_chunks()
+            self.chunk_embeddings.append(nn.Parameter(chunks.data.to(device)))
+
+    def forward(self, tasks: Sequence[int]) -> Tensor:
+        """Weights (K, outputs) of these tasks."""
+        e = torch.stack([self.embeddings[t] for t in tasks])
+        first, *others = self.layers
+        if not self.chunk:
+            h = first(e)
+        else:
+            by_task, by_chunk = first.weight.split([self.embedding, self.chunk_embedding], 1)
+            if self.conditional:
+                c = torch.stack([self.chunk_embeddings[t] for t in tasks])  # (K, N, d)
+            else:
+                c = self.chunk_embeddings[0].unsqueeze(0)
+            h = F.linear(e, by_task, first.bias).unsqueeze(1) + F.linear(c, by_chunk)  # (K, N, width)
+        for layer in others:
+            h = layer(self.activation(h))
+        return h.flatten(1)[:, : self.outputs] if self.chunk else h
+
+    def _fresh_chunks(self) -> nn.Parameter:
+        return nn.Parameter(self.chunk_std * torch.randn(self.n_chunks, self.chunk_embedding))
+
+    # ---- initialisations by the network that is generated
+
+    @torch.no_grad()
+    def initialise_gauss(self, variances: Sequence[tuple[int, float]]) -> None:
+        """Fresh outputs with given variances, whatever the hidden layers do.
+
+        A full hypernetwork: weights of the last layer 0, its biases uniform with these variances; all tasks begin with
+        the same outputs. A chunked one cannot tell its outputs apart: its chunk embeddings are scaled such that the
+        outputs have these variances on average.
+
+        Args:
+            variances: (number of outputs, their variance), in order, for all outputs.
+        """
+        if not self.chunk:
+            last = self.layers[-1]
+            last.weight.zero_()
+            for part, (_, v) in zip(last.bias.split([n for n, _ in variances]), variances, strict=True):
+                part.uniform_(-math.sqrt(3 * v), math.sqrt(3 * v))
+            return
+        wanted = sum(n * v for n, v in variances) / self.outputs
+        for _ in range(8):  # outputs are not linear in the embeddings: a few rounds of proportional correction
+            probe = self._probe()
+            self.chunk_std *= math.sqrt(wanted / max(probe.var().item(), 1e-20))
+            for chunks in self.chunk_embeddings:
+                chunks.copy_(self._fresh_chunks())
+
+    @torch.no_grad()
+    def initialise_hyperfan(self, shapes: Sequence[torch.Size], gain: float = 2.0) -> None:
+        """Hyperfan-in: the rows of the last layer that make a tensor are scaled so that the generated network keeps the
+        variance of its activations, Var = gain / (2 d_in d_h Var(h)) for a matrix with d_in inputs, biases 0.
+
+        A full hypernetwork only: a chunk belongs to no tensor, there the variance is the mean over all tensors.
+
+        Args:
+            shapes: of the generated tensors, in order; they may be fewer than the outputs, the rest stays as it is.
+        """
+        last = self.layers[-1]
+        second_moment = self._last_hidden().square().mean().item()
+        scale = gain / (2 * last.in_features * second_moment)
+        per_tensor = [(s.numel(), scale / math.prod(s[1:]) if len(s) > 1 else 0.0) for s in shapes]
+        last.bias.zero_()
+        if self.chunk:
+            n = sum(count for count, _ in per_tensor)
+            last.weight.normal_(std=math.sqrt(sum(count * v for count, v in per_tensor) / n))
+            return
+        at = 0
+        for count, v in per_tensor:
+            last.weight[at : at + count].normal_(std=math.sqrt(v))
+            at += count
+
+    def _last_hidden(self) -> Tensor:
+        """What the last layer reads for 64 fresh embeddings."""
+        e = self.std * torch.randn(64, self.embedding)
+        if self.chunk:
+            e = torch.cat([e, self.chunk_std * torch.randn(64, self.chunk_embedding)], 1)
+        for layer in self.layers[:-1]:
+            e = self.activation(layer(e))
+        return e
+
+    def _probe(self) -> Tensor:
+        """What fresh embeddings of 64 chunks give."""
+        return self.layers[-1](self._last_hidden())
+
+
+class WeightGenerator:
+    """W = g(z; phi): an MLP from noise to all weights of a network, its own weights phi given from outside.
+
+    With `perturbation` > 0 the samples have full support: z has one entry per weight, the first `latent` of them enter
+    g, and `perturbation` * z is added to what comes out.
+
+    Args:
+        outputs: P, weights to generate.
+        hidden, activation, chunk, chunk_embedding: as of `TaskHypernetwork`; the chunk embeddings are part of phi.
+        latent: entries of z that g reads.
+        latent_std: standard deviation of z.
+        perturbation: standard deviation of the added noise in units of `latent_std`.
+
+    Attributes:
+        shapes: of the tensors in phi.
+        size: entries of phi.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        hidden: Sequence[int],
+        latent: int = 8,
+        latent_std: float = 1.0,
+        activation: str = "relu",
+        chunk: int = 0,
+        chunk_embedding: int = 32,
+        perturbation: float = 0.0,
+    ):
+        self.outputs, self.latent, self.latent_std, self.perturbation = outputs, latent, latent_std, perturbation
+        self.activation, self.chunk = ACTIVATIONS[activation], chunk
+        n_chunks = math.ceil(outputs / chunk) if chunk else 0
+        widths = [latent + (chunk_embedding if chunk else 0), *hidden, chunk or outputs]
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.shapes = [torch.Size(s) for i, o in pairs for s in ((o, i), (o,))]
+        if chunk:
+            self.shapes.append(torch.Size((n_chunks, chunk_embedding)))
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.size = sum(self.sizes)
+
+    def noise(self, samples: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """z (S, d)."""
+        entries = max(self.outputs, self.latent) if self.perturbation else self.latent
+        return self.latent_std * torch.randn(samples, entries, generator=generator, device=device)
+
+    def __call__(self, phi: Tensor, z: Tensor) -> Tensor:
+        """Weights (K, S, P) from phi (K, size) and z (S, d), the same z for every phi."""
+        parts = [p.unflatten(-1, s) for p, s in zip(phi.split(self.sizes, -1), self.shapes, strict=True)]
+        chunks = parts.pop() if self.chunk else None
+        layers = list(zip(parts[::2], parts[1::2], strict=True))
+        weight, bias = layers[0]
+        inputs = z[:, : self.latent].expand(len(phi), -1, -1)
+        h = torch.baddbmm(bias.unsqueeze(1), inputs, weight[..., : self.latent].transpose(1, 2))
+        if chunks is not None:  # (K, S, 1, width) + (K, 1, N, width)
+            h = h.unsqueeze(2) + torch.bmm(chunks, weight[..., self.latent :].transpose(1, 2)).unsqueeze(1)
+            h = h.flatten(1, 2)  # (K, S * N, width)
+        for weight, bias in layers[1:]:
+            h = torch.baddbmm(bias.unsqueeze(1), self.activation(h), weight.transpose(1, 2))
+        if chunks is not None:
+            h = h.unflatten(1, (len(z), -1)).flatten(2)[..., : self.outputs]
+        return h + self.perturbation * z[:, : self.outputs] if self.perturbation else h
+
+    def usual_weights(self, std: float = 1.0) -> Tensor:
+        """phi (size,) as an MLP is initialised: Xavier-uniform, biases 0, chunk embeddings Gaussian with `std`."""
+        parts = [nn.init.xavier_uniform_(torch.empty(s)) if len(s) > 1 else torch.zeros(s) for s in self.shapes]
+        if self.chunk:
+            parts[-1] = std * torch.randn(self.shapes[-1])
+        return torch.cat([part.flatten() for part in parts])

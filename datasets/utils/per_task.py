@@ -1,0 +1,64 @@
+"""Streams whose tasks each have a training and a test set of their own, made or read one by one; no images."""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from datasets.utils.continual_dataset import ContinualDataset
+from datasets.utils.loaders import Split
+from datasets.utils.transforms import TrainTransform
+from utils.errors import UserError
+from utils.randomness import permutation
+
+# Options of the image streams: value without effect.
+MEANINGLESS = {
+    "permute_classes": False,
+    "custom_class_order": None,
+    "noise_rate": 0.0,
+    "label_perc": 1.0,
+    "normalize": "dataset",
+}
+
+
+class PerTaskStream(ContinualDataset):
+    """A subclass says how stored rows become inputs (`_to_input`) and defines `_splits`."""
+
+    _to_input: Callable[[Tensor], Tensor]
+
+    def _splits(self, task: int) -> tuple[Split, Split]:
+        """Training and test set of a task, on the host."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        for option, without in MEANINGLESS.items():
+            if getattr(self.args, option) != without:
+                raise UserError(f"--{option} has no meaning for the {self.INPUT} of {self.NAME}: drop it")
+        self._normalize, self._transform = self._to_input, TrainTransform(None, self._to_input)
+        self._scored_cpt = [self.cpt(t) for t in range(self.N_TASKS)]
+        digest, self._parts = hashlib.blake2b(digest_size=16), []
+        for task in range(self.N_TASKS):
+            splits = self._splits(task)
+            for split in splits:
+                digest.update(split.images.contiguous().numpy())
+                digest.update(split.targets.contiguous().numpy())
+            self._parts.append([self._on_device(split.images, split.targets) for split in splits])
+        self.checksum = digest.hexdigest()
+
+    def _held_out_rows(self, task: int) -> tuple[Tensor, Tensor]:
+        """Rows of a task's training set that are held out, and those that are kept."""
+        n = len(self._parts[task][0].targets)
+        percent = self.args.validation or self.args.holdout
+        count = max(1, round(n * percent / 100)) if percent else 0
+        rows = permutation(n, self.seed, "held out", task).to(self.device)
+        return rows[:count].sort().values, rows[count:].sort().values
+
+    def _train_part(self, task: int) -> tuple[Split, Tensor]:
+        return self._parts[task][0], self._held_out_rows(task)[1]
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
+        train, test = self._parts[task]
+        if held_out:
+            return train, self._held_out_rows(task)[0]
+        return test, torch.arange(len(test.targets), device=self.device)

@@ -1,0 +1,69 @@
+"""DYNAMOS: a policy keeps or drops channels for each image, learned by REINFORCE, with replay of logits, labels and of the
+policy's own vectors.
+
+    L = CE(f(x), y) + w_r PG + w_p P                                                 current batch
+      + alpha MSE(f(x'), z') + alpha_p MSE(v(x'), v') + beta (CE(f(x'), y') + w_r PG') + w_p P'     one draw from the buffer
+
+    PG = mean of -log p(a) R over images and agents,  R = -(kappa - kept)^2, times lambda where the answer was wrong
+    P  = (1 + S_same / A) / (1 + S_diff / A),  S the sum of ||v_i - v_j||^2 over pairs of correctly answered images
+
+Per image and agent, a are the actions on the channels, kept their mean, v the policy's vector (`backbone.gated_resnet`);
+z' and v' were stored with x'. Only images that were classified correctly enter the buffer. Batch and draw are two passes,
+each with its own BatchNorm statistics and actions. Neither tasks nor their boundaries are used. With `--warmup` the
+first iterations are CE alone, without gates or buffer.
+
+R is the same for right and wrong answers up to its size, and best at kappa whatever the answer; PG, always at most 0,
+dominates the loss, which is therefore no measure of progress: look at the terms.
+
+Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning", VISAPP, arXiv 2301.00620.
+"""
+
+import torch.nn.functional as F
+
+from models.utils.gated import GatedModel, add_gate_args
+from utils.args import add_rehearsal_args, non_negative_float
+from utils.buffer import SelectiveBuffer
+
+
+class Dynamos(GatedModel):
+    NAME = "dynamos"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+
+    @staticmethod
+    def get_parser(parser):
+        add_rehearsal_args(parser)
+        add = parser.add_argument
+        add("--alpha", type=non_negative_float, required=True, help="weight of the replayed logits")
+        add("--beta", type=non_negative_float, required=True, help="weight of replayed labels and of their policy loss")
+        add("--policy_alpha", type=non_negative_float, default=0.2, help="weight of the replayed policy vectors")
+        return add_gate_args(parser)
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.buffer = SelectiveBuffer(args.buffer_size, self.device)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        args = self.args
+        self.opt.zero_grad()
+        if self.warming_up():
+            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
+            return {"loss": loss, "ce": loss}
+        logits, trace = self.net.traced(inputs)
+        terms = self.pass_terms(logits, trace, labels)
+        if self.buffer.num_seen_examples:
+            replayed, y, z, v = self.buffer.get_data(args.minibatch_size, transform=self.transform)
+            new_logits, new_trace = self.net.traced(replayed)
+            some = self.buffer.num_admitted > 0  # where no answer was right so far, nothing is replayed
+            old = self.pass_terms(new_logits, new_trace, y)
+            terms |= {
+                "logits": some * args.alpha * F.mse_loss(new_logits, z),
+                "vectors": some * args.policy_alpha * F.mse_loss(new_trace.v, v),
+                "replay": some * args.beta * old["ce"],
+                "replay_policy": some * args.beta * old["policy"],
+                "replay_prototype": some * old["prototype"],
+            }
+        loss = self.step_on(terms)
+        logits = logits.detach()
+        right = logits.argmax(1) == labels
+        self.buffer.add_data(not_aug_inputs, admitted=right, labels=labels, logits=logits, vectors=trace.v.detach())
+        return {"loss": loss, **terms, **self.kept(trace)}

@@ -1,0 +1,29 @@
+"""DYNAMOS without replay: the same gates and losses on the current batch alone.
+
+    L = CE(f(x), y) + w_r PG + w_p P                    as in `models/dynamos.py`
+
+A control: gates of their own do not keep class-IL from forgetting.
+
+Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning".
+"""
+
+from models.utils.gated import GatedModel, add_gate_args
+
+
+class DynamosSGD(GatedModel):
+    NAME = "dynamos_sgd"
+    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+
+    @staticmethod
+    def get_parser(parser):
+        return add_gate_args(parser)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.opt.zero_grad()
+        if self.warming_up():
+            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
+            return {"loss": loss, "ce": loss}
+        logits, trace = self.net.traced(inputs)
+        terms = self.pass_terms(logits, trace, labels)
+        loss = self.step_on(terms)
+        return {"loss": loss, **terms, **self.kept(trace)}

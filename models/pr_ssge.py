@@ -1,0 +1,39 @@
+"""PR-SSGE, posterior meta-replay with implicit posteriors: a hyper-hypernetwork makes a generator of weights for every
+task, and the score of its distribution is estimated from samples.
+
+    phi_j = h(e_j),    W = g(z; phi_j),    z ~ N(0, sigma_z^2 I)
+    L = N E_q[CE] + kappa (E_q ln q(W) - E_q ln p(W)) + beta mean_{j<t} |phi_j^* - h(e_j)|^2
+
+The gradient of E_q ln q is E_z[(dW/dphi)^T s(W)] with s = grad ln q; s is estimated by SSGE from `--num_ssge_samples`
+samples and enters as the loss mean_n <s(W_n), W_n> with s held fixed, so that it is clipped like all else.
+
+References: Henning et al. 2021, arXiv 2103.01133; Shi, Sun & Zhu 2018 (SSGE).
+"""
+
+from models.utils.implicit import ImplicitReplay, add_generator_args
+from models.utils.meta_replay import add_meta_replay_args
+from models.utils.posterior import add_posterior_args
+from models.utils.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
+from models.utils.ssge import surrogate
+
+
+class PRSSGE(ScoreEstimate, ImplicitReplay):
+    NAME = "pr_ssge"
+    WAITS = SSGE_WAITS
+
+    @staticmethod
+    def get_parser(parser):
+        return add_ssge_args(add_generator_args(add_meta_replay_args(add_posterior_args(parser))))
+
+    def fit_phi(self, phi, inputs, labels):
+        args = self.args
+        weights = self.drawn(phi, args.train_sample_size)
+        extra = self.drawn(phi.detach(), max(0, args.num_ssge_samples - len(weights)))
+        score = self.estimated_score(weights, extra)
+        prior = self.drawn(phi, args.num_kl_samples).square().sum(1).mean() / (2 * args.prior_variance)
+        return {
+            "nll": self.nll(self.outputs(weights, inputs), labels),
+            "prior": args.kl_scale * prior,
+            "entropy": args.kl_scale * surrogate(weights, score),
+            "score": score.norm(dim=1).mean(),
+        }

@@ -1,0 +1,198 @@
+"""Posterior meta-replay: one hypernetwork holds the parameters phi_j = h(e_j) of the posterior of every task, and old
+ones are kept by a regulariser on its outputs.
+
+    L = N E_q[-ln p(batch|W)] [+ kappa KL-part] + beta R,    R = mean_{j in J} D(phi_j before the task, phi_j now)
+
+All losses are of the whole task (N examples), so beta has a meaning only together with N. J are all earlier tasks or a
+random subset. Gradients flow to the hypernetwork and to all embeddings; every task begins with a fresh optimiser.
+
+Reference: Henning et al. 2021, arXiv 2103.01133; von Oswald et al. 2020, arXiv 1906.00695 (the regulariser).
+"""
+
+import random
+
+import torch
+from torch import Tensor, nn
+
+from backbone.utils.task_hypernetwork import ACTIVATIONS, TaskHypernetwork
+from models.utils.growing import GrowingParameters
+from models.utils.posterior import Posterior
+from models.utils.snapshot import Snapshot
+from utils.args import add_bool, non_negative_float, non_negative_int, optional_int_list, positive_float, positive_int
+from utils.errors import UserError
+
+MEAN_VARIANCE, RHO_VARIANCE = 0.003, 0.083  # of fresh outputs under --hnet_init gauss
+
+
+def add_meta_replay_args(parser):
+    """Options of the hypernetwork and of the regulariser."""
+    add = parser.add_argument
+    add("--beta", type=non_negative_float, default=0.01, help="strength of the regulariser; 0 is fine-tuning")
+    add("--reg_targets", choices=["stored", "online"], default="stored",
+        help="keep the old outputs, or a copy of the hypernetwork to compute them from")  # fmt: skip
+    add("--hnet_reg_batch_size", type=non_negative_int, default=0,
+        help="regularise the outputs of so many random earlier tasks at a step, 0 for all")  # fmt: skip
+    add("--hnet_arch", type=optional_int_list, default=[50, 50], help="hidden widths of the hypernetwork, '' for none")
+    add("--hnet_act", choices=sorted(ACTIVATIONS), default="relu", help="its activation")
+    add("--cond_emb_size", type=positive_int, default=32, help="entries of a task embedding")
+    add("--std_normal_temb", type=positive_float, default=1.0, help="standard deviation of fresh task embeddings")
+    add("--chunk_size", type=non_negative_int, default=0, help="outputs of a chunk; 0: all weights in one call")
+    add("--chunk_emb_size", type=positive_int, default=32, help="entries of a chunk embedding")
+    add("--std_normal_emb", type=positive_float, default=1.0, help="standard deviation of fresh chunk embeddings")
+    add_bool(parser, "--use_cond_chunk_embs", help="every task has chunk embeddings of its own")
+    add("--hnet_init", choices=["xavier", "hyperfan", "gauss"], default="xavier",
+        help="initialisation: plain, by the variance of the generated network, or of the outputs")  # fmt: skip
+    add_bool(parser, "--keep_orig_init", help="means of Gaussians begin as weights of an ordinary network would")
+    add_bool(parser, "--init_with_prev_emb", help="a task's embedding begins as a copy of the previous one")
+    add_bool(
+        parser, "--hnet", default=True, help="--no_hnet: without a hypernetwork; one set of parameters, fine-tuned"
+    )
+    add_bool(parser, "--separate", help="a fresh set of parameters, or a fresh hypernetwork, for every task (SP)")
+    return parser
+
+
+class MetaReplay(Posterior):
+    """Base of the pr_* methods: phi_j from a shared hypernetwork, or one set per task (`--separate`), or a single set
+    (`--no_hnet`), and the regulariser.
+
+    A subclass sets `N_PARAMETERS` entries in phi by `parameters_per_task`, and defines `fit_phi`, `weights_of`.
+
+    Attributes:
+        hyper: the shared hypernetwork, or None.
+        hypers: one per task under `--separate`.
+        free: without hypernetworks, phi of each task, or a single one.
+        targets: (t, n) phi_j before the current task, or None.
+        learned: (t, n) phi_j right after task j was learned, for the drift.
+        drift: ||phi_j now - phi_j after task j|| of every task ended.
+    """
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        if args.hnet_init == "gauss" and args.chunk_size and args.keep_orig_init:
+            raise UserError("--keep_orig_init with --hnet_init gauss needs a hypernetwork without chunks: drop one")
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.n_phi = self.parameters_per_task()
+        self.hyper, self.hypers, self.free = None, nn.ModuleList(), GrowingParameters()
+        if args.hnet and args.separate:
+            self.hypers.extend(self._hypernetwork() for _ in range(self.n_tasks))
+        elif args.hnet:
+            self.hyper = self._hypernetwork()
+        self.previous = Snapshot(self.hyper) if self.hyper is not None else None
+        self.register_buffer("targets", None)
+        self.register_buffer("learned", None)
+        self.drift: list[float] = []
+
+    # ---- what a method writes
+
+    def parameters_per_task(self) -> int:
+        """n, entries of phi."""
+        return self.net.size
+
+    def initial_phi(self) -> Tensor:
+        """phi (n,) without a hypernetwork."""
+        return self.net.usual_weights()
+
+    def generated_shapes(self) -> list[torch.Size]:
+        """Shapes of the tensors at the beginning of phi that are weights of a network, for initialisations."""
+        return list(self.net.shapes.values())
+
+    def fit_phi(self, phi: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss on the current task, whose phi is (n,)."""
+        raise NotImplementedError
+
+    def weights_of(self, phi: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Weights (J, S, P) drawn from posteriors phi (J, n)."""
+        raise NotImplementedError
+
+    def distance(self, targets: Tensor, phi: Tensor, tasks: list[int]) -> Tensor:
+        """How far the posteriors (K, n) of these tasks are from their targets, (K,); by default sum of squares, the
+        other tasks' heads left out.
+        """
+        return self.net.own_sum((targets - phi).square(), self.own(tasks))
+
+    # ---- phi
+
+    def phi(self, tasks: list[int]) -> Tensor:
+        """(K, n) of these tasks."""
+        if self.hyper is not None:
+            return self.hyper(tasks)
+        if self.hypers:
+            return torch.cat([self.hypers[t]([0]) for t in tasks])
+        return torch.stack([self.free[t if self.args.separate else 0] for t in tasks])
+
+    def weights(self, tasks, samples, generator=None):
+        return self.weights_of(self.phi(tasks), samples, generator)
+
+    def _hypernetwork(self) -> TaskHypernetwork:
+        args = self.args
+        hyper = TaskHypernetwork(
+            self.n_phi, args.hnet_arch, args.cond_emb_size, args.hnet_act, args.chunk_size, args.chunk_emb_size,
+            args.use_cond_chunk_embs, args.std_normal_temb, args.std_normal_emb,
+        )  # fmt: skip
+        if args.hnet_init == "hyperfan":
+            hyper.initialise_hyperfan(self.generated_shapes())
+        elif args.hnet_init == "gauss":
+            n = sum(shape.numel() for shape in self.generated_shapes())
+            hyper.initialise_gauss([(n, MEAN_VARIANCE), (self.n_phi - n, RHO_VARIANCE)])
+            if args.keep_orig_init:
+                hyper.initialise_hyperfan(self.generated_shapes())
+        return hyper.to(self.device)
+
+    # ---- learning
+
+    def get_parameters(self):
+        """Under `--separate` those of the current task alone."""
+        if self.args.separate and self.n_begun:
+            return self.hypers[self.n_begun - 1].parameters() if self.hypers else [self.free[-1]]
+        return super().get_parameters()
+
+    def begin_task(self, dataset):
+        if self._regularised:
+            if self.args.reg_targets == "stored":
+                with torch.no_grad():
+                    self.targets = self.phi(list(range(self.current_task)))
+            else:
+                self.previous.take(self.hyper)
+        super().begin_task(dataset)
+
+    def add_task(self):
+        if self.hyper is not None:
+            self.hyper.add_task(like_previous=self.args.init_with_prev_emb)
+        elif self.hypers:
+            self.hypers[self.n_begun].add_task()
+        elif self.args.separate or not self.n_begun:
+            self.free.append(nn.Parameter(self.initial_phi().to(self.device)))
+
+    @property
+    def _regularised(self) -> bool:
+        return self.hyper is not None and self.current_task > 0 and self.args.beta > 0
+
+    def fit(self, inputs, labels):
+        t, wanted = self.current_task, self.args.hnet_reg_batch_size
+        old = list(range(t)) if self._regularised else []
+        if wanted and len(old) > wanted:
+            old = random.sample(old, wanted)
+        phi = self.phi([t, *old])
+        terms = self.fit_phi(phi[0], inputs, labels)
+        if old:
+            terms["reg"] = self.args.beta * self.distance(self._targets(old), phi[1:], old).mean()
+        return terms
+
+    def _targets(self, tasks: list[int]) -> Tensor:
+        if self.args.reg_targets == "online":
+            with torch.no_grad():
+                return self.previous.copy(tasks)
+        return self.targets if len(tasks) == len(self.targets) else torch.stack([self.targets[t] for t in tasks])
+
+    def end_task(self, dataset):
+        if self.hyper is None or self.args.reg_targets == "online":  # what is kept there is O(1) in the tasks
+            return
+        with torch.no_grad():
+            phi = self.phi(list(range(self.n_begun)))
+            self.learned = phi if self.learned is None else torch.cat([self.learned, phi[len(self.learned) :]])
+            self.drift = (phi - self.learned).norm(dim=1).tolist()
+
+    def _besides(self, look, inferred, labels, task, scenarios):
+        more = super()._besides(look, inferred, labels, task, scenarios)
+        if task < len(self.drift):
+            more["drift"] = scenarios[-1], torch.full((), self.drift[task] * len(labels), device=self.device)
+        return more
