@@ -186,7 +186,8 @@ class _PooledNorm(torch.autograd.Function):
         z = x.flatten(2)
         pooled = z.mean(2)
         mean = pooled.mean(0)
-        covariance = torch.bmm(z, z.transpose(1, 2)).sum(0).div_(z.shape[0] * z.shape[2]).addr_(mean, mean, alpha=-1)
+        n = z.shape[0] * z.shape[2]
+        covariance = torch.bmm(z, z.transpose(1, 2)).sum(0).addr_(mean, mean, beta=1 / n, alpha=-1)
         spread = w @ covariance
         variance = (spread * w).sum(1).clamp_(min=0)
         r = (variance + eps).rsqrt_()

@@ -30,7 +30,11 @@ from utils.training import Position, train
 STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-continual": "digits-360"}
 # Accuracy (percent) on a task just learned that a method must exceed; chance is 50, 10 and 11.
 LEARNED = {"class-il": 75.0, "domain-il": 50.0, "general-continual": 14.0}
-PLACEHOLDERS = {"buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30"}
+PLACEHOLDERS = {
+    "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30",
+    "train_sample_size": "2", "val_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
+    "hnet_arch": "10", "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
+}  # fmt: skip
 
 
 class Failure(AssertionError):

@@ -68,6 +68,7 @@ def measure(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) 
     metrics = {
         metric: {name: [row[i][metric] for row in rows] for i, name in enumerate(names)} for metric in rows[0][0]
     }
+    besides = {key: row for key, row in besides.items() if len(row) == len(tasks)}  # defined for each of the tasks
     if besides:
         values = torch.stack([torch.stack([v.float() for v in row]) for row in besides.values()]).tolist()
         for (metric, name), row in zip(besides, values, strict=True):

@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
+ALIASES = {"multi-scale": "derpp-single"}  # names under which a method's authors published it
 
 
 def normalise(name: str) -> str:
@@ -69,8 +70,9 @@ def _path(kind: str, name: str) -> Path:
         if not path.is_file():
             raise UserError(f"{kind} file {name} does not exist")
         return path
+    wanted = ALIASES.get(normalise(name), normalise(name)) if kind == "model" else normalise(name)
     for path in (ROOT / FOLDERS[kind]).glob("*.py"):
-        if not path.stem.startswith("_") and normalise(path.stem) == normalise(name):
+        if not path.stem.startswith("_") and normalise(path.stem) == wanted:
             return path
     choices = names(kind)
     raise UserError(

@@ -21,8 +21,8 @@ class ExternalWeights(nn.Module):
     """The structure of a backbone without its weights; has no parameters of its own.
 
     A fully connected backbone (one that has `plain_layers`) runs as batched matrix products, any other one through
-    `torch.func`. The gains of BatchNorm are counted from 1, so that a weight vector of zeros is a network in its usual
-    state, and a prior around 0 one around that.
+    `torch.func`. The gains of normalisation layers are counted from 1, so that a prior around 0 is one around a network
+    that normalises.
 
     Args:
         net: the backbone; its own weights are dropped.
@@ -44,7 +44,7 @@ class ExternalWeights(nn.Module):
         names = [name for name, _ in template.named_parameters()]
         if not names[-1].startswith("classifier."):
             raise UserError(f"the network {net.NAME} does not end in its classifier, which this method needs")
-        self._template = (template,)  # in a tuple, so that it is not registered as a child
+        self._template = lambda: template  # only its structure is used: it is no child and no part of the state
         self.shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.size = sum(self.sizes)
@@ -52,9 +52,9 @@ class ExternalWeights(nn.Module):
         head = sum(shape.numel() for name, shape in self.shapes.items() if name.startswith("classifier."))
         self.head_at = self.size - head
         self.n_statistics = 2 * sum(self.statistics_of.values())
-        gains = {f"{name}.weight" for name in self.statistics_of}
-        centre = torch.cat([torch.full((shape.numel(),), float(n in gains)) for n, shape in self.shapes.items()])
-        self.register_buffer("centre", centre if gains else None, persistent=False)
+        gains = [len(shape) == 1 and name.endswith("weight") for name, shape in self.shapes.items()]
+        centre = [torch.full((size,), float(gain)) for size, gain in zip(self.sizes, gains, strict=True)]
+        self.register_buffer("centre", torch.cat(centre) if any(gains) else None, persistent=False)
 
     # ---- the network
 
@@ -84,7 +84,7 @@ class ExternalWeights(nn.Module):
         parts = self._parts(weights, head)
         if self.plain_layers is not None:
             return self._plain(parts, x), None
-        template = self._template[0]
+        template = self._template()
         if not self.statistics_of:
             return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
         if statistics is not None:
@@ -121,7 +121,7 @@ class ExternalWeights(nn.Module):
             UserError: the network is not fully connected.
         """
         if self.plain_layers is None:
-            raise UserError(f"--local_reparam needs a fully connected network, not {self._template[0].NAME}: mnistmlp")
+            raise UserError(f"--local_reparam needs a fully connected network, not {self._template().NAME}: mnistmlp")
         means, variances = self._parts(mean.unsqueeze(0), head), self._parts(variance.unsqueeze(0), head)
         h = x.flatten(1).expand(samples, -1, -1)
         for name in self.plain_layers:

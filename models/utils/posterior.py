@@ -229,7 +229,7 @@ class Posterior(ContinualModel):
             return super().examine(inputs, labels, task, scenarios)
         look = self.look(inputs)
         inferred = {criterion: look.inferred(criterion) for criterion in CRITERIA}
-        outputs = dict.fromkeys(scenarios, self.predicted(look, inferred["ent"]))
+        outputs = dict.fromkeys(scenarios, self.predicted(look, inferred[CRITERIA[0]]))
         known = min(task, self.n_begun - 1)
         if not self.by_class and "task-il" in outputs:
             outputs["task-il"] = self.predicted(look, torch.full_like(inferred["ent"], known))
@@ -239,23 +239,25 @@ class Posterior(ContinualModel):
         """Sums over a batch of: scores with the task inferred by the other criteria, how often each criterion finds the
         task, and the negative log-likelihood (nats) of the mean prediction with the task given.
         """
-        main, last = scenarios[0], scenarios[-1]
-        undefined = torch.full((), torch.nan, device=self.device)
-        more = {}
-        for criterion in ("ent",) if self.regression else CRITERIA:
-            tells = ~look.uncertainty[criterion].isnan().any()
-            found = (inferred[criterion] == task).sum() * 100.0
-            more[f"task_inference_{criterion}"] = main, torch.where(tells, found, undefined)
+        main, last, more = scenarios[0], scenarios[-1], {}
+        for criterion in self.criteria:
+            more[f"task_inference_{criterion}"] = main, (inferred[criterion] == task).sum() * 100.0
             if criterion != "ent":
                 right = (self.predicted(look, inferred[criterion]).argmax(1) == labels).sum() * 100.0
-                more[f"accuracy_{criterion}"] = main, torch.where(tells, right, undefined)
-        if not self.regression:
-            nll = undefined
-            if task < self.n_begun:
-                low = self.head(task)[0] if self.by_class else 0
-                nll = -look.means[task].gather(1, (labels - low).unsqueeze(1)).sum()
-            more["nll"] = last, nll.float()
+                more[f"accuracy_{criterion}"] = main, right
+        if not self.regression and task < self.n_begun:
+            low = self.head(task)[0] if self.by_class else 0
+            more["nll"] = last, -look.means[task].gather(1, (labels - low).unsqueeze(1)).sum()
         return more
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """Criteria of task inference that say something: a single sample cannot disagree with itself, and in
+        regression all are the spread of the samples.
+        """
+        if self.regression:
+            return CRITERIA[:1] if self.samples > 1 else ()
+        return CRITERIA if self.samples > 1 else CRITERIA[:2]
 
     def evaluation_notes(self):
         what = "the spread of the predictions" if self.regression else "the entropy of the mean prediction"

@@ -13,7 +13,7 @@ from utils import registry
 from utils.config import declared_options
 from utils.errors import UserError
 
-NAMES = [n for n in registry.names("backbone") if registry.load("backbone", n).INPUT == "images"]
+NAMES = [n for n in registry.names("backbone") if "images" in registry.load("backbone", n).INPUT]
 SMALL = ["mnistmlp", "convnet", "reduced-resnet18", "resnet32"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.buffer import Buffer, reservoir_slots
+from utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
 
 
 def one_by_one(n: int, capacity: int, rng: random.Random) -> list[int]:
@@ -251,3 +251,81 @@ def test_buffers_leave_the_global_generators_alone():
         buffer.get_data(2)
         buffer.get_data(2, balanced=True)
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+class ScriptedIntegers:
+    """Stands in for a generator: hands out prepared integers."""
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def integers(self, _, size):
+        taken, self.values = self.values[:size], self.values[size:]
+        return np.array(taken)
+
+
+@given(st.integers(1, 7), st.integers(1, 40), st.integers(1, 12), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_a_selective_buffer_is_a_reservoir_over_the_admitted(capacity, n, batch, rng):
+    draws, admitted = [rng.randrange(2**62) for _ in range(n)], [rng.random() < 0.6 for _ in range(n)]
+    expected, count = {}, 0
+    for k in range(n):
+        if admitted[k]:
+            slot = count if count < capacity else draws[k] % (count + 1)
+            count += 1
+            if slot < capacity:
+                expected[slot] = k
+    buffer = SelectiveBuffer(capacity)
+    buffer.rng = ScriptedIntegers(draws)
+    for rows in torch.arange(n).split(batch):
+        buffer.add_data(rows.view(-1, 1), admitted=torch.tensor(admitted)[rows], labels=rows + 100)
+    stored, labels = buffer.get_all_data()
+    assert {slot: k for slot, (k,) in enumerate(stored.tolist())} == expected
+    assert torch.equal(labels, stored[:, 0] + 100)
+    assert int(buffer.num_admitted) == count and buffer.num_seen_examples == n and len(buffer) == min(count, capacity)
+    assert buffer.is_empty() == (count == 0)
+
+
+def test_refused_examples_take_no_slot():
+    buffer = SelectiveBuffer(4)
+    right = torch.tensor([True, False, True, True, False, True])
+    buffer.add_data(torch.arange(1, 7), admitted=right, labels=torch.arange(1, 7))
+    assert buffer.get_all_data()[0].tolist() == [1, 3, 4, 6] and int(buffer.num_admitted) == 4
+
+
+def test_a_selective_buffer_draws_filled_slots():
+    buffer = SelectiveBuffer(50)
+    buffer.add_data(torch.arange(100, 110), admitted=torch.zeros(10, dtype=torch.bool))
+    assert buffer.is_empty() and set(buffer.get_data(8)[0].tolist()) <= set(range(100, 110))  # images all the same
+    buffer.add_data(torch.arange(4), admitted=torch.tensor([True, True, False, True]))
+    for _ in range(20):
+        assert sorted(buffer.get_data(3)[0].tolist()) == [0, 1, 3]
+        counts = buffer.get_data(8)[0].bincount(minlength=4).tolist()
+        assert counts[2] == 0 and sorted(counts) == [0, 2, 3, 3]
+    buffer.add_data(torch.arange(4, 60), admitted=torch.ones(56, dtype=torch.bool))
+    counts = torch.zeros(60)
+    for _ in range(1500):
+        drawn = buffer.get_data(10)[0]
+        assert len(drawn.unique()) == 10
+        counts += drawn.bincount(minlength=60)
+    counts = counts[buffer.get_all_data()[0]]
+    # Rows of one draw are distinct, hence the factor (n - 1) / (n - k).
+    assert stats.chi2.sf(((counts - 300) ** 2 / 300).sum().item() * 49 / 40, 49) > 1e-3
+    assert len(buffer.get_data(99)[0]) == 50
+
+
+def test_a_selective_buffer_goes_on_exactly():
+    torch.manual_seed(0)
+    first, file = SelectiveBuffer(5), io.BytesIO()
+    first.add_data(torch.arange(9), admitted=torch.arange(9) % 3 > 0)
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    torch.manual_seed(5)
+    second = SelectiveBuffer(5)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for buffer in (first, second):
+        buffer.add_data(torch.arange(9, 40), admitted=torch.arange(31) % 2 > 0)
+    assert torch.equal(first.get_all_data()[0], second.get_all_data()[0])
+    assert torch.equal(first.get_data(4)[0], second.get_data(4)[0]) and int(second.num_admitted) == 21
+    second.empty()
+    assert second.is_empty() and int(second.num_admitted) == 0

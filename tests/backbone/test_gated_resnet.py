@@ -1,0 +1,205 @@
+"""The gated ResNet: shapes, where masks act, agents, inference with dropped channels left out."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from backbone.gated_resnet import Agent, GatedResNet
+from backbone.utils.sparse_inference import SparseNet
+
+KEEP, DROP = -torch.inf, torch.inf
+
+
+def gated(nf=32, seed=0, **options):
+    torch.manual_seed(seed)
+    net = GatedResNet((1, 28, 28), 10, nf)
+    net.add_agents(**options)
+    return net
+
+
+def settled(net, size=28):
+    """In eval mode, with running statistics and biases that are not those of a fresh network."""
+    for _ in range(5):
+        net.traced(torch.rand(8, 1, size, size))
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.bias, 0, 0.2)
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+    return net.eval()
+
+
+def parameters(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_shapes_and_parameter_counts():
+    plain = GatedResNet((1, 28, 28), 10)
+    assert parameters(plain) == 170_410
+    net = gated()
+    assert parameters(net) == 187_578 and net.slices == [0, 64, 128, 192, 256]
+    assert [parameters(agent) for agent in net.agents] == [2756, 4804, 4804, 4804]
+    logits, trace = net.traced(torch.rand(6, 1, 28, 28))
+    assert logits.shape == (6, 10) and trace.actions.shape == trace.v.shape == (6, 256) and trace.logp.shape == (6, 4)
+    assert set(trace.actions.unique().tolist()) == {0.0, 1.0} and trace.slices == net.slices
+    assert net.forward(torch.rand(6, 3, 28, 28)).shape == (6, 10)
+
+
+def test_a_fresh_network_keeps_half():
+    _, trace = gated().traced(torch.rand(64, 3, 28, 28))
+    assert abs(trace.actions.mean().item() - 0.5) < 0.02 and 0.12 < trace.v.abs().mean() < 0.18
+    first, *others = trace.logp.mean(0).tolist()
+    assert -46 < first < -42 and all(-38 < logp < -29 for logp in others)
+
+
+def test_narrow_networks_have_a_bottleneck_of_one_unit():
+    net = gated(nf=4)
+    assert net.agents[0].squeeze.out_features == 1
+    assert net.traced(torch.rand(2, 1, 9, 12))[0].shape == (2, 10)  # oblong and odd
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_agents_equal_their_definition(training):
+    torch.manual_seed(0)
+    agent, x = Agent(6, 32, 16).train(training), torch.rand(5, 6, 7, 9)
+    nn.init.normal_(agent.bn.weight)
+    nn.init.normal_(agent.bn.bias)
+    bn = nn.BatchNorm2d(32).train(training)
+    bn.load_state_dict(agent.bn.state_dict())
+    inputs, weight = x.clone().requires_grad_(), agent.conv.weight
+    m = bn(agent.conv(inputs)).mean((2, 3))
+    expected = m * torch.sigmoid(agent.excite(F.relu(agent.squeeze(m))))
+    mine = x.clone().requires_grad_()
+    v = agent(mine)
+    torch.testing.assert_close(v, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(agent.bn.state_dict(), bn.state_dict(), atol=1e-6, rtol=1e-5)
+    weights = torch.randn_like(v)
+    wanted = torch.autograd.grad((expected * weights).sum(), [inputs, weight, bn.weight, bn.bias, agent.squeeze.weight])
+    found = torch.autograd.grad(
+        (v * weights).sum(), [mine, weight, agent.bn.weight, agent.bn.bias, agent.squeeze.weight]
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_dropped_channels_are_zero():
+    net, maps = gated(nf=8), []
+    for block_input in (net.layers[1][1].conv1, net.layers[1][1].conv2, net.classifier):
+        block_input.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+    _, trace = net.traced(torch.rand(6, 1, 28, 28))
+    _, a2, a3, a4 = trace.actions.bool().split(16, 1)
+    for found, actions in zip(maps, (a2, a3, a4), strict=True):
+        assert not found[~actions].any() and found[actions].any()
+
+
+def test_actions_at_test_time():
+    net, x = settled(gated()), torch.rand(6, 1, 28, 28)
+    means = []
+    for agent in net.agents:  # m is what the bottleneck reads
+        agent.squeeze.register_forward_pre_hook(lambda _, given: means.append(given[0]))
+    _, trace = net.traced(x)
+    assert torch.equal(trace.actions, (torch.cat(means, 1) >= 0).float()) and 0 < trace.actions.mean() < 1
+    for agent in net.agents:
+        nn.init.normal_(agent.squeeze.weight)
+        nn.init.normal_(agent.excite.bias)
+    assert torch.equal(net.traced(x)[1].actions, trace.actions)
+    net.inf_thresh = 0.9
+    actions, v = net.traced(x)[1].actions, net.traced(x)[1].v
+    assert torch.equal(actions, (v >= 0.329584).float()) and actions.mean() < trace.actions.mean()
+    assert 0.15 * math.log(9) == pytest.approx(0.329584, abs=1e-6)
+    net.inf_thresh = 0.0
+    assert net.traced(x)[1].actions.all()
+    net.inf_thresh = 1.0
+    assert not net.traced(x)[1].actions.any()
+
+
+def test_training_draws_with_the_probability_of_v():
+    net = gated(nf=2)
+    t = net.thresholds(20_000)
+    v = torch.linspace(-0.3, 0.3, 16)
+    kept = (v >= t).float().mean(0)
+    torch.testing.assert_close(kept, torch.sigmoid(v / 0.15), atol=0.015, rtol=0)
+    assert t.abs().max() <= 0.15 * 16.2  # never certain: the log-probability of an action is at least about -16
+
+
+def test_sampled_actions_at_test_time_follow_the_seed():
+    net, x = settled(gated(nf=8, sample=True)), torch.rand(6, 1, 28, 28)
+    torch.manual_seed(3)
+    first, second = net.traced(x)[1].actions, net.traced(x)[1].actions
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(net.traced(x)[1].actions, first)
+
+
+def test_without_gates_it_is_the_plain_network():
+    net, plain = gated(), GatedResNet((1, 28, 28), 10)
+    plain.load_state_dict(net.state_dict(), strict=False)
+    x, before = torch.rand(4, 1, 28, 28), [buffer.clone() for buffer in net.agents.buffers()]
+    net.gating = False
+    torch.testing.assert_close(net(x), plain(x), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.agents.buffers(), strict=True))
+    net.gating = True
+    torch.testing.assert_close(net.traced(x, torch.full((4, 256), KEEP))[0], plain(x))
+    assert not all(torch.equal(a, b) for a, b in zip(before, net.agents.buffers(), strict=True))
+
+
+def test_the_gates_leave_the_plain_weights_alone():
+    torch.manual_seed(0)
+    plain = GatedResNet((1, 28, 28), 10)
+    assert torch.equal(plain.get_params(), gated().get_params()[: plain.get_params().numel()])
+
+
+def reached(net, loss) -> set[str]:
+    """Names of the parameters that a loss has a gradient at; a gradient of zeros counts as none."""
+    net.zero_grad()
+    loss.backward()
+    return {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_what_the_losses_reach():
+    net, x, y = gated(nf=8), torch.rand(8, 1, 28, 28), torch.arange(8)
+    agents = {name for name, _ in net.named_parameters() if name.startswith("agents.")}
+    others = {name for name, _ in net.named_parameters()} - agents
+    assert len(agents) == 28
+    assert reached(net, F.cross_entropy(net.traced(x)[0], y)) == others
+    beyond = {n for n in others if n.startswith(("classifier", "layers.1.1.conv2", "layers.1.1.bn2"))}
+    assert len(beyond) == 5
+    for loss in (lambda t: t.logp.mean(), lambda t: t.v.square().mean()):
+        assert reached(net, loss(net.traced(x)[1])) == agents | others - beyond
+
+
+def test_permuting_a_batch_permutes_its_logits():
+    net, x = gated(nf=8), torch.rand(2, 1, 28, 28)
+    t = torch.where(torch.rand(2, 64) < 0.7, KEEP, DROP)
+    torch.testing.assert_close(net.traced(x, t)[0].flip(0), net.traced(x.flip(0), t.flip(0))[0])
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.5, 0.65, 0.8, 1.0])
+def test_leaving_dropped_channels_out_changes_no_logit(thresh):
+    net, x = settled(gated(nf=16, inf_thresh=thresh)), torch.rand(6, 1, 28, 28)
+    torch.testing.assert_close(SparseNet(net)(x), net(x), atol=1e-5, rtol=1e-5)
+
+
+def test_leaving_out_everything_an_agent_reads_or_writes():
+    net, x = settled(gated(nf=8), 9), torch.rand(5, 1, 9, 9)
+    t = torch.where(torch.rand(5, 64) < 0.5, KEEP, DROP)
+    for agent in range(4):  # image 0..3 loses all of one agent's channels, image 4 all of all
+        t[agent, 16 * agent : 16 * agent + 16] = DROP
+    t[4] = DROP
+    torch.testing.assert_close(SparseNet(net)(x, t), net.traced(x, t)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(x[4:]), net(x)[4:])
+
+
+def test_bytes_are_scaled():
+    net, x = settled(gated(nf=4)), torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    for f in (net, lambda x: net.traced(x)[0], SparseNet(net)):
+        torch.testing.assert_close(f(x), f(x.float() / 255))
+
+
+def test_a_batch_of_one_trains():
+    net = gated(nf=4)
+    logits, trace = net.traced(torch.rand(1, 1, 28, 28))
+    (logits.sum() + trace.logp.sum()).backward()
+    assert logits.shape == (1, 10) and net.get_grads().isfinite().all()
