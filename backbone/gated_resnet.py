@@ -17,6 +17,7 @@ Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Co
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class GatedResNet(SmallImageResNet):
     @property
     def slices(self) -> list[int]:
         """First gate of each agent, and one past the last gate."""
-        return torch.tensor([0, *(agent.bn.num_features for agent in self.agents)]).cumsum(0).tolist()
+        return list(accumulate((agent.bn.num_features for agent in self.agents), initial=0))
 
     def stages(self, x: Tensor) -> list[Tensor]:
         first = self._first_stage(x)
@@ -115,7 +116,7 @@ class GatedResNet(SmallImageResNet):
 
     def thresholds(self, n: int) -> Tensor:
         """The thresholds t of n images: (n, A), drawn, in training or with `sample`, else (1, A)."""
-        gates, device = sum(agent.bn.num_features for agent in self.agents), self.classifier.weight.device
+        gates, device = self.slices[-1], self.classifier.weight.device
         drawn = self.training or self.sample
         u = torch.rand(n, gates, device=device) if drawn else torch.full((1, gates), self.inf_thresh, device=device)
         # u away from 0 and 1: no action is drawn that has a probability below 1e-7, whose log would be a spike.

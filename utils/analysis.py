@@ -30,10 +30,10 @@ def analyse(model: ContinualModel, dataset, trained: int) -> Analysis:
         trained: last task trained; those up to it are looked at.
     """
     dataset.extend_test_loaders(trained)  # a run that was resumed at its end has not met them
+    tasks = range(trained + 1)
     with looking_only(model):
-        return Analysis(
-            costs(model), capacity(model), importance(model), *look_at_tests(model, dataset, range(trained + 1))
-        )
+        views = look_at_tests(model, dataset, tasks)
+        return Analysis(costs(model), capacity(model), importance(model), *views, *model.findings(dataset, tasks))
 
 
 def costs(model: ContinualModel) -> dict[str, int]:

@@ -238,7 +238,7 @@ class SelectiveBuffer(Buffer):
     The stream of the reservoir is that of the admitted examples: what is refused takes no slot and no number. Since
     counts and slots live on the device nothing waits for it, at the price that a draw always has the size it was asked
     for: while fewer rows are stored than wanted, rows come more than once, and before the first one is stored the draw
-    is of rows of the first batch. Whoever replays weights them by `num_admitted > 0` (0-d). `len`, `is_empty`, and draws
+    is of rows of the first batch. Whoever replays weights them by `num_admitted > 0` (0-d). `len`, `is_empty` and draws
     by task do wait.
 
     Attributes:

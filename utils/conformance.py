@@ -31,7 +31,7 @@ STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-contin
 # Accuracy (percent) on a task just learned that a method must exceed; chance is 50, 10 and 11.
 LEARNED = {"class-il": 75.0, "domain-il": 50.0, "general-continual": 14.0}
 PLACEHOLDERS = {
-    "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30",
+    "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30", "nf": "8",
     "train_sample_size": "2", "val_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
     "hnet_arch": "10", "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
 }  # fmt: skip
@@ -79,11 +79,13 @@ def cases(model: str) -> list[Case]:
 
 
 def required_options(model: str) -> list[str]:
-    """Mild values for the options a method requires, or that take long: a buffer of 100, 1 for other integers, 0.5 for
-    numbers.
+    """Mild values for the options that a method, or the network it brings, requires or that take long: a buffer of 100,
+    1 for other integers, 0.5 for numbers.
     """
-    argv = []
-    for action in declared_options(registry.load("model", model))._actions:
+    argv, cls = [], registry.load("model", model)
+    own = getattr(cls, "DEFAULTS", {}).get("backbone")
+    actions = declared_options(cls)._actions + (declared_options(registry.load("backbone", own))._actions if own else [])
+    for action in actions:
         if action.required or action.dest in PLACEHOLDERS:
             value = PLACEHOLDERS.get(action.dest, "1" if getattr(action.type, "__name__", "") == "int" else "0.5")
             argv += [action.option_strings[0], value]

@@ -120,6 +120,9 @@ def write_report(run: Run, summary: Summary) -> Path:
         parts.append(section("Measured beside published", _published(run, summary)))
     if run.notes:
         parts.append(section("Notes", table(["about", "note"], run.notes.items())))
+    if run.analysis and run.analysis.numbers:
+        rows = [[name, f"{value:.4g}"] for name, value in run.analysis.numbers.items()]
+        parts.append(section(f"Findings of {run.model_name}", table(["what", "value"], rows, "dense", numeric=(1,))))
     figures = list(_figures(run))
     parts.append(section("Plots", _embedded(figures) if figures else "<p>Nothing evaluated yet.</p>"))
     if run.analysis:
@@ -312,6 +315,8 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         yield "capacity", "parameters in use", plots.capacity_bars(**found.capacity), False
     if found and found.importance:
         yield "importance", "importance of the parameters", plots.importance_histogram(*found.importance), False
+    if found:
+        yield from found.figures
     if run.losses:
         ends = [evaluation.step for evaluation in run.history if evaluation.epoch is None]
         yield "loss", "training loss", plots.loss_curves(run.losses, ends), True

@@ -84,6 +84,7 @@ class Analysis:
             `ContinualModel.importance`.
         embedding: (points (n, 2), task of each (n,), label of each (n,), the axes' shares of the variance (2,)):
             features of test examples on their first two principal axes.
+        numbers, figures: what `ContinualModel.findings` says.
         confusion: (C, C) counts, row the true class, column the predicted one, over the classes of the tasks trained.
     """
 
@@ -92,3 +93,5 @@ class Analysis:
     importance: tuple[np.ndarray, np.ndarray, float] | None = None
     embedding: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
     confusion: np.ndarray | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    figures: list[tuple[str, str, Any, bool]] = field(default_factory=list)

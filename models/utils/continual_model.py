@@ -161,11 +161,15 @@ class ContinualModel(nn.Module):
         """
         return None
 
-    def figures(self, dataset, tasks: range) -> list[tuple[str, str, object]]:
-        """(name, caption, matplotlib Figure) of what there is to see of this method alone after training `tasks`; for
-        the report. Called in eval mode and without gradients at the end of a run.
+    def findings(self, dataset, tasks: range) -> tuple[dict[str, float], list[tuple[str, str, object, bool]]]:
+        """What there is to tell of this method alone at the end of a run, after training `tasks`; for the report.
+
+        Called in eval mode and without gradients.
+
+        Returns:
+            name -> number; (file name, what it shows, matplotlib Figure, whether it is wide) of every picture.
         """
-        return []
+        return {}, []
 
     def evaluation_notes(self) -> dict[str, str]:
         """What a reader of the scores must know; printed in the report."""

@@ -76,6 +76,7 @@ class Posterior(ContinualModel):
     UNUSED = ("multi_head",)
     INFERS_TASK = True
     NO_TERMS: tuple[str, ...] = ()
+    n_begun = 0
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         self.regression = dataset.KIND == "regression"
@@ -88,7 +89,7 @@ class Posterior(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         vars(self).update(attributes)
         self.net = ExternalWeights(backbone).to(self.device)
-        self.n_begun = self.n_train = 0
+        self.n_begun, self.n_train = 0, 0
         # -ln p(y|x) is the loss, or for a Gaussian likelihood the squared error over 2 sigma^2
         self.likelihood_scale = 1 / (2 * dataset.SIGMA**2) if self.regression else 1.0
         self.register_buffer("statistics", None)

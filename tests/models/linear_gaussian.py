@@ -58,7 +58,7 @@ def posterior(targets) -> tuple[float, float]:
     return precision * sum(targets) / (1 + precision * len(targets)), (1 + precision * len(targets)) ** -0.5
 
 
-def learn(method: str, targets, *more: str, steps: int = 1500, lr: float = 0.02):
+def learn(method: str, targets, *more: str, steps: int = 700, lr: float = 0.03):
     """A method after all tasks, the learning rate falling as a cosine within each; (model, w of each task after it)."""
     args = options(method, *more, dataset="seq-poly1d")
     stream = LinearStream(targets)

@@ -157,7 +157,7 @@ def test_what_is_stored_is_what_the_step_began_with():
     logits, trace = seen[0]
     right = logits.argmax(1) == labels
     n = int(right.sum())
-    assert int(model.buffer.num_admitted) == before + n and 0 < n
+    assert int(model.buffer.num_admitted) == before + n and n > 0
     stored = model.buffer.get_all_data()
     if before + n <= 40:
         for rows, given in zip(stored, (raw, labels, logits, trace.v), strict=True):
