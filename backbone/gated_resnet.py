@@ -165,8 +165,7 @@ class Agent(nn.Module):
                 m, mean, variance = _PooledNorm.apply(x.float(), w, bn.weight, bn.bias, bn.eps)
             n = x.numel() // x.shape[1]
             bn.running_mean.lerp_(mean, bn.momentum)
-            bn.running_var.lerp_(variance * (n / max(n - 1, 1)), bn.momentum)
-            bn.num_batches_tracked.add_(1)
+            bn.running_var.mul_(1 - bn.momentum).add_(variance, alpha=bn.momentum * n / max(n - 1, 1))
         else:
             u = x.mean((2, 3)) @ w.t()
             m = F.batch_norm(u, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
@@ -175,41 +174,40 @@ class Agent(nn.Module):
 
 class _PooledNorm(torch.autograd.Function):
     """The spatial mean m (N, C) of BatchNorm(W x) by batch statistics, and these statistics (C,), without computing
-    W x: with z the pixels of x over the whole batch,
+    W x: with z the n pixels of x over the whole batch, S = sum z z^T / n, and u the means of W x over an image,
 
-        mean(W z) = W mean(z),   Var(W z) = diag(W Cov(z) W^T),   m = beta + gamma r W (mean_n - mean),  r = Var^-1/2
+        mu = mean(u),   Var = diag(W S W^T) - mu^2,   m = beta + gamma r (u - mu),   r = (Var + eps)^-1/2
 
-    It saves most of an agent's cost: Cov(z) is one product forward and one backward, and no map is normalised.
+    It saves most of an agent's cost: S is one product forward and one backward, and no map is normalised.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         z = x.flatten(2)
+        n = len(z) * z.shape[2]
         pooled = z.mean(2)
-        mean = pooled.mean(0)
-        n = z.shape[0] * z.shape[2]
-        covariance = torch.bmm(z, z.transpose(1, 2)).sum(0).addr_(mean, mean, beta=1 / n, alpha=-1)
-        spread = w @ covariance
-        variance = (spread * w).sum(1).clamp_(min=0)
+        u = pooled @ w.t()
+        mu = u.mean(0)
+        ws = torch.addmm(w, w, torch.bmm(z, z.transpose(1, 2)).sum(0), beta=0, alpha=1 / n)  # W S
+        variance = (ws * w).sum(1).addcmul_(mu, mu, value=-1).clamp_(min=0)
         r = (variance + eps).rsqrt_()
-        centred = pooled.sub_(mean)
-        u = (centred @ w.t()).mul_(r)
-        ctx.save_for_backward(x, w, gamma, mean, spread, r, centred, u)
-        mean_u = w @ mean
-        ctx.mark_non_differentiable(mean_u, variance)
-        return torch.addcmul(beta, gamma, u), mean_u, variance
+        u.sub_(mu).mul_(r)
+        ctx.save_for_backward(x, w, gamma, pooled, mu, ws, r, u)
+        ctx.mark_non_differentiable(mu, variance)
+        return torch.addcmul(beta, gamma, u), mu, variance
 
     @staticmethod
     def backward(ctx, d: Tensor, *_):
-        x, w, gamma, mean, spread, r, centred, u = ctx.saved_tensors
-        z, n = x.flatten(2), x.shape[0] * x.shape[2] * x.shape[3]
-        d_gamma = (d * u).sum(0)
-        d_u = d * (gamma * r)
-        d_variance = (gamma * d_gamma * r * r).mul_(-0.5)  # of the loss by Var
-        scaled = w * d_variance.unsqueeze(1)
-        d_w = torch.addcmul(d_u.t() @ centred, spread, d_variance.unsqueeze(1), value=2)
-        d_covariance = (w.t() @ scaled).mul_(2 / n)
-        d_pooled = d_u @ w
-        constant = (d_pooled - d_pooled.mean(0)).div_(z.shape[2]).sub_(d_covariance @ mean)
-        d_x = torch.baddbmm(constant.unsqueeze(2), d_covariance.expand(len(z), -1, -1), z)
-        return d_x.view_as(x), d_w, d_gamma, d.sum(0), None
+        x, w, gamma, pooled, mu, ws, r, u = ctx.saved_tensors
+        z = x.flatten(2)
+        n = len(z) * z.shape[2]
+        d_beta, d_gamma, scale = d.sum(0), (d * u).sum(0), gamma * r
+        d_w_s = (scale * r * d_gamma).neg_()  # twice the gradient at Var
+        d_mu = torch.addcmul(scale * d_beta, d_w_s, mu).neg_()
+        d_u = torch.add(d * scale, d_mu, alpha=1 / len(z))
+        weighted = d_w_s.unsqueeze(1) * w
+        d_w = torch.addmm(d_w_s.unsqueeze(1) * ws, d_u.t(), pooled)
+        d_s = torch.addmm(w.new_zeros(()), w.t(), weighted, beta=0, alpha=1 / n)
+        d_pooled = (d_u @ w).div_(z.shape[2])
+        d_x = torch.baddbmm(d_pooled.unsqueeze(2), d_s.expand(len(z), -1, -1), z)
+        return d_x.view_as(x), d_w, d_gamma, d_beta, None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from models.utils import divergences
 from models.utils.gaussian import distance, draw, gaussian, initial
-from models.utils.meta_replay import MetaReplay, add_meta_replay_args
+from models.utils.meta_replay import IN_CACHE, MetaReplay, add_meta_replay_args
 from models.utils.posterior import add_posterior_args
 from utils.args import add_bool, fraction, non_negative_float, non_negative_int, positive_int
 from utils.errors import UserError
@@ -75,13 +75,18 @@ class PRBBB(MetaReplay):
         samples = self.args.train_sample_size
         if self.args.local_reparam:
             return self.net.local(mean, std.square(), inputs, self.head(task), samples)
-        weights = draw(mean, std, samples)
-        if task == self.current_task:
-            return self.outputs(weights, inputs)
-        return self.net(weights, inputs, self.head(task))
+        if task != self.current_task:
+            return self.net(draw(mean, std, samples), inputs, self.head(task))
+        if samples * len(mean) <= IN_CACHE or self.net.n_statistics:
+            return self.outputs(draw(mean, std, samples), inputs)
+        return torch.cat([self.outputs(draw(mean, std, 1), inputs) for _ in range(samples)])
 
     def weights_of(self, phi, samples, generator=None):
         return draw(*gaussian(phi), samples, generator)
+
+    @property
+    def squares(self):
+        return self.args.reg == "mse"
 
     def distance(self, targets, phi, tasks):
         return self.net.own_sum(distance(self.args.reg, targets, phi), self.own(tasks))

@@ -98,7 +98,7 @@ class CSVLogger(Logger):
 
     @staticmethod
     def _write_metrics(run: Run, summary: Summary) -> None:
-        """All metrics with what they come from, null where one is not defined."""
+        """All metrics with what they come from, null where one is not defined; what the method found, if anything."""
         left_out, facts = excluded_terms(run), {}
         for scenario, matrix in run.matrices.items():
             defined, untrained = summary.get(scenario, {}), run.baselines.get(scenario)
@@ -108,6 +108,8 @@ class CSVLogger(Logger):
                 "metrics": {name: _null(defined.get(name)) for name in METRICS},
                 "undefined_terms_left_out": left_out[scenario],
             }
+        if run.analysis and run.analysis.numbers:
+            facts["findings"] = {name: _null(value) for name, value in run.analysis.numbers.items()}
         write_text(run.folder / "metrics.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
     @staticmethod

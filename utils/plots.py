@@ -22,9 +22,16 @@ COLOURS = {"class-il": "#0072B2", "task-il": "#D55E00", "domain-il": "#009E73", 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
 HEAT = ("#f7fbff", "#9ecae1", "#2171b5", "#08306b")  # 0, 33, 67 and 100 percent
 INK = "#222222"
+SCORES = {"r2": "R²"}  # how a score is written, where not by its name
 MARKERS = "os^DvP*X<>"  # of the classes, in turn
 MAX_LABELLED = 12  # tasks with an entry of their own in a legend; more get a colour bar
 MAX_NUMBERED = 25  # tasks up to which a matrix has room for its numbers
+
+
+def worded(text: str, score: str) -> str:
+    """A text about accuracy as one about another score, named as in `datasets.utils.scores`."""
+    name = SCORES.get(score, score)
+    return text.replace("accuracy", name).replace("Accuracy", name[0].upper() + name[1:])
 
 
 def mean_curve(matrix: np.ndarray) -> np.ndarray:
@@ -59,11 +66,13 @@ def forward_per_task(matrix: np.ndarray, baseline: np.ndarray | None) -> dict[in
     return _defined(metrics.forward_transfer_terms(metrics.trained_part(matrix), np.asarray(baseline)), 2)
 
 
-def accuracy_curves(matrix: np.ndarray, title: str = "") -> Figure:
-    """Accuracy of each task over training, from the task itself on."""
+def accuracy_curves(matrix: np.ndarray, title: str = "", score: str = "accuracy") -> Figure:
+    """Accuracy (or another score) of each task over training, from the task itself on."""
     matrix = np.asarray(matrix, dtype=np.float64)
     n = len(matrix)
-    figure, axes = _figure(5.8, 3.5, title or "Accuracy of each task", "after training task", "accuracy (%)")
+    figure, axes = _score_figure(
+        score, 5.8, 3.5, title or "Accuracy of each task", "after training task", "accuracy (%)"
+    )
     colours = _task_colours(n)
     steps = np.arange(1, n + 1)
     style = {"marker": "o", "markersize": 4, "linewidth": 1.6}
@@ -79,9 +88,11 @@ def accuracy_curves(matrix: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
-def average_curve(matrices: Mapping[str, np.ndarray], title: str = "Average accuracy") -> Figure:
+def average_curve(
+    matrices: Mapping[str, np.ndarray], title: str = "Average accuracy", score: str = "accuracy"
+) -> Figure:
     """Mean accuracy over the tasks seen so far, one line per scenario; the last value is in the legend."""
-    figure, axes = _figure(5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
+    figure, axes = _score_figure(score, 5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
     curves = {name: mean_curve(matrix) for name, matrix in matrices.items()}
     for k, (name, curve) in enumerate(curves.items()):
         known = curve[~np.isnan(curve)]
@@ -91,13 +102,15 @@ def average_curve(matrices: Mapping[str, np.ndarray], title: str = "Average accu
     return figure
 
 
-def seed_curves(curves: Mapping[str, np.ndarray], title: str = "Average accuracy over seeds") -> Figure:
+def seed_curves(
+    curves: Mapping[str, np.ndarray], title: str = "Average accuracy over seeds", score: str = "accuracy"
+) -> Figure:
     """Mean accuracy over the tasks seen so far: mean over seeds with a band of one standard deviation.
 
     Args:
         curves: scenario -> `mean_curve` of each seed, shape (seeds, T).
     """
-    figure, axes = _figure(5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
+    figure, axes = _score_figure(score, 5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
     for k, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, dtype=np.float64)
         mean, steps, colour = values.mean(0), np.arange(1, values.shape[1] + 1), _colour(name, k)
@@ -110,7 +123,7 @@ def seed_curves(curves: Mapping[str, np.ndarray], title: str = "Average accuracy
     return figure
 
 
-def accuracy_matrix(matrix: np.ndarray, title: str = "") -> Figure:
+def accuracy_matrix(matrix: np.ndarray, title: str = "", score: str = "accuracy") -> Figure:
     """The score matrix as a heat map with its numbers; a matrix of one row (joint training) is drawn as that row."""
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -122,7 +135,8 @@ def accuracy_matrix(matrix: np.ndarray, title: str = "") -> Figure:
     cell = float(np.clip(8 / n, 0.2, 0.62))
     width = max(cell * n + 1.9, 4.2)
     height = max(cell * len(rows) + 1.3, 1.8)
-    figure, axes = _figure(width, height, title or "Accuracy matrix", "accuracy (%) on task", "after training task")
+    words = (title or "Accuracy matrix", "accuracy (%) on task", "after training task")
+    figure, axes = _score_figure(score, width, height, *words)
     colours = LinearSegmentedColormap.from_list("heat", HEAT)
     low, high = _range(matrix)
     image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=low, vmax=high, aspect="auto")
@@ -151,21 +165,25 @@ def accuracy_matrix(matrix: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
-def forgetting_bars(matrices: Mapping[str, np.ndarray], title: str = "Forgetting of each task") -> Figure:
+def forgetting_bars(
+    matrices: Mapping[str, np.ndarray], title: str = "Forgetting of each task", score: str = "accuracy"
+) -> Figure:
     """Drop of each task from its best to its last accuracy, one group of bars per task, one colour per scenario."""
-    figure, axes = _figure(5.8, 3.5, title, "task", "best minus last accuracy (points)")
+    figure, axes = _score_figure(score, 5.8, 3.5, title, "task", "best minus last accuracy (points)")
     drops = {name: forgetting_per_task(matrix) for name, matrix in matrices.items()}
     _bars(axes, {name: dict(enumerate(values.tolist(), start=1)) for name, values in drops.items()})
     return figure
 
 
-def transfer_bars(terms: Mapping[str, Mapping[int, float]], title: str = "Backward transfer of each task") -> Figure:
+def transfer_bars(
+    terms: Mapping[str, Mapping[int, float]], title: str = "Backward transfer of each task", score: str = "accuracy"
+) -> Figure:
     """Change of each task's accuracy, backward or forward, one colour per scenario.
 
     Args:
         terms: scenario -> task, from 1 -> points.
     """
-    figure, axes = _figure(5.8, 3.5, title, "task", "change of accuracy (points)")
+    figure, axes = _score_figure(score, 5.8, 3.5, title, "task", "change of accuracy (points)")
     _bars(axes, terms)
     return figure
 
@@ -243,15 +261,19 @@ def embedding(
     return figure
 
 
-def confusion_matrix(counts: np.ndarray, title: str = "Confusion matrix: class-il") -> Figure:
-    """Share of each true class (row, percent) that was predicted as each class (column)."""
+def confusion_matrix(
+    counts: np.ndarray, title: str = "Confusion matrix: class-il", what: str = "class", first: int = 0
+) -> Figure:
+    """Share of each true class (row, percent) that was predicted as each class (column); or task, numbered from
+    `first`.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
     counts = np.asarray(counts, dtype=np.float64)
     n = len(counts)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = float(np.clip(0.48 * n, 3.0, 6.2))
-    figure, axes = _figure(size + 1.5, size + 0.8, title, "predicted class", "true class")
+    figure, axes = _figure(size + 1.5, size + 0.8, title, f"predicted {what}", f"true {what}")
     colours = LinearSegmentedColormap.from_list("heat", HEAT)
     image = axes.imshow(percent, cmap=colours, vmin=0, vmax=100, interpolation="nearest")
     if n <= MAX_LABELLED:
@@ -260,11 +282,12 @@ def confusion_matrix(counts: np.ndarray, title: str = "Confusion matrix: class-i
                 colour = "w" if value > 50 else INK
                 axes.text(predicted, true, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
     ticks = range(0, n, next(step for step in (1, 2, 5, 10, 20) if n / step <= MAX_NUMBERED))
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    names = [str(tick + first) for tick in ticks]
+    axes.set_xticks(ticks, names)
+    axes.set_yticks(ticks, names)
     axes.grid(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045, aspect=30, label="% of the true class")
+    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045, aspect=30, label=f"% of the true {what}")
     return figure
 
 
@@ -360,6 +383,17 @@ def _figure(width: float, height: float, title: str, xlabel: str, ylabel: str) -
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    style(axes, title, xlabel, ylabel)
+    return figure, axes
+
+
+def _score_figure(score: str, width: float, height: float, *words: str) -> tuple[Figure, Axes]:
+    """The same, in the words of another score than accuracy."""
+    return _figure(width, height, *(worded(text, score) for text in words))
+
+
+def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Bring axes into the common style."""
     axes.set_title(title, fontsize=11, loc="left", color=INK)
     axes.set_xlabel(xlabel, fontsize=10)
     axes.set_ylabel(ylabel, fontsize=10)
@@ -367,7 +401,6 @@ def _figure(width: float, height: float, title: str, xlabel: str, ylabel: str) -
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _bars(axes: Axes, series: Mapping[str, Mapping[int, float]]) -> None:

@@ -157,7 +157,7 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
         parts.append(section("Notes", table(["about", "note"], first.notes.items())))
     curves = {name: np.stack([plots.mean_curve(run.matrices[name]) for run in runs]) for name in first.matrices}
     if curves:
-        figure = plots.seed_curves(curves)
+        figure = plots.seed_curves(curves, score=first.score)
         parts.append(section("Plots", f'<div class="plots">{image(figure, "average accuracy over seeds")}</div>'))
     folders = [(run.seed, run.folder.name if run.folder else "not stored") for run in runs]
     parts.append(section("Runs", table(["seed", "folder"], folders, "dense")))
@@ -204,8 +204,14 @@ def _metrics_table(run: Run, summary: Summary) -> str:
         note = f"{count(missing, 'undefined term')} left out" if missing else ""
         return f"{summary[scenario][metric]:.2f}", note
 
-    rows = [[about, *(cell(scenario, metric) for scenario in scenarios)] for metric, about in METRICS.items()]
+    rows = [[_about(metric, run), *(cell(scenario, metric) for scenario in scenarios)] for metric in METRICS]
     return table(["metric", *scenarios], rows, numeric=range(1, len(scenarios) + 1))
+
+
+def _about(metric: str, run: Run) -> tuple[str, str]:
+    """A metric's name and definition, in the words of the run's score."""
+    name, definition = METRICS[metric]
+    return plots.worded(name, run.score), plots.worded(definition, run.score)
 
 
 def _why_undefined(run: Run, scenario: str, metric: str) -> str:
@@ -290,14 +296,19 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         return
     curves = any((~np.isnan(plots.mean_curve(matrix))).sum() > 1 for matrix in run.matrices.values())
     if curves:
-        yield "average_accuracy", "average accuracy over training", plots.average_curve(run.matrices), False
+        yield (
+            "average_accuracy",
+            "average accuracy over training",
+            plots.average_curve(run.matrices, score=run.score),
+            False,
+        )
     if any(plots.forgetting_per_task(matrix).size for matrix in run.matrices.values()):
-        yield "forgetting", "forgetting of each task", plots.forgetting_bars(run.matrices), False
+        yield "forgetting", "forgetting of each task", plots.forgetting_bars(run.matrices, score=run.score), False
     for name, matrix in run.matrices.items() if curves else ():
-        figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}")
+        figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score)
         yield f"accuracy_{name}", f"accuracy of each task, {name}", figure, False
     for name, matrix in run.matrices.items():
-        figure = plots.accuracy_matrix(matrix, f"Accuracy matrix: {name}")
+        figure = plots.accuracy_matrix(matrix, f"Accuracy matrix: {name}", run.score)
         yield f"matrix_{name}", f"accuracy matrix, {name}", figure, run.n_tasks > 10
     found = run.analysis
     if found and found.confusion is not None:
@@ -307,9 +318,10 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
     backward = {name: plots.backward_per_task(matrix) for name, matrix in run.matrices.items()}
     forward = {name: plots.forward_per_task(matrix, run.baselines.get(name)) for name, matrix in run.matrices.items()}
     if any(backward.values()):
-        yield "backward_transfer", "backward transfer of each task", plots.transfer_bars(backward), False
+        figure = plots.transfer_bars(backward, score=run.score)
+        yield "backward_transfer", "backward transfer of each task", figure, False
     if any(forward.values()):
-        figure = plots.transfer_bars(forward, "Forward transfer of each task")
+        figure = plots.transfer_bars(forward, "Forward transfer of each task", run.score)
         yield "forward_transfer", "forward transfer of each task", figure, False
     if found and found.capacity:
         yield "capacity", "parameters in use", plots.capacity_bars(**found.capacity), False
@@ -365,7 +377,8 @@ def _configuration(run: Run, leave_out: Iterable[str] = ()) -> list[str]:
 
 def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], entries: dict) -> str:
     rows = []
-    for metric, (name, definition) in METRICS.items():
+    for metric in METRICS:
+        name, definition = _about(metric, runs[0])
         if metric not in entries:
             missing = ("not defined", _why_undefined(runs[0], scenario, metric))
             rows.append([(name, definition), missing, *["-"] * (len(runs) + 1)])

@@ -75,6 +75,37 @@ class TaskHypernetwork(nn.Module):
             chunks = nn.Parameter(self.chunk_embeddings[-1].detach().clone()) if copied else self._fresh_chunks()
             self.chunk_embeddings.append(nn.Parameter(chunks.data.to(device)))
 
+    def hidden(self, tasks: Sequence[int]) -> Tensor:
+        """What the last layer reads for each chunk of these tasks, (K, N, width)."""
+        e = torch.stack([self.embeddings[t] for t in tasks]).unsqueeze(1)
+        if self.chunk:
+            chunks = [self.chunk_embeddings[t if self.conditional else 0] for t in tasks]
+            e = torch.cat([e.expand(-1, self.n_chunks, -1), torch.stack(chunks)], 2)
+        for layer in self.layers[:-1]:
+            e = self.activation(layer(e))
+        return e
+
+    def squared_change(self, before: "TaskHypernetwork", tasks: Sequence[int], whole: Tensor) -> Tensor:
+        """sum |h_before(e) - h(e)|^2 over the outputs of some chunks, for each task (K,), without making the outputs.
+
+        With the last layer A h + b the change of a chunk is A (h - h') + (A - A') h' + (b - b') = M z, whose square is
+        z^T (M^T M) z: the work is that of one small matrix, however many tasks and chunks there are.
+
+        Args:
+            before: the hypernetwork as it was; not differentiated.
+            whole: (W,) numbers of the chunks.
+        """
+        with torch.no_grad():
+            last, old = before.layers[-1], before.hidden(tasks)[:, whole]
+        layer, h = self.layers[-1], self.hidden(tasks)[:, whole]
+        M = torch.cat([layer.weight, layer.weight - last.weight, (layer.bias - last.bias).unsqueeze(1)], 1)
+        z = torch.cat([h - old, old, torch.ones_like(h[..., :1])], 2)
+        return (z @ (M.T @ M) * z).sum((1, 2))
+
+    def chunks(self, tasks: Sequence[int], which: Tensor) -> Tensor:
+        """The outputs of some chunks alone, (K, W, chunk), uncut."""
+        return self.layers[-1](self.hidden(tasks)[:, which])
+
     def forward(self, tasks: Sequence[int]) -> Tensor:
         """Weights (K, outputs) of these tasks."""
         e = torch.stack([self.embeddings[t] for t in tasks])
@@ -83,11 +114,12 @@ class TaskHypernetwork(nn.Module):
             h = first(e)
         else:
             by_task, by_chunk = first.weight.split([self.embedding, self.chunk_embedding], 1)
+            from_task = F.linear(e, by_task, first.bias).unsqueeze(1)  # (K, 1, width)
             if self.conditional:
                 c = torch.stack([self.chunk_embeddings[t] for t in tasks])  # (K, N, d)
+                h = torch.baddbmm(from_task, c, by_chunk.T.expand(len(c), -1, -1))
             else:
-                c = self.chunk_embeddings[0].unsqueeze(0)
-            h = F.linear(e, by_task, first.bias).unsqueeze(1) + F.linear(c, by_chunk)  # (K, N, width)
+                h = from_task + F.linear(self.chunk_embeddings[0], by_chunk)
         for layer in others:
             h = layer(self.activation(h))
         return h.flatten(1)[:, : self.outputs] if self.chunk else h
@@ -218,7 +250,7 @@ class WeightGenerator:
         for weight, bias in layers[1:]:
             h = torch.baddbmm(bias.unsqueeze(1), self.activation(h), weight.transpose(1, 2))
         if chunks is not None:
-            h = h.unflatten(1, (len(z), -1)).flatten(2)[..., : self.outputs]
+            h = h.unflatten(1, (len(z), chunks.shape[1])).flatten(2)[..., : self.outputs]
         return h + self.perturbation * z[:, : self.outputs] if self.perturbation else h
 
     def usual_weights(self, std: float = 1.0) -> Tensor:

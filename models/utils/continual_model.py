@@ -231,6 +231,8 @@ class ContinualModel(nn.Module):
         options = {"lr": args.lr if lr is None else lr, "weight_decay": args.optim_wd}
         if args.optimizer == "sgd":
             options |= {"momentum": args.optim_mom, "nesterov": args.optim_nesterov}
+        else:
+            options["fused"] = True  # one pass over many small tensors
         optimizer = OPTIMIZERS[args.optimizer](params, **options)
         optimizer.made_by_runner = True
         if args.clip_grad:

@@ -21,7 +21,7 @@ def gaussian(phi: Tensor) -> tuple[Tensor, Tensor]:
 def draw(mean: Tensor, std: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """W (..., S, P) from means and deviations (..., P), the same noise for all leading dimensions."""
     noise = torch.randn(samples, mean.shape[-1], device=mean.device, generator=generator)
-    return mean.unsqueeze(-2) + std.unsqueeze(-2) * noise
+    return torch.addcmul(mean.unsqueeze(-2), std.unsqueeze(-2), noise)
 
 
 def initial(net, keep_orig_init: bool) -> Tensor:

@@ -54,6 +54,9 @@ class ImplicitReplay(MetaReplay):
         """All weights of the generator belong to the task, whatever heads they make."""
         return (targets - phi).square().sum(1)
 
+    def classifier_rows(self):
+        return torch.full((self.n_phi,), -1, device=self.device)
+
     def weights_of(self, phi, samples, generator=None):
         return self.generator(phi, self.generator.noise(samples, self.device, generator))
 

@@ -21,6 +21,7 @@ from models.utils.snapshot import Snapshot
 from utils.args import add_bool, non_negative_float, non_negative_int, optional_int_list, positive_float, positive_int
 from utils.errors import UserError
 
+IN_CACHE = 2**22  # weights generated in one call where there are more tasks to regularise
 MEAN_VARIANCE, RHO_VARIANCE = 0.003, 0.083  # of fresh outputs under --hnet_init gauss
 
 
@@ -80,6 +81,7 @@ class MetaReplay(Posterior):
         self.register_buffer("targets", None)
         self.register_buffer("learned", None)
         self.drift: list[float] = []
+        self._rows = None
 
     # ---- what a method writes
 
@@ -150,7 +152,7 @@ class MetaReplay(Posterior):
             if self.args.reg_targets == "stored":
                 with torch.no_grad():
                     self.targets = self.phi(list(range(self.current_task)))
-            else:
+            if self.args.reg_targets == "online" or (self.squares and self.args.chunk_size):
                 self.previous.take(self.hyper)
         super().begin_task(dataset)
 
@@ -171,17 +173,80 @@ class MetaReplay(Posterior):
         old = list(range(t)) if self._regularised else []
         if wanted and len(old) > wanted:
             old = random.sample(old, wanted)
-        phi = self.phi([t, *old])
+        algebraic = old and self.squares and self.hyper.chunk and len(old) * self.hyper.n_chunks > 4 * self._width
+        together = (len(old) + 1) * self.n_phi <= IN_CACHE and not algebraic
+        phi = self.phi([t, *old] if together else [t])
         terms = self.fit_phi(phi[0], inputs, labels)
-        if old:
+        if algebraic:
+            terms["reg"] = self.args.beta * self.squared_change(old).mean()
+        elif old and together:
             terms["reg"] = self.args.beta * self.distance(self._targets(old), phi[1:], old).mean()
+        elif old:
+            terms["reg"] = self._regularise_in_parts(old)
         return terms
+
+    @property
+    def squares(self) -> bool:
+        """Whether the distance is the sum of squares, for which there is a shorter way."""
+        return True
+
+    @property
+    def _width(self) -> int:
+        return self.hyper.layers[-1].in_features
+
+    def squared_change(self, tasks: list[int]) -> Tensor:
+        """|phi_j^* - h(e_j)|^2 of these tasks (K,), the other tasks' heads left out: by algebra for the chunks that
+        count as a whole, the others one by one.
+        """
+        hyper, before = self.hyper, self.previous.copy
+        if self._rows is None:
+            self._rows = self._rows_of_chunks()
+        whole, partly, rows = self._rows
+        total = hyper.squared_change(before, tasks, whole)
+        with torch.no_grad():
+            target, own = before.chunks(tasks, partly), self.own(tasks)
+            counted = (rows == -1).float().expand(len(tasks), -1, -1)
+            if own is not None:
+                counted = torch.where(rows >= 0, own[:, rows.clamp(min=0)], counted)
+        return total + ((hyper.chunks(tasks, partly) - target).square() * counted).sum((1, 2))
+
+    def _rows_of_chunks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Chunks all of whose outputs belong to every task (W,), the others (V,), and of these (V, chunk) the row of the
+        classifier an output belongs to, -1 for a shared one, -2 for one that is cut off.
+        """
+        rows = self.classifier_rows()
+        rows = torch.cat([rows, rows.new_full((self.hyper.n_chunks * self.hyper.chunk - len(rows),), -2)])
+        rows = rows.view(self.hyper.n_chunks, -1)
+        shared = (rows == -1).all(1)
+        return shared.nonzero().squeeze(1), (~shared).nonzero().squeeze(1), rows[~shared]
+
+    def classifier_rows(self) -> Tensor:
+        """For every entry of phi (n,) the output of the network whose classifier weights it makes, -1 for others."""
+        rows = torch.full((self.net.size,), -1, device=self.device)
+        if self.multi:
+            for part in self.net.head_parts(rows):
+                part.copy_(torch.arange(self.net.n_outputs, device=self.device).view(-1, *[1] * (part.dim() - 1)))
+        return rows.repeat(self.n_phi // self.net.size)
+
+    def _regularise_in_parts(self, tasks: list[int]) -> Tensor:
+        """The regulariser's value; its gradients are added to the parameters' at once, a few tasks at a time, so that
+        what has been generated need not leave the cache.
+        """
+        size, total = max(1, IN_CACHE // self.n_phi), 0.0
+        for first in range(0, len(tasks), size):
+            part = tasks[first : first + size]
+            value = self.args.beta / len(tasks) * self.distance(self._targets(part), self.phi(part), part).sum()
+            value.backward()
+            total = total + value.detach()
+        return total
 
     def _targets(self, tasks: list[int]) -> Tensor:
         if self.args.reg_targets == "online":
             with torch.no_grad():
                 return self.previous.copy(tasks)
-        return self.targets if len(tasks) == len(self.targets) else torch.stack([self.targets[t] for t in tasks])
+        if len(tasks) == len(self.targets):
+            return self.targets
+        return self.targets[tasks[0]].unsqueeze(0) if len(tasks) == 1 else torch.stack([self.targets[t] for t in tasks])
 
     def end_task(self, dataset):
         if self.hyper is None or self.args.reg_targets == "online":  # what is kept there is O(1) in the tasks

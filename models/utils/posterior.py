@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.external import ExternalWeights
+from models.utils import posterior_view
 from models.utils.continual_model import ContinualModel
 from models.utils.task_inference import CRITERIA, mean_log_probabilities, uncertainties
 from utils.args import positive_float, positive_int
+from utils.evaluation import looking_only
 
 EVALUATION_SEED = 2147483647  # the same noise for every posterior and every batch
 BN_MOMENTUM = 0.1
@@ -63,11 +65,13 @@ class Posterior(ContinualModel):
 
     Class attributes:
         NO_TERMS: what `fit` returns to be logged, not as a term of the loss.
+        joint_softmax: the classes of all tasks compete in one softmax, so that there is no task to be inferred.
 
     Attributes:
         net: the network without weights, see `ExternalWeights`.
         n_begun: tasks begun so far, each with a head and with BatchNorm statistics of its own.
         n_train: examples of the current task: losses are those of the whole task, N times the mean of a batch.
+        curves: task -> mean and spread (2, n) over the stream's `plot_inputs` right after it was learned (regression).
     """
 
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
@@ -76,6 +80,7 @@ class Posterior(ContinualModel):
     UNUSED = ("multi_head",)
     INFERS_TASK = True
     NO_TERMS: tuple[str, ...] = ()
+    joint_softmax = False
     n_begun = 0
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -90,6 +95,7 @@ class Posterior(ContinualModel):
         vars(self).update(attributes)
         self.net = ExternalWeights(backbone).to(self.device)
         self.n_begun, self.n_train = 0, 0
+        self.curves: dict[int, Tensor] = {}
         # -ln p(y|x) is the loss, or for a Gaussian likelihood the squared error over 2 sigma^2
         self.likelihood_scale = 1 / (2 * dataset.SIGMA**2) if self.regression else 1.0
         self.register_buffer("statistics", None)
@@ -119,6 +125,13 @@ class Posterior(ContinualModel):
                 fresh = self.net.initial_statistics().to(self.device).unsqueeze(0)
                 self.statistics = fresh if self.statistics is None else torch.cat([self.statistics, fresh])
         self.reset_optimizers()
+
+    def meta_end_task(self, dataset):
+        super().meta_end_task(dataset)
+        if self.regression and hasattr(dataset, "plot_inputs"):
+            with looking_only(self):
+                task = self.current_task - 1
+                self.curves[task] = posterior_view.curve(self, dataset.plot_inputs())[task].clone()
 
     def add_task(self) -> None:
         """Make what a new task needs."""
@@ -263,3 +276,8 @@ class Posterior(ContinualModel):
     def evaluation_notes(self):
         what = "the spread of the predictions" if self.regression else "the entropy of the mean prediction"
         return super().evaluation_notes() | {"TGiven, TInfer": f"task-IL; {self.dataset.SETTING}, by {what}"}
+
+    def findings(self, dataset, tasks):
+        if not self.n_begun or self.args.joint:
+            return super().findings(dataset, tasks)
+        return posterior_view.findings(self, dataset, tasks)

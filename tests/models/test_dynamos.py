@@ -361,3 +361,60 @@ def test_the_same_seed_gives_the_same_row(more):
     runs = [finished("dynamos", *argv(stop_after=1, n_epochs=1), *more).run for _ in range(2)]
     assert runs[0].history == runs[1].history and runs[0].losses == runs[1].losses
     assert math.isfinite(runs[0].losses[-1][1]["loss"])
+
+
+# ---- what the report shows
+
+
+def test_gate_analysis_by_hand(trained):
+    """Two classes of two images, whose masks are chosen."""
+    from models.utils.gate_analysis import gate_analysis
+
+    class Stream:
+        SIZE, N_CLASSES = (1, 8, 8), 10
+        images = torch.stack([torch.full((1, 8, 8), float(i)) for i in (1, 1, 2, 2)])
+
+        def __init__(self):
+            loader = type("Loader", (list,), {"dataset": range(4)})
+            self.test_loaders = [loader([(self.images, torch.tensor([0, 0, 1, 1]))])]
+
+        def task_classes(self, task):
+            return 0, 2
+
+    net, width = trained.model.net, 64
+    masks = torch.zeros(4, width)
+    masks[:2, :32] = 1  # class 0: the first half; class 1: the third quarter, and for one image the first too
+    masks[2:, 32:48] = 1
+    masks[3, :16] = 1
+    traced = net.traced
+
+    def chosen(x):
+        logits, trace = traced(x)
+        if net.inf_thresh == 0.5:
+            trace.actions = masks
+        return F.one_hot(torch.tensor([0, 0, 1, 0]), 10).float(), trace
+
+    net.traced = chosen
+    try:
+        found = gate_analysis(trained.model, Stream(), range(1))
+    finally:
+        del net.traced
+    assert found["images"] == 4 and found["masks"] == 3 and found["slices"] == [0, 16, 32, 48, 64]
+    assert found["kept"] == [pytest.approx(k) for k in (0.75, 0.5, 0.5, 0)]
+    assert found["rates"][1].tolist() == [0.5] * 16 + [0] * 16 + [1] * 16 + [0] * 16
+    assert (found["always_on"], found["never_on"]) == (0, 0.25)
+    assert found["between"] == pytest.approx(8 / 48) and found["within"] == pytest.approx((1 + 16 / 32) / 2)
+    assert found["same"] == pytest.approx((1 + 16 / 32) / 2) and found["different"] == pytest.approx((0 + 16 / 48) / 2)
+    assert math.isnan(found["correlation"]) and found["similarity"] == pytest.approx(1)
+    tau, kept, macs, accuracy = found["curve"][2]
+    assert (tau, accuracy) == (0.5, 75) and kept == pytest.approx(28 / 64) and 0.5 < macs < 0.8
+    assert net.inf_thresh == 0.5
+
+
+def test_figures(trained):
+    with torch.no_grad():
+        figures = trained.model.eval().figures(trained.dataset, range(2))
+    assert [name for name, _, _ in figures] == ["gate_rates", "gate_overlap", "gate_accuracy"]
+    assert "% of their channels" in figures[0][1] and "Spearman" in figures[1][1]
+    for _, _, figure in figures:
+        figure.canvas.draw()

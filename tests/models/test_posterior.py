@@ -110,7 +110,7 @@ def test_the_fisher_information_enters_once_a_task():
     assert torch.equal(model.precision, before)
     learned = before.clone()
     model.meta_end_task(model.dataset)
-    assert ((model.precision >= 0.5 * learned - 1e-6)).all()
+    assert (model.precision >= 0.5 * learned - 1e-6).all()
 
 
 def test_growing_and_fixed_heads_of_ewc():
@@ -152,3 +152,19 @@ def test_separate_hypernetworks_leave_earlier_tasks_alone():
         model.meta_observe(*batch, 0)
     with torch.no_grad():
         assert torch.equal(model.phi([0]), before)
+
+
+@pytest.mark.parametrize("method", ["pr_bbb", "pr_ssge"])
+def test_the_short_way_to_the_squared_change_of_all_outputs(method):
+    """By the Gram matrix of the last layer, as by making all outputs; masks and the cut last chunk included."""
+    exp = experiment(method, "--backbone", "mnistmlp", "--mlp_hidden_size", "7", "--hnet_arch", "5",
+                     "--chunk_size", "53", "--n_epochs", "1", "--train_sample_size", "2")  # fmt: skip
+    model, batch = first_batch(exp, task=2)
+    model.previous.take(model.hyper)
+    with torch.no_grad():
+        for parameter in model.hyper.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        targets, phi = model.previous.copy([0, 1]), model.phi([0, 1])
+    torch.testing.assert_close(model.squared_change([0, 1]), model.distance(targets, phi, [0, 1]))
+    model.previous.take(model.hyper)
+    assert (model.squared_change([0, 1]) == 0).all()

@@ -1,0 +1,129 @@
+"""DYNAMOS beside its controls on Split Fashion-MNIST, as a table.
+
+    python -m tests.models.test_dynamos_behaviour [--seeds 3] [--models dynamos ...] [--full]      prints the table
+    pytest tests/models/test_dynamos_behaviour.py -m slow          checks what must hold of it
+
+5 tasks x 2 classes, one pass, batches of 10, buffer of 500, the settings of dynamos for seq-mnist for everybody, the
+same network without gates for those that have none. By default 1,000 images per class and 16 filters: ranks and rough
+sizes only. `--full` takes all images and 32 filters.
+"""
+
+import argparse
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.utils.gate_analysis import gate_analysis
+from tests.models.helpers import finished
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+COMMON = ("--lr", "0.07", "--batch_size", "10", "--n_epochs", "1")
+REPLAY = ("--buffer_size", "500", "--minibatch_size", "10", "--alpha", "0.2", "--beta", "2.0")
+PLAIN = ("--backbone", "gated-resnet")
+METHODS = {
+    "sgd": ("sgd", *PLAIN),
+    "dynamos_sgd": ("dynamos_sgd", "--warmup"),
+    "derpp": ("derpp", *PLAIN, *REPLAY),
+    "derpp, correct only": ("derpp_single", "--second_draw", *REPLAY),
+    "derpp_single": ("derpp_single", *REPLAY),
+    "dynamos": ("dynamos", "--warmup", *REPLAY),
+}
+SEEDS = (0, 1, 2)
+
+
+@cache
+def result(name: str, seed: int, full: bool = False, *more: str) -> dict[str, Any]:
+    """Class-IL and task-IL accuracy after the last task, the loss terms over training, and what the gates do."""
+    size = ("--nf", "32") if full else ("--nf", "16", "--label_perc", "0.1667")
+    exp = finished(*METHODS[name], *COMMON, *size, "--seed", str(seed), *more, dataset="seq-fmnist")
+    last = [exp.run.matrices[scenario][-1] for scenario in ("class-il", "task-il")]
+    gates = {}
+    if name.startswith("dynamos"):
+        trained = range(exp.run.history[-1].task + 1)
+        gates = gate_analysis(exp.model.eval(), exp.dataset, trained)
+    return {"class-il": np.mean(last[0]), "task-il": np.mean(last[1]), "losses": exp.run.losses, **gates}
+
+
+def sampled(found: dict[str, Any], after: int = 300) -> np.ndarray:
+    """Mean share of its channels that each agent kept in training after some steps, (4,)."""
+    rows = [[terms[f"kept_{g}"] for g in (1, 2, 3, 4)] for step, terms, _ in found["losses"] if step > after]
+    return np.mean(rows, axis=0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ["sgd", "dynamos_sgd"])
+def test_gates_alone_do_not_keep_class_il_from_forgetting(name, seed):
+    assert abs(result(name, seed)["class-il"] - 20) <= 4
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dynamos_remembers(seed):
+    found = result("dynamos", seed)
+    assert found["class-il"] >= 20 + max(result(name, seed)["class-il"] for name in ("sgd", "dynamos_sgd"))
+    assert found["task-il"] >= 90
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_network_without_gates_is_not_far_off(seed):
+    assert result("dynamos", seed)["class-il"] >= result("derpp_single", seed)["class-il"] - 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_agents_keep_what_they_are_rewarded_for(seed):
+    found = result("dynamos", seed)
+    assert (abs(sampled(found) - 0.7) <= 0.06).all()
+    assert all(0.55 <= kept <= 0.9 for kept in found["kept"])
+    assert found["saturated"] <= 0.9
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.9])
+def test_the_kept_share_follows_the_ratio(ratio):
+    found = result("dynamos", 0, False, "--keep_ratio", str(ratio), "--stop_after", "2")
+    assert (abs(sampled(found, 250) - ratio) <= 0.1).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_like_classes_share_filters(seed):
+    found = result("dynamos", seed)
+    assert found["same"] > found["different"] and found["correlation"] > 0.3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vectors_of_one_class_are_closer_than_others(seed):
+    losses = result("dynamos", seed)["losses"]
+    assert np.mean([terms["prototype"] / 0.3 for step, terms, _ in losses if step > 300]) < 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    print(f"{'method':<20} {'class-IL':>13} {'task-IL':>13}  each seed; gates", flush=True)
+    for name in options.models:
+        found = [result(name, seed, options.full) for seed in range(options.seeds)]
+        columns = []
+        for scenario in ("class-il", "task-il"):
+            values = np.array([f[scenario] for f in found])
+            columns.append(f"{values.mean():6.2f} ± {values.std(ddof=1) if len(values) > 1 else 0:4.2f}")
+        each = " ".join(f"{f['class-il']:.1f}/{f['task-il']:.1f}" for f in found)
+        print(f"{name:<20} {' '.join(columns)}  {each}", flush=True)
+        for seed, f in enumerate(found):
+            if "kept" in f:
+                kept, drawn = (" ".join(f"{k:.2f}" for k in values) for values in (f["kept"], sampled(f)))
+                macs = next(macs for tau, _, macs, _ in f["curve"] if tau == 0.5)
+                print(
+                    f"  seed {seed}: kept {kept} (drawn in training {drawn}), macs {macs:.2f}, saturated "
+                    f"{f['saturated']:.2f}, always on {f['always_on']:.2f}, never {f['never_on']:.2f}, masks "
+                    f"{f['masks']} of {f['images']}, Jaccard same {f['same']:.2f} different {f['different']:.2f}, "
+                    f"between classes {f['between']:.2f}, correlation {f['correlation']:.2f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Plots of what `models.utils.gate_analysis` finds, in the style of `utils.plots`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.plots import CYCLE, HEAT, INK, _figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def gate_figures(found: dict[str, Any]) -> list[tuple[str, str, Figure]]:
+    """(name, caption, figure) of everything that `gate_analysis` returns."""
+    kept = ", ".join(f"{100 * k:.0f}" for k in found["kept"])
+    draws = ", ".join(f"{100 * p:.0f}" for p in found["probability"])
+    rates = (
+        f"share of {found['images']} test images that keep each filter, by class; the agents keep {kept} % of their "
+        f"channels (mean keep probability {draws} %); always on {100 * found['always_on']:.0f} % of the filters, never "
+        f"on {100 * found['never_on']:.0f} %; {found['masks']} different masks"
+    )
+    overlap = (
+        f"overlap of the filters that two classes use (soft Jaccard index of their rates, mean {found['between']:.2f}, "
+        f"{found['within']:.2f} between two halves of one class; masks of single images: {found['different']:.2f} and "
+        f"{found['same']:.2f}) against the cosine of their mean images; Spearman's correlation "
+        f"{found['correlation']:.2f}"
+    )
+    curve = (
+        "accuracy as --inf_thresh varies against multiply-accumulates, the agents' included, relative to the network "
+        "without gates; they become time only with --sparse_infer, and then in part"
+    )
+    return [
+        ("gate_rates", rates, gate_rates(found["rates"], found["classes"], found["slices"])),
+        ("gate_overlap", overlap, gate_overlap(found["overlap"], found["similarity"], found["classes"])),
+        ("gate_accuracy", curve, accuracy_against_macs(found["curve"])),
+    ]
+
+
+def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Figure:
+    """Share of each class's images (row, percent) that keep each filter (column), lines between the agents."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    figure, axes = _figure(8.5, 1.4 + 0.2 * len(classes), "Filters in use", "filter, by agent", "class")
+    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    image = axes.imshow(100 * rates, cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    for place in slices[1:-1]:
+        axes.axvline(place - 0.5, color=CYCLE[1], linewidth=1.2)
+    middles = (np.array(slices[1:]) + slices[:-1]) / 2 - 0.5
+    axes.set_xticks(middles, [f"{g}: {b - a} filters" for g, (a, b) in enumerate(zip(slices, slices[1:]), start=1)])
+    step = -(-len(classes) // 25)
+    axes.set_yticks(range(0, len(classes), step), [str(c) for c in classes[::step]])
+    axes.grid(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, aspect=20, label="% kept")
+    return figure
+
+
+def gate_overlap(overlap: np.ndarray, similarity: np.ndarray, classes: np.ndarray) -> Figure:
+    """Soft Jaccard index of the rates of two classes against the cosine of their mean images, a point per pair."""
+    first, second = np.triu_indices(len(classes), 1)
+    title = "Shared filters and likeness of classes"
+    figure, axes = _figure(5.8, 3.5, title, "cosine of the mean images", "overlap of the filters")
+    axes.scatter(similarity[first, second], overlap[first, second], 18, CYCLE[0], linewidths=0, alpha=0.8)
+    if len(first) <= 50:
+        for i, j in zip(first, second, strict=True):
+            where = similarity[i, j], overlap[i, j]
+            axes.annotate(f"{classes[i]}-{classes[j]}", where, (3, 2), textcoords="offset points", fontsize=7)
+    return figure
+
+
+def accuracy_against_macs(curve: list[tuple[float, float, float, float]]) -> Figure:
+    """Accuracy against the share of multiply-accumulates, a point per threshold."""
+    figure, axes = _figure(5.8, 3.5, "Accuracy and computation", "multiply-accumulates (% of the plain network)", "")
+    axes.set_ylabel("accuracy (%)", fontsize=10)
+    thresholds, kept, macs, accuracy = np.array(curve).T
+    axes.plot(100 * macs, accuracy, "-o", color=CYCLE[0], markersize=4)
+    for tau, k, m, a in zip(thresholds, kept, macs, accuracy, strict=True):
+        text = f"{tau:g}: {100 * k:.0f} % kept"
+        axes.annotate(text, (100 * m, a), (4, -9), textcoords="offset points", fontsize=7, color=INK)
+    axes.margins(0.12, 0.1)
+    return figure
