@@ -134,7 +134,8 @@ class GatedResNet(SmallImageResNet):
         def masked(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
             vs.append(v)
             actions.append((v.detach() >= t).to(v.dtype))
-            return x.mul_(actions[-1].unsqueeze(2).unsqueeze(3)).relu_()
+            # relu(x + log a) is relu(x a), and its gradient needs no mask of its own.
+            return x.add_(actions[-1].log().unsqueeze(2).unsqueeze(3)).relu_()
 
         for block in self.layers[1]:
             (first, t1), (second, t2) = next(agents), next(agents)
@@ -161,8 +162,7 @@ class Agent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bn, w = self.bn, self.conv.weight.flatten(1)
         if self.training:
-            with torch.autocast(x.device.type, enabled=False):
-                m, mean, variance = _PooledNorm.apply(x.float(), w, bn.weight, bn.bias, bn.eps)
+            m, mean, variance = _PooledNorm.apply(x, w, bn.weight, bn.bias, bn.eps)
             n = x.numel() // x.shape[1]
             bn.running_mean.lerp_(mean, bn.momentum)
             bn.running_var.mul_(1 - bn.momentum).add_(variance, alpha=bn.momentum * n / max(n - 1, 1))
@@ -189,25 +189,23 @@ class _PooledNorm(torch.autograd.Function):
         u = pooled @ w.t()
         mu = u.mean(0)
         ws = torch.addmm(w, w, torch.bmm(z, z.transpose(1, 2)).sum(0), beta=0, alpha=1 / n)  # W S
-        variance = (ws * w).sum(1).addcmul_(mu, mu, value=-1).clamp_(min=0)
-        r = (variance + eps).rsqrt_()
-        u.sub_(mu).mul_(r)
-        ctx.save_for_backward(x, w, gamma, pooled, mu, ws, r, u)
+        variance = torch.linalg.vecdot(ws, w).addcmul_(mu, mu, value=-1).clamp_(min=0)
+        ctx.save_for_backward(x, w, gamma, pooled, u, mu, ws, variance)
         ctx.mark_non_differentiable(mu, variance)
-        return torch.addcmul(beta, gamma, u), mu, variance
+        ctx.eps = eps
+        return F.batch_norm(u, mu, variance, gamma, beta, eps=eps), mu, variance
 
     @staticmethod
     def backward(ctx, d: Tensor, *_):
-        x, w, gamma, pooled, mu, ws, r, u = ctx.saved_tensors
+        x, w, gamma, pooled, u, mu, ws, variance = ctx.saved_tensors
         z = x.flatten(2)
         n = len(z) * z.shape[2]
-        d_beta, d_gamma, scale = d.sum(0), (d * u).sum(0), gamma * r
-        d_w_s = (scale * r * d_gamma).neg_()  # twice the gradient at Var
-        d_mu = torch.addcmul(scale * d_beta, d_w_s, mu).neg_()
-        d_u = torch.add(d * scale, d_mu, alpha=1 / len(z))
-        weighted = d_w_s.unsqueeze(1) * w
-        d_w = torch.addmm(d_w_s.unsqueeze(1) * ws, d_u.t(), pooled)
-        d_s = torch.addmm(w.new_zeros(()), w.t(), weighted, beta=0, alpha=1 / n)
-        d_pooled = (d_u @ w).div_(z.shape[2])
-        d_x = torch.baddbmm(d_pooled.unsqueeze(2), d_s.expand(len(z), -1, -1), z)
+        d_u, d_gamma, d_beta = torch.ops.aten.native_batch_norm_backward(
+            d, u, gamma, mu, variance, None, None, False, ctx.eps, [True, True, True]
+        )  # as if mu and Var were constants
+        d_2var = (gamma / (variance + ctx.eps) * d_gamma).neg_().unsqueeze(1)  # twice the gradient at Var
+        d_u.sub_(torch.addcmul(d_u.sum(0), d_2var.squeeze(1), mu), alpha=1 / len(z))  # of mu, which is a mean of u
+        d_w = torch.addmm(d_2var * ws, d_u.t(), pooled)
+        d_s = torch.addmm(w, w.t(), d_2var * w, beta=0, alpha=1 / n)
+        d_x = torch.baddbmm((d_u @ w).div_(z.shape[2]).unsqueeze(2), d_s.expand(len(z), -1, -1), z)
         return d_x.view_as(x), d_w, d_gamma, d_beta, None

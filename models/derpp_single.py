@@ -5,8 +5,8 @@
 The baseline that DYNAMOS is to be compared with: the same network without gates, the same replay, the same rule of
 admission. `--second_draw` takes the labels from a draw of their own, as DER++ does.
 
-Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning"; Varma, Arani, Zonooz 2023, whose code has
-it as `multi_scale`.
+Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning"; Varma, Arani, Zonooz 2023, in whose
+code it is `multi_scale`.
 """
 
 import torch.nn.functional as F

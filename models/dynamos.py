@@ -1,21 +1,23 @@
-"""DYNAMOS: a policy keeps or drops channels for each image, learned by REINFORCE, with replay of logits, labels and of the
-policy's own vectors.
+"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE, with replay of logits, of labels and of the
+agents' own vectors.
 
-    L = CE(f(x), y) + w_r PG + w_p P                                                 current batch
-      + alpha MSE(f(x'), z') + alpha_p MSE(v(x'), v') + beta (CE(f(x'), y') + w_r PG') + w_p P'     one draw from the buffer
+    L = CE(f(x), y) + w_r PG + w_p P                                                    on the batch
+      + alpha MSE(f(x'), z') + alpha_p MSE(v(x'), v')                                   on one draw from the buffer
+      + beta (CE(f(x'), y') + w_r PG') + w_p P'
 
     PG = mean of -log p(a) R over images and agents,  R = -(kappa - kept)^2, times lambda where the answer was wrong
     P  = (1 + S_same / A) / (1 + S_diff / A),  S the sum of ||v_i - v_j||^2 over pairs of correctly answered images
 
-Per image and agent, a are the actions on the channels, kept their mean, v the policy's vector (`backbone.gated_resnet`);
-z' and v' were stored with x'. Only images that were classified correctly enter the buffer. Batch and draw are two passes,
-each with its own BatchNorm statistics and actions. Neither tasks nor their boundaries are used. With `--warmup` the
-first iterations are CE alone, without gates or buffer.
+Per image and agent, a are the actions on the channels, kept their mean and v the agent's vector
+(`backbone/gated_resnet.py`); z' and v' were stored with x'. Only images that were classified correctly enter the buffer.
+Batch and draw are two passes, each with its own BatchNorm statistics and actions. Neither tasks nor their boundaries are
+used. With `--warmup` the first iterations are CE alone, without gates, replay or storing.
 
-R is the same for right and wrong answers up to its size, and best at kappa whatever the answer; PG, always at most 0,
-dominates the loss, which is therefore no measure of progress: look at the terms.
+The label enters R as a factor alone; what is best for an agent is to keep the share kappa, whatever the answer. PG is
+never above 0 and dominates the loss, which is therefore no measure of progress: look at the terms.
 
-Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning", VISAPP, arXiv 2301.00620.
+Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning", VISAPP,
+arXiv 2301.00620.
 """
 
 import torch.nn.functional as F

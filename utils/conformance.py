@@ -31,8 +31,8 @@ STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-contin
 # Accuracy (percent) on a task just learned that a method must exceed; chance is 50, 10 and 11.
 LEARNED = {"class-il": 75.0, "domain-il": 50.0, "general-continual": 14.0}
 PLACEHOLDERS = {
-    "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30", "nf": "8",
-    "train_sample_size": "2", "val_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
+    "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30", "nf": "16",
+    "imp_arch": "", "latent_dim": "2", "train_sample_size": "2", "val_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
     "hnet_arch": "10", "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
 }  # fmt: skip
 
@@ -84,8 +84,8 @@ def required_options(model: str) -> list[str]:
     """
     argv, cls = [], registry.load("model", model)
     own = getattr(cls, "DEFAULTS", {}).get("backbone")
-    actions = declared_options(cls)._actions + (declared_options(registry.load("backbone", own))._actions if own else [])
-    for action in actions:
+    sources = [cls, *([registry.load("backbone", own)] if own else [])]
+    for action in (action for source in sources for action in declared_options(source)._actions):
         if action.required or action.dest in PLACEHOLDERS:
             value = PLACEHOLDERS.get(action.dest, "1" if getattr(action.type, "__name__", "") == "int" else "0.5")
             argv += [action.option_strings[0], value]

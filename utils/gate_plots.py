@@ -48,7 +48,7 @@ def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Fig
     for place in slices[1:-1]:
         axes.axvline(place - 0.5, color=CYCLE[1], linewidth=1.2)
     middles = (np.array(slices[1:]) + slices[:-1]) / 2 - 0.5
-    axes.set_xticks(middles, [f"{g}: {b - a} filters" for g, (a, b) in enumerate(zip(slices, slices[1:]), start=1)])
+    axes.set_xticks(middles, [f"{g}: {width} filters" for g, width in enumerate(np.diff(slices), start=1)])
     step = -(-len(classes) // 25)
     axes.set_yticks(range(0, len(classes), step), [str(c) for c in classes[::step]])
     axes.grid(False)

@@ -152,10 +152,9 @@ class ExternalWeights(nn.Module):
             rows = slice(first, first + together)
             group, wanted = weights[rows], heads[rows]
             if len({high - low for low, high in wanted}) > 1:
-                parts = [
-                    self._evaluate_one(weights[first + i], x, h, statistics, first + i) for i, h in enumerate(wanted)
-                ]
-                out += parts
+                for j, own in enumerate(wanted, first):
+                    given = None if statistics is None else statistics[j].expand(samples, -1)
+                    out.append(self(weights[j], x, own, given))
                 continue
             moved = self._with_heads_first(group, wanted)
             width = wanted[0][1] - wanted[0][0]

@@ -85,5 +85,5 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, inputs: Tensor, outputs:
 
 
 def _scattered(x: Tensor, inputs: Tensor, outputs: Tensor, channels: int) -> Tensor:
-    """The channels `outputs` of maps with `channels` channels, of which x are the channels `inputs` and the rest are 0."""
+    """The channels `outputs` of maps with `channels` channels, of which x are the channels `inputs`, the others 0."""
     return x.new_zeros(1, channels, *x.shape[2:]).index_copy_(1, inputs, x).index_select(1, outputs)

@@ -86,7 +86,7 @@ class TaskHypernetwork(nn.Module):
         return e
 
     def squared_change(self, before: "TaskHypernetwork", tasks: Sequence[int], whole: Tensor) -> Tensor:
-        """sum |h_before(e) - h(e)|^2 over the outputs of some chunks, for each task (K,), without making the outputs.
+        """sum |h_before(e) - h(e)|^2 over the outputs of some chunks and over tasks, without making the outputs.
 
         With the last layer A h + b the change of a chunk is A (h - h') + (A - A') h' + (b - b') = M z, whose square is
         z^T (M^T M) z: the work is that of one small matrix, however many tasks and chunks there are.
@@ -100,7 +100,7 @@ class TaskHypernetwork(nn.Module):
         layer, h = self.layers[-1], self.hidden(tasks)[:, whole]
         M = torch.cat([layer.weight, layer.weight - last.weight, (layer.bias - last.bias).unsqueeze(1)], 1)
         z = torch.cat([h - old, old, torch.ones_like(h[..., :1])], 2)
-        return (z @ (M.T @ M) * z).sum((1, 2))
+        return SumOfSquares.apply(M, z.flatten(0, 1))
 
     def chunks(self, tasks: Sequence[int], which: Tensor) -> Tensor:
         """The outputs of some chunks alone, (K, W, chunk), uncut."""
@@ -189,6 +189,21 @@ class TaskHypernetwork(nn.Module):
     def _probe(self) -> Tensor:
         """What fresh embeddings of 64 chunks give."""
         return self.layers[-1](self._last_hidden())
+
+
+class SumOfSquares(torch.autograd.Function):
+    """sum_c |M z_c|^2 for M (D, w) and z (N, w), when D and N are both much larger than w: <M^T M, Z^T Z>."""
+
+    @staticmethod
+    def forward(ctx, M: Tensor, Z: Tensor) -> Tensor:
+        G, S = M.T @ M, Z.T @ Z
+        ctx.save_for_backward(M, Z, G, S)
+        return (G * S).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        M, Z, G, S = ctx.saved_tensors
+        return M @ (2 * grad_output * S), Z @ (2 * grad_output * G)
 
 
 class WeightGenerator:

@@ -1,4 +1,4 @@
-"""What the gates of a trained network do: which class uses which filters, how far classes share them, what they save."""
+"""What the gates of a trained network do: which class uses which filters, how far classes share them, what it saves."""
 
 from typing import Any
 

@@ -3,7 +3,6 @@
 Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning".
 """
 
-import torch
 from torch import Tensor
 
 from backbone.gated_resnet import GatedResNet, Trace
@@ -105,8 +104,8 @@ class GatedModel(ContinualModel):
         return loss
 
     def kept(self, trace: Trace) -> dict[str, Tensor]:
-        """For the log: share of channels that each agent kept, and of the plain network's multiply-accumulates that were
-        needed, the agents' left out; means over the batch.
+        """For the log, means over the batch: share of channels that each agent kept, and of the multiply-accumulates of
+        the network without gates that they leave, the agents' own not counted.
         """
         kept = kept_fractions(trace.actions, trace.logp.shape[1])
         shape = self.net.nf, self.image_size, self.num_classes

@@ -48,14 +48,15 @@ def prototype_loss(v: Tensor, labels: Tensor, correct: Tensor) -> Tensor:
     weight = correct.to(v.dtype)
     pairs = weight.unsqueeze(1) * weight
     same = pairs * (labels.unsqueeze(1) == labels)
-    squares = v.square().sum(1)
-    distances = (squares.unsqueeze(1) + squares - 2 * v @ v.t()) / v.shape[1]
-    all_pairs, same_pairs = (pairs * distances).sum() / 2, (same * distances).sum() / 2
-    return torch.where(weight.sum() > 2, (1 + same_pairs) / (1 + all_pairs - same_pairs), 0.0)
+    # sum over i < j of M_ij ||v_i - v_j||^2 = sum of (diag(M 1) - M) * (v v^T), for a symmetric M
+    graphs = torch.stack((same, pairs - same))
+    laplacians = graphs.sum(2).diag_embed() - graphs
+    same_spread, other_spread = (1 + (laplacians * (v @ v.t())).sum((1, 2)) / v.shape[1]).unbind()
+    return torch.where(weight.sum() > 2, same_spread / other_spread, 0.0)
 
 
 def soft_jaccard(a: Tensor, b: Tensor) -> Tensor:
-    """sum min(a, b) / sum max(a, b) over the last dimension; for masks of 0 and 1 the Jaccard index. 1 where both are 0."""
+    """sum min(a, b) / sum max(a, b) over the last dimension, 1 where both are 0; for masks the Jaccard index."""
     union = torch.maximum(a, b).sum(-1)
     return torch.where(union > 0, torch.minimum(a, b).sum(-1) / union.clamp(min=1e-12), 1.0)
 

@@ -109,7 +109,8 @@ class MetaReplay(Posterior):
         """How far the posteriors (K, n) of these tasks are from their targets, (K,); by default sum of squares, the
         other tasks' heads left out.
         """
-        return self.net.own_sum((targets - phi).square(), self.own(tasks))
+        squares = (targets - phi).square().unflatten(1, (-1, self.net.size)).sum(1)
+        return self.net.own_sum(squares, self.own(tasks))
 
     # ---- phi
 
@@ -178,7 +179,7 @@ class MetaReplay(Posterior):
         phi = self.phi([t, *old] if together else [t])
         terms = self.fit_phi(phi[0], inputs, labels)
         if algebraic:
-            terms["reg"] = self.args.beta * self.squared_change(old).mean()
+            terms["reg"] = self.args.beta / len(old) * self.squared_change(old)
         elif old and together:
             terms["reg"] = self.args.beta * self.distance(self._targets(old), phi[1:], old).mean()
         elif old:
@@ -195,7 +196,7 @@ class MetaReplay(Posterior):
         return self.hyper.layers[-1].in_features
 
     def squared_change(self, tasks: list[int]) -> Tensor:
-        """|phi_j^* - h(e_j)|^2 of these tasks (K,), the other tasks' heads left out: by algebra for the chunks that
+        """sum_j |phi_j^* - h(e_j)|^2 over these tasks, the other tasks' heads left out: by algebra for the chunks that
         count as a whole, the others one by one.
         """
         hyper, before = self.hyper, self.previous.copy
@@ -208,7 +209,7 @@ class MetaReplay(Posterior):
             counted = (rows == -1).float().expand(len(tasks), -1, -1)
             if own is not None:
                 counted = torch.where(rows >= 0, own[:, rows.clamp(min=0)], counted)
-        return total + ((hyper.chunks(tasks, partly) - target).square() * counted).sum((1, 2))
+        return total + ((hyper.chunks(tasks, partly) - target).square() * counted).sum()
 
     def _rows_of_chunks(self) -> tuple[Tensor, Tensor, Tensor]:
         """Chunks all of whose outputs belong to every task (W,), the others (V,), and of these (V, chunk) the row of the

@@ -2,7 +2,8 @@
 tasks' data, and pictures of both.
 
 `Posterior.findings` returns what `findings` finds. Own data of posterior j are the test examples of task j, other data
-those of all other tasks trained; every number is a mean over tasks. At most 2000 examples of a task are looked at.
+those of all other tasks trained; every number is a mean over tasks. At most 2000 examples of a task and 40000 in all
+are looked at.
 """
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from models.utils.calibration import auroc, ece, reliability
 from utils import plots, posterior_plots
 
-LOOKED_AT = 2000  # examples per task
+LOOKED_AT, IN_ALL = 2000, 40000  # examples per task, and of all tasks together
+CRITERIA = ("ent", "agree")  # of task inference, by which own and other data are told apart
 GRID = 100  # points along each side of a map
 NAMES = {"given": "task given", "inferred": "task inferred", "joint": "one softmax"}
 
@@ -50,9 +52,10 @@ def gather(model, dataset, tasks: range) -> dict[str, np.ndarray]:
     and inferred, 'confidence' and 'correct'. Regression: 'given error', 'inferred error' (squared), 'covered'.
     """
     parts: dict[str, list[Tensor]] = {}
+    most = max(min(LOOKED_AT, IN_ALL // len(tasks)), 1)
     for task in tasks:
         loader = dataset.test_loaders[task]
-        stride, first = max(-(-len(loader.dataset) // LOOKED_AT), 1), 0
+        stride, first = max(-(-len(loader.dataset) // most), 1), 0
         for inputs, labels in loader:
             rows = torch.arange(-first % stride, len(labels), stride, device=inputs.device)  # every stride-th example
             first += len(labels)
@@ -69,7 +72,7 @@ def _told(model, inputs: Tensor, labels: Tensor, task: int) -> dict[str, Tensor]
         return _classes("joint", model(inputs).double().log_softmax(1), labels)
     look = model.look(inputs)
     inferred = look.inferred("ent")
-    told = {"inferred": inferred} | {f"by {c}": look.uncertainty[c] for c in model.criteria}
+    told = {"inferred": inferred} | {f"by {c}": look.uncertainty[c] for c in CRITERIA if c in model.criteria}
     if model.regression:
         mean, variance = look.means[task], look.spread[task].square() + model.dataset.SIGMA**2
         error = (mean - labels).square()
@@ -143,7 +146,7 @@ def uncertainty_numbers(model, seen: dict[str, np.ndarray]) -> dict[str, float]:
     numbers[f"{what} on own data"], numbers[f"{what} on other tasks' data"] = own, other
     if model.regression and own > 0:
         numbers["their ratio"] = other / own
-    for criterion in [c for c in ("ent", "agree") if c in model.criteria]:
+    for criterion in [c for c in CRITERIA if c in model.criteria]:
         values = seen[f"by {criterion}"]
         name = what if criterion == "ent" else criterion
         area = _mean_over_tasks(seen, lambda rows, j, v=values: auroc(v[j, rows], v[j, ~rows]))

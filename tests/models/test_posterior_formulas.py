@@ -107,6 +107,21 @@ def test_a_random_subset_of_tasks_has_the_same_mean(case, targets):
     assert regulariser(model, batch).item() == pytest.approx(full, rel=1e-4)
 
 
+@pytest.mark.parametrize("case", [("pr_dirac",), ("pr_bbb", "--reg", "fkl")], ids=" ".join)
+def test_task_by_task_has_the_same_value_and_gradient(case, monkeypatch):
+    model, batch = in_third_task(*case)
+    perturb(model)
+    found = []
+    for limit in (2**22, 1):
+        monkeypatch.setattr("models.utils.meta_replay.IN_CACHE", limit)
+        torch.manual_seed(1)
+        model.zero_grad()
+        terms = model.fit(*batch[:2])
+        sum(terms.values()).backward()
+        found.append((terms["reg"].detach(), [p.grad.clone() for p in model.get_parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", BY_HEAD, ids=" ".join)
 def test_heads_of_other_tasks_are_left_out(case):
     model, _ = in_third_task(*case)

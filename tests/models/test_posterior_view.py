@@ -134,6 +134,17 @@ def test_a_report_has_the_findings(tmp_path):
     assert "Findings of pr_bbb" in told and "Average R² (ACC)" in told and "Average accuracy" not in told
 
 
+def test_every_stride_th_example_is_looked_at(monkeypatch):
+    exp = finished("vcl", "--n_iters", "2", "--eval_batch_size", "30", *FEW["vcl"], dataset="seq-poly1d")
+    monkeypatch.setattr(posterior_view, "IN_ALL", 60)  # 20 of 50: every third
+    with torch.no_grad():
+        seen = posterior_view.gather(exp.model.eval(), exp.dataset, range(3))
+    assert np.bincount(seen["task"].astype(int)).tolist() == [17, 17, 17] and seen["by ent"].shape == (3, 51)
+    x, y = exp.dataset.test_loaders[1].dataset.data[::3], exp.dataset.test_loaders[1].dataset.targets[::3]
+    look = exp.model.look(x)
+    assert seen["given error"][17:34] == pytest.approx((look.means[1] - y).square()[:, 0].numpy(), rel=1e-5)
+
+
 @dataclass
 class OnALine:
     """A case of the conformance suite on the regression stream."""
