@@ -162,7 +162,8 @@ class Agent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bn, w = self.bn, self.conv.weight.flatten(1)
         if self.training:
-            m, mean, variance = _PooledNorm.apply(x, w, bn.weight, bn.bias, bn.eps)
+            with torch.autocast(x.device.type, enabled=False):
+                m, mean, variance = _PooledNorm.apply(x.to(w.dtype), w, bn.weight, bn.bias, bn.eps)
             n = x.numel() // x.shape[1]
             bn.running_mean.lerp_(mean, bn.momentum)
             bn.running_var.mul_(1 - bn.momentum).add_(variance, alpha=bn.momentum * n / max(n - 1, 1))
@@ -206,6 +207,6 @@ class _PooledNorm(torch.autograd.Function):
         d_2var = (gamma / (variance + ctx.eps) * d_gamma).neg_().unsqueeze(1)  # twice the gradient at Var
         d_u.sub_(torch.addcmul(d_u.sum(0), d_2var.squeeze(1), mu), alpha=1 / len(z))  # of mu, which is a mean of u
         d_w = torch.addmm(d_2var * ws, d_u.t(), pooled)
-        d_s = torch.addmm(w, w.t(), d_2var * w, beta=0, alpha=1 / n)
-        d_x = torch.baddbmm((d_u @ w).div_(z.shape[2]).unsqueeze(2), d_s.expand(len(z), -1, -1), z)
+        d_s, d_pooled = w.t() @ (d_2var * w), d_u @ w
+        d_x = torch.baddbmm(d_pooled.unsqueeze(2), d_s.expand(len(z), -1, -1), z, beta=1 / z.shape[2], alpha=1 / n)
         return d_x.view_as(x), d_w, d_gamma, d_beta, None

@@ -32,8 +32,8 @@ STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-contin
 LEARNED = {"class-il": 75.0, "domain-il": 50.0, "general-continual": 14.0}
 PLACEHOLDERS = {
     "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30", "nf": "16",
-    "imp_arch": "", "latent_dim": "2", "train_sample_size": "2", "val_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
-    "hnet_arch": "10", "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
+    "imp_arch": "", "latent_dim": "2", "hnet_arch": "10", "train_sample_size": "2", "num_kl_samples": "2",
+    "num_ssge_samples": "8", "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
 }  # fmt: skip
 
 

@@ -212,8 +212,8 @@ class MetaReplay(Posterior):
         return total + ((hyper.chunks(tasks, partly) - target).square() * counted).sum()
 
     def _rows_of_chunks(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Chunks all of whose outputs belong to every task (W,), the others (V,), and of these (V, chunk) the row of the
-        classifier an output belongs to, -1 for a shared one, -2 for one that is cut off.
+        """Chunks all of whose outputs belong to every task (W,), the others (V,), and of these (V, chunk) the row of
+        the classifier an output belongs to, -1 for a shared one, -2 for one that is cut off.
         """
         rows = self.classifier_rows()
         rows = torch.cat([rows, rows.new_full((self.hyper.n_chunks * self.hyper.chunk - len(rows),), -2)])

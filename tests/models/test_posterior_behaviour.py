@@ -105,10 +105,8 @@ def test_digits(method):
 def main(names: list[str]) -> None:
     for name in names or RUNS:
         found = over_seeds(name)
-        cells = [
-            f"{key} {v.mean():.4g} ± {v.std(ddof=1):.2g} ({' '.join(f'{x:.3g}' for x in v)})"
-            for key, v in found.items()
-        ]
+        each = {key: " ".join(f"{x:.3g}" for x in v) for key, v in found.items()}
+        cells = [f"{key} {v.mean():.4g} ± {v.std(ddof=1):.2g} ({each[key]})" for key, v in found.items()]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
