@@ -24,7 +24,8 @@ class ContinualModel(nn.Module):
         NAME: as given to `--model`; equals the file's name.
         COMPATIBILITY: settings the method supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'.
         KINDS: kinds of task the method is defined for: 'classification' takes logits (B, C) and labels (B,); 'language'
-            is for methods that also take (B, L, C) and (B, L), the labels of unscored positions being -100.
+            is for methods that also take (B, L, C) and (B, L), the labels of unscored positions being -100;
+            'regression' for those that take outputs and labels (B, K), both float.
         JOINT: the method is trained on all tasks at once (an upper bound).
         UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
