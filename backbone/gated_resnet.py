@@ -189,7 +189,8 @@ class _PooledNorm(torch.autograd.Function):
         pooled = z.mean(2)
         u = pooled @ w.t()
         mu = u.mean(0)
-        ws = torch.addmm(w, w, torch.bmm(z, z.transpose(1, 2)).sum(0), beta=0, alpha=1 / n)  # W S
+        s = torch.bmm(z, z.transpose(1, 2).contiguous()).sum(0)  # the copy is worth its time
+        ws = torch.addmm(w, w, s, beta=0, alpha=1 / n)  # W S
         variance = torch.linalg.vecdot(ws, w).addcmul_(mu, mu, value=-1).clamp_(min=0)
         ctx.save_for_backward(x, w, gamma, pooled, u, mu, ws, variance)
         ctx.mark_non_differentiable(mu, variance)

@@ -1,5 +1,5 @@
-"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE, with replay of logits, of labels and of the
-agents' own vectors.
+"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE, with replay of logits, labels and the agents'
+own vectors.
 
     L = CE(f(x), y) + w_r PG + w_p P                                                    on the batch
       + alpha MSE(f(x'), z') + alpha_p MSE(v(x'), v')                                   on one draw from the buffer
@@ -9,9 +9,9 @@ agents' own vectors.
     P  = (1 + S_same / A) / (1 + S_diff / A),  S the sum of ||v_i - v_j||^2 over pairs of correctly answered images
 
 Per image and agent, a are the actions on the channels, kept their mean and v the agent's vector
-(`backbone/gated_resnet.py`); z' and v' were stored with x'. Only images that were classified correctly enter the buffer.
-Batch and draw are two passes, each with its own BatchNorm statistics and actions. Neither tasks nor their boundaries are
-used. With `--warmup` the first iterations are CE alone, without gates, replay or storing.
+(`backbone/gated_resnet.py`); z' and v' were stored with x'. Only images that were classified correctly enter the
+buffer. Batch and draw are two passes, each with its own BatchNorm statistics and actions. Neither tasks nor their
+boundaries are used. With `--warmup` the first iterations are CE alone, without gates, replay or storing.
 
 The label enters R as a factor alone; what is best for an agent is to keep the share kappa, whatever the answer. PG is
 never above 0 and dominates the loss, which is therefore no measure of progress: look at the terms.

@@ -6,9 +6,9 @@
 
 New in the first task are all weights but other tasks' heads, later those of the task's head. `--ewc_head`: a head per
 task (the task is inferred from the uncertainty of the heads), or one softmax over the classes so far (growing) or over
-all (fixed), as usual in class-IL. By default predictions are those of W*; `--no_det_multi_head` averages over samples of
-q, which needs many examples: where the Fisher information is small q is as wide as the prior, and random weights predict
-nothing.
+all (fixed), as usual in class-IL. By default predictions are those of W*; `--no_det_multi_head` averages over samples
+of q, which needs many examples: where the Fisher information is small q is as wide as the prior, and random weights
+predict nothing.
 
 References: Henning et al. 2021, arXiv 2103.01133; Kirkpatrick et al. 2017; Huszar 2018 (one penalty for all tasks).
 """

@@ -81,10 +81,10 @@ def resolve(argv: list[str]) -> Config:
         if dest in given:
             raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
     layers = [
-        ("dataset", _stream_defaults(dataset_class, backbone, {**stored, **given})),
+        ("dataset", _still_valid(dataset_class.DEFAULTS, backbone, {**stored, **given})),
         ("method", getattr(model_class, "DEFAULTS", {})),
         *_presets(model_class, stored),
-        ("best_args", stored),
+        ("best_args", _still_valid(stored, backbone, given)),
         *_presets(dataset_class, given, unused=getattr(model_class, "UNUSED", ())),
         *_presets(model_class, given),
     ]
@@ -269,12 +269,12 @@ def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[st
     return find_row(model_class.NAME, dataset, given.get("buffer_size"))
 
 
-def _stream_defaults(dataset_class: type, backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The stream's DEFAULTS, without those that another choice has made void: the options of its own network where
-    another one is used, and a number of iterations where epochs are counted.
+def _still_valid(defaults: dict[str, Any], backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a stream or a stored row sets, without what another choice has made void: the options of its own network
+    where another one is used, and a number of iterations where epochs are counted.
     """
-    defaults, void = dict(dataset_class.DEFAULTS), set()
-    if registry.normalise(backbone) != registry.normalise(defaults["backbone"]):
+    void = set()
+    if "backbone" in defaults and registry.normalise(backbone) != registry.normalise(defaults["backbone"]):
         own, used = ({a.dest for a in declared_options(registry.load("backbone", n))._actions}
                      for n in (defaults["backbone"], backbone))  # fmt: skip
         void |= own - used

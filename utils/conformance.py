@@ -32,8 +32,9 @@ STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-contin
 LEARNED = {"class-il": 75.0, "domain-il": 50.0, "general-continual": 14.0}
 PLACEHOLDERS = {
     "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30", "nf": "16",
-    "imp_arch": "", "latent_dim": "2", "hnet_arch": "10", "train_sample_size": "2", "num_kl_samples": "2",
-    "num_ssge_samples": "8", "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
+    "imp_arch": "", "latent_dim": "2", "full_support_perturbation": "0", "hnet_arch": "10",
+    "train_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
+    "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
 }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ class Case:
     model: str
     setting: str
 
-    def config(self, *more: str, share: float = 0.4) -> Config:
+    def config(self, *more: str, share: float = 0.2) -> Config:
         """A short run: the first tasks of the stream, a share of their examples."""
         stream = STREAMS[self.setting]
         argv = ["--model", self.model, "--dataset", stream, "--disable_log", "--non_verbose", "--num_threads", "1"]

@@ -85,6 +85,12 @@ def fashion_mnist(base_path: str) -> RawData:
     return _read(_read_idx_family, "FashionMNIST", base_path)
 
 
+def has_fashion_mnist(base_path: str) -> bool:
+    """Whether `fashion_mnist` finds its files without a network."""
+    folders = (Path(base_path).expanduser() / "FashionMNIST/raw", SYSTEM_FASHION_MNIST)
+    return any(all(_present(folder / file) for file in IDX_FILES) for folder in folders)
+
+
 def kmnist(base_path: str) -> RawData:
     """Kuzushiji-MNIST, as `mnist`, in `<base_path>/KMNIST/raw`."""
     return _read(_read_idx_family, "KMNIST", base_path)

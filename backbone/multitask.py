@@ -1,0 +1,319 @@
+"""One trunk, a branch per vision task: masks at input resolution, classes present (or boxes), and one class per image.
+
+The trunk is torchvision's EfficientNet-B0 (Tan & Le 2019), or a small one of four stages for small images. Each branch
+reads its maps: a decoder of upsampling blocks, a head over three scales, a classifier with two hidden layers. What
+BatchNorm does in the trunk from task to task is `--bn_policy`; that of the branches belongs to their tasks.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.utils.base import Backbone
+from backbone.utils.bn_policy import POLICIES, apply_policy, begin_task, use_task
+from backbone.utils.torchvision_nets import three_channels
+from utils.errors import UserError
+
+LIMIT = 8_000_000  # parameters
+
+
+class BalancedMultiTaskModel(Backbone):
+    """Outputs by task: 'seg' (B, n, H, W), 'det' (B, n) and 'cls' (B, n) logits.
+
+    A branch is chosen by `forward(x, task)`, or by `select(task)` for the calls that follow; with neither all branches
+    answer, as a dict. Made by `from_args` it is a plain classifier, until `set_tasks` gives it other branches.
+
+    Args:
+        num_classes_det, num_classes_cls, num_classes_seg: outputs of the branches.
+        pretrained: the trunk's weights: 'none'; 'cache' for torchvision's ImageNet weights, from its cache or the net;
+            or a file with a state dict of torchvision's EfficientNet-B0 (or of its `features`).
+        trunk: 'efficientnet_b0' or 'small'.
+        bn_policy: one of `POLICIES`.
+
+    Raises:
+        UserError: 8 million parameters or more; pretrained weights that are not there or do not fit.
+    """
+
+    NAME = "multitask"
+
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--trunk", choices=list(TRUNKS), default="efficientnet_b0", help="the shared layers")
+        parser.add_argument(
+            "--pretrained",
+            default="none",
+            metavar="none|cache|FILE",
+            help="weights of the EfficientNet trunk: none, torchvision's for ImageNet (cache), or a file",
+        )
+        parser.add_argument(
+            "--bn_policy",
+            choices=POLICIES,
+            default="per_task",
+            help="the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, or GroupNorm",
+        )
+        return parser
+
+    def __init__(
+        self,
+        num_classes_det: int = 80,
+        num_classes_cls: int = 30,
+        num_classes_seg: int = 1,
+        pretrained: str = "none",
+        trunk: str = "efficientnet_b0",
+        bn_policy: str = "per_task",
+    ):
+        super().__init__()
+        self.trunk = TRUNKS[trunk](pretrained)
+        self.bn_policy = bn_policy
+        sizes = {"seg": num_classes_seg, "det": num_classes_det, "cls": num_classes_cls}
+        self.set_tasks({task: n for task, n in sizes.items() if n})
+
+    @classmethod
+    def from_args(cls, args, in_size, num_classes):
+        net = cls(0, num_classes, 0, args.pretrained, args.trunk, args.bn_policy)
+        net.select("cls")
+        return net
+
+    def set_tasks(self, sizes: dict[str, int], boxes: bool = False) -> None:
+        """Have a fresh branch for each task, name ('seg', 'det', 'cls') -> outputs, in the order of the stream.
+
+        Args:
+            boxes: the detection branch says where (`BoxHead`), not only what.
+        """
+        device = next(self.trunk.parameters()).device
+        makers = {"seg": MaskHead, "det": BoxHead if boxes else PresenceHead, "cls": ClassHead}
+        self.heads = nn.ModuleDict({task: makers[task](self.trunk, n) for task, n in sizes.items()}).to(device)
+        self.tasks, self.begun, self.active = list(sizes), [], None
+        apply_policy(self.trunk, self.bn_policy, self.tasks)
+        if "cls" in sizes:
+            self.feature_dim = self.heads["cls"].last.in_features
+        self.num_classes = sizes.get("cls", sum(sizes.values()))
+        if (n := sum(self.parts().values())) >= LIMIT:
+            raise UserError(
+                f"the network has {n:,} parameters ({self.describe()}), the limit is {LIMIT:,}: "
+                "take --trunk small or fewer classes"
+            )
+
+    # ---- which branch
+
+    def select(self, task: str | None) -> None:
+        """The branch of the calls that name none; None: all of them."""
+        self.active = task
+
+    def begin_task(self, task: str) -> None:
+        """Enter training on a task; does nothing for one that was entered before."""
+        if task not in self.begun:
+            begin_task(self.trunk, task, self.begun[-1] if self.begun else None)
+            self.begun = [*self.begun, task]
+
+    def begin_all(self) -> None:
+        """Enter training on all tasks at once."""
+        self.begun = list(self.tasks)
+
+    def forward(self, x: Tensor, task: str | None = None):
+        """Outputs of the branch of `task`, of the one selected, or of all by name; with one of `Backbone.forward`'s
+        `returnt` for `task`, what that says of the class branch.
+
+        Args:
+            x: images (B, 3 or 1, H, W), height and width multiples of 32 (small trunk: 16) where masks are asked for.
+        """
+        if task is not None and task not in self.heads:
+            return super().forward(x, task)
+        if x.dtype == torch.uint8:
+            x = x.float() / 255
+        task = task or self.active
+        if task is None:
+            return {name: self.heads[name](self.maps(x, name)) for name in self.tasks}
+        return self.heads[task](self.maps(x, task))
+
+    def maps(self, x: Tensor, task: str) -> list[Tensor]:
+        """The trunk's maps, finest first, normalised as for a task; as for the latest one where it was never begun."""
+        use_task(self.trunk, task if task in self.begun or not self.begun else self.begun[-1])
+        return self.trunk(three_channels(x))
+
+    # ---- as a plain classifier
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer of the class branch."""
+        return self.heads["cls"].last
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.heads["cls"].hidden(self.maps(x, "cls"))
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        return [self.features(x)]
+
+    # ---- whose parameters
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """The parameters of no branch."""
+        return list(self.trunk.parameters())
+
+    def shared(self) -> Tensor:
+        """(P,) bool: which entries more than one task uses, those of the trunk without normalisation per task."""
+        return torch.cat(
+            [
+                torch.full((p.numel(),), name.startswith("trunk.") and ".norms." not in name, device=p.device)
+                for name, p in self.named_parameters()
+            ]
+        )
+
+    def parts(self) -> dict[str, int]:
+        """Parameters of the trunk and of each branch."""
+        counts = {"trunk": self.trunk, **self.heads}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in counts.items()}
+
+    def describe(self) -> str:
+        """The same in words, and the entries of buffers (running statistics) beside them."""
+        parts = self.parts()
+        listed = ", ".join(f"{name} {n:,}" for name, n in parts.items())
+        return f"{sum(parts.values()):,}: {listed}; buffers {sum(b.numel() for b in self.buffers()):,}"
+
+
+def block(n_in: int, n_out: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU."""
+    conv = nn.Conv2d(n_in, n_out, size, stride, size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+
+
+class SmallTrunk(nn.Module):
+    """Four stages of a block of stride 2 and one of stride 1.
+
+    Attributes (of every trunk):
+        channels: of the maps that `forward` returns, finest first.
+        scales: which of them the detection branch reads.
+        skips: whether the decoder reads the finer maps too.
+        mask_widths, hidden: widths of the branches.
+    """
+
+    channels, scales, skips = (24, 48, 96, 128), (1, 2, 3), True
+    mask_widths, det_widths, cls_widths = (96, 64, 48, 32), (64, 256), (256, 256)
+
+    def __init__(self, pretrained: str = "none"):
+        super().__init__()
+        if pretrained != "none":
+            raise UserError(f"--pretrained {pretrained}: there are no weights for --trunk small: drop one of them")
+        pairs = pairwise((3, *self.channels))
+        self.stages = nn.ModuleList(nn.Sequential(block(a, b, stride=2), block(b, b)) for a, b in pairs)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class EfficientNetTrunk(nn.Module):
+    """torchvision's EfficientNet-B0 without its classifier; maps at strides 4, 8, 16, 32 and 32."""
+
+    channels, scales, skips = (24, 40, 112, 320, 1280), (1, 2, 4), False
+    mask_widths, det_widths, cls_widths = (192, 128, 96, 64, 32), (128, 256), (512, 256)
+    TAPS = (2, 3, 5, 7, 8)
+
+    def __init__(self, pretrained: str = "none"):
+        super().__init__()
+        from torchvision import models
+
+        if pretrained == "cache":
+            from backbone.efficientnet_b0 import EfficientNetB0
+
+            self.layers = EfficientNetB0(1, pretrained=True).trunk.features
+            return
+        self.layers = models.efficientnet_b0().features
+        if pretrained != "none":
+            self._load(Path(pretrained))
+
+    def _load(self, file: Path) -> None:
+        if not file.is_file():
+            raise UserError(f"--pretrained {file}: no such file: give none, cache, or a file with the trunk's weights")
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            own = {k.removeprefix("features."): v for k, v in state.items() if not k.startswith("classifier.")}
+            self.layers.load_state_dict(own)
+        except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError) as e:
+            raise UserError(
+                f"--pretrained {file}: not the weights of torchvision's efficientnet_b0 ({type(e).__name__}): give "
+                "another file, or none"
+            ) from None
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i in self.TAPS:
+                maps.append(x)
+        return maps
+
+
+TRUNKS = {"efficientnet_b0": EfficientNetTrunk, "small": SmallTrunk}
+
+
+class MaskHead(nn.Module):
+    """Logits (B, n, H, W) at input resolution: the coarsest map, made narrower, then twice as large with each block."""
+
+    def __init__(self, trunk: nn.Module, n: int):
+        super().__init__()
+        first, *widths = trunk.mask_widths
+        self.narrow = block(trunk.channels[-1], first, 1)
+        self.blocks = nn.ModuleList(block(a, b) for a, b in pairwise((first, *widths)))
+        # A finer map joins the decoder where it has become as large.
+        finer = trunk.channels[-2::-1] if trunk.skips else ()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(finer, (first, *widths), strict=False))
+        self.last = nn.Conv2d(widths[-1], n, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        x = self.narrow(maps[-1])
+        for i, layer in enumerate(self.blocks):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            if i < len(self.lateral):
+                x = x + self.lateral[i](maps[-2 - i])
+            x = layer(x)
+        return F.interpolate(self.last(x), scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class PresenceHead(nn.Module):
+    """Logits (B, n), one per class that may be in the image: mean and maximum over three maps of different scale."""
+
+    def __init__(self, trunk: nn.Module, n: int):
+        super().__init__()
+        width, hidden = trunk.det_widths
+        self.scales = trunk.scales
+        self.lateral = nn.ModuleList(block(trunk.channels[i], width, 1) for i in self.scales)
+        self.hidden = nn.Linear(2 * width * len(self.scales), hidden)
+        self.last = nn.Linear(hidden, n)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        scales = [lateral(maps[i]) for i, lateral in zip(self.scales, self.lateral, strict=True)]
+        pooled = [x for m in scales for x in (m.mean((2, 3)), m.amax((2, 3)))]
+        return self.last(torch.relu(self.hidden(torch.cat(pooled, 1))))
+
+
+class ClassHead(nn.Module):
+    """Logits (B, n) of one class per image, two hidden layers above the mean of the coarsest map."""
+
+    def __init__(self, trunk: nn.Module, n: int):
+        super().__init__()
+        first, second = trunk.cls_widths
+        self.layers = nn.Sequential(nn.Linear(trunk.channels[-1], first), nn.ReLU(), nn.Linear(first, second))
+        self.last = nn.Linear(second, n)
+
+    def hidden(self, maps: list[Tensor]) -> Tensor:
+        """(B, 256) features."""
+        return torch.relu(self.layers(maps[-1].mean((2, 3))))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.last(self.hidden(maps))
+
+
+class BoxHead(nn.Module):
+    """Placeholder until the dense detector exists."""
+
+    def __init__(self, trunk: nn.Module, n: int):
+        super().__init__()
+        raise UserError("--detection boxes is not there yet: drop it")

@@ -1,0 +1,276 @@
+"""Three small vision tasks in the file formats of the large ones, composed once into the data folder; no download.
+
+Source items are those of Fashion-MNIST where its files are, else scikit-learn's digits. They are divided into 80 % for
+training and 20 % for testing, class by class, before anything is composed, so that no test image shows a training item.
+
+    segmentation     1 to 4 items in bright colours on a dark striped ground; PASCAL VOC 2012: palette PNG with class + 1,
+                     one pixel of 255 around the objects, an item is refused where it would hide > 15 % of another
+    detection        1 to 4 dark items on a bright ground; COCO: instances JSON with the box, area and uncompressed
+                     run-length mask of what is visible, objects with less than 12 visible pixels (at 96) left out
+    classification   one large item on a dark ground; class folders as Imagenette has them
+
+Every task has 240 training and 60 test images. Image i of a split is a function of (seed, task, split, i) alone, so two
+builds give the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.utils.sources import digits, fashion_mnist, has_fashion_mnist
+from utils.errors import UserError
+
+VERSION = 1  # of the recipe; part of the folder's name
+COUNTS = {"train": 240, "val": 60}
+SEG, DET, CLS = range(3)
+VISIBLE = 0.35  # share of an item's brightest pixel above which a pixel belongs to the object
+HIDDEN = 0.15  # largest share of an object that a later one may hide
+TRIES = 20
+NAMES = {
+    "fashion": (
+        "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+    ),
+    "digits": tuple(f"digit {d}" for d in range(10)),
+}  # fmt: skip
+THRESHOLDS = {"fashion": 0.1, "digits": VISIBLE}  # garments are grey inside, pen strokes are not
+
+
+def item_source(base_path: str, wanted: str) -> str:
+    """'fashion' or 'digits': what `wanted` ('auto' too) means on this machine.
+
+    Raises:
+        UserError: Fashion-MNIST is asked for and not there.
+    """
+    found = has_fashion_mnist(base_path)
+    if wanted == "fashion" and not found:
+        raise UserError(
+            f"--vision_items fashion: no Fashion-MNIST in {base_path}/FashionMNIST/raw nor from Debian's package: put "
+            "its four .gz files there, or use --vision_items digits"
+        )
+    return wanted if wanted != "auto" else "fashion" if found else "digits"
+
+
+def mini_folder(base_path: str, seed: int, size: int, source: str) -> Path:
+    """The folder that holds the three tasks, made if it is not there.
+
+    Args:
+        base_path: the data folder.
+        seed: of everything random.
+        size: side of an image in pixels.
+        source: 'fashion' or 'digits'.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    base = Path(base_path).expanduser().absolute()
+    name = hashlib.blake2b(f"{VERSION} {seed} {size} {source}".encode(), digest_size=6).hexdigest()
+    folder = base / f"vision-mini-{name}"
+    if folder.is_dir():
+        return folder
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=base, prefix=".vision-mini-") as staging:
+            build(Path(staging) / "whole", seed, size, source, base_path)
+            # Another process may have put its own, equal one there meanwhile.
+            if not folder.is_dir():
+                os.rename(Path(staging) / "whole", folder)
+    except OSError as e:
+        if not folder.is_dir():
+            raise UserError(
+                f"cannot write {folder}: {e.strerror or e}; free some space or give another --base_path"
+            ) from None
+    return folder
+
+
+def build(folder: Path, seed: int, size: int, source: str, base_path: str) -> None:
+    """Write the three tasks and `manifest.json`, which names the items that each split may show."""
+    raw = fashion_mnist(base_path) if source == "fashion" else digits(base_path)
+    items = np.concatenate([raw.train_x.numpy(), raw.test_x.numpy()])[:, 0]
+    labels = np.concatenate([raw.train_y.numpy(), raw.test_y.numpy()])
+    pools = item_pools(labels, seed)
+    for task, write in ((SEG, _write_voc), (DET, _write_coco), (CLS, _write_folders)):
+        for split in COUNTS:
+            write(folder, split, Painter(items, labels, pools[split], THRESHOLDS[source], seed, task, split, size))
+    sets = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    (sets / "trainval.txt").write_text((sets / "train.txt").read_text() + (sets / "val.txt").read_text())
+    for split in COUNTS:
+        path = folder / f"coco/annotations/instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        content["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(NAMES[source])]
+        path.write_text(json.dumps(content))
+    manifest = {"source": source, "seed": seed, "size": size, "classes": NAMES[source]}
+    manifest["items"] = {split: np.concatenate(pools[split]).tolist() for split in COUNTS}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def item_pools(labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
+    """Split -> the items of each class that its images may show; 80 % and 20 % of every class, without overlap."""
+    rng, pools = np.random.default_rng([seed, len(labels)]), {"train": [], "val": []}
+    for c in range(10):
+        rows = rng.permutation(np.flatnonzero(labels == c))
+        cut = round(0.8 * len(rows))
+        pools["train"].append(rows[:cut])
+        pools["val"].append(rows[cut:])
+    return pools
+
+
+class Painter:
+    """Draws the images of one split of one task."""
+
+    def __init__(self, items, labels, pools, threshold: float, seed: int, task: int, split: str, size: int):
+        self.items, self.labels, self.pools, self.threshold = items, labels, pools, threshold
+        self.seed, self.task, self.split, self.size = seed, task, split, size
+        self.scale = size / 96  # lengths are given for a canvas of 96 pixels
+        self.columns, self.rows = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
+
+    def rng(self, i: int) -> np.random.Generator:
+        """The random numbers of image i."""
+        return np.random.default_rng([self.seed, self.task, list(COUNTS).index(self.split), i])
+
+    def ground(self, rng: np.random.Generator) -> np.ndarray:
+        """Background (S, S, 3) in [0, 1]: a dark gradient with stripes and noise, for detection a bright one."""
+        angle, phase = rng.uniform(0, 2 * np.pi, 2)
+        along = np.cos(angle) * self.columns + np.sin(angle) * self.rows
+        ends = rng.uniform(0, 0.3, (2, 3))
+        image = ends[0] + (along[..., None] + 1.5) / 3 * (ends[1] - ends[0])
+        image = image + (0.06 * np.sin(2 * np.pi * rng.uniform(3, 8) * along + phase))[..., None]
+        image = image + rng.normal(0, 0.03, image.shape)
+        return 1 - image if self.task == DET else image
+
+    def item(self, rng: np.random.Generator, c: int, low: int, high: int) -> np.ndarray:
+        """A random item of class c, `low` to `high` pixels a side (at 96), brightness (s, s) in [0, 1]."""
+        side = min(max(round(rng.integers(low, high + 1) * self.scale), 4), self.size)
+        pixels = self.items[rng.choice(self.pools[c])]
+        grown = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(grown, np.float32) / max(pixels.max(), 1)
+
+    def put(self, rng: np.random.Generator, image: np.ndarray, item: np.ndarray, place: tuple[int, int]) -> np.ndarray:
+        """Paint an item in a random colour; the pixels (S, S) that it covers."""
+        top, left, side = *place, len(item)
+        colour = rng.uniform(0, 0.35, 3) if self.task == DET else rng.uniform(0.55, 1, 3)
+        mask = np.zeros(image.shape[:2], bool)
+        mask[top : top + side, left : left + side] = item > self.threshold
+        shade = (0.4 + 0.6 * item)[item > self.threshold, None]
+        image[mask] = 1 - (1 - colour) * shade if self.task == DET else colour * shade
+        return mask
+
+    def place(self, rng: np.random.Generator, side: int) -> tuple[int, int]:
+        """A random corner of a square that lies on the canvas."""
+        return tuple(rng.integers(0, self.size - side + 1, 2))
+
+    def scene(self, i: int, low: int, high: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+        """Image i with 1 to 4 items, and (class, visible pixels (S, S)) of each, in the order they were painted."""
+        rng = self.rng(i)
+        image, objects = self.ground(rng), []
+        for _ in range(rng.integers(1, 5)):
+            c = int(rng.integers(10))
+            item = self.item(rng, c, low, high)
+            for _ in range(TRIES):
+                top, left = self.place(rng, len(item))
+                window = np.s_[top : top + len(item), left : left + len(item)]
+                covers = item > self.threshold
+                if all((old[window] & covers).sum() <= HIDDEN * whole for _, old, whole in objects):
+                    new = self.put(rng, image, item, (top, left))
+                    objects = [(k, old & ~new, whole) for k, old, whole in objects] + [(c, new, new.sum())]
+                    break
+        return _bytes(image), [(c, mask) for c, mask, _ in objects]
+
+    def portrait(self, i: int) -> tuple[np.ndarray, int]:
+        """Image i with one large item, and its class: the classes in turn."""
+        rng, c = self.rng(i), i % 10
+        image, item = self.ground(rng), self.item(rng, c, 56, 84)
+        self.put(rng, image, item, self.place(rng, len(item)))
+        return _bytes(image), c
+
+
+def _write_voc(folder: Path, split: str, painter: Painter) -> None:
+    root = folder / "VOCdevkit/VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    names, palette = [], voc_palette()
+    for i in range(COUNTS[split]):
+        image, objects = painter.scene(i, 24, 44)
+        name = f"2012_{list(COUNTS).index(split)}{i:05d}"
+        by_class, by_object = np.zeros((2, *image.shape[:2]), np.uint8)
+        for number, (c, mask) in enumerate(objects, 1):
+            by_class[mask], by_object[mask] = c + 1, number
+        ring = _grown(by_class > 0) & (by_class == 0)
+        for part, mask in (("SegmentationClass", by_class), ("SegmentationObject", by_object)):
+            mask[ring] = 255
+            png = Image.fromarray(mask)
+            png.putpalette(palette)
+            png.save(root / part / f"{name}.png")
+        _save_jpeg(image, root / "JPEGImages" / f"{name}.jpg")
+        names.append(name)
+    (root / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def _write_coco(folder: Path, split: str, painter: Painter) -> None:
+    root, images, annotations = folder / "coco", [], []
+    for part in (f"{split}2017", "annotations"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    first = 1 + (COUNTS["train"] if split == "val" else 0)
+    for i in range(COUNTS[split]):
+        image, objects = painter.scene(i, 24, 48)
+        name, size = f"{first + i:012d}.jpg", painter.size
+        images.append({"id": first + i, "file_name": name, "width": size, "height": size})
+        _save_jpeg(image, root / f"{split}2017" / name)
+        for c, mask in objects:
+            area = int(mask.sum())
+            if area < max(12 * painter.scale**2, 1):
+                continue
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            x, y = int(columns[0]), int(rows[0])
+            annotations.append(
+                {
+                    "id": first * 10 + len(annotations), "image_id": first + i, "category_id": c + 1, "iscrowd": 0,
+                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y], "area": area,
+                    "segmentation": {"counts": run_lengths(mask), "size": [size, size]},
+                }
+            )  # fmt: skip
+    content = {"images": images, "annotations": annotations}
+    (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
+
+
+def _write_folders(folder: Path, split: str, painter: Painter) -> None:
+    for i in range(COUNTS[split]):
+        image, c = painter.portrait(i)
+        place = folder / "imagenette2-160" / split / f"d{c}"
+        place.mkdir(parents=True, exist_ok=True)
+        _save_jpeg(image, place / f"{split}_{i:05d}.JPEG")
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run-length code of a mask (H, W): lengths of runs column by column, beginning with zeros."""
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff([0, *ends, flat.size]).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def voc_palette() -> list[int]:
+    """The 256 colours of VOC's masks: bit k of the class, in threes, goes to bit 7 - k of red, green and blue."""
+    colours = []
+    for c in range(256):
+        colours += [sum(((c >> (3 * k + channel)) & 1) << (7 - k) for k in range(3)) for channel in range(3)]
+    return colours
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask (H, W) and every pixel that touches it."""
+    wide = np.pad(mask, 1)
+    h, w = mask.shape
+    return np.any([wide[r : r + h, c : c + w] for r in range(3) for c in range(3)], axis=0)
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+
+
+def _save_jpeg(image: np.ndarray, path: Path) -> None:
+    Image.fromarray(image).save(path, quality=92, subsampling=0)
