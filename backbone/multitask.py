@@ -53,7 +53,7 @@ class BalancedMultiTaskModel(Backbone):
             "--bn_policy",
             choices=POLICIES,
             default="per_task",
-            help="the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, or GroupNorm",
+            help="the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, GroupNorm",
         )
         return parser
 

@@ -1,5 +1,4 @@
-"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE, with replay of logits, labels and the agents'
-own vectors.
+"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE, with replay of logits, labels and vectors.
 
     L = CE(f(x), y) + w_r PG + w_p P                                                    on the batch
       + alpha MSE(f(x'), z') + alpha_p MSE(v(x'), v')                                   on one draw from the buffer
@@ -29,7 +28,7 @@ from utils.buffer import SelectiveBuffer
 
 class Dynamos(GatedModel):
     NAME = "dynamos"
-    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    COMPATIBILITY = ["class-il", "task-il", "general-continual"]
 
     @staticmethod
     def get_parser(parser):

@@ -12,7 +12,7 @@ from models.utils.gated import GatedModel, add_gate_args
 
 class DynamosSGD(GatedModel):
     NAME = "dynamos_sgd"
-    COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    COMPATIBILITY = ["class-il", "task-il", "general-continual"]
 
     @staticmethod
     def get_parser(parser):

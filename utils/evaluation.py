@@ -3,6 +3,7 @@
 What is scored, and how, the stream says (`get_score`).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -42,7 +43,10 @@ def measure(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) 
         tasks: tasks to evaluate.
         trained: last task trained, -1 for none.
     """
-    tasks, names, score = list(tasks), scenarios(model, dataset), dataset.get_score()
+    tasks, names = list(tasks), scenarios(model, dataset)
+    if dataset.KIND == "vision":
+        return _measure_vision(model, dataset, tasks, names)
+    score = dataset.get_score()
     totals, besides = [], {}
     with looking_only(model):
         for task in tasks:
@@ -76,9 +80,34 @@ def measure(model: ContinualModel, dataset, tasks: Iterable[int], trained: int) 
     return metrics.pop(next(iter(metrics))), metrics
 
 
+def _measure_vision(model: ContinualModel, dataset, tasks: list[int], names: list[str]) -> tuple[Scores, dict]:
+    """`measure` where each task has a score of its own: the first numbers of all, and the others by name, nan for the
+    tasks that have no such number.
+    """
+    rows = []  # task -> scenario -> the numbers of its score
+    with looking_only(model):
+        for task in tasks:
+            score = dataset.get_score(task)
+            states = {name: score.start() for name in names}
+            for inputs, labels in dataset.test_loaders[task]:
+                outputs, _ = model.examine(inputs, labels, task, names)
+                for name in names:
+                    score.add(states[name], outputs[name], labels)
+            rows.append({name: score.result(states[name]) for name in names})
+    firsts = [next(iter(row[names[0]])) for row in rows]
+    scores = {name: [row[name][first] for row, first in zip(rows, firsts, strict=True)] for name in names}
+    more = dict.fromkeys(m for row, first in zip(rows, firsts, strict=True) for m in row[names[0]] if m != first)
+    others = {m: {name: [row[name].get(m, math.nan) for row in rows] for name in names} for m in more}
+    return scores, others
+
+
 @torch.no_grad()
 def held_out_scores(model: ContinualModel, dataset, task: int) -> dict[str, float]:
-    """Accuracy (percent) over the current task's classes, and mean loss, on the held-out data of the current task."""
+    """Accuracy (percent) over the current task's classes, and mean loss, on the held-out data of the current task; of
+    a vision task its own score.
+    """
+    if dataset.KIND == "vision":
+        return vision_scores(model, dataset, task, dataset.held_out_loader)
     classes, score = dataset.get_offsets(task), dataset.get_score()
     totals = torch.zeros(len(score.SUMS) + 1, device=model.device)
     with looking_only(model):
@@ -89,6 +118,19 @@ def held_out_scores(model: ContinualModel, dataset, task: int) -> dict[str, floa
     n, totals = len(dataset.held_out_loader.dataset), totals.cpu()
     accuracy = next(iter(score.metrics(totals[:-1], n).values()))
     return {"accuracy": accuracy, "loss": (totals[-1] / n).item()}
+
+
+@torch.no_grad()
+def vision_scores(model: ContinualModel, dataset, task: int, batches: Iterable) -> dict[str, float]:
+    """Score ('accuracy', percent) and mean loss of a vision task on batches (inputs, labels, ...)."""
+    score, spec = dataset.get_score(task), dataset.tasks[task]
+    state, loss, n = score.start(), 0.0, 0
+    with looking_only(model):
+        for inputs, labels, *_ in batches:
+            outputs = model.predict(inputs, task)
+            score.add(state, outputs, labels)
+            loss, n = loss + spec.loss(outputs, labels) * len(inputs), n + len(inputs)
+    return {"accuracy": next(iter(score.result(state).values())), "loss": float(loss) / max(n, 1)}
 
 
 @contextmanager

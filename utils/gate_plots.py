@@ -12,29 +12,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def gate_figures(found: dict[str, Any]) -> list[tuple[str, str, Figure]]:
-    """(name, caption, figure) of everything that `gate_analysis` returns."""
-    kept = ", ".join(f"{100 * k:.0f}" for k in found["kept"])
-    draws = ", ".join(f"{100 * p:.0f}" for p in found["probability"])
-    rates = (
-        f"share of {found['images']} test images that keep each filter, by class; the agents keep {kept} % of their "
-        f"channels (mean keep probability {draws} %); always on {100 * found['always_on']:.0f} % of the filters, never "
-        f"on {100 * found['never_on']:.0f} %; {found['masks']} different masks"
-    )
-    overlap = (
-        f"overlap of the filters that two classes use (soft Jaccard index of their rates, mean {found['between']:.2f}, "
-        f"{found['within']:.2f} between two halves of one class; masks of single images: {found['different']:.2f} and "
-        f"{found['same']:.2f}) against the cosine of their mean images; Spearman's correlation "
-        f"{found['correlation']:.2f}"
-    )
-    curve = (
-        "accuracy as --inf_thresh varies against multiply-accumulates, the agents' included, relative to the network "
-        "without gates; they become time only with --sparse_infer, and then in part"
-    )
+def gate_figures(found: dict[str, Any]) -> list[tuple[str, str, Figure, bool]]:
+    """(file name, what it shows, figure, whether it is wide) of everything that `gate_analysis` returns."""
     return [
-        ("gate_rates", rates, gate_rates(found["rates"], found["classes"], found["slices"])),
-        ("gate_overlap", overlap, gate_overlap(found["overlap"], found["similarity"], found["classes"])),
-        ("gate_accuracy", curve, accuracy_against_macs(found["curve"])),
+        (
+            "gate_rates",
+            "share of each class's test images that keep each filter",
+            gate_rates(found["rates"], found["classes"], found["slices"]),
+            True,
+        ),
+        (
+            "gate_overlap",
+            "overlap of the filters that two classes use, against the likeness of their mean images",
+            gate_overlap(found["overlap"], found["similarity"], found["classes"]),
+            False,
+        ),
+        (
+            "gate_accuracy",
+            "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies",
+            accuracy_against_macs(found["curve"]),
+            False,
+        ),
     ]
 
 

@@ -30,9 +30,10 @@ class ContinualDataset:
 
     Class attributes (a dataset file sets them):
         NAME: as given to `--dataset`.
-        SETTING: 'class-il', 'domain-il' or 'general-continual'. A class-il stream is also scored as task-il.
+        SETTING: 'class-il', 'domain-il', 'task-il' or 'general-continual'. A class-il stream is also scored as task-il.
         SETTINGS: where an option of the stream decides the setting, all that it may become.
-        KIND: what a task asks for: 'classification', 'language' or 'regression'; `get_loss` and `get_score` go with it.
+        KIND: what a task asks for: 'classification', 'language', 'regression', or 'vision' where that differs from
+            task to task; `get_loss` and `get_score` go with it.
         INPUT: 'images', 'tokens' or 'vectors': which networks can read the stream.
         PRESETS: as a method's.
         SOURCE: function of `base_path` that returns RawData.
@@ -187,8 +188,10 @@ class ContinualDataset:
             raise UserError(f"--multi_head: the tasks of {self.NAME} share their classes, there is one head: drop it")
         return MultiHeadLoss([self.task_classes(t) for t in range(self.EVAL_TASKS)], self.train_device)
 
-    def get_score(self):
-        """What the network is scored by on each task, see `datasets.utils.scores`."""
+    def get_score(self, task: int | None = None):
+        """What the network is scored by, see `datasets.utils.scores`; on a vision stream each task has its own, see
+        `datasets.utils.vision_scores`.
+        """
         return ClassScore()
 
     def get_backbone(self) -> str:

@@ -28,7 +28,6 @@ from utils.errors import UserError
 VERSION = 1  # of the recipe; part of the folder's name
 COUNTS = {"train": 240, "val": 60}
 SEG, DET, CLS = range(3)
-VISIBLE = 0.35  # share of an item's brightest pixel above which a pixel belongs to the object
 HIDDEN = 0.15  # largest share of an object that a later one may hide
 TRIES = 20
 NAMES = {
@@ -37,7 +36,8 @@ NAMES = {
     ),
     "digits": tuple(f"digit {d}" for d in range(10)),
 }  # fmt: skip
-THRESHOLDS = {"fashion": 0.1, "digits": VISIBLE}  # garments are grey inside, pen strokes are not
+# Share of an item's brightest pixel above which a pixel belongs to the object: garments are grey inside.
+THRESHOLDS = {"fashion": 0.1, "digits": 0.35}
 
 
 def item_source(base_path: str, wanted: str) -> str:
@@ -95,14 +95,9 @@ def build(folder: Path, seed: int, size: int, source: str, base_path: str) -> No
     pools = item_pools(labels, seed)
     for task, write in ((SEG, _write_voc), (DET, _write_coco), (CLS, _write_folders)):
         for split in COUNTS:
-            write(folder, split, Painter(items, labels, pools[split], THRESHOLDS[source], seed, task, split, size))
+            write(folder, split, Painter(items, pools[split], source, seed, task, split, size))
     sets = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (sets / "trainval.txt").write_text((sets / "train.txt").read_text() + (sets / "val.txt").read_text())
-    for split in COUNTS:
-        path = folder / f"coco/annotations/instances_{split}2017.json"
-        content = json.loads(path.read_text())
-        content["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(NAMES[source])]
-        path.write_text(json.dumps(content))
     manifest = {"source": source, "seed": seed, "size": size, "classes": NAMES[source]}
     manifest["items"] = {split: np.concatenate(pools[split]).tolist() for split in COUNTS}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -122,8 +117,8 @@ def item_pools(labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
 class Painter:
     """Draws the images of one split of one task."""
 
-    def __init__(self, items, labels, pools, threshold: float, seed: int, task: int, split: str, size: int):
-        self.items, self.labels, self.pools, self.threshold = items, labels, pools, threshold
+    def __init__(self, items, pools: list[np.ndarray], source: str, seed: int, task: int, split: str, size: int):
+        self.items, self.pools, self.names, self.threshold = items, pools, NAMES[source], THRESHOLDS[source]
         self.seed, self.task, self.split, self.size = seed, task, split, size
         self.scale = size / 96  # lengths are given for a canvas of 96 pixels
         self.columns, self.rows = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
@@ -233,7 +228,8 @@ def _write_coco(folder: Path, split: str, painter: Painter) -> None:
                     "segmentation": {"counts": run_lengths(mask), "size": [size, size]},
                 }
             )  # fmt: skip
-    content = {"images": images, "annotations": annotations}
+    categories = [{"id": c + 1, "name": name} for c, name in enumerate(painter.names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
 
 

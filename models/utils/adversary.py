@@ -57,8 +57,9 @@ class Adversary:
     def moments(self, posterior: Sampler) -> Moments:
         """Means and standard deviations (P,) of the posterior, from samples."""
         samples = posterior(AC_SAMPLES)
-        mean = samples.mean(0)  # torch.std over the first dimension is an order of magnitude slower than this
-        variance = (samples - mean).square().sum(0) / (AC_SAMPLES - 1)
+        share = samples.new_full((AC_SAMPLES,), 1 / AC_SAMPLES)  # products are faster than reductions over rows
+        mean = share @ samples
+        variance = share @ (samples - mean).square() * AC_SAMPLES / (AC_SAMPLES - 1)
         return mean, variance.sqrt().clamp(min=1e-6)
 
     def train_discriminator(self, posterior: Sampler, contrast: Moments | None, prior: Sampler | None = None) -> Tensor:

@@ -32,6 +32,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         kept: (G,), share of its channels that each agent keeps.
         probability: (G,), mean keep probability of each agent's gates; `saturated`: share of (image, gate) where it is
             below 0.01 or above 0.99.
+        macs: share of the plain network's multiply-accumulates, the agents' own included.
         always_on, never_on: share of the filters kept by at least 99 % of the images of every class, and dropped by so
             many.
         masks: number of different masks.
@@ -39,23 +40,25 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         different, same: mean Jaccard index of the masks of two images of different classes, and of one class.
         overlap, similarity: (C, C), soft Jaccard index of the rates, and cosine between the mean images.
         correlation: Spearman's, of overlap with similarity over pairs of classes; nan for fewer than three classes.
-        curve: (tau, share of channels kept, share of the plain network's multiply-accumulates with the agents' own,
-            accuracy in percent) for each tau of THRESHOLDS.
+        curve: (tau, share of channels kept, macs, accuracy in percent) for each tau of THRESHOLDS.
     """
     net = model.net
     with looking_only(model):
         images, labels = _test_images(dataset, tasks)
         actions, v, _ = _passes(net, images)
-        curve, tau = [], net.inf_thresh
         shape = net.nf, tuple(dataset.SIZE[1:]), model.num_classes
-        own = agent_macs(*shape[:2], model.args.hidden_dim_ratio)
+        agents, dense = agent_macs(*shape[:2], model.args.hidden_dim_ratio), dense_macs(*shape)
+
+        def macs(masks: Tensor) -> float:
+            return (kept_macs(kept_fractions(masks, len(net.agents)), *shape).mean().item() + agents) / dense
+
         seen = dataset.task_classes(tasks[-1])[1]
+        curve, tau = [], net.inf_thresh
         sample, net.sample = net.sample, False
         for net.inf_thresh in THRESHOLDS:
             masks, _, logits = _passes(net, images)
-            macs = (kept_macs(kept_fractions(masks, len(net.agents)), *shape).mean().item() + own) / dense_macs(*shape)
             right = (logits[:, :seen].argmax(1) == labels).double().mean().item()
-            curve.append((net.inf_thresh, masks.mean().item(), macs, 100 * right))
+            curve.append((net.inf_thresh, masks.mean().item(), macs(masks), 100 * right))
         net.inf_thresh, net.sample = tau, sample
     classes = labels.unique()
     rates = torch.stack([actions[labels == c].mean(0) for c in classes])
@@ -74,6 +77,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         "kept": kept_fractions(actions, len(net.agents)).mean(0).tolist(),
         "probability": kept_fractions(probability, len(net.agents)).mean(0).tolist(),
         "saturated": ((probability < 0.01) | (probability > 0.99)).double().mean().item(),
+        "macs": macs(actions),
         "always_on": (rates >= ALWAYS).all(0).double().mean().item(),
         "never_on": (rates <= 1 - ALWAYS).all(0).double().mean().item(),
         "masks": len(actions.unique(dim=0)),
@@ -86,6 +90,25 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         "correlation": _rank_correlation(overlap[pairs], similarity[pairs]),
         "curve": curve,
     }
+
+
+def gate_numbers(found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of `gate_analysis` under the names that the report shows; undefined ones are left out."""
+    numbers = {f"kept by agent {g}": kept for g, kept in enumerate(found["kept"], start=1)}
+    numbers |= {f"keep probability, agent {g}": p for g, p in enumerate(found["probability"], start=1)}
+    numbers |= {
+        "multiply-accumulates / without gates": found["macs"],
+        "keep probabilities below 0.01 or above 0.99": found["saturated"],
+        "filters always on": found["always_on"],
+        "filters never on": found["never_on"],
+        f"different masks on {found['images']} images": found["masks"],
+        "overlap of filters, two classes": found["between"],
+        "overlap of filters, halves of a class": found["within"],
+        "overlap of masks, images of two classes": found["different"],
+        "overlap of masks, images of a class": found["same"],
+        "rank correlation of overlap with likeness": found["correlation"],
+    }
+    return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
 
 def _test_images(dataset, tasks: range) -> tuple[Tensor, Tensor]:

@@ -112,8 +112,11 @@ class GatedModel(ContinualModel):
         macs = kept_macs(kept, *shape).mean() / dense_macs(*shape)
         return {f"kept_{g}": k for g, k in enumerate(kept.mean(0).unbind(), start=1)} | {"macs": macs}
 
-    def figures(self, dataset, tasks):
-        from models.utils.gate_analysis import gate_analysis
+    def findings(self, dataset, tasks):
+        from models.utils.gate_analysis import gate_analysis, gate_numbers
         from utils.gate_plots import gate_figures
 
-        return gate_figures(gate_analysis(self, dataset, tasks)) if self.net.gating else []
+        if not self.net.gating:
+            return {}, []
+        found = gate_analysis(self, dataset, tasks)
+        return gate_numbers(found), gate_figures(found)

@@ -411,10 +411,10 @@ def test_gate_analysis_by_hand(trained):
     assert net.inf_thresh == 0.5
 
 
-def test_figures(trained):
+def test_findings(trained):
     with torch.no_grad():
-        figures = trained.model.eval().figures(trained.dataset, range(2))
-    assert [name for name, _, _ in figures] == ["gate_rates", "gate_overlap", "gate_accuracy"]
-    assert "% of their channels" in figures[0][1] and "Spearman" in figures[1][1]
-    for _, _, figure in figures:
+        numbers, figures = trained.model.eval().findings(trained.dataset, range(2))
+    assert [name for name, *_ in figures] == ["gate_rates", "gate_overlap", "gate_accuracy"]
+    assert 0.3 < numbers["kept by agent 4"] <= 1 and 0.5 < numbers["multiply-accumulates / without gates"] <= 1.1
+    for _, _, figure, _ in figures:
         figure.canvas.draw()

@@ -115,9 +115,8 @@ def main() -> None:
         for seed, f in enumerate(found):
             if "kept" in f:
                 kept, drawn = (" ".join(f"{k:.2f}" for k in values) for values in (f["kept"], sampled(f)))
-                macs = next(macs for tau, _, macs, _ in f["curve"] if tau == 0.5)
                 print(
-                    f"  seed {seed}: kept {kept} (drawn in training {drawn}), macs {macs:.2f}, saturated "
+                    f"  seed {seed}: kept {kept} (drawn in training {drawn}), macs {f['macs']:.2f}, saturated "
                     f"{f['saturated']:.2f}, always on {f['always_on']:.2f}, never {f['never_on']:.2f}, masks "
                     f"{f['masks']} of {f['images']}, Jaccard same {f['same']:.2f} different {f['different']:.2f}, "
                     f"between classes {f['between']:.2f}, correlation {f['correlation']:.2f}",

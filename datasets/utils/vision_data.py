@@ -1,0 +1,159 @@
+"""Examples of a vision task as the network gets them: decoded, resized, kept, flipped and shifted with their labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from datasets.utils.streaming import Cache
+from datasets.utils.vision_formats import VOID, Boxes, Examples, read_image, read_mask
+from utils.randomness import generator
+
+SHIFT = 12  # an image is shifted by at most a twelfth of its side: 8 of 96 pixels
+
+
+@dataclass
+class Scene:
+    """An image and what is true of it, which move together.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        mask: (H, W) uint8 class numbers, of segmentation.
+        boxes: (k, 4) corners, of detection, with `classes` (k,) and `crowd` (k,).
+    """
+
+    image: tv_tensors.Image
+    mask: tv_tensors.Mask | None = None
+    boxes: tv_tensors.BoundingBoxes | None = None
+    classes: Tensor | None = None
+    crowd: Tensor | None = None
+
+    def moved(self, transform, **of_mask) -> "Scene":
+        """The scene with every part moved by `transform`, a function of torchvision's v2; the mask with `of_mask`."""
+        image = transform(self.image)
+        mask = None if self.mask is None else transform(self.mask, **of_mask)
+        boxes = None if self.boxes is None else transform(self.boxes)
+        return Scene(image, mask, boxes, self.classes, self.crowd)
+
+
+def resized(scene: Scene, size: int) -> Scene:
+    """The scene on `size` x `size` pixels: the image smooth, masks by the nearest pixel, corners in proportion."""
+    return scene.moved(lambda x: v2.functional.resize(x, [size, size], antialias=True))
+
+
+def augmented(scene: Scene, rng: torch.Generator) -> Scene:
+    """Mirrored with probability one half, shifted by up to a twelfth of the side in each direction.
+
+    What comes in from outside is black and void. Boxes are cut at the border; those of less than a pixel then are left
+    out, with their classes.
+    """
+    size = scene.image.shape[-1]
+    far = size // SHIFT
+    flip, top, left = torch.rand(3, generator=rng).tolist()
+    if flip < 0.5:
+        scene = scene.moved(v2.functional.horizontal_flip)
+    top, left = (int(part * (2 * far + 1)) for part in (top, left))
+
+    def shift(x, fill=0):
+        return v2.functional.crop(v2.functional.pad(x, [far], fill=fill), top, left, size, size)
+
+    scene = scene.moved(shift, fill=VOID)
+    if scene.boxes is not None:
+        left_over = (scene.boxes[:, 2:] - scene.boxes[:, :2]).amin(1) >= 1
+        scene.boxes = tv_tensors.wrap(scene.boxes[left_over], like=scene.boxes)
+        scene.classes, scene.crowd = scene.classes[left_over], scene.crowd[left_over]
+    return scene
+
+
+class VisionData:
+    """One part (training or test) of a task, to be read example by example.
+
+    Args:
+        examples: what lies on the disk.
+        kind: of the task, see `VisionTask`.
+        size: side of the images.
+        augment: whether `example` augments in training.
+        capacity: decoded examples kept in memory.
+        max_boxes: rows of the padded boxes.
+        seed, task: what the augmentation is a function of, with epoch and example.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        kind: str,
+        size: int,
+        augment: bool = False,
+        capacity: int = 0,
+        max_boxes: int = 0,
+        seed: int = 0,
+        task: str = "",
+    ):
+        self.examples, self.kind, self.size, self.augment = examples, kind, size, augment
+        self.max_boxes, self.seed, self.task = max_boxes, seed, task
+        self.masked = kind in ("binary", "semantic")
+        self.cache = Cache((3 + self.masked, size, size), min(capacity, len(examples)))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def example(self, row: int, epoch: int | str | None = None) -> tuple[Tensor, Any]:
+        """Raw image (3, S, S) uint8 and label, see `label`; augmented as in `epoch`, unless that is None.
+
+        Raises:
+            UserError: a file that cannot be read.
+        """
+        pixels = self.cache.get(row, lambda: self._decoded(row))
+        scene = Scene(tv_tensors.Image(pixels[:3]))
+        target = self.examples.targets[row]
+        if self.masked:
+            scene.mask = tv_tensors.Mask(pixels[3])
+        elif isinstance(target, Boxes):
+            scene.boxes = self._corners(target, row)
+            scene.classes, scene.crowd = target.classes, target.crowd
+        if epoch is not None and self.augment:
+            scene = augmented(scene, generator(self.seed, "augmentation", self.task, epoch, row))
+        return scene.image.as_subclass(Tensor), self.label(scene, target, training=epoch is not None)
+
+    def label(self, scene: Scene, target: Any, training: bool) -> Any:
+        """'binary', 'semantic': (S, S) int64, 255 void; 'multilabel': (C,) float, 1 for a class that is there;
+        'classes': () int64; 'boxes': {'boxes': (M, 4) float corners, 'classes': (M,) int64, -1 padding, 'crowd': (M,)
+        bool}, crowds only where one does not train.
+        """
+        if self.masked:
+            mask = scene.mask.as_subclass(Tensor).long()
+            return torch.where((mask > 0) & (mask != VOID), 1, mask) if self.kind == "binary" else mask
+        if self.kind == "classes":
+            return torch.tensor(target)
+        if self.kind == "multilabel":
+            return torch.zeros(len(self.examples.class_names)).index_fill_(0, scene.classes, 1.0)
+        shown = ~scene.crowd if training else torch.ones_like(scene.crowd)
+        n = int(shown.sum())
+        label = {
+            "boxes": torch.zeros(self.max_boxes, 4),
+            "classes": torch.full((self.max_boxes,), -1),
+            "crowd": torch.zeros(self.max_boxes, dtype=torch.bool),
+        }
+        label["boxes"][:n] = scene.boxes.as_subclass(Tensor)[shown]
+        label["classes"][:n], label["crowd"][:n] = scene.classes[shown], scene.crowd[shown]
+        return label
+
+    def _decoded(self, row: int) -> Tensor:
+        """(3, S, S), with the mask as a fourth channel where there is one."""
+        image = v2.functional.pil_to_tensor(read_image(self.examples.files[row]))
+        scene = Scene(tv_tensors.Image(image))
+        if self.masked:
+            mask = read_mask(self.examples.targets[row], len(self.examples.class_names))
+            scene.mask = tv_tensors.Mask(torch.from_numpy(mask))
+        scene = resized(scene, self.size)
+        parts = [scene.image, *([scene.mask.unsqueeze(0)] if self.masked else [])]
+        return torch.cat([part.as_subclass(Tensor) for part in parts])
+
+    def _corners(self, target: Boxes, row: int) -> tv_tensors.BoundingBoxes:
+        """The boxes on the resized image."""
+        width, height = target.size
+        boxes = tv_tensors.BoundingBoxes(target.corners, format="XYXY", canvas_size=(height, width))
+        return v2.functional.resize(boxes, [self.size, self.size])

@@ -1,0 +1,191 @@
+"""How well a network does on vision tasks. A score is accumulated over batches on the device:
+
+    state = score.start();  score.add(state, outputs, labels) per batch;  score.result(state) -> {name: number}
+
+The first number of a result, in percent and higher is better, fills the score matrix R and is the score's `NAME`.
+'floor' is what the best answer that never looks at the image gets of that number on the same data.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+VOID = 255
+
+
+class SegmentationScore:
+    """Intersection over union per class from one confusion matrix over all labelled pixels of the test set.
+
+    R holds the mean over classes that are in the labels or the predictions ('mIoU'); of a mask of one channel that of
+    the foreground ('IoU_fg'), which is another number and never called mIoU.
+
+    Args:
+        n_classes: channels; 2 for a binary mask.
+        binary: one channel, foreground where its logit is positive.
+        class_names: for 'IoU NAME' of each class; left out where there are none.
+    """
+
+    def __init__(self, n_classes: int, binary: bool = False, class_names=()):
+        self.n_classes, self.binary = 2 if binary else n_classes, binary
+        self.class_names = list(class_names)
+        self.NAME = "IoU_fg" if binary else "mIoU"
+        self.NOTE = f"{self.NAME} in percent over all labelled pixels of the test set"
+
+    def start(self) -> dict:
+        return {"confusion": 0}
+
+    def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
+        """Logits (B, n, H, W), labels (B, H, W); pixels labelled 255 count nowhere."""
+        predicted = (outputs[:, 0] > 0).long() if self.binary else outputs.argmax(1)
+        valid, n = labels != VOID, self.n_classes
+        pairs = torch.where(valid, labels * n + predicted, n * n)
+        counts = torch.bincount(pairs.flatten(), minlength=n * n + 1)[:-1]
+        state["confusion"] = state["confusion"] + counts.view(n, n)
+
+    def result(self, state: dict) -> dict[str, float]:
+        iou = intersection_over_union(state["confusion"])
+        pixels = state["confusion"].sum(1).double()
+        share = pixels / pixels.sum().clamp(min=1)
+        if self.binary:
+            return {"IoU_fg": _percent(iou[1]), "floor": _percent(share[1]), "IoU_bg": _percent(iou[0])}
+        # Always the most frequent class: its share there, 0 for the other classes present.
+        result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum().clamp(min=1))}
+        return result | {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
+
+
+def intersection_over_union(confusion: Tensor) -> Tensor:
+    """(C,) n_cc / (n_c. + n_.c - n_cc) from counts (C, C), row the true class; nan for a class that is nowhere."""
+    confusion = confusion.double()
+    hit = confusion.diagonal()
+    return hit / (confusion.sum(0) + confusion.sum(1) - hit)  # 0 / 0 is nan
+
+
+class MultiLabelScore:
+    """Average precision of the ranking of images, per class; the mean over classes with a positive image ('mAP_cls').
+
+    Not the mAP of box detection. Its floor is the mean share of positive images, which a random ranking gets.
+    """
+
+    NAME, NOTE = "mAP_cls", "mAP_cls: mean average precision of the classes present in an image, in percent; no boxes"
+
+    def __init__(self, n_classes: int, class_names=()):
+        self.n_classes, self.class_names = n_classes, list(class_names)
+
+    def start(self) -> dict:
+        return {"logits": [], "labels": []}
+
+    def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
+        """Logits (B, C), labels (B, C) in {0, 1}."""
+        state["logits"].append(outputs.detach()), state["labels"].append(labels)
+
+    def result(self, state: dict) -> dict[str, float]:
+        labels = torch.cat(state["labels"]).cpu() > 0
+        ap = average_precision(torch.cat(state["logits"]).float().cpu(), labels)
+        shares = labels.double().mean(0)
+        result = {"mAP_cls": _percent(ap.nanmean()), "floor": _percent(shares[shares > 0].mean())}
+        return result | {f"AP {name}": _percent(v) for name, v in zip(self.class_names, ap, strict=False)}
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    """(C,) average precision of scores (N, C) for labels (N, C) bool; nan for a class without a positive."""
+    from sklearn.metrics import average_precision_score
+
+    values = [
+        average_precision_score(y.numpy(), s.numpy()) if y.any() else math.nan
+        for s, y in zip(scores.T, labels.T, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class TopScore:
+    """The share of images whose class has the largest logit ('top-1'), and is among the five largest ('top-5').
+
+    'top-1 low' and 'top-1 high' are the ends of its 95 % interval by Wilson 1927.
+    """
+
+    NAME, NOTE = "top-1", "top-1 accuracy in percent"
+
+    def __init__(self, n_classes: int):
+        self.n_classes = n_classes
+
+    def start(self) -> dict:
+        return {"top1": 0, "top5": 0, "labels": 0}
+
+    def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
+        """Logits (B, C), labels (B,)."""
+        best = outputs.topk(min(5, self.n_classes), 1).indices == labels.unsqueeze(1)
+        state["top1"] = state["top1"] + best[:, 0].sum()
+        state["top5"] = state["top5"] + best.sum()
+        state["labels"] = state["labels"] + torch.bincount(labels, minlength=self.n_classes)
+
+    def result(self, state: dict) -> dict[str, float]:
+        counts = state["labels"]
+        hits, n = int(state["top1"]), max(int(counts.sum()), 1)
+        low, high = wilson(hits, n)
+        return {
+            "top-1": 100 * hits / n,
+            "floor": 100 * int(counts.max()) / n,
+            "top-5": 100 * int(state["top5"]) / n,
+            "top-1 low": 100 * low,
+            "top-1 high": 100 * high,
+        }
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval for a share of `hits` in `n`, 95 % by default."""
+    p, square = hits / n, z * z / n
+    middle = p + square / 2
+    half = z * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    return max((middle - half) / (1 + square), 0.0), min((middle + half) / (1 + square), 1.0)
+
+
+class BoxScore:
+    """COCO's average precision of boxes: the mean over IoU thresholds .5 to .95 ('mAP_box'), and at .5 and .75.
+
+    Crowd regions are ignored as COCO does it. Its floor is 0.
+    """
+
+    NAME, NOTE = "mAP_box", "mAP_box: COCO's mAP@[.5:.95] of boxes, in percent"
+
+    def __init__(self, n_classes: int, class_names=()):
+        self.n_classes, self.class_names = n_classes, list(class_names)
+
+    def start(self) -> dict:
+        from torchmetrics.detection import MeanAveragePrecision
+
+        return {"metric": MeanAveragePrecision(class_metrics=True)}
+
+    def add(self, state: dict, outputs: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
+        """Detections of each image: 'boxes' (K, 4) xyxy, 'scores' (K,), 'classes' (K,); labels 'boxes' (B, M, 4),
+        'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
+        """
+        found = [{"boxes": o["boxes"], "scores": o["scores"], "labels": o["classes"]} for o in outputs]
+        state["metric"].update([{k: v.cpu() for k, v in one.items()} for one in found], _unpadded(labels))
+
+    def result(self, state: dict) -> dict[str, float]:
+        values = state["metric"].compute()
+        result = {"mAP_box": _signed(values["map"]), "floor": 0.0}
+        result |= {"AP50": _signed(values["map_50"]), "AP75": _signed(values["map_75"])}
+        each = dict(zip(values["classes"].flatten().tolist(), values["map_per_class"].flatten(), strict=True))
+        missing = torch.tensor(-1.0)
+        return result | {f"AP {name}": _signed(each.get(c, missing)) for c, name in enumerate(self.class_names)}
+
+
+def _unpadded(labels: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    out = []
+    for boxes, classes, crowd in zip(*(labels[k].cpu() for k in ("boxes", "classes", "crowd")), strict=True):
+        real = classes >= 0
+        out.append({"boxes": boxes[real], "labels": classes[real], "iscrowd": crowd[real].long()})
+    return out
+
+
+def _percent(value: Tensor) -> float:
+    """nan as the one object `math.nan`, so that equal results compare equal."""
+    number = 100 * float(value)
+    return math.nan if math.isnan(number) else number
+
+
+def _signed(value: Tensor) -> float:
+    """As torchmetrics has it, below 0 for what is not defined."""
+    return math.nan if float(value) < 0 else 100 * float(value)

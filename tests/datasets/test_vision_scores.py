@@ -1,0 +1,194 @@
+"""Losses and scores of the vision tasks against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datasets.utils.vision_losses import (
+    VOID,
+    cls_loss,
+    det_loss,
+    dice_loss,
+    distillation,
+    draw_labels,
+    log_likelihood,
+    seg_loss,
+)
+from datasets.utils.vision_scores import (
+    BoxScore,
+    MultiLabelScore,
+    SegmentationScore,
+    TopScore,
+    intersection_over_union,
+    wilson,
+)
+
+
+def scored(score, *batches) -> dict[str, float]:
+    state = score.start()
+    for outputs, labels in batches:
+        score.add(state, outputs, labels)
+    return score.result(state)
+
+
+# ---- losses
+
+
+def test_dice_of_perfect_and_of_disjoint_masks():
+    y = torch.zeros(2, 1, 8, 8)
+    y[:, :, :4] = 1
+    valid = torch.ones(2, 8, 8, dtype=torch.bool)
+    assert dice_loss(y, y, valid) == 0
+    assert dice_loss(1 - y, y, valid).item() == pytest.approx(1 - 1 / 129)  # 64 foreground pixels, 64 predicted
+    wrong = y.clone()
+    wrong[:, :, 4:] = 1  # wrong only where all is void
+    valid[:, 4:] = False
+    assert dice_loss(wrong, y, valid) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_of_void_pixels_is_no_loss(channels):
+    logits = torch.randn(2, channels, 4, 4, requires_grad=True)
+    loss = seg_loss(logits, torch.full((2, 4, 4), VOID))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_segmentation_loss_is_entropy_plus_dice():
+    logits, labels = torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 1], [0, VOID]]])
+    # p = .5 on three pixels of which two are foreground: dice 1 - (2 * 1 + 1) / (1.5 + 2 + 1)
+    assert seg_loss(logits, labels).item() == pytest.approx(math.log(2) + 1 - 3 / 4.5)
+    logits = torch.zeros(1, 4, 2, 2)  # p = .25; classes 1 (two pixels) and 0 (one pixel) are there
+    dice = 0.5 * ((1 - 2 / 3.75) + (1 - 1.5 / 2.75))
+    assert dice == pytest.approx(0.5 * ((1 - (2 * 0.5 + 1) / (0.75 + 2 + 1)) + (1 - (2 * 0.25 + 1) / (0.75 + 1 + 1))))
+    assert seg_loss(logits, labels).item() == pytest.approx(math.log(4) + dice)
+
+
+def test_focal_loss_and_label_smoothing():
+    assert det_loss(torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(0.25 * 0.25 * math.log(2))
+    logits = torch.tensor([[2.0, 0.0]])
+    p = logits.softmax(1).log()[0]
+    assert cls_loss(logits, torch.tensor([0])).item() == pytest.approx(-(0.95 * p[0] + 0.05 * p[1]).item())
+
+
+def test_likelihoods_are_sums_over_outputs():
+    z = torch.randn(3, 4, 4)
+    y = torch.randint(3, (4, 4))
+    y[0] = VOID
+    whole = -F.cross_entropy(z.unsqueeze(0), y.unsqueeze(0), ignore_index=VOID, reduction="sum")
+    torch.testing.assert_close(log_likelihood("seg", z, y), whole)
+    y = torch.tensor([[1, 0], [1, VOID]])
+    z = torch.zeros(1, 2, 2)
+    assert log_likelihood("seg", z, y).item() == pytest.approx(3 * math.log(0.5))
+    assert log_likelihood("det", torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
+    assert log_likelihood("cls", torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
+
+
+def test_drawn_labels_follow_the_network():
+    torch.manual_seed(0)
+    n = 4000
+    logit = math.log(3)  # p = .75
+    assert draw_labels("det", torch.full((n, 1), logit), torch.zeros(n, 1)).mean().item() == pytest.approx(
+        0.75, abs=0.03
+    )
+    drawn = draw_labels("cls", torch.tensor([[logit, 0.0]]).expand(n, 2), torch.zeros(n, dtype=torch.long))
+    assert drawn.float().mean().item() == pytest.approx(0.25, abs=0.03) and drawn.dtype == torch.long
+    labels = torch.zeros(1, 50, 80, dtype=torch.long)
+    labels[:, :10] = VOID
+    for outputs in (
+        torch.full((1, 1, 50, 80), logit),
+        torch.stack((torch.zeros(1, 50, 80), torch.full((1, 50, 80), logit)), 1),
+    ):
+        drawn = draw_labels("seg", outputs, labels)
+        assert (drawn[:, :10] == VOID).all()
+        assert drawn[:, 10:].float().mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+def test_distillation_is_nothing_between_equals():
+    for task, shape in (("seg", (2, 3, 4, 4)), ("seg", (2, 1, 4, 4)), ("det", (2, 5)), ("cls", (2, 5))):
+        a, b = torch.randn(shape), torch.randn(shape)
+        assert distillation(a, a, task, 2.0).item() == pytest.approx(0, abs=1e-6)
+        assert distillation(a, b, task, 2.0) > 0
+    yes, no = torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])  # teacher .5, student .75
+    expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert distillation(yes, no, "det", 1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+# ---- scores
+
+
+def test_intersection_over_union_by_hand():
+    iou = intersection_over_union(torch.tensor([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))
+    assert iou[:2].tolist() == pytest.approx([2 / 3, 1 / 2]) and math.isnan(iou[2])
+    labels = torch.tensor([[[0, 0], [0, 1]]])
+    logits = F.one_hot(torch.tensor([[[0, 0], [1, 1]]]), 3).movedim(-1, 1).float()
+    result = scored(SegmentationScore(3, class_names=["a", "b", "c"]), (logits, labels))
+    assert result["mIoU"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
+    assert math.isnan(result["IoU c"]) and result["IoU a"] == pytest.approx(200 / 3)
+    assert result["floor"] == pytest.approx(100 * 0.75 / 2)  # all of it class 0
+
+
+def test_void_pixels_count_nowhere():
+    torch.manual_seed(0)
+    labels, logits = torch.randint(3, (2, 8, 8)), torch.randn(2, 3, 8, 8)
+    labels[:, :3] = VOID
+    flipped = logits.clone()
+    flipped[:, :, :3] *= -1
+    score = SegmentationScore(3)
+    assert scored(score, (logits, labels)) == scored(score, (flipped, labels))
+    # In one go or batch by batch.
+    assert scored(score, (logits, labels)) == scored(score, (logits[:1], labels[:1]), (logits[1:], labels[1:]))
+
+
+def test_the_mask_of_one_channel_is_scored_by_its_foreground():
+    labels = torch.tensor([[[1, 0], [VOID, 0]]])
+    logits = torch.tensor([[[[1.0, 1.0], [1.0, -1.0]]]])
+    result = scored(SegmentationScore(1, binary=True), (logits, labels))
+    assert next(iter(result)) == "IoU_fg" and "mIoU" not in result
+    assert result["IoU_fg"] == pytest.approx(50) and result["IoU_bg"] == pytest.approx(50)
+    assert result["floor"] == pytest.approx(100 / 3)  # everything is foreground
+
+
+def test_average_precision_by_hand():
+    logits, labels = torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[1.0], [0.0], [1.0]])
+    assert scored(MultiLabelScore(1), (logits, labels))["mAP_cls"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+    # A class without positives is no class.
+    more = torch.cat((logits, logits), 1), torch.cat((labels, torch.zeros(3, 1)), 1)
+    result = scored(MultiLabelScore(2, ["a", "b"]), more)
+    assert result["mAP_cls"] == pytest.approx(100 * 5 / 6) and math.isnan(result["AP b"])
+    assert result["floor"] == pytest.approx(200 / 3)
+
+
+def test_mean_average_precision_is_that_of_the_classes_present():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(30, 80), torch.zeros(30, 80)
+    labels[:, 7:17] = (torch.rand(30, 10) < 0.3).float()
+    whole = scored(MultiLabelScore(80), (logits, labels))
+    ten = scored(MultiLabelScore(10), (logits[:, 7:17], labels[:, 7:17]))
+    assert whole["mAP_cls"] == pytest.approx(ten["mAP_cls"]) and whole["floor"] == pytest.approx(ten["floor"])
+
+
+def test_top_one_top_five_and_their_floor():
+    logits = torch.arange(10.0).expand(4, 10)
+    labels = torch.tensor([9, 9, 6, 0])
+    result = scored(TopScore(10), (logits[:1], labels[:1]), (logits[1:], labels[1:]))
+    assert result["top-1"] == 50 and result["top-5"] == 75 and result["floor"] == 50
+    assert wilson(60, 60) == pytest.approx((0.940, 1.0), abs=5e-4)
+    assert wilson(59, 60) == pytest.approx((0.911, 0.997), abs=5e-4)
+
+
+def test_box_precision_by_hand():
+    labels = {
+        "boxes": torch.tensor([[[0.0, 0, 10, 12], [0, 0, 0, 0]], [[5.0, 5, 20, 20], [0, 0, 0, 0]]]),
+        "classes": torch.tensor([[0, -1], [1, -1]]),
+        "crowd": torch.zeros(2, 2, dtype=torch.bool),
+    }
+    found = [
+        {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "scores": torch.tensor([0.9]), "classes": torch.tensor([0])},
+        {"boxes": torch.tensor([[5.0, 5, 20, 20]]), "scores": torch.tensor([0.8]), "classes": torch.tensor([1])},
+    ]
+    result = scored(BoxScore(3, ["a", "b", "c"]), (found, labels))
+    assert result["AP a"] == pytest.approx(70) and result["AP b"] == pytest.approx(100)  # IoU .8333: seven thresholds
+    assert result["mAP_box"] == pytest.approx(85) and math.isnan(result["AP c"])
