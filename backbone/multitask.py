@@ -104,25 +104,21 @@ class BalancedMultiTaskModel(Backbone):
         """The branch of the calls that name none; None: all of them."""
         self.active = task
 
-    def begin_task(self, task: str) -> None:
-        """Enter training on a task; does nothing for one that was entered before."""
-        if task not in self.begun:
-            begin_task(self.trunk, task, self.begun[-1] if self.begun else None)
-            self.begun = [*self.begun, task]
+    def begin_tasks(self, tasks: list[str]) -> None:
+        """Enter training on a task after those begun before, or on several at once."""
+        if self.begun:
+            begin_task(self.trunk, tasks[0], self.begun[-1])
+        self.begun = [*self.begun, *tasks]
 
-    def begin_all(self) -> None:
-        """Enter training on all tasks at once."""
-        self.begun = list(self.tasks)
-
-    def forward(self, x: Tensor, task: str | None = None):
+    def forward(self, x: Tensor, task: str | None = None, returnt: str | None = None):
         """Outputs of the branch of `task`, of the one selected, or of all by name; with one of `Backbone.forward`'s
         `returnt` for `task`, what that says of the class branch.
 
         Args:
             x: images (B, 3 or 1, H, W), height and width multiples of 32 (small trunk: 16) where masks are asked for.
         """
-        if task is not None and task not in self.heads:
-            return super().forward(x, task)
+        if returnt is not None or (task is not None and task not in self.heads):
+            return super().forward(x, returnt or task)
         if x.dtype == torch.uint8:
             x = x.float() / 255
         task = task or self.active
@@ -188,11 +184,13 @@ class SmallTrunk(nn.Module):
         channels: of the maps that `forward` returns, finest first.
         scales: which of them the detection branch reads.
         skips: whether the decoder reads the finer maps too.
-        mask_widths, hidden: widths of the branches.
+        mask_widths, det_widths, cls_widths: widths of the branches.
+        pyramid, strides, box_width: maps that boxes are read from, strides of all maps, width of that branch.
     """
 
     channels, scales, skips = (24, 48, 96, 128), (1, 2, 3), True
     mask_widths, det_widths, cls_widths = (96, 64, 48, 32), (64, 256), (256, 256)
+    pyramid, strides, box_width = (1, 2, 3), (2, 4, 8, 16), 64
 
     def __init__(self, pretrained: str = "none"):
         super().__init__()
@@ -214,6 +212,7 @@ class EfficientNetTrunk(nn.Module):
 
     channels, scales, skips = (24, 40, 112, 320, 1280), (1, 2, 4), False
     mask_widths, det_widths, cls_widths = (192, 128, 96, 64, 32), (128, 256), (512, 256)
+    pyramid, strides, box_width = (1, 2, 3), (4, 8, 16, 32, 32), 96
     TAPS = (2, 3, 5, 7, 8)
 
     def __init__(self, pretrained: str = "none"):
@@ -312,8 +311,30 @@ class ClassHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Placeholder until the dense detector exists."""
+    """Outputs (B, L, n + 8) of a dense detector, as `datasets.utils.boxes` reads them: torchvision's FCOS head of two
+    convolutions on a feature pyramid over three maps (Tian et al. 2019; Lin et al. 2017).
+    """
 
     def __init__(self, trunk: nn.Module, n: int):
         super().__init__()
-        raise UserError("--detection boxes is not there yet: drop it")
+        from torchvision.models.detection.fcos import FCOSHead
+        from torchvision.ops import FeaturePyramidNetwork
+
+        self.pyramid = FeaturePyramidNetwork([trunk.channels[i] for i in trunk.pyramid], trunk.box_width)
+        self.head, self.taps, self.strides = FCOSHead(trunk.box_width, 1, n, 2), trunk.pyramid, trunk.strides
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        levels = list(self.pyramid({str(i): maps[i] for i in self.taps}).values())
+        said = self.head(levels)
+        outputs = [said["cls_logits"], said["bbox_regression"], said["bbox_ctrness"]]
+        return torch.cat((*outputs, self.places(levels).expand(len(maps[0]), -1, -1)), -1)
+
+    def places(self, levels: list[Tensor]) -> Tensor:
+        """(L, 3): x, y and stride in pixels of every location, level by level and row by row."""
+        out = []
+        for level, i in zip(levels, self.taps, strict=True):
+            (height, width), step = level.shape[2:], self.strides[i]
+            y, x = (step * (torch.arange(n, device=level.device) + 0.5) for n in (height, width))
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            out.append(torch.stack((x, y, torch.full_like(x, step)), -1).flatten(0, 1))
+        return torch.cat(out).to(levels[0].dtype)

@@ -1,4 +1,4 @@
-"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE, with replay of logits, labels and vectors.
+"""DYNAMOS: agents keep or drop channels for each image, learned by REINFORCE; logits, labels and vectors are replayed.
 
     L = CE(f(x), y) + w_r PG + w_p P                                                    on the batch
       + alpha MSE(f(x'), z') + alpha_p MSE(v(x'), v')                                   on one draw from the buffer

@@ -17,6 +17,7 @@ References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (separate against m
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import FISHERS, examples, fisher_diagonal
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.vision import task_fisher
 from utils.args import fraction, non_negative_float, positive_int
 from utils.errors import UserError
 
@@ -24,7 +25,7 @@ from utils.errors import UserError
 class EWC(ContinualModel):
     NAME = "ewc"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "vision"]
 
     @staticmethod
     def get_parser(parser):
@@ -49,13 +50,16 @@ class EWC(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.penalty = Quadratic()
-        if getattr(dataset, "KIND", None) == "language" and args.ewc_fisher not in ("mc", "empirical"):
-            raise UserError(f"--ewc_fisher {args.ewc_fisher} needs one label per example: on token streams give mc")
+        if getattr(dataset, "KIND", None) in ("language", "vision") and args.ewc_fisher not in ("mc", "empirical"):
+            raise UserError(f"--ewc_fisher {args.ewc_fisher} needs one label per example: on {dataset.NAME} give mc")
 
     def end_task(self, dataset):
         head = dataset.get_offsets(self.current_task) if self.args.multi_head else None
-        batches = examples(dataset.train_loader, self.args.n_fisher)
-        fisher = fisher_diagonal(self.net, batches, self.args.ewc_fisher, head)
+        if self.vision:
+            fisher = task_fisher(self.net, dataset, self.current_task, self.args.ewc_fisher, self.args.n_fisher)
+        else:
+            batches = examples(dataset.train_loader, self.args.n_fisher)
+            fisher = fisher_diagonal(self.net, batches, self.args.ewc_fisher, head)
         if self.args.ewc_normalize != "none":
             scale = fisher.mean() if self.args.ewc_normalize == "mean" else fisher.max()
             fisher = fisher / scale.clamp(min=1e-30)

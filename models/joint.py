@@ -9,7 +9,7 @@ from models.utils.continual_model import ContinualModel
 class Joint(ContinualModel):
     NAME = "joint"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
-    KINDS = ["classification", "language", "regression"]
+    KINDS = ["classification", "language", "regression", "vision"]
     JOINT = True
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):

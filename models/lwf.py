@@ -17,13 +17,14 @@ import torch
 from models.utils.continual_model import ContinualModel
 from models.utils.distillation import kd
 from models.utils.snapshot import Snapshot
+from models.utils.vision import distilled
 from utils.args import non_negative_float, non_negative_int, positive_float
 
 
 class LwF(ContinualModel):
     NAME = "lwf"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    KINDS = ["classification", "language", "vision"]
     UNUSED = ("multi_head",)
 
     @staticmethod
@@ -56,6 +57,8 @@ class LwF(ContinualModel):
             self.head_sizes = [*self.head_sizes, self.n_classes_current_task]
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        if self.vision:
+            return self.observe_one_of_many(inputs, labels, epoch)
         self.opt.zero_grad()
         logits = self.net(inputs)
         past, seen = self.n_past_classes, self.n_seen_classes
@@ -68,6 +71,20 @@ class LwF(ContinualModel):
             old = [z[..., : sum(self.head_sizes)].split(self.head_sizes, -1) for z in (logits, taught)]
             heads = zip(*old, strict=True)
             terms["kd"] = scale * sum(kd(mine, theirs, tau, self.args.lwf_kl).mean() for mine, theirs in heads)
+        return self.step(terms, epoch)
+
+    def observe_one_of_many(self, inputs, labels, epoch):
+        """`observe` where each task has a branch of its own kind."""
+        self.opt.zero_grad()
+        terms = {"ce": self.loss(self.net(inputs), labels)}
+        if self.teacher and self.args.alpha > 0:
+            tau, past = self.args.softmax_temp, [task.name for task in self.dataset.tasks[: self.current_task]]
+            scale = self.args.alpha if self.args.kd_scale == "T2" else self.args.alpha / tau**2
+            terms["kd"] = scale * distilled(self.net, self.teacher.copy, inputs, past, tau, self.args.lwf_kl)
+        return self.step(terms, epoch)
+
+    def step(self, terms, epoch):
+        """Follow the gradient of the sum of the terms."""
         loss = sum(terms.values())
         loss.backward()
         if self.teacher and epoch is not None and epoch < self.args.warmup_epochs:

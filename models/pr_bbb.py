@@ -48,12 +48,10 @@ class PRBBB(MetaReplay):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        if args.local_reparam and self.net.plain_layers is None:
-            raise UserError(
-                f"--local_reparam needs a fully connected network, not {args.backbone}: --backbone mnistmlp"
-            )
         if args.coreset_size and self.regression:
             raise UserError("--coreset_size needs classes: other tasks' examples get uniform labels")
+        if args.coreset_size and self.n_tasks == 1:
+            raise UserError("--coreset_size tells tasks apart, here is one alone: drop it (or --joint)")
         self.register_buffer("coreset_images", None)
         self.register_buffer("coreset_labels", None)
 
@@ -65,17 +63,20 @@ class PRBBB(MetaReplay):
 
     def fit_phi(self, phi, inputs, labels):
         mean, std = gaussian(phi)
-        outputs = self.drawn_outputs(mean, std, inputs, self.current_task)
+        outputs = self.drawn_outputs(mean, std, inputs)
         kl = divergences.kl_to_prior(mean, std.square(), self.args.prior_variance)
         kl = self.net.own_sum(kl.unsqueeze(0), self.own([self.current_task])).sum()
         return {"nll": self.nll(outputs, labels), "kl": self.args.kl_scale * kl}
 
-    def drawn_outputs(self, mean, std, inputs, task):
-        """Outputs (S, B, C) of a task's head under weights drawn from N(mean, std^2)."""
+    def drawn_outputs(self, mean, std, inputs, task=None):
+        """Outputs (S, B, C) under weights drawn from N(mean, std^2): of the current task's head in training, or of a
+        given task's, whose BatchNorm statistics stay as they are.
+        """
         samples = self.args.train_sample_size
         if self.args.local_reparam:
-            return self.net.local(mean, std.square(), inputs, self.head(task), samples)
-        if task != self.current_task:
+            head = self.head(self.current_task if task is None else task)
+            return self.net.local(mean, std.square(), inputs, head, samples)
+        if task is not None:
             return self.net(draw(mean, std, samples), inputs, self.head(task))
         if samples * len(mean) <= IN_CACHE or self.net.n_statistics:
             return self.outputs(draw(mean, std, samples), inputs)
@@ -125,7 +126,7 @@ class PRBBB(MetaReplay):
         tasks = list(range(self.n_begun))
         with torch.no_grad():
             learned = self.phi(tasks)
-        self.reset_optimizers()
+        self.opt = self.get_optimizer(p for p in self.parameters() if p.requires_grad)  # of all tasks
         for _ in range(steps):
             self.opt.zero_grad()
             phi = self.phi(tasks)

@@ -31,6 +31,7 @@ REPLACED = {
 NEUTRAL = (
     "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "mlflow",
     "disable_log", "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
+    "num_workers", "cache_mb",
 )  # fmt: skip
 
 

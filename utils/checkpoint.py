@@ -37,7 +37,7 @@ KEYS = {
 STREAM_OPTIONS = (
     "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
     "holdout", "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size", "language_mode", "language_rules",
-    "sequence_length",
+    "sequence_length", "vision_order", "vision_size", "vision_subset", "vision_items", "seg_classes", "detection",
 )  # fmt: skip
 LEAST_ENTRIES = 1 << 20  # as many a small checkpoint may hold, however few bytes they take
 MALFORMED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError)

@@ -132,7 +132,8 @@ def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict
             kept = run.folder and checkpoint.newest(run.folder)[0]
             raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
     run.seconds = time.perf_counter() - begin
-    costs = peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
+    waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
+    costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
     if run.folder is not None and run.history:
         run.analysis = analyse(model, dataset, run.history[-1].task)
     summary = summarise_run(run)

@@ -70,12 +70,11 @@ def gate_overlap(overlap: np.ndarray, similarity: np.ndarray, classes: np.ndarra
 
 def accuracy_against_macs(curve: list[tuple[float, float, float, float]]) -> Figure:
     """Accuracy against the share of multiply-accumulates, a point per threshold."""
-    figure, axes = _figure(5.8, 3.5, "Accuracy and computation", "multiply-accumulates (% of the plain network)", "")
-    axes.set_ylabel("accuracy (%)", fontsize=10)
-    thresholds, kept, macs, accuracy = np.array(curve).T
+    title, xlabel = "Accuracy and computation by threshold tau", "multiply-accumulates (% of the plain network)"
+    figure, axes = _figure(5.8, 3.5, title, xlabel, "accuracy (%)")
+    thresholds, _, macs, accuracy = np.array(curve).T
     axes.plot(100 * macs, accuracy, "-o", color=CYCLE[0], markersize=4)
-    for tau, k, m, a in zip(thresholds, kept, macs, accuracy, strict=True):
-        text = f"{tau:g}: {100 * k:.0f} % kept"
-        axes.annotate(text, (100 * m, a), (4, -9), textcoords="offset points", fontsize=7, color=INK)
-    axes.margins(0.12, 0.1)
+    for tau, m, a in zip(thresholds, macs, accuracy, strict=True):
+        axes.annotate(f"{tau:g}", (100 * m, a), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK)
+    axes.margins(0.08, 0.15)
     return figure

@@ -76,12 +76,8 @@ def use_task(trunk: nn.Module, task: str) -> None:
 
 
 @torch.no_grad()
-def begin_task(trunk: nn.Module, task: str, previous: str | None) -> None:
-    """Enter training on `task`, after `previous` or as the first: statistics stop, or those of the task begin as they
-    were left by the task before.
-    """
-    if previous is None:
-        return
+def begin_task(trunk: nn.Module, task: str, previous: str) -> None:
+    """Enter training on `task` after `previous`: statistics stop, or those of the task begin as the others are."""
     for part in trunk.modules():
         if isinstance(part, StoppableBatchNorm2d):
             part.stopped = True

@@ -14,7 +14,8 @@ from torch.func import functional_call, vmap
 from backbone.utils.base import Backbone
 from utils.errors import UserError
 
-LARGEST_CALL = 2**26  # weights in one call: beyond this, several calls
+LARGEST_CALL = 2**26  # weights in one call, or activations: beyond this, several calls
+WIDEST = 4  # entries of a layer, in multiples of those of the inputs: a guess
 
 
 class ExternalWeights(nn.Module):
@@ -121,7 +122,9 @@ class ExternalWeights(nn.Module):
             UserError: the network is not fully connected.
         """
         if self.plain_layers is None:
-            raise UserError(f"--local_reparam needs a fully connected network, not {self._template().NAME}: mnistmlp")
+            raise UserError(
+                f"--local_reparam needs a fully connected network, not {self._template().NAME}: --backbone mnistmlp"
+            )
         means, variances = self._parts(mean.unsqueeze(0), head), self._parts(variance.unsqueeze(0), head)
         h = x.flatten(1).expand(samples, -1, -1)
         for name in self.plain_layers:
@@ -136,7 +139,7 @@ class ExternalWeights(nn.Module):
     def evaluate(
         self, weights: Tensor, x: Tensor, heads: list[tuple[int, int]], statistics: Tensor | None = None
     ) -> list[Tensor]:
-        """Outputs of J posteriors with S weights each, in as few calls as memory allows.
+        """Outputs of J posteriors with S weights each, as many networks in a call as memory allows.
 
         Args:
             weights: (J, S, P).
@@ -146,22 +149,22 @@ class ExternalWeights(nn.Module):
         Returns:
             J tensors (S, B, C_j).
         """
-        samples, out = weights.shape[1], []
-        together = max(1, LARGEST_CALL // (samples * self.size))
-        for first in range(0, len(heads), together):
-            rows = slice(first, first + together)
-            group, wanted = weights[rows], heads[rows]
-            if len({high - low for low, high in wanted}) > 1:
-                for j, own in enumerate(wanted, first):
-                    given = None if statistics is None else statistics[j].expand(samples, -1)
-                    out.append(self(weights[j], x, own, given))
-                continue
-            moved = self._with_heads_first(group, wanted)
-            width = wanted[0][1] - wanted[0][0]
-            given = None if statistics is None else statistics[rows].repeat_interleave(samples, 0)
-            result = self(moved.flatten(0, 1), x, (0, width), given)
-            out += list(result.unflatten(0, (len(wanted), samples)))
-        return out
+        samples = weights.shape[1]
+        if len(heads) == 1 or len({high - low for low, high in heads}) > 1:
+            each = [None] * len(heads) if statistics is None else statistics.unsqueeze(1).expand(-1, samples, -1)
+            return [self._in_parts(w, x, head, s) for w, head, s in zip(weights, heads, each, strict=True)]
+        moved, width = self._with_heads_first(weights, heads).flatten(0, 1), heads[0][1] - heads[0][0]
+        given = None if statistics is None else statistics.repeat_interleave(samples, 0)
+        return list(self._in_parts(moved, x, (0, width), given).unflatten(0, (len(heads), samples)))
+
+    def _in_parts(self, weights: Tensor, x: Tensor, head: tuple[int, int], statistics: Tensor | None) -> Tensor:
+        """As `forward`, so many networks at a time that neither their weights nor their activations, a multiple of the
+        inputs, fill the memory.
+        """
+        most = max(1, LARGEST_CALL // max(self.size, WIDEST * x.numel()))
+        groups = weights.split(most)
+        given = [None] * len(groups) if statistics is None else statistics.split(most)
+        return torch.cat([self(w, x, head, s) for w, s in zip(groups, given, strict=True)])
 
     def _with_heads_first(self, weights: Tensor, heads: list[tuple[int, int]]) -> Tensor:
         """The same weights (J, S, P) with the head of each of the J in the first rows of its classifier."""

@@ -167,11 +167,12 @@ class TaskHypernetwork(nn.Module):
         second_moment = self._last_hidden().square().mean().item()
         scale = gain / (2 * last.in_features * second_moment)
         per_tensor = [(s.numel(), scale / math.prod(s[1:]) if len(s) > 1 else 0.0) for s in shapes]
-        last.bias.zero_()
+        n = sum(count for count, _ in per_tensor)
         if self.chunk:
-            n = sum(count for count, _ in per_tensor)
+            last.bias.zero_()
             last.weight.normal_(std=math.sqrt(sum(count * v for count, v in per_tensor) / n))
             return
+        last.bias[:n].zero_()
         at = 0
         for count, v in per_tensor:
             last.weight[at : at + count].normal_(std=math.sqrt(v))

@@ -188,9 +188,9 @@ class ContinualDataset:
             raise UserError(f"--multi_head: the tasks of {self.NAME} share their classes, there is one head: drop it")
         return MultiHeadLoss([self.task_classes(t) for t in range(self.EVAL_TASKS)], self.train_device)
 
-    def get_score(self, task: int | None = None):
-        """What the network is scored by, see `datasets.utils.scores`; on a vision stream each task has its own, see
-        `datasets.utils.vision_scores`.
+    def get_score(self):
+        """What the network is scored by on each task, see `datasets.utils.scores`. A vision stream's takes the task,
+        each has a score of its own: see `datasets.utils.vision_scores`.
         """
         return ClassScore()
 

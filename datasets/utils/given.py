@@ -69,7 +69,7 @@ class GivenTasks:
         multi_head: whether 'task-il' is the loss's business; not for methods that look at their own head only.
     """
 
-    NAME = "given"
+    NAME, KIND = "given", "classification"
 
     def __init__(
         self,

@@ -57,6 +57,6 @@ class RegressionStream(VectorStream):
         super().get_loss()  # refuses --multi_head
         return F.mse_loss
 
-    def get_score(self, task: int | None = None) -> RegressionScore:
+    def get_score(self) -> RegressionScore:
         """R^2 and mean squared error."""
         return RegressionScore(self.N_CLASSES)

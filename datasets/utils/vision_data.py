@@ -13,6 +13,7 @@ from datasets.utils.vision_formats import VOID, Boxes, Examples, read_image, rea
 from utils.randomness import generator
 
 SHIFT = 12  # an image is shifted by at most a twelfth of its side: 8 of 96 pixels
+LEFT = 0.25  # share of its box by which an object at the border still counts
 
 
 @dataclass
@@ -47,11 +48,12 @@ def resized(scene: Scene, size: int) -> Scene:
 def augmented(scene: Scene, rng: torch.Generator) -> Scene:
     """Mirrored with probability one half, shifted by up to a twelfth of the side in each direction.
 
-    What comes in from outside is black and void. Boxes are cut at the border; those of less than a pixel then are left
-    out, with their classes.
+    What comes in from outside is black and void. Boxes are cut at the border; an object of which less than a quarter is
+    left then is none any more.
     """
     size = scene.image.shape[-1]
     far = size // SHIFT
+    before = None if scene.boxes is None else _area(scene.boxes)
     flip, top, left = torch.rand(3, generator=rng).tolist()
     if flip < 0.5:
         scene = scene.moved(v2.functional.horizontal_flip)
@@ -61,11 +63,15 @@ def augmented(scene: Scene, rng: torch.Generator) -> Scene:
         return v2.functional.crop(v2.functional.pad(x, [far], fill=fill), top, left, size, size)
 
     scene = scene.moved(shift, fill=VOID)
-    if scene.boxes is not None:
-        left_over = (scene.boxes[:, 2:] - scene.boxes[:, :2]).amin(1) >= 1
-        scene.boxes = tv_tensors.wrap(scene.boxes[left_over], like=scene.boxes)
-        scene.classes, scene.crowd = scene.classes[left_over], scene.crowd[left_over]
+    if before is not None:
+        left = _area(scene.boxes) >= LEFT * before
+        scene.boxes = tv_tensors.wrap(scene.boxes[left], like=scene.boxes)
+        scene.classes, scene.crowd = scene.classes[left], scene.crowd[left]
     return scene
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
 class VisionData:

@@ -40,8 +40,11 @@ REPAIR = "put the official file back"
 
 @dataclass
 class Boxes:
-    """Objects of one image: corners (k, 4) x1, y1, x2, y2 in pixels of the file, classes (k,) from 0, crowds (k,)."""
+    """Objects of one image of `size` (width, height): corners (k, 4) x1, y1, x2, y2 in its pixels, classes (k,) from 0,
+    and which are crowds (k,).
+    """
 
+    size: tuple[int, int]
     corners: Tensor
     classes: Tensor
     crowd: Tensor
@@ -73,7 +76,7 @@ class Examples:
             if isinstance(target, Path):
                 target = target.stat().st_size
             elif isinstance(target, Boxes):
-                target = [part.tolist() for part in vars(target).values()]
+                target = [target.size, target.corners.tolist(), target.classes.tolist(), target.crowd.tolist()]
             digest.update(json.dumps([name, path.stat().st_size, target]).encode())
         return {"files": names, "sha256": digest.hexdigest()}
 
@@ -217,7 +220,7 @@ def read_mask(path: Path, n_classes: int) -> np.ndarray:
     wrong = mask[(mask >= n_classes) & (mask != VOID)]
     if wrong.size:
         raise UserError(
-            f"{path}: class {wrong.max()} in a mask of {n_classes} classes (0 to {n_classes - 1}, {VOID} void): {REPAIR}"
+            f"{path}: class {wrong.max()} in a mask of {n_classes} classes (below that, or {VOID} for void): {REPAIR}"
         )
     return mask
 
@@ -253,9 +256,10 @@ def _instances(listing: Path, folder: Path) -> tuple[list[dict], dict[Any, list[
     except ModuleNotFoundError:
         raise UserError("reading COCO files needs pycocotools: pip install pycocotools") from None
     except (OSError, ValueError, LookupError, TypeError, AssertionError) as e:
-        raise UserError(f"{listing}: no instances JSON ({type(e).__name__}: {' '.join(str(e).split())[:100]})") from None
-    if not classes:
-        raise UserError(f"{listing}: no categories: {REPAIR}")
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:120]
+        raise UserError(f"{listing}: truncated or no instances JSON ({reason}): {REPAIR}") from None
+    if not (classes and source.coco.anns):
+        raise UserError(f"{listing}: no categories or no objects: {REPAIR}")
     if stray:
         raise UserError(f"{listing}: objects of image {min(stray)}, which is not among its images: {REPAIR}")
     return images, source.coco.imgToAnns, classes
@@ -280,6 +284,7 @@ def _boxes(objects: list[dict], size: tuple[int, int], number: dict[int, int], l
             kept.append((corners, number[o["category_id"]], bool(o.get("iscrowd", 0))))
     corners, classes, crowd = zip(*kept, strict=True) if kept else ((), (), ())
     return Boxes(
+        size,
         torch.tensor(corners, dtype=torch.float32).view(-1, 4),
         torch.tensor(classes, dtype=torch.int64),
         torch.tensor(crowd, dtype=torch.bool),

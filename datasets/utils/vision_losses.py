@@ -1,7 +1,8 @@
 """Losses of the vision tasks, and the likelihoods that their Fisher information is taken of.
 
 'seg': logits (B, n, H, W), labels (B, H, W) with `VOID` for pixels that count nowhere; n = 1: labels 0 and 1.
-'det': logits (B, C), labels (B, C) in {0, 1}, the classes present.  'cls': logits (B, C), labels (B,).
+'det': logits (B, C), labels (B, C) in {0, 1}, the classes present; with boxes see `datasets.utils.boxes`.
+'cls': logits (B, C), labels (B,).
 
 Dice and focal loss are no likelihoods: the Fisher information is that of independent pixels and classes, log p summed
 over all outputs of an image (a mean over M of them would make it M^2 times smaller).
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.utils.distillation import kd
+from datasets.utils.boxes import box_loss, dense_log_likelihood, draw_dense
 
 VOID = 255
 
@@ -63,7 +64,7 @@ def cls_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, label_smoothing=0.1)
 
 
-LOSSES = {"seg": seg_loss, "det": det_loss, "cls": cls_loss}
+LOSSES = {"seg": seg_loss, "det": det_loss, "cls": cls_loss, "boxes": box_loss}
 
 
 def log_likelihood(task: str, output: Tensor, label: Tensor) -> Tensor:
@@ -71,9 +72,11 @@ def log_likelihood(task: str, output: Tensor, label: Tensor) -> Tensor:
 
     Args:
         task: 'seg', 'det' or 'cls'.
-        output: (n, H, W) or (C,).
-        label: (H, W), (C,) or ().
+        output: (n, H, W) or (C,); of boxes (L, C + 8).
+        label: (H, W), (C,) or (); of boxes what `draw_labels` returned.
     """
+    if task == "det" and output.dim() == 2:
+        return dense_log_likelihood(output, label)
     if task == "cls":
         return output.log_softmax(0).gather(0, label.unsqueeze(0)).squeeze(0)
     if task == "seg" and len(output) > 1:
@@ -88,11 +91,14 @@ def log_likelihood(task: str, output: Tensor, label: Tensor) -> Tensor:
 
 
 def draw_labels(task: str, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Labels drawn from p(y | x), one for every output by itself, void where `labels` are; shaped and typed like them.
+    """Labels drawn from p(y | x), one for every output by itself, void where `labels` are; shaped and typed like them,
+    but dense where they are boxes.
 
     Args:
         outputs: logits of a batch.
     """
+    if task == "det" and outputs.dim() == 3:
+        return draw_dense(outputs, labels)
     if task == "det":
         return torch.bernoulli(outputs.sigmoid()).to(labels.dtype)
     if outputs.dim() == 4 and outputs.shape[1] == 1:
@@ -101,16 +107,3 @@ def draw_labels(task: str, outputs: Tensor, labels: Tensor) -> Tensor:
         p = outputs.movedim(1, -1).softmax(-1)
         drawn = torch.multinomial(p.flatten(0, -2), 1).view(labels.shape)
     return torch.where(labels == VOID, labels, drawn) if task == "seg" else drawn
-
-
-def distillation(outputs: Tensor, taught: Tensor, task: str, tau: float, direction: str = "teacher") -> Tensor:
-    """tau^2 * KL between what a branch says and what a teacher's said, mean over independent outputs.
-
-    Categorical over the classes of an image or a pixel; where classes (or the one channel of a mask) are independent,
-    each of them is a distribution over yes and no.
-    """
-    if task == "det" or outputs.shape[1] == 1:
-        outputs, taught = (torch.stack((z, torch.zeros_like(z)), -1) for z in (outputs, taught))
-    elif task == "seg":
-        outputs, taught = outputs.movedim(1, -1), taught.movedim(1, -1)
-    return kd(outputs, taught, tau, direction).mean()

@@ -3,8 +3,8 @@
 Source items are those of Fashion-MNIST where its files are, else scikit-learn's digits. They are divided into 80 % for
 training and 20 % for testing, class by class, before anything is composed, so that no test image shows a training item.
 
-    segmentation     1 to 4 items in bright colours on a dark striped ground; PASCAL VOC 2012: palette PNG with class + 1,
-                     one pixel of 255 around the objects, an item is refused where it would hide > 15 % of another
+    segmentation     1 to 4 items in bright colours on a dark striped ground; PASCAL VOC 2012: palette PNG with class
+                     + 1, one pixel of 255 around the objects, an item is refused where it would hide > 15 % of another
     detection        1 to 4 dark items on a bright ground; COCO: instances JSON with the box, area and uncompressed
                      run-length mask of what is visible, objects with less than 12 visible pixels (at 96) left out
     classification   one large item on a dark ground; class folders as Imagenette has them

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from datasets.utils.boxes import detections
+
 VOID = 255
 
 
@@ -156,10 +158,11 @@ class BoxScore:
 
         return {"metric": MeanAveragePrecision(class_metrics=True)}
 
-    def add(self, state: dict, outputs: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
-        """Detections of each image: 'boxes' (K, 4) xyxy, 'scores' (K,), 'classes' (K,); labels 'boxes' (B, M, 4),
-        'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
+    def add(self, state: dict, outputs: Tensor | list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
+        """Outputs of a dense detector, or detections of each image as `datasets.utils.boxes.detections` has them;
+        labels 'boxes' (B, M, 4), 'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
         """
+        outputs = detections(outputs) if isinstance(outputs, Tensor) else outputs
         found = [{"boxes": o["boxes"], "scores": o["scores"], "labels": o["classes"]} for o in outputs]
         state["metric"].update([{k: v.cpu() for k, v in one.items()} for one in found], _unpadded(labels))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.utils.memory import Memory
+from models.utils.vision import give_heads
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -25,7 +26,8 @@ class ContinualModel(nn.Module):
         COMPATIBILITY: settings the method supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'.
         KINDS: kinds of task the method is defined for: 'classification' takes logits (B, C) and labels (B,); 'language'
             is for methods that also take (B, L, C) and (B, L), the labels of unscored positions being -100;
-            'regression' for those that take outputs and labels (B, K), both float.
+            'regression' for those that take outputs and labels (B, K), both float; 'vision' for those that take
+            whatever a task has for outputs and labels: `net(x)` is then the current task's branch, `loss` its loss.
         JOINT: the method is trained on all tasks at once (an upper bound).
         UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
@@ -74,6 +76,9 @@ class ContinualModel(nn.Module):
         self.args = args
         self.transform = transform
         self.dataset = dataset
+        self.vision = getattr(dataset, "KIND", None) == "vision"
+        if self.vision:
+            give_heads(backbone, dataset)
         self.device = next(iter(backbone.parameters())).device
         self.normalization_transform = dataset.get_normalization_transform() if dataset is not None else None
         self.n_tasks = dataset.N_TASKS if dataset is not None else 1
@@ -114,8 +119,10 @@ class ContinualModel(nn.Module):
         at test time.
 
         By default `forward(x)`, or `forward(x, task)` for a method that supports 'task-il' alone and takes two
-        arguments.
+        arguments; on a vision stream the task's branch.
         """
+        if self.vision:
+            return self.net(x, self.dataset.tasks[task].name)
         return self(x, task) if self._wants_task else self(x)
 
     def examine(self, inputs: Tensor, labels: Tensor, task: int, scenarios: list[str]) -> tuple[dict, dict]:
@@ -176,10 +183,12 @@ class ContinualModel(nn.Module):
         """What a reader of the scores must know; printed in the report."""
         notes = {}
         told_the_task = "class-il" not in self.COMPATIBILITY and "task-il" in self.COMPATIBILITY
-        if told_the_task and self.scores_class_il:
+        if told_the_task and self.scores_class_il and not self.vision:
             notes["class-il"] = (
                 f"not supported by {self.NAME}: it is told the task; the number is shown for reference only"
             )
+        if self.vision:
+            notes["parameters"] = self.net.describe()
         return notes
 
     @property
@@ -260,6 +269,10 @@ class ContinualModel(nn.Module):
         else:
             self._n_past_classes, end = 0, dataset.N_CLASSES
         self._n_classes_current_task = end - self._n_past_classes
+        if self.vision:
+            begun = dataset.tasks if self.args.joint else [dataset.tasks[self._current_task]]
+            self.net.begin_tasks([task.name for task in begun])
+            self.net.select(begun[0].name)
         self.begin_task(dataset)
 
     def meta_end_task(self, dataset) -> None:
@@ -275,6 +288,8 @@ class ContinualModel(nn.Module):
 
     def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
         """`observe` with the keywords it names and no others; returns what it returns."""
+        if self.vision:
+            self.net.select(self.dataset.tasks[self.dataset.train_loader.task].name)  # under `--joint` any
         with self._autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
         self._task_iteration += 1

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 from utils.errors import UserError
 
 FISHERS = ("mc", "exact", "empirical", "weighted")
+Likelihood = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]  # see `fisher_diagonal`
 IGNORED = -100  # the label of a position that is not scored, as in torch's cross-entropy
 
 
@@ -77,6 +78,7 @@ def fisher_diagonal(
     kind: str = "mc",
     classes: tuple[int, int] | None = None,
     chunk: int = 64,
+    likelihood: Likelihood | None = None,
 ) -> Tensor:
     """Diagonal of the Fisher information of p(y | x): the mean over the inputs of E_y (d log p(y | x) / d theta)^2.
 
@@ -91,6 +93,8 @@ def fisher_diagonal(
             published hyperparameters computes).
         classes: first and one past the last class of the softmax, all by default (one head of a multi-head network).
         chunk: examples whose gradients are held at a time.
+        likelihood: of outputs that are not one softmax: (outputs, labels of a batch) -> labels drawn from p, and
+            (output of one example, its label) -> log p; then 'mc' and 'empirical' alone.
 
     Returns:
         (P,) in the order of `net.parameters()`.
@@ -114,8 +118,12 @@ def fisher_diagonal(
             if kind == "empirical":
                 yield x, y, None
                 continue
-            if kind != "mc" and y.dim() > 1:
+            if kind != "mc" and (likelihood or y.dim() > 1):
                 raise UserError(f"the '{kind}' Fisher information needs one label per input: use mc or empirical")
+            if likelihood:
+                with torch.no_grad():
+                    yield x, likelihood[0](net(x), y), None
+                continue
             with torch.no_grad():
                 p = torch.softmax(net(x)[..., low:high], dim=-1)
             if kind == "mc":
@@ -127,7 +135,8 @@ def fisher_diagonal(
                 for c in range(p.shape[1]):
                     yield x, torch.full_like(y, c + low), p[:, c]
 
-    total = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
+    log_p = likelihood[1] if likelihood else log_likelihood
+    total = sum_over_gradients(net, labelled(), log_p, power=2, chunk=chunk)
     return total / n_examples
 
 

@@ -57,7 +57,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         sample, net.sample = net.sample, False
         for net.inf_thresh in THRESHOLDS:
             masks, _, logits = _passes(net, images)
-            right = (logits[:, :seen].argmax(1) == labels).double().mean().item()
+            right = (logits[:, :seen].argmax(1) == labels).float().mean().item()
             curve.append((net.inf_thresh, masks.mean().item(), macs(masks), 100 * right))
         net.inf_thresh, net.sample = tau, sample
     classes = labels.unique()
@@ -76,10 +76,10 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         "slices": net.slices,
         "kept": kept_fractions(actions, len(net.agents)).mean(0).tolist(),
         "probability": kept_fractions(probability, len(net.agents)).mean(0).tolist(),
-        "saturated": ((probability < 0.01) | (probability > 0.99)).double().mean().item(),
+        "saturated": ((probability < 0.01) | (probability > 0.99)).float().mean().item(),
         "macs": macs(actions),
-        "always_on": (rates >= ALWAYS).all(0).double().mean().item(),
-        "never_on": (rates <= 1 - ALWAYS).all(0).double().mean().item(),
+        "always_on": (rates >= ALWAYS).all(0).float().mean().item(),
+        "never_on": (rates <= 1 - ALWAYS).all(0).float().mean().item(),
         "masks": len(actions.unique(dim=0)),
         "between": overlap[pairs].mean().item(),
         "within": soft_jaccard(*(torch.stack(half) for half in zip(*halves, strict=True))).nanmean().item(),

@@ -85,7 +85,7 @@ def kept_macs(kept: Tensor, nf: int, size: tuple[int, int], num_classes: int) ->
         kept: (..., 4) fractions of the four agents.
     """
     fixed, gated = _macs(nf, size, num_classes)
-    k1, k2, k3, k4 = kept.double().unbind(-1)
+    k1, k2, k3, k4 = kept.unbind(-1)
     share = {"conv1": k1, "conv2": k1 * k2, "shortcut": k2, "conv3": k2 * k3, "conv4": k3 * k4, "linear": k4}
     return fixed + sum(share[name] * cost for name, cost in gated.items())
 

@@ -43,7 +43,8 @@ def add_meta_replay_args(parser):
     add_bool(parser, "--use_cond_chunk_embs", help="every task has chunk embeddings of its own")
     add("--hnet_init", choices=["xavier", "hyperfan", "gauss"], default="xavier",
         help="initialisation: plain, by the variance of the generated network, or of the outputs")  # fmt: skip
-    add_bool(parser, "--keep_orig_init", help="means of Gaussians begin as weights of an ordinary network would")
+    add_bool(parser, "--keep_orig_init",
+        help="with --hnet_init gauss or --no_hnet: means begin as weights of an ordinary network would")  # fmt: skip
     add_bool(parser, "--init_with_prev_emb", help="a task's embedding begins as a copy of the previous one")
     add_bool(
         parser, "--hnet", default=True, help="--no_hnet: without a hypernetwork; one set of parameters, fine-tuned"
@@ -68,7 +69,7 @@ class MetaReplay(Posterior):
     """
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
-        if args.hnet_init == "gauss" and args.chunk_size and args.keep_orig_init:
+        if args.hnet and args.hnet_init == "gauss" and args.chunk_size and args.keep_orig_init:
             raise UserError("--keep_orig_init with --hnet_init gauss needs a hypernetwork without chunks: drop one")
         super().__init__(backbone, loss, args, transform, dataset)
         self.n_phi = self.parameters_per_task()
@@ -149,12 +150,15 @@ class MetaReplay(Posterior):
         return super().get_parameters()
 
     def begin_task(self, dataset):
+        self.make_tasks(self.current_task)
         if self._regularised:
             if self.args.reg_targets == "stored":
                 with torch.no_grad():
                     self.targets = self.phi(list(range(self.current_task)))
             if self.args.reg_targets == "online" or (self.squares and self.args.chunk_size):
                 self.previous.take(self.hyper)
+            if self.squares and self.args.chunk_size and self._rows is None:
+                self._rows = self._rows_of_chunks()
         super().begin_task(dataset)
 
     def add_task(self):
@@ -200,8 +204,6 @@ class MetaReplay(Posterior):
         count as a whole, the others one by one.
         """
         hyper, before = self.hyper, self.previous.copy
-        if self._rows is None:
-            self._rows = self._rows_of_chunks()
         whole, partly, rows = self._rows
         total = hyper.squared_change(before, tasks, whole)
         with torch.no_grad():

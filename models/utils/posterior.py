@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.external import ExternalWeights
+from backbone.utils.external import LARGEST_CALL, ExternalWeights
 from models.utils import posterior_view
 from models.utils.continual_model import ContinualModel
 from models.utils.task_inference import CRITERIA, mean_log_probabilities, uncertainties
 from utils.args import positive_float, positive_int
+from utils.errors import UserError
 from utils.evaluation import looking_only
 
 EVALUATION_SEED = 2147483647  # the same noise for every posterior and every batch
@@ -84,16 +85,20 @@ class Posterior(ContinualModel):
     n_begun = 0
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
         self.regression = dataset.KIND == "regression"
         self.by_class = dataset.SETTING == "class-il"
+        if self.by_class and args.heads == "single":
+            raise UserError(f"--heads single: the tasks of {dataset.NAME} have heads of their own: drop it")
         self.multi = self.by_class or (not self.regression and args.heads == "multi")
         if self.multi and not self.by_class:
-            device = next(backbone.parameters()).device
-            backbone.classifier = nn.Linear(backbone.feature_dim, dataset.N_TASKS * dataset.N_CLASSES, device=device)
-        attributes = dict(vars(self))
-        super().__init__(backbone, loss, args, transform, dataset)
-        vars(self).update(attributes)
+            outputs = dataset.N_TASKS * dataset.N_CLASSES
+            backbone.classifier = nn.Linear(backbone.feature_dim, outputs, device=self.device)
         self.net = ExternalWeights(backbone).to(self.device)
+        if getattr(args, "local_reparam", False) and self.net.plain_layers is None:
+            raise UserError(
+                f"--local_reparam needs a fully connected network, not {args.backbone}: --backbone mnistmlp"
+            )
         self.n_begun, self.n_train = 0, 0
         self.curves: dict[int, Tensor] = {}
         # -ln p(y|x) is the loss, or for a Gaussian likelihood the squared error over 2 sigma^2
@@ -118,13 +123,17 @@ class Posterior(ContinualModel):
 
     def begin_task(self, dataset):
         self.n_train = len(dataset.train_loader.dataset)
-        for _ in range(self.n_begun, self.current_task + 1):
+        self.make_tasks(self.current_task + 1)
+        self.reset_optimizers()
+
+    def make_tasks(self, n: int) -> None:
+        """What the first n tasks need; those before `--start_from` are made, not trained."""
+        while self.n_begun < n:
             self.add_task()
             self.n_begun += 1
             if self.net.n_statistics:
                 fresh = self.net.initial_statistics().to(self.device).unsqueeze(0)
                 self.statistics = fresh if self.statistics is None else torch.cat([self.statistics, fresh])
-        self.reset_optimizers()
 
     def meta_end_task(self, dataset):
         super().meta_end_task(dataset)
@@ -196,11 +205,17 @@ class Posterior(ContinualModel):
 
     @torch.no_grad()
     def sampled_outputs(self, x: Tensor) -> list[Tensor]:
-        """Outputs (S, B, C_j) of the head of every task j so far, under the posterior of that task."""
-        tasks = list(range(self.n_begun))
-        noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
-        weights = self.weights(tasks, self.samples, noise)
-        return self.net.evaluate(weights, x, [self.head(t) for t in tasks], self.statistics)
+        """Outputs (S, B, C_j) of the head of every task j so far, under the posterior of that task; as many posteriors
+        at a time as there is room for samples of.
+        """
+        out, together = [], max(1, LARGEST_CALL // (self.samples * self.net.size))
+        for first in range(0, self.n_begun, together):
+            tasks = list(range(first, min(first + together, self.n_begun)))
+            noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+            weights = self.weights(tasks, self.samples, noise)
+            statistics = None if self.statistics is None else self.statistics[first : first + together]
+            out += self.net.evaluate(weights, x, [self.head(t) for t in tasks], statistics)
+        return out
 
     def look(self, x: Tensor) -> Look:
         """What every posterior so far says about inputs; at least one task has begun."""
@@ -266,9 +281,11 @@ class Posterior(ContinualModel):
 
     @property
     def criteria(self) -> tuple[str, ...]:
-        """Criteria of task inference that say something: a single sample cannot disagree with itself, and in
-        regression all are the spread of the samples.
+        """Criteria of task inference that say something: a single sample cannot disagree with itself, in regression
+        all are the spread of the samples, and a single task (`--joint`) is no choice.
         """
+        if self.n_tasks == 1:
+            return ()
         if self.regression:
             return CRITERIA[:1] if self.samples > 1 else ()
         return CRITERIA if self.samples > 1 else CRITERIA[:2]

@@ -31,7 +31,7 @@ def uncertainties(mean: Tensor, each: Tensor) -> dict[str, Tensor]:
     """
     n_classes = mean.shape[-1]
     p = mean.exp()
-    entropy = -(p * mean).nan_to_num().sum(-1) / math.log(max(n_classes, 2))
+    entropy = -torch.where(p == 0, 0.0, p * mean).sum(-1) / math.log(max(n_classes, 2))
     best = mean.argmax(-1, keepdim=True)
     rest = torch.logsumexp(mean.scatter(-1, best, -torch.inf), -1)
     agree = each.exp().std(0, correction=0).mean(-1) if len(each) > 1 else torch.full_like(entropy, torch.nan)

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datasets.utils.boxes import assigned, box_loss, corners, dense_log_likelihood, detections, draw_dense
 from datasets.utils.vision_losses import (
     VOID,
     cls_loss,
     det_loss,
     dice_loss,
-    distillation,
     draw_labels,
     log_likelihood,
     seg_loss,
@@ -106,16 +106,6 @@ def test_drawn_labels_follow_the_network():
         assert drawn[:, 10:].float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
-def test_distillation_is_nothing_between_equals():
-    for task, shape in (("seg", (2, 3, 4, 4)), ("seg", (2, 1, 4, 4)), ("det", (2, 5)), ("cls", (2, 5))):
-        a, b = torch.randn(shape), torch.randn(shape)
-        assert distillation(a, a, task, 2.0).item() == pytest.approx(0, abs=1e-6)
-        assert distillation(a, b, task, 2.0) > 0
-    yes, no = torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])  # teacher .5, student .75
-    expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert distillation(yes, no, "det", 1.0).item() == pytest.approx(expected, rel=1e-5)
-
-
 # ---- scores
 
 
@@ -192,3 +182,58 @@ def test_box_precision_by_hand():
     result = scored(BoxScore(3, ["a", "b", "c"]), (found, labels))
     assert result["AP a"] == pytest.approx(70) and result["AP b"] == pytest.approx(100)  # IoU .8333: seven thresholds
     assert result["mAP_box"] == pytest.approx(85) and math.isnan(result["AP c"])
+
+
+def dense(n_classes=2) -> torch.Tensor:
+    """Outputs (1, 20, C + 8) for an image of 32 pixels at strides 8 and 16, which say nothing yet."""
+    places = [(s * (i + 0.5), s * (j + 0.5), s) for s, n in ((8, 4), (16, 2)) for j in range(n) for i in range(n)]
+    return torch.cat((torch.zeros(20, n_classes + 5), torch.tensor(places)), 1).unsqueeze(0)
+
+
+def one_box(*box, kind=1) -> dict:
+    return {
+        "boxes": torch.tensor([[[*map(float, box)], [0.0] * 4]]),
+        "classes": torch.tensor([[kind, -1]]),
+        "crowd": torch.zeros(1, 2, dtype=torch.bool),
+    }
+
+
+def test_locations_that_have_a_box():
+    members, sides, central, positive = assigned(dense(), one_box(6, 6, 20, 18))
+    # Its middle is (13, 12): the finer locations within 12 pixels of it and inside, of sides at most 64 away.
+    places = dense()[0, :, -3:-1]
+    assert [tuple(p) for p in places[positive[0]].tolist()] == [(12.0, 12.0)]
+    row = positive[0].nonzero().item()
+    assert (sides[0, row] * 8).tolist() == [6, 6, 8, 6]
+    assert central[0, row].item() == pytest.approx(math.sqrt(6 / 8))
+    assert members[0].sum() == 1 and members[0, row, 1] == 1
+    assert not assigned(dense(), one_box(6, 6, 20, 18, kind=-1))[3].any()
+
+
+def test_a_perfect_detector_has_no_loss_and_all_precision():
+    labels, outputs = one_box(6, 6, 20, 18), dense()
+    members, sides, central, positive = assigned(outputs, labels)
+    outputs[..., :2] = 40 * members - 20
+    outputs[..., 2:6], outputs[..., 6] = sides, torch.where(central < 1, torch.logit(central), 20.0)
+    entropy = -(central * central.log() + (1 - central) * (1 - central).log())
+    assert box_loss(outputs, labels).item() == pytest.approx(entropy[positive].mean().item(), abs=1e-4)
+    (found,) = detections(outputs)
+    assert found["boxes"].tolist() == [[6, 6, 20, 18]] and found["classes"].tolist() == [1]
+    assert scored(BoxScore(2, ["a", "b"]), (outputs, labels))["mAP_box"] == pytest.approx(100)
+    assert torch.equal(corners(sides, outputs[..., -3:-1], outputs[..., -1])[positive], labels["boxes"][0, :1])
+
+
+def test_an_image_without_boxes_teaches_that_nothing_is_there():
+    outputs = dense().requires_grad_()
+    box_loss(outputs, one_box(0, 0, 0, 0, kind=-1)).backward()
+    assert outputs.grad[..., :2].all() and not outputs.grad[..., 2:].any()
+
+
+def test_likelihood_of_boxes():
+    torch.manual_seed(0)
+    outputs, labels = dense(), one_box(6, 6, 20, 18)
+    drawn = draw_dense(outputs, labels)
+    assert drawn.shape == (1, 20, 8) and drawn[..., -1].sum() == 1
+    row = drawn[0, drawn[0, :, -1] == 1][0]
+    expected = 40 * math.log(0.5) + math.log(0.5) - row[3:7].square().sum().item() / 2
+    assert dense_log_likelihood(outputs[0], drawn[0]).item() == pytest.approx(expected, rel=1e-5)

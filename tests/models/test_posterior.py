@@ -63,7 +63,7 @@ def test_without_the_regulariser_the_first_posterior_drifts():
     ("method", "targets", "more"),
     [
         ("vcl", APART, []),
-        ("ewc_post", APART, ["--fisher", "exact"]),
+        ("ewc_post", APART, ["--fisher", "exact", "--no_det_multi_head"]),
         pytest.param("pf_ssge", NEAR, SSGE, marks=pytest.mark.slow),
         pytest.param("pf_avb", NEAR, AVB, marks=pytest.mark.slow),
     ],

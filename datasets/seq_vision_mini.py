@@ -1,0 +1,40 @@
+"""Segmentation, detection, classification of garments or digits on canvases, in the formats of VOC, COCO, Imagenette.
+
+The files are made once per seed, size and source of items, in `<base_path>/vision-mini-*`, without a network: 240
+training and 60 test images of each task, see `datasets.utils.vision_mini`. The items are Fashion-MNIST's where its
+files are, else scikit-learn's digits; `--vision_items` asks for one of the two, since their scores differ.
+"""
+
+from datasets.utils.vision_formats import coco, folders, voc, write_manifest
+from datasets.utils.vision_mini import NAMES, item_source, mini_folder
+from datasets.utils.vision_tasks import VisionStream
+
+
+class SequentialVisionMini(VisionStream):
+    NAME = "seq-vision-mini"
+    N_CLASSES_PER_TASK = [11, 10, 10]
+    N_CLASSES = 31
+
+    @classmethod
+    def get_parser(cls, parser):
+        parser = super().get_parser(parser)
+        parser.add_argument(
+            "--vision_items",
+            choices=["auto", "fashion", "digits"],
+            default="auto",
+            help="what is on the images: Fashion-MNIST's garments, digits, or garments where their files are found",
+        )
+        return parser
+
+    def _parts(self):
+        args = self.args
+        source = item_source(args.base_path, args.vision_items)
+        folder, names = mini_folder(args.base_path, self.seed, args.vision_size, source), NAMES[source]
+        base, subset, seed = str(folder), args.vision_subset, self.seed
+        parts = {
+            "seg": voc(base, subset, seed, ("background", *names)),
+            "det": coco(base, subset, seed),
+            "cls": folders(base, subset, seed, names),
+        }
+        self.checksum = write_manifest(folder / "subsets" / f"{subset or 'all'}.json", parts)
+        return parts

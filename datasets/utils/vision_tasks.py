@@ -1,0 +1,260 @@
+"""Streams of different vision tasks: a task brings its own labels, loss and score, and the network a head for it."""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, ContinualDataset, stratified_mask
+from datasets.utils.loaders import Split
+from datasets.utils.per_task import MEANINGLESS
+from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader
+from datasets.utils.vision_data import VisionData
+from datasets.utils.vision_formats import Boxes, Parts
+from utils.args import non_negative_int, number
+from utils.errors import UserError
+from utils.randomness import permutation
+
+TASKS = ("seg", "det", "cls")
+
+
+@dataclass
+class VisionTask:
+    """What a task asks for.
+
+    Attributes:
+        name: 'seg', 'det' or 'cls'.
+        kind: 'binary' or 'semantic' (segmentation), 'multilabel' or 'boxes' (detection), 'classes'; `VisionData.label`
+            says what labels each has.
+        n_outputs: channels of a mask (one for 'binary'), else classes.
+        class_names: names of the classes; the background of a semantic mask is the first.
+    """
+
+    name: str
+    kind: str
+    n_outputs: int
+    class_names: list[str]
+
+    def loss(self, outputs, labels) -> Tensor:
+        """What is trained, a scalar."""
+        from datasets.utils import vision_losses as losses
+
+        function = losses.box_loss if self.kind == "boxes" else losses.LOSSES[self.name]
+        return function(outputs, labels)
+
+    @cached_property
+    def score(self):
+        """What is scored, see `datasets.utils.vision_scores`."""
+        from datasets.utils import vision_scores as scores
+
+        if self.name == "seg":
+            return scores.SegmentationScore(self.n_outputs, self.kind == "binary", self.class_names)
+        if self.name == "cls":
+            return scores.TopScore(self.n_outputs)
+        kind = scores.BoxScore if self.kind == "boxes" else scores.MultiLabelScore
+        return kind(self.n_outputs, self.class_names)
+
+
+class MixedScore:
+    """The scores of all tasks by one name, for a matrix whose columns are different numbers."""
+
+    NAME = "score"
+
+    def __init__(self, tasks: list[VisionTask]):
+        self.NOTE = "; ".join(task.score.NOTE for task in tasks)
+
+
+class VisionStream(ContinualDataset):
+    """Segmentation, detection and classification, in the order of `--vision_order`; a task's images are read while one
+    trains on it, and those that fit into `--cache_mb` are kept decoded.
+
+    A subclass defines `_parts`. Of a batch the raw images are those its labels belong to, already flipped and shifted:
+    a method that keeps (raw, labels) keeps what fits together, and `get_transform` only normalises.
+
+    Attributes:
+        tasks: the tasks in stream order.
+        SIZE: (3, S, S) with S = `--vision_size`.
+        N_CLASSES_PER_TASK: outputs per task, as the data have them; N_CLASSES is their sum.
+        waited: seconds that training has waited for its images so far.
+    """
+
+    SETTING = "task-il"
+    KIND = "vision"
+    INPUT = "images"
+    N_TASKS = len(TASKS)
+    N_CLASSES_PER_TASK = [21, 80, 10]
+    N_CLASSES = 111
+    MEAN, STD = STATISTICS["imagenet"]
+    DEFAULTS = {
+        "backbone": "multitask", "optimizer": "adamw", "lr": 0.002, "n_epochs": 20, "batch_size": 16,
+        "eval_batch_size": 30,
+    }  # fmt: skip
+
+    @classmethod
+    def get_parser(cls, parser):
+        parser.add_argument(
+            "--vision_order", type=task_order, default=",".join(TASKS), metavar="T,T,T", help="order of the tasks"
+        )
+        parser.add_argument(
+            "--seg_classes",
+            choices=["binary", "semantic"],
+            default="semantic",
+            help="what a mask tells: object or not (one output), or its class",
+        )
+        parser.add_argument(
+            "--detection",
+            choices=["multilabel", "boxes"],
+            default="multilabel",
+            help="what is asked of an image with objects: which classes are there, or a box around each",
+        )
+        parser.add_argument("--vision_size", type=number(int, 16), default=96, help="side of the images in pixels")
+        parser.add_argument(
+            "--vision_subset",
+            type=non_negative_int,
+            default=300,
+            metavar="N",
+            help="images of each task, four fifths for training, drawn by the seed; 0 for all there are",
+        )
+        parser.add_argument(
+            "--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself"
+        )
+        parser.add_argument(
+            "--cache_mb", type=non_negative_int, default=512, metavar="MB", help="memory for decoded images, in MB"
+        )
+        return parser
+
+    def _parts(self) -> dict[str, Parts]:
+        """Training and test examples of every task."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        args = self.args
+        for option, without in MEANINGLESS.items():
+            if option != "normalize" and getattr(args, option) != without:
+                raise UserError(f"--{option} has no meaning for the tasks of {self.NAME}: drop it")
+        if args.custom_task_order:
+            raise UserError(f"--custom_task_order: the tasks of {self.NAME} have names: use --vision_order det,seg,cls")
+        if args.multi_head:
+            raise UserError(f"--multi_head: every task of {self.NAME} has a head of its own anyway: drop it")
+        if args.joint and args.fitting_mode == "early_stopping":
+            raise UserError("--fitting_mode early_stopping looks at one task, --joint trains all: give --n_epochs")
+        if args.data_device == "cuda":
+            raise UserError(f"--data_device cuda: the images of {self.NAME} are read while one trains: drop it")
+        self.SIZE, self.device = (3, args.vision_size, args.vision_size), torch.device("cpu")
+        parts = self._parts()
+        kinds = {"seg": args.seg_classes, "det": args.detection, "cls": "classes"}
+        self.tasks = []
+        for name in args.vision_order.split(","):
+            classes = parts[name][0].class_names
+            binary = kinds[name] == "binary"
+            self.tasks.append(VisionTask(name, kinds[name], 1 if binary else len(classes), classes))
+        self.N_CLASSES_PER_TASK = self._scored_cpt = [task.n_outputs for task in self.tasks]
+        self.N_CLASSES = sum(self._scored_cpt)
+        self._loaders = []
+        self._data = [
+            tuple(self._examples(task, part, parts, training=i == 0) for i, part in enumerate(parts[task.name]))
+            for task in self.tasks
+        ]
+
+    def _examples(self, task: VisionTask, part, parts: dict[str, Parts], training: bool) -> VisionData:
+        """A part of a task with its share of the cache: the same share of every part."""
+        pixels = self.args.vision_size**2
+        whole = sum(len(p) * pixels * (4 if name == "seg" else 3) for name, pair in parts.items() for p in pair)
+        share = min(1.0, self.args.cache_mb * 2**20 / whole)
+        boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
+        return VisionData(
+            part,
+            task.kind,
+            self.args.vision_size,
+            augment=training and self.args.augment,
+            capacity=int(share * len(part)),
+            max_boxes=max(boxes, default=0),
+            seed=self.seed,
+            task=task.name,
+        )
+
+    # ---- what the loop and the methods use
+
+    def enter_task(self, task: int):
+        """Make `task` the current one; under `--joint` the training batches are of all tasks in turn."""
+        args, self.c_task = self.args, task
+        every = range(self.EVAL_TASKS)
+        if args.joint:
+            loaders = [self._make_train_loader(*self._train_part(t), t) for t in every]
+            self.train_loader = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
+        else:
+            self.train_loader = self._make_train_loader(*self._train_part(task), task)
+        self._loaders.append(self.train_loader)
+        self.extend_test_loaders(self.EVAL_TASKS - 1 if args.joint else task)
+        if (args.holdout or args.validation) and not args.joint:
+            self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
+        return self.train_loader
+
+    def task_data(self, task: int):
+        """Training examples of a task without augmentation; of the first one under `--joint`."""
+        return self._make_train_loader(*self._train_part(task), task).dataset
+
+    @property
+    def waited(self) -> float:
+        """See the class."""
+        return sum(loader.waited for loader in self._loaders)
+
+    def get_loss(self):
+        """Loss of the task that the latest training batch is of."""
+        return lambda outputs, labels: self.tasks[self.train_loader.task].loss(outputs, labels)
+
+    def get_score(self, task: int | None = None):
+        """The score of a task; without one what to call the scores of all."""
+        return MixedScore(self.tasks) if task is None else self.tasks[task].score
+
+    # ---- the parts of a task
+
+    def _held_out_rows(self, task: int) -> Tensor:
+        """(n,) bool: training examples of a task that are held out; of 'cls' the same share of every class."""
+        data, percent = self._data[task][0], self.args.validation or self.args.holdout
+        labels = data.examples.targets if self.tasks[task].name == "cls" else [0] * len(data)
+        if not percent:
+            return torch.zeros(len(data), dtype=torch.bool)
+        return stratified_mask(torch.tensor(labels), percent / 100, self.seed, f"held out of {self.tasks[task].name}")
+
+    def _train_part(self, task: int) -> tuple[VisionData, Tensor]:
+        return self._data[task][0], (~self._held_out_rows(task)).nonzero().squeeze(1)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[VisionData, Tensor]:
+        train, test = self._data[task]
+        if held_out:
+            return train, self._held_out_rows(task).nonzero().squeeze(1)
+        return test, torch.arange(len(test))
+
+    def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
+        size, drop_last = self.get_batch_size(), self.args.drop_last
+        if len(rows) == 0 or (drop_last and len(rows) < size):
+            raise UserError(
+                f"{self.NAME}: task {task} has {len(rows)} training images, too few for a batch: lower --batch_size"
+            )
+        return StreamLoader(
+            split,
+            rows,
+            size,
+            self._transform,
+            self.train_device,
+            self.args.num_workers,
+            order=lambda n, epoch: permutation(n, self.seed, "order", task, epoch),
+            task=task,
+            drop_last=drop_last,
+            max_batches=DEBUG_BATCHES if self.args.debug_mode else None,
+        )
+
+    def _make_test_loader(self, split: VisionData | Split, rows: Tensor) -> StreamEvalLoader:
+        size, workers = self.args.eval_batch_size, self.args.num_workers
+        return StreamEvalLoader(split, rows, size, self._normalize, self.train_device, workers)
+
+
+def task_order(text: str) -> str:
+    """`det,seg,cls`: the three tasks in any order."""
+    names = str(text).replace(" ", "").split(",")
+    if sorted(names) != sorted(TASKS):
+        raise argparse.ArgumentTypeError(f"'{text}': expected {', '.join(TASKS)} in any order, separated by commas")
+    return ",".join(names)

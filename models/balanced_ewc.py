@@ -1,0 +1,317 @@
+"""Balanced EWC: a trunk shared by unlike vision tasks is held by quadratics whose strengths follow what is forgotten.
+
+    L = L_t(f_t(x), y) + lambda/2 sum_k w_k sum_i (F~_ki + delta) (theta_i - theta*_ki)^2
+    F~_k = F_k / mean(F_k) over the shared parameters;  F_k: Fisher information of task k's summed log-likelihood
+    w_k = w0_k rho^(s-k-1) a_k  in stage s;  a_k <- clip(a_k exp(eta (r_k - 1)))  after each epoch,
+    r_k = (base_k - value_k) / (tolerance / 2) on at most 64 kept images of task k (`--adaptive probe`),
+          or Omega_k(theta), which needs none (`penalty`)
+
+The quadratics of all old tasks are merged exactly into one, which takes a proximal step after the task's own; delta is
+a penalty on plain drift. Branches belong to their tasks and do not move afterwards, unless `--replay_weight` or
+`--distill_weight` adds to L the losses of at most 10 kept images of each old task, or what the old branches said about
+the new images before.
+
+Learning rate: lr decay^s, cosine annealing with warm restarts. After the last task, where the criterion is missed on
+the images kept to be scored, a fine-tuning on those kept to train on weighs the losses by max(0, target - value), and
+ends with the weights of the smallest worst shortfall.
+
+References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (several tasks); Schwarz et al. 2018 (normalisation);
+Loshchilov & Hutter 2017, "SGDR" (warm restarts). The adaptation is dual ascent on value_k >= base_k - tolerance.
+"""
+
+import argparse
+import math
+
+import torch
+from torch import nn
+
+from models.utils.batchnorm import batchnorm_mode
+from models.utils.continual_model import ContinualModel
+from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.snapshot import Snapshot
+from models.utils.vision import covering, distilled, plain_batches, presence, task_fisher
+from utils.args import add_bool, fraction, non_negative_float, number, positive_float, positive_int
+from utils.criterion import READINGS, target, verdicts
+from utils.errors import UserError
+from utils.evaluation import vision_scores
+
+
+class BalancedEWC(ContinualModel):
+    NAME = "balanced-ewc"
+    COMPATIBILITY = ["task-il"]
+    KINDS = ["vision"]
+    UNUSED = ("lr_scheduler",)
+    DEFAULTS = {"clip_grad": 1.0}
+
+    @staticmethod
+    def get_parser(parser):
+        parser.add_argument("--e_lambda", type=non_negative_float, default=1.0, help="strength of the penalty, lambda")
+        parser.add_argument(
+            "--strengths", type=float_list, metavar="W,W,...", help="strength w0 of each task, in stream order (1 each)"
+        )
+        parser.add_argument(
+            "--rho", type=fraction, default=1.0, help="decay of an old task's strength at each new task"
+        )
+        parser.add_argument("--drift", type=non_negative_float, default=0.01, help="penalty delta on plain drift")
+        parser.add_argument("--n_fisher", type=positive_int, help="images of the Fisher information (default: all)")
+        parser.add_argument(
+            "--adaptive",
+            choices=["probe", "penalty", "none"],
+            default="probe",
+            help="what moves the strengths: the score on kept images, the penalty's own value, or nothing",
+        )
+        parser.add_argument("--adapt_eta", type=positive_float, default=0.5, help="step eta of the strengths")
+        parser.add_argument(
+            "--adapt_range", type=number(float, 1), default=10.0, help="strengths stay within this factor of w0"
+        )
+        parser.add_argument(
+            "--probe_size", type=number(int, 1, 64), default=64, help="images of each task kept to be scored only"
+        )
+        parser.add_argument(
+            "--replay_per_task", type=number(int, 0, 10), default=10, help="images of each task kept to train on"
+        )
+        parser.add_argument(
+            "--replay_weight", type=non_negative_float, default=0.0, help="weight of their losses in later tasks"
+        )
+        parser.add_argument(
+            "--distill_weight", type=non_negative_float, default=0.0, help="weight of what the old branches said"
+        )
+        parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
+        parser.add_argument("--T_0", type=positive_int, default=20, help="epochs of the first cosine annealing")
+        parser.add_argument("--T_mult", type=positive_int, default=2, help="each next one is so many times as long")
+        parser.add_argument("--lr_decay", type=positive_float, default=1.0, help="factor of the learning rate per task")
+        parser.add_argument(
+            "--tolerance", type=positive_float, default=5.0, help="what a task may lose, in points or percent"
+        )
+        parser.add_argument(
+            "--criterion", choices=READINGS, default="absolute", help="points of the score, or percent of it"
+        )
+        add_bool(parser, "--finetune", default=True, help="fine-tune on the kept images where a target is missed")
+        parser.add_argument("--finetune_steps", type=positive_int, default=100, help="steps of it at most")
+        add_update_argument(parser)
+        return parser
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        if args.strengths and len(args.strengths) != len(dataset.tasks):
+            raise UserError(f"--strengths has {len(args.strengths)} entries, the stream {len(dataset.tasks)} tasks")
+        self.kept_strengths = [1.0] * len(dataset.tasks)  # a_k
+        self.quadratics = nn.ModuleList(Quadratic() for _ in dataset.tasks)
+        self.penalty = Quadratic()  # of all old tasks
+        self.teacher = Snapshot(backbone)
+        self.probes: list[list] = []  # task -> [(inputs, labels)], scored only
+        self.replay: list[tuple] = []  # task -> (inputs, labels), trained on
+        self.bases: list[float] = []  # score on the probe at the end of the own stage
+        self.snapshots: list[dict] = []  # what is a task's own: branch and normalisation, as its stage left it
+        self.finetuned = False
+        self.matrix: list[list[float]] = []  # test scores after each stage
+
+    # ---- a stage
+
+    def begin_task(self, dataset):
+        if self.args.distill_weight and self.current_task:
+            self.teacher.take(self.net)
+        self.reset_optimizers()
+        self.merge()
+
+    def begin_epoch(self, epoch, dataset):
+        rate = self.args.lr * self.args.lr_decay**self.current_task
+        for group in self.opt.param_groups:
+            group["lr"] = rate * warm_restarts(epoch, self.args.T_0, self.args.T_mult)
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.opt.zero_grad()
+        terms = {"task": self.loss(self.net(inputs), labels)}
+        past = self.dataset.tasks[: self.current_task]
+        if self.args.replay_weight and self.replay:
+            losses = self.replayed_losses(past)
+            terms["replay"] = self.args.replay_weight * sum(losses) / len(losses)
+        if self.teacher:
+            said = distilled(self.net, self.teacher.copy, inputs, [task.name for task in past], self.args.softmax_temp)
+            terms["distilled"] = self.args.distill_weight * said
+        loss = sum(terms.values())
+        loss.backward()
+        held = held_step(self, loss, self.penalty, self.args.e_lambda)
+        return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
+
+    def replayed_losses(self, tasks) -> list:
+        """Loss of each task on its kept images, with running statistics: a few images are no batch to normalise by."""
+        with batchnorm_mode(self.net, False):
+            return [t.loss(self.net(x, t.name), y) for t, (x, y) in zip(tasks, self.replay, strict=False)]
+
+    def end_epoch(self, epoch, dataset):
+        if self.args.adaptive == "none" or not self.current_task:
+            return
+        theta, spread = self.net.get_params(), self.args.adapt_range
+        for k in range(self.current_task):
+            if self.args.adaptive == "probe":
+                r = (self.bases[k] - self.value(k)) / (self.args.tolerance / 2)
+            else:
+                r = self.quadratics[k].value(theta).item()
+            moved = self.kept_strengths[k] * math.exp(self.args.adapt_eta * (min(r, 20.0) - 1))
+            self.kept_strengths[k] = min(max(moved, 1 / spread), spread)
+        self.merge()
+
+    def end_task(self, dataset):
+        t = self.current_task
+        fisher = task_fisher(self.net, dataset, t, "mc", self.args.n_fisher)
+        self.quadratics[t].replace(normalised(fisher, self.net.shared(), self.args.drift), self.net.get_params())
+        self.keep_images(dataset, t)
+        self.bases = [*self.bases, self.value(t)]
+        if not self.args.replay_weight and not self.args.distill_weight:  # which train old branches
+            self.restore_own()
+        self.snapshots = [*self.snapshots, self.own_state(dataset.tasks[t].name)]
+        if t + 1 == dataset.N_TASKS and self.args.finetune:
+            self.finetune(dataset)
+
+    # ---- the penalty
+
+    def merge(self) -> None:
+        """One quadratic for those of all old tasks, at their strengths of now."""
+        given, s = self.args.strengths or [1.0] * len(self.quadratics), self.current_task
+        old = [k for k in range(len(self.quadratics)) if self.quadratics[k] and (k < s or self.finetuned)]
+        merged = Quadratic()
+        for k in old:
+            weight = given[k] * self.args.rho ** max(s - k - 1, 0) * self.kept_strengths[k]
+            merged.merge(weight * self.quadratics[k].weight, self.quadratics[k].centre)
+        if merged:
+            self.penalty.replace(merged.weight, merged.centre)
+
+    def importance(self):
+        return self.penalty.weight
+
+    # ---- what is kept of a task
+
+    def keep_images(self, dataset, task: int) -> None:
+        """Images to score, held-out ones where there are any, and images to train on, which show all classes."""
+        batches = list(plain_batches(dataset, task))
+        inputs = torch.cat([x for x, _ in batches])
+        labels = joined([y for _, y in batches])
+        spec, n = dataset.tasks[task], self.args.replay_per_task
+        if n:
+            shown = presence(spec, labels)
+            rows = torch.tensor(covering(shown, n), device=inputs.device)
+            self.replay = [*self.replay, (inputs[rows], picked(labels, rows))]
+        if self.args.adaptive == "probe" or self.args.finetune:
+            source = dataset.held_out_loader if dataset.held_out_loader is not None else batches
+            probe, left = [], self.args.probe_size
+            for x, y in source:
+                rows = torch.arange(min(left, len(x)), device=x.device)
+                if len(rows):
+                    probe.append((x[rows], picked(y, rows)))
+                left -= len(rows)
+            self.probes = [*self.probes, probe]
+
+    def value(self, task: int) -> float:
+        """Score of a task on its probe, percent."""
+        return vision_scores(self, self.dataset, task, self.probes[task])["accuracy"] if self.probes else math.nan
+
+    def own_state(self, name: str) -> dict:
+        """Copies of a task's branch and its normalisation in the trunk."""
+        return {key: v.detach().clone() for key, v in self.net.state_dict().items() if belongs(key, name)}
+
+    def restore_own(self) -> None:
+        """Put the branches and the normalisation of finished tasks back to what their stages left, bit for bit."""
+        for kept in self.snapshots:
+            self.net.load_state_dict(kept, strict=False)
+
+    # ---- the last stage
+
+    def shortfalls(self, dataset) -> list[float]:
+        """max(0, target - value) of each task on its probe."""
+        goals = [target(base, self.args.tolerance, self.args.criterion) for base in self.bases]
+        return [max(0.0, goal - self.value(k)) for k, goal in enumerate(goals)]
+
+    def finetune(self, dataset) -> None:
+        """Train on the kept images of the tasks that miss their target, the others held by the penalty."""
+        missing = self.shortfalls(dataset)
+        if not any(missing) or not self.replay:
+            return
+        self.finetuned = True
+        self.merge()  # the last task is an old one now
+        self.reset_optimizers()
+        for group in self.opt.param_groups:
+            group["lr"] = self.args.lr * self.args.lr_decay**self.current_task / 10
+        best, weights = max(missing), {k: v.clone() for k, v in self.net.state_dict().items()}
+        for step in range(1, self.args.finetune_steps + 1):
+            self.opt.zero_grad()
+            losses = self.replayed_losses(dataset.tasks)
+            loss = sum(m / sum(missing) * part for m, part in zip(missing, losses, strict=True) if m)
+            loss.backward()
+            held_step(self, loss, self.penalty, self.args.e_lambda)
+            if step % 10 and step < self.args.finetune_steps:
+                continue
+            missing = self.shortfalls(dataset)
+            if max(missing) < best:
+                best, weights = max(missing), {k: v.clone() for k, v in self.net.state_dict().items()}
+            if not any(missing):
+                break
+        self.net.load_state_dict(weights)
+
+    # ---- what is told
+
+    def end_eval(self, dataset, accs):
+        self.matrix = [*self.matrix, list(accs["task-il"])]
+
+    def evaluation_notes(self):
+        args, notes = self.args, super().evaluation_notes()
+        notes["kept images"] = (
+            f"of each task {args.replay_per_task} to train on, {args.probe_size} to be scored "
+            f"({args.adaptive} strengths); the fine-tuning at the end uses these alone"
+        )
+        notes["penalty"] = (
+            f"lambda {args.e_lambda:g}, Fisher information of drawn labels summed over outputs, divided by its mean "
+            f"over shared parameters, + {args.drift:g}"
+        )
+        return notes
+
+    def findings(self, dataset, tasks):
+        numbers = {"fine-tuned at the end": float(self.finetuned)}
+        names = [dataset.tasks[t].name for t in tasks]
+        numbers |= {f"strength of {n}": self.kept_strengths[t] for t, n in zip(tasks, names, strict=True)}
+        if len(self.matrix) == len(names):
+            rows = verdicts(names, [self.matrix[t][t] for t in tasks], self.matrix[-1], self.args.tolerance)
+            for row in rows:
+                numbers[f"{row.task} change since its own stage"] = row.delta
+                numbers |= {f"{row.task} passes ({reading})": float(row.passed[reading]) for reading in READINGS}
+        return numbers, []
+
+
+def warm_restarts(epoch: int, first: int, factor: int) -> float:
+    """(1 + cos(pi T / T_i)) / 2, T epochs after the last restart and T_i between two: `first`, times `factor` each."""
+    length = first
+    while epoch >= length:
+        epoch, length = epoch - length, length * factor
+    return (1 + math.cos(math.pi * epoch / length)) / 2
+
+
+def normalised(fisher: torch.Tensor, shared: torch.Tensor, drift: float) -> torch.Tensor:
+    """F / mean(F) + drift over the shared parameters (P,) bool; 0 for those that are one task's own."""
+    fisher = torch.where(shared, fisher, 0.0)
+    mean = fisher.sum() / shared.sum()
+    return torch.where(shared, fisher / mean.clamp(min=1e-30) + drift, 0.0)
+
+
+def belongs(key: str, task: str) -> bool:
+    """Whether an entry of the network's state is of one task alone."""
+    return key.startswith(f"heads.{task}.") or f".norms.{task}." in key
+
+
+def joined(labels: list):
+    """Labels of several batches, tensors or dicts of them, as those of one."""
+    if isinstance(labels[0], dict):
+        return {name: torch.cat([y[name] for y in labels]) for name in labels[0]}
+    return torch.cat(labels)
+
+
+def picked(labels, rows: torch.Tensor):
+    """Some rows of labels, a tensor or a dict of them."""
+    return {name: y[rows] for name, y in labels.items()} if isinstance(labels, dict) else labels[rows]
+
+
+def float_list(text: str) -> list[float]:
+    """`1,0.5,2`: numbers that are not negative."""
+    try:
+        return [non_negative_float(part) for part in str(text).strip("[] ").split(",")]
+    except argparse.ArgumentTypeError as e:
+        raise argparse.ArgumentTypeError(f"'{text}': {e}") from None

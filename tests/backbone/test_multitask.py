@@ -1,0 +1,140 @@
+"""The network with a branch per vision task: shapes, sizes, and what its BatchNorm does from task to task."""
+
+import pytest
+import torch
+from torch import nn
+
+from backbone.multitask import BalancedMultiTaskModel
+from backbone.utils.bn_policy import POLICIES, StoppableBatchNorm2d, TaskBatchNorm2d
+from utils.errors import UserError
+
+
+def small(**more) -> BalancedMultiTaskModel:
+    return BalancedMultiTaskModel(5, 4, 3, trunk="small", **more)
+
+
+def test_branches_of_the_whole_network():
+    net = BalancedMultiTaskModel().eval()
+    with torch.no_grad():
+        outputs = net(torch.rand(2, 3, 224, 224))
+    assert {task: tuple(z.shape) for task, z in outputs.items()} == {
+        "seg": (2, 1, 224, 224),
+        "det": (2, 80),
+        "cls": (2, 30),
+    }
+    total = sum(p.numel() for p in net.parameters())
+    assert total == sum(net.parts().values()) < 8_000_000
+    assert f"{total:,}" in net.describe()
+
+
+def test_sizes_of_the_reference_network():
+    one, two = (BalancedMultiTaskModel(num_classes_cls=n, bn_policy="shared").parts() for n in (30, 1000))
+    assert one == {"trunk": 4_007_548, "seg": 652_321, "det": 401_488, "cls": 794_910}
+    assert sum(two.values()) - sum(one.values()) == 249_290
+
+
+def test_a_network_that_is_too_large_is_refused():
+    with pytest.raises(UserError, match="limit is 8,000,000"):
+        BalancedMultiTaskModel(num_classes_cls=10_000)
+
+
+def test_a_branch_is_named_or_selected():
+    net, x = small().eval(), torch.rand(2, 3, 32, 32)
+    every = net(x)
+    for task in ("seg", "det", "cls"):
+        torch.testing.assert_close(net(x, task), every[task])
+        net.select(task)
+        torch.testing.assert_close(net(x), every[task])
+        net.select(None)
+
+
+def test_only_the_branch_asked_for_gets_a_gradient():
+    net = small(bn_policy="per_task")
+    net(torch.rand(2, 3, 32, 32), "det").sum().backward()
+    moved = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert any(name.startswith("heads.det.") for name in moved) and any(".norms.det." in name for name in moved)
+    assert not any(name.startswith(("heads.seg.", "heads.cls.")) or ".norms.cls." in name for name in moved)
+    mine = torch.cat([p.new_full((p.numel(),), p.grad is not None) for p in net.parameters()]).bool()
+    assert (net.shared() <= mine).all() and net.shared().sum() == sum(
+        m.weight.numel() for m in net.trunk.modules() if isinstance(m, nn.Conv2d)
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_trains(policy):
+    net = small(bn_policy=policy)
+    net.begin_tasks(["seg"])
+    net(torch.rand(2, 3, 32, 32), "seg").sum().backward()
+    kinds = {type(m) for m in net.trunk.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm | TaskBatchNorm2d)}
+    expected = {
+        "shared": {nn.BatchNorm2d},
+        "freeze_after_first": {StoppableBatchNorm2d},
+        "per_task": {TaskBatchNorm2d, nn.BatchNorm2d},
+        "groupnorm": {nn.GroupNorm},
+    }
+    assert kinds == expected[policy]
+
+
+def test_statistics_stop_after_the_first_task():
+    net, x = small(bn_policy="freeze_after_first").train(), torch.rand(4, 3, 32, 32)
+    norm = next(m for m in net.trunk.modules() if isinstance(m, StoppableBatchNorm2d))
+    start = norm.running_mean.clone()
+    net.begin_tasks(["seg"])
+    net(x, "seg")
+    first = norm.running_mean.clone()
+    assert not torch.equal(first, start)
+    net.begin_tasks(["det"])
+    net.eval(), net.train()
+    net(x + 1, "det").sum().backward()
+    assert torch.equal(norm.running_mean, first) and norm.weight.grad.any()
+
+
+def test_statistics_of_one_task_do_not_move_those_of_another():
+    net, x = small(bn_policy="per_task").train(), torch.rand(4, 3, 32, 32)
+    net.begin_tasks(["seg"])
+    net(x, "seg")
+    before = net.eval()(x, "seg")
+    net.train().begin_tasks(["det"])
+    torch.testing.assert_close(net.eval().trunk(x), net.maps(x, "seg"))  # it begins where the first one is
+    net.train()
+    for _ in range(3):
+        net(5 * x + 1, "det")
+    net.eval()
+    assert torch.equal(net(x, "seg"), before)
+    shared = small(bn_policy="shared").train()
+    before = shared.eval()(x, "seg")
+    shared.train()(5 * x + 1, "det")
+    assert not torch.equal(shared.eval()(x, "seg"), before)
+
+
+def test_a_task_not_begun_is_normalised_as_the_latest():
+    net, x = small(bn_policy="per_task").train(), torch.rand(4, 3, 32, 32)
+    net.begin_tasks(["seg"])
+    net(x, "seg")
+    maps = net.eval().maps(x, "seg")
+    torch.testing.assert_close(net.maps(x, "cls"), maps)
+
+
+def test_pretrained_weights_from_a_file(tmp_path):
+    from torchvision.models import efficientnet_b0
+
+    source = efficientnet_b0()
+    torch.save(source.state_dict(), tmp_path / "b0.pt")
+    net = BalancedMultiTaskModel(pretrained=str(tmp_path / "b0.pt"), bn_policy="shared")
+    assert torch.equal(net.trunk.layers[0][0].weight, source.features[0][0].weight)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    for file, message in (("other.pt", "not the weights"), ("none.pt", "no such file")):
+        with pytest.raises(UserError, match=message):
+            BalancedMultiTaskModel(pretrained=str(tmp_path / file))
+    with pytest.raises(UserError, match="--trunk small"):
+        small(pretrained="cache")
+
+
+@pytest.mark.parametrize("trunk, boxes", [("small", 64 + 16 + 4), ("efficientnet_b0", 16 + 4 + 1)])
+def test_a_dense_detector_stays_small(trunk, boxes):
+    net = BalancedMultiTaskModel(trunk=trunk)
+    net.set_tasks({"det": 5, "cls": 3}, boxes=True)
+    out = net.eval()(torch.rand(2, 3, 32, 32), "det")
+    assert out.shape == (2, boxes, 5 + 8) and sum(net.parts().values()) < 8_000_000
+    finest = 4 if trunk == "small" else 8
+    assert out[1, 0, -3:].tolist() == [finest / 2, finest / 2, finest] and out[0, -1, -1] == 4 * finest

@@ -1,0 +1,382 @@
+"""Balanced EWC: its mathematics by hand, and methods on a small vision stream."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from backbone.utils.base import Backbone
+from datasets.utils.vision_losses import draw_labels, log_likelihood
+from models.balanced_ewc import normalised, warm_restarts
+from models.utils.fisher import fisher_diagonal
+from models.utils.quadratic import Quadratic
+from models.utils.vision import covering, distillation
+from utils import conformance
+from utils.criterion import passes, verdicts
+from utils.errors import UserError
+from utils.evaluation import measure
+from utils.experiment import build
+from utils.training import train
+
+
+class Linear(Backbone):
+    """theta times the input, by itself or as one of two logits."""
+
+    def __init__(self, value: float, form):
+        super().__init__()
+        self.theta, self.form = nn.Parameter(torch.tensor([value])), form
+
+    def forward(self, x):
+        return self.form(self.theta * x)
+
+
+def of_two(z):
+    """Logits (theta x, 0) of two classes."""
+    return torch.cat((z, torch.zeros_like(z)), 1)
+
+
+# ---- Fisher information
+
+
+@pytest.mark.parametrize(
+    "w, labels, true, empirical, weighted",
+    [(0.0, [1, 0], 0.25, 0.25, 0.125), (math.log(3), [0, 0], 0.1875, 0.0625, 0.046875)],
+)
+def test_fisher_information_by_hand(w, labels, true, empirical, weighted):
+    net, x, y = Linear(w, of_two), torch.ones(len(labels), 1), torch.tensor(labels)
+    for kind, value in (("exact", true), ("empirical", empirical), ("weighted", weighted)):
+        assert fisher_diagonal(net, [(x, y)], kind).item() == pytest.approx(value), kind
+
+
+def test_the_mean_gradient_of_a_batch_squared_is_no_fisher_information():
+    net = Linear(0.0, of_two)
+    loss = nn.functional.cross_entropy(net(torch.ones(2, 1)), torch.tensor([1, 0]))
+    loss.backward()
+    assert net.theta.grad.item() == 0  # where the Fisher information is .25
+
+
+@pytest.mark.parametrize("task, form", [("cls", of_two), ("det", lambda z: z)])
+def test_drawn_labels_estimate_the_true_fisher_information(task, form):
+    torch.manual_seed(0)
+    n, net = 20_000, Linear(math.log(3), form)
+    labels = torch.zeros(n, dtype=torch.long) if task == "cls" else torch.zeros(n, 1)
+    likelihood = (lambda z, y: draw_labels(task, z, y)), (lambda z, y: log_likelihood(task, z, y))
+    value = fisher_diagonal(net, [(torch.ones(n, 1), labels)], likelihood=likelihood, chunk=n).item()
+    # (y - p)^2 is 1/16 with probability 3/4, else 9/16: its deviation is .2165.
+    assert value == pytest.approx(0.1875, abs=3 * 0.2165 / math.sqrt(n))
+
+
+def test_a_mean_over_outputs_would_shrink_the_information_by_their_square():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 1, 4, 4), torch.randint(2, (6, 4, 4))
+    net = Linear(0.3, lambda z: z)
+    whole, mean = (
+        fisher_diagonal(
+            net, [(x, y)], "empirical", likelihood=(None, lambda z, y, m=m: log_likelihood("seg", z, y) / m)
+        ).item()
+        for m in (1, 16)
+    )
+    assert whole == pytest.approx(256 * mean, rel=1e-5)
+
+
+def test_normalised_information_has_mean_one_over_the_shared_parameters():
+    shared = torch.tensor([True, True, False])
+    assert normalised(torch.tensor([1.0, 3.0, 100.0]), shared, 0.5).tolist() == [1.0, 2.0, 0.0]
+
+
+# ---- penalty
+
+
+class Vector(Backbone):
+    def __init__(self, values):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(values))
+
+
+def test_penalty_and_proximal_step_by_hand():
+    penalty, net = Quadratic(), Vector([2.0])
+    penalty.replace(torch.tensor([0.25]), torch.tensor([0.0]))
+    net.set_grads(torch.zeros(1))
+    penalty.add_gradient(net, 4.0)
+    assert 4 * penalty.value(net.get_params()).item() == 2 and net.get_grads().item() == 2
+    penalty.replace(torch.tensor([1.0]), torch.tensor([0.0]))
+    net = Vector([1.0])
+    penalty.contract(net, strength=10.0, lr=0.1)
+    assert net.get_params().item() == 0.5
+    for _ in range(50):
+        penalty.contract(net, strength=1000.0, lr=0.1)  # the explicit step would multiply by -99 each time
+    assert net.get_params().item() == pytest.approx(0, abs=1e-30)
+
+
+def test_one_quadratic_is_the_sum_of_several():
+    torch.manual_seed(0)
+    terms, merged = [(torch.rand(7), torch.randn(7)) for _ in range(3)], Quadratic()
+    for weight, centre in terms:
+        merged.merge(weight, centre)
+
+    def summed(theta):
+        return sum(0.5 * (w * (theta - c) ** 2).sum() for w, c in terms)
+
+    points = [torch.randn(7, requires_grad=True) for _ in range(10)]
+    gaps = [(summed(p) - merged.value(p)).item() for p in points]
+    assert gaps == pytest.approx([gaps[0]] * 10, abs=1e-5)
+    (a,), (b,) = (torch.autograd.grad(f(points[0]), points[0]) for f in (summed, merged.value))
+    torch.testing.assert_close(a, b)
+
+
+def test_distillation_is_nothing_between_equals():
+    for task, shape in (("seg", (2, 3, 4, 4)), ("seg", (2, 1, 4, 4)), ("det", (2, 5)), ("cls", (2, 5))):
+        a, b = torch.randn(shape), torch.randn(shape)
+        assert distillation(a, a, task, 2.0).item() == pytest.approx(0, abs=1e-6)
+        assert distillation(a, b, task, 2.0) > 0
+    yes, no = torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])  # teacher .5, student .75
+    expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert distillation(yes, no, "det", 1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+# ---- schedule and criterion
+
+
+def test_learning_rate_with_warm_restarts():
+    factors = [warm_restarts(e, 2, 2) for e in range(9)]
+    root = math.sqrt(0.5)
+    assert factors == pytest.approx(
+        [1, 0.5, 1, (1 + root) / 2, 0.5, (1 - root) / 2, 1, warm_restarts(7, 2, 2), warm_restarts(8, 2, 2)]
+    )
+    assert factors[7] == pytest.approx((1 + math.cos(math.pi / 8)) / 2)
+
+
+def test_the_criterion_has_two_readings():
+    rows = verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
+    assert [row.passed["absolute"] for row in rows] == [True, True, True]
+    assert [row.passed["relative"] for row in rows] == [False, False, True]
+    assert rows[1].delta == pytest.approx(-4.46)
+    assert passes(22.08, 17.08) and not passes(22.08, 17.07) and passes(100, 95, reading="relative")
+
+
+def test_kept_images_cover_the_classes():
+    shown = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]]).bool()
+    assert sorted(covering(shown, 2)) == [2, 3] and len(set(covering(shown, 9))) == 5
+
+
+# ---- on a stream
+
+
+SMALL = {
+    "--dataset": "seq-vision-mini", "--vision_items": "digits", "--vision_size": "32", "--vision_subset": "20",
+    "--trunk": "small", "--batch_size": "8", "--n_epochs": "1", "--num_threads": "1", "--device": "cpu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VisionCase(conformance.Case):
+    """A method on three tasks of 16 training images each."""
+
+    folder: str = ""
+
+    def config(self, *more, share=None):
+        given = [*self.model.split()[1:], *more]
+        default = [a for name, value in SMALL.items() if name not in given for a in (name, value)]
+        argv = ["--model", self.model.split()[0], "--base_path", self.folder, "--disable_log", "--non_verbose"]
+        return conformance.resolve([*argv, *default, *given])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("vision"))
+
+
+METHODS = {
+    "sgd": "sgd",
+    "er": "er --buffer_size 12 --minibatch_size 3",
+    "lwf": "lwf",
+    "ewc": "ewc --n_fisher 8",
+    "joint": "joint",
+    "sgd with boxes": "sgd --detection boxes",
+    "balanced-ewc": "balanced-ewc --n_fisher 8 --replay_weight 1 --distill_weight 1 --probe_size 8",
+}
+
+
+def case(name: str, folder: str) -> VisionCase:
+    return VisionCase(METHODS[name], "task-il", folder)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_observe_never_waits(name, folder):
+    conformance.observe_never_waits(case(name, folder))
+
+
+def test_looking_changes_nothing(folder):
+    conformance.looking_changes_nothing(case("balanced-ewc", folder))
+
+
+def test_old_boxes_are_replayed_and_distilled(folder):
+    exp = build(case("balanced-ewc", folder).config("--detection", "boxes", "--vision_order", "det,seg,cls"))
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    assert all(math.isfinite(v) for _, means, _ in exp.run.losses for v in means.values())
+    assert "AP50" in exp.run.history[-1].others
+
+
+@pytest.mark.parametrize("name", ["er", "balanced-ewc"])
+def test_the_stream_is_left_alone(name, folder):
+    conformance.the_stream_is_left_alone(case(name, folder))
+
+
+@pytest.mark.parametrize("name, steps", [("er", (3,)), ("lwf", (3,)), ("ewc", (3,)), ("balanced-ewc", (-2, 3))])
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(name, steps, folder):
+    undisturbed = conformance.run(case(name, folder))
+    for step in steps:  # in the middle of the second task, and after the first one
+        resumed = conformance.resumed_run(case(name, folder), step)
+        assert conformance.differing_entries(conformance.state_of(undisturbed), conformance.state_of(resumed)) == []
+        assert repr(resumed.run.history) == repr(undisturbed.run.history)  # nan is nan here
+
+
+@pytest.mark.parametrize("name", ["sgd", "ewc"])
+def test_branches_of_finished_tasks_do_not_move(name, folder):
+    exp = build(case(name, folder).config("--bn_policy", "per_task", "--optimizer", "adamw", "--optim_wd", "0.1"))
+    seen = []
+
+    def own(*_):
+        state = exp.model.net.state_dict()
+        seen.append({k: v.clone() for k, v in state.items() if k.startswith("heads.seg.") or ".norms.seg." in k})
+
+    train(exp.model, exp.dataset, exp.run, exp.args, [], after_task=own)
+    assert all(torch.equal(seen[0][key], seen[2][key]) for key in seen[0])
+
+
+def test_scores_of_unlike_tasks_stand_side_by_side(folder):
+    exp = build(case("sgd", folder).config("--enable_other_metrics"))
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    assert all(math.isfinite(v) for v in exp.run.matrices["task-il"].flatten())
+    scores, others = measure(exp.model, exp.dataset, range(3), 2)
+    assert scores == exp.run.history[-1].scores and len(scores["task-il"]) == 3
+    floors, top5 = others["floor"]["task-il"], others["top-5"]["task-il"]
+    assert all(0 <= f <= 100 for f in floors) and [math.isnan(v) for v in top5] == [True, True, False]
+    assert "mIoU" not in others and "parameters" in exp.run.notes
+
+
+def test_gradients_are_clipped(folder):
+    exp = build(case("balanced-ewc", folder).config())
+    assert exp.args.clip_grad == 1.0
+    for p in exp.model.net.parameters():
+        p.grad = torch.ones_like(p)
+    exp.model.opt.step()
+    norm = torch.stack([p.grad.norm() for p in exp.model.net.parameters()]).norm()
+    assert norm <= 1 + 1e-6
+
+
+def test_the_best_epoch_is_restored(folder):
+    exp = build(
+        case("balanced-ewc", folder).config(
+            "--fitting_mode",
+            "early_stopping",
+            "--early_stopping_patience",
+            "1",
+            "--holdout",
+            "25",
+            "--n_epochs",
+            "3",
+            "--stop_after",
+            "1",
+        )
+    )
+    seen, original = [], exp.model.meta_end_epoch
+
+    def noted(epoch, dataset):
+        original(epoch, dataset)
+        seen.append([p.detach().clone() for p in exp.model.net.parameters()])
+
+    exp.model.meta_end_epoch = noted
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    now = list(exp.model.net.parameters())
+    assert any(all(torch.equal(a, b) for a, b in zip(now, then, strict=True)) for then in seen)
+
+
+def at_the_end(folder, values: list[float], bases: list[float]):
+    """Balanced EWC before its last stage, with these scores on what it keeps."""
+    exp = build(case("balanced-ewc", folder).config())
+    model, dataset = exp.model, exp.dataset
+    for task in range(3):
+        dataset.enter_task(task)
+        model.net.begin_tasks([dataset.tasks[task].name])
+        model.keep_images(dataset, task)
+        model._current_task = task
+    model.bases = bases
+    model.value = lambda k: values[k]
+    return model, dataset
+
+
+def test_nothing_is_fine_tuned_while_all_targets_are_met(folder):
+    model, dataset = at_the_end(folder, [60.0, 70.0, 80.0], [65.0, 70.0, 80.0])
+    before = model.net.get_params()
+    model.finetune(dataset)
+    assert not model.finetuned and torch.equal(model.net.get_params(), before)
+
+
+def test_a_missed_target_is_fine_tuned_for(folder):
+    values = [50.0, 70.0, 80.0]
+    model, dataset = at_the_end(folder, values, [65.0, 70.0, 80.0])
+    before, asked = model.net.get_params(), []
+    original = model.replayed_losses
+
+    def watched(tasks):
+        losses = original(tasks)
+        for loss in losses:
+            loss.retain_grad()
+        asked.append(losses)
+        if len(asked) == 10:
+            values[0] = 61.0
+        return losses
+
+    model.replayed_losses = watched
+    model.finetune(dataset)
+    assert model.finetuned and len(asked) == 10 and not torch.equal(model.net.get_params(), before)
+    seg, det, cls = asked[0]
+    assert seg.grad == 1 and det.grad is None and cls.grad is None  # the weight of a task that passes is 0
+    numbers, _ = model.findings(dataset, range(3))
+    assert numbers["fine-tuned at the end"] == 1
+
+
+def test_a_fine_tuning_that_helps_nobody_is_undone(folder):
+    model, dataset = at_the_end(folder, [50.0, 70.0, 80.0], [65.0, 70.0, 80.0])
+    before = model.net.get_params()
+    model.args.finetune_steps = 10
+    model.finetune(dataset)
+    assert model.finetuned and torch.equal(model.net.get_params(), before)
+
+
+def test_strengths_follow_what_is_forgotten(folder):
+    model, dataset = at_the_end(folder, [60.0, 70.0, 0.0], [65.0, 70.0, 80.0])
+    model.end_epoch(0, dataset)
+    # Five points lost are twice what is aimed at: exp(.5 * (2 - 1)); nothing lost: exp(-.5).
+    assert model.kept_strengths == pytest.approx([math.exp(0.5), math.exp(-0.5), 1.0])
+    for epoch in range(30):
+        model.end_epoch(epoch, dataset)
+    assert model.kept_strengths == pytest.approx([10.0, 0.1, 1.0])
+
+
+def test_strengths_of_the_merged_penalty(folder):
+    exp = build(case("balanced-ewc", folder).config("--strengths", "2,1,1", "--rho", "0.5"))
+    model, n = exp.model, len(exp.model.net.get_params())
+    for k in range(2):
+        model.quadratics[k].replace(torch.ones(n), torch.full((n,), float(k)))
+    model._current_task = 2
+    model.merge()  # 2 * .5 around 0 and 1 around 1
+    assert model.penalty.weight[0] == 2 and model.penalty.centre[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    "name, more, message",
+    [
+        ("balanced-ewc", ["--strengths", "1,2"], "2 entries, the stream 3 tasks"),
+        ("ewc", ["--ewc_fisher", "exact"], "give mc"),
+        ("sgd", ["--backbone", "resnet18"], "--backbone multitask"),
+    ],
+)
+def test_options_that_do_not_fit(name, more, message, folder, monkeypatch):
+    if "--backbone" in more:
+        monkeypatch.delitem(SMALL, "--trunk")
+    with pytest.raises(UserError, match=message):
+        build(case(name, folder).config(*more))

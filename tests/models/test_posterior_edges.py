@@ -1,0 +1,109 @@
+"""Posterior methods at the edges of what can be asked of them: streams entered late, options that do not go together,
+networks with BatchNorm, more weight samples than fit into memory at once.
+"""
+
+import pytest
+import torch
+
+from models.utils.task_inference import mean_log_probabilities, uncertainties
+from tests.models.helpers import experiment, finished, first_batch
+from utils.conformance import Waiting
+from utils.errors import UserError
+
+SHORT = ["--n_iters", "2", "--train_sample_size", "2", "--val_sample_size", "3", "--hnet_arch", "4"]
+
+
+def modes(method, *more):
+    """A finished short run on the Gaussian modes."""
+    return finished(method, *SHORT, *more, dataset="seq-gmm2d").model
+
+
+@pytest.mark.parametrize("more", [(), ("--reg_targets", "online"), ("--chunk_size", "20")], ids=" ".join)
+def test_a_stream_may_be_entered_late(more):
+    model = modes("pr_bbb", "--start_from", "1", *more)
+    assert model.n_begun == 3
+    assert model.forward(torch.zeros(4, 2)).shape == (4, 6)
+
+
+def test_one_head_for_all_is_refused_where_tasks_have_classes_of_their_own():
+    with pytest.raises(UserError, match="--heads single"):
+        experiment("vcl", "--heads", "single", dataset="seq-gmm2d")
+
+
+@pytest.mark.parametrize("method", ["vcl", "pr_bbb"])
+def test_the_local_trick_is_refused_before_anything_is_trained(method):
+    with pytest.raises(UserError, match="fully connected"):
+        experiment(method, "--local_reparam", "--backbone", "convnet")
+
+
+def test_coresets_need_tasks_to_tell_apart():
+    with pytest.raises(UserError, match="drop it"):
+        experiment("pr_bbb", "--coreset_size", "3", "--joint", dataset="seq-gmm2d")
+
+
+@pytest.mark.parametrize("more", [(), ("--no_hnet",)], ids=" ".join)
+def test_coresets_tell_separate_posteriors_apart_too(more):
+    """All of them are trained in the last stage, not the newest alone."""
+    exp = experiment("pr_bbb", *SHORT, "--coreset_size", "3", "--separate", *more, dataset="seq-gmm2d")
+    model, batch = first_batch(exp, 2)
+    model.meta_observe(*batch, 0)
+    before = model.phi([0, 1, 2]).detach()
+    model.end_task(exp.dataset)
+    assert ((model.phi([0, 1, 2]) - before).abs().amax(1) > 0).all()
+
+
+def test_coresets_leave_running_statistics_alone():
+    exp = experiment("pr_bbb", "--backbone", "resnet32", "--no_hnet", "--separate", "--coreset_size", "3",
+                     "--train_sample_size", "1", "--label_perc", "0.05", "--n_epochs", "1")  # fmt: skip
+    model, batch = first_batch(exp, 0)
+    model.meta_observe(*batch, 0)
+    kept = model.statistics.clone()
+    model.coreset_images, model.coreset_labels = batch[2][:3].unsqueeze(0), batch[1][:3].unsqueeze(0)
+    model.tell_apart(1)
+    assert torch.equal(model.statistics, kept)
+
+
+def test_one_task_is_not_inferred():
+    others = finished("pr_bbb", *SHORT, "--joint", dataset="seq-gmm2d").run.history[-1].others
+    assert not any(name.startswith(("task_inference", "accuracy_")) for name in others)
+
+
+def test_gaussian_initialisation_keeps_the_deviations_beside_means_of_an_ordinary_network():
+    model = experiment("pr_bbb", "--hnet_init", "gauss", "--keep_orig_init", dataset="seq-gmm2d").model
+    mean, rho = model.hyper.layers[-1].bias.split(model.net.size)
+    assert (mean == 0).all()
+    assert rho.var().item() == pytest.approx(0.083, rel=0.3)
+
+
+def test_the_short_way_to_the_squared_change_does_not_wait():
+    exp = experiment("pr_bbb", "--hnet_arch", "2", "--chunk_size", "20", "--n_iters", "2", dataset="seq-gmm2d")
+    model, batch = first_batch(exp, 1)
+    calls = []
+
+    def watched():
+        with Waiting(calls):
+            model.observe(*batch)
+
+    watched()
+    assert not calls
+
+
+@pytest.mark.parametrize("backbone", [("mnistmlp", "--mlp_hidden_size", "8"), ("resnet32",)], ids=lambda b: b[0])
+def test_predictions_are_the_same_however_many_posteriors_fit_into_memory(backbone, monkeypatch):
+    model = experiment("pr_bbb", "--backbone", *backbone, "--no_hnet", "--separate", "--val_sample_size", "3").model
+    model.make_tasks(3)
+    x = torch.randn(4, 1, 8, 8)
+    at_once = model.eval().sampled_outputs(x)
+    asked, weights = [], model.weights
+    monkeypatch.setattr(model, "weights", lambda tasks, *more: asked.append(tasks) or weights(tasks, *more))
+    for place in ("models.utils.posterior", "backbone.utils.external"):
+        monkeypatch.setattr(f"{place}.LARGEST_CALL", 1)
+    torch.testing.assert_close(model.sampled_outputs(x), at_once, rtol=1e-3, atol=1e-3)
+    assert asked == [[0], [1], [2]]
+
+
+def test_a_head_that_is_not_a_number_is_not_taken_for_certain():
+    values = uncertainties(*mean_log_probabilities(torch.full((2, 1, 3), torch.nan)))
+    assert all(value.isnan().all() for value in values.values())
+    certain = uncertainties(*mean_log_probabilities(torch.tensor([[[0.0, 2000.0]]])))
+    assert certain["ent"].item() == 0
