@@ -157,6 +157,8 @@ class ConsoleLogger(Logger):
             where += f" epoch {evaluation.epoch + 1}"
         means = [f"{name} {_seen_mean(evaluation.scores[name], evaluation.task):.1f}" for name in evaluation.scores]
         for metric, values in evaluation.others.items():
+            if np.isnan([v for row in values.values() for v in row]).any():
+                continue  # of some of the tasks only, as that of one class: it is in the files
             prefix = "" if len(values) == 1 else "{} "
             means += [f"{prefix.format(n)}{metric} {_seen_mean(v, evaluation.task):.3g}" for n, v in values.items()]
         # Through tqdm: a plain print would land in the middle of the progress bar.

@@ -56,15 +56,30 @@ def box_loss(outputs: Tensor, labels: dict[str, Tensor]) -> Tensor:
     """Focal loss of the classes, 1 - GIoU of the boxes and binary cross-entropy of the centrality, each per location
     that has a box.
     """
-    from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+    from torchvision.ops import sigmoid_focal_loss
 
     logits, sides, central, middle, stride = parts(outputs)
     members, own, goal, positive = assigned(outputs, labels)
     boxes, wanted = corners(sides, middle, stride), corners(own, middle, stride)
     what = sigmoid_focal_loss(logits, members, reduction="sum")
-    where = (generalized_box_iou_loss(boxes, wanted) * positive).sum()
+    where = ((1 - generalised_iou(boxes, wanted)) * positive).sum()
     how = (F.binary_cross_entropy_with_logits(central, goal, reduction="none") * positive).sum()
     return (what + where + how) / positive.sum().clamp(min=1)
+
+
+def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU minus the share of the smallest box around both that neither covers, of pairs (..., 4) xyxy; in (-1, 1].
+
+    Rezatofighi et al. 2019. torchvision's waits for the device.
+    """
+
+    def area(low: Tensor, high: Tensor) -> Tensor:
+        return (high - low).clamp(min=0).prod(-1)
+
+    common = area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
+    around = area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
+    union = area(a[..., :2], a[..., 2:]) + area(b[..., :2], b[..., 2:]) - common
+    return common / union.clamp(min=1e-7) - (around - union) / around.clamp(min=1e-7)
 
 
 def draw_dense(outputs: Tensor, labels: dict[str, Tensor]) -> Tensor:

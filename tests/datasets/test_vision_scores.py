@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.utils.boxes import assigned, box_loss, corners, dense_log_likelihood, detections, draw_dense
+from datasets.utils.boxes import (
+    assigned,
+    box_loss,
+    corners,
+    dense_log_likelihood,
+    detections,
+    draw_dense,
+    generalised_iou,
+)
 from datasets.utils.vision_losses import (
     VOID,
     cls_loss,
@@ -208,6 +216,14 @@ def test_locations_that_have_a_box():
     assert central[0, row].item() == pytest.approx(math.sqrt(6 / 8))
     assert members[0].sum() == 1 and members[0, row, 1] == 1
     assert not assigned(dense(), one_box(6, 6, 20, 18, kind=-1))[3].any()
+
+
+def test_generalised_iou_is_torchvisions():
+    from torchvision.ops import generalized_box_iou_loss
+
+    torch.manual_seed(0)
+    a, b = (torch.cat((x, x + torch.rand(50, 2)), 1) for x in (torch.rand(50, 2), torch.rand(50, 2)))
+    torch.testing.assert_close(1 - generalised_iou(a, b), generalized_box_iou_loss(a, b))
 
 
 def test_a_perfect_detector_has_no_loss_and_all_precision():
