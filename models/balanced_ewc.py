@@ -6,8 +6,8 @@
     r_k = (base_k - value_k) / (tolerance / 2) on at most 64 kept images of task k (`--adaptive probe`),
           or Omega_k(theta), which needs none (`penalty`)
 
-The quadratics of all old tasks are merged exactly into one, which takes a proximal step after the task's own; delta is
-a penalty on plain drift. Branches belong to their tasks and do not move afterwards, unless `--replay_weight` or
+The quadratics of all old tasks are merged exactly into one, which takes a proximal step after the task's own, in Adam's
+metric where that is the optimiser; delta is a penalty on plain drift. Branches belong to their tasks and do not move afterwards, unless `--replay_weight` or
 `--distill_weight` adds to L the losses of at most 10 kept images of each old task, or what the old branches said about
 the new images before.
 
@@ -131,7 +131,7 @@ class BalancedEWC(ContinualModel):
             terms["distilled"] = self.args.distill_weight * said
         loss = sum(terms.values())
         loss.backward()
-        held = held_step(self, loss, self.penalty, self.args.e_lambda)
+        held = held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
         return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
 
     def replayed_losses(self, tasks) -> list:
@@ -238,7 +238,7 @@ class BalancedEWC(ContinualModel):
             losses = self.replayed_losses(dataset.tasks)
             loss = sum(m / sum(missing) * part for m, part in zip(missing, losses, strict=True) if m)
             loss.backward()
-            held_step(self, loss, self.penalty, self.args.e_lambda)
+            held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
             if step % 10 and step < self.args.finetune_steps:
                 continue
             missing = self.shortfalls(dataset)

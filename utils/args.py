@@ -138,9 +138,12 @@ def int_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"'{text}': expected integers separated by commas, as 3,1,2") from None
 
 
-def optional_int_list(text: str) -> list[int]:
-    """As `int_list`, and nothing as the empty list."""
-    return int_list(text) if str(text).strip("[]() ") else []
+def width_list(text: str) -> list[int]:
+    """Widths of layers: `100,100`, all above 0, and nothing as the empty list."""
+    widths = int_list(text) if str(text).strip("[]() ") else []
+    if min(widths, default=1) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': a layer has at least one unit")
+    return widths
 
 
 def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:

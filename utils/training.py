@@ -254,4 +254,4 @@ class EarlyStopping:
             tensor.copy_(best)
 
     def _learned(self) -> list[torch.Tensor]:
-        return [*self.model.parameters(), *self.model.net.buffers()]
+        return [*self.model.parameters(), *self.model.running_statistics()]

@@ -95,12 +95,14 @@ class TaskHypernetwork(nn.Module):
             before: the hypernetwork as it was; not differentiated.
             whole: (W,) numbers of the chunks.
         """
-        with torch.no_grad():
-            last, old = before.layers[-1], before.hidden(tasks)[:, whole]
-        layer, h = self.layers[-1], self.hidden(tasks)[:, whole]
-        M = torch.cat([layer.weight, layer.weight - last.weight, (layer.bias - last.bias).unsqueeze(1)], 1)
-        z = torch.cat([h - old, old, torch.ones_like(h[..., :1])], 2)
-        return SumOfSquares.apply(M, z.flatten(0, 1))
+        layer, last = self.layers[-1], before.layers[-1]
+        with torch.autocast(layer.weight.device.type, enabled=False):  # differences of what is nearly the same
+            with torch.no_grad():
+                old = before.hidden(tasks)[:, whole]
+            h = self.hidden(tasks)[:, whole]
+            M = torch.cat([layer.weight, layer.weight - last.weight, (layer.bias - last.bias).unsqueeze(1)], 1)
+            z = torch.cat([h - old, old, torch.ones_like(h[..., :1])], 2)
+            return SumOfSquares.apply(M, z.flatten(0, 1))
 
     def chunks(self, tasks: Sequence[int], which: Tensor) -> Tensor:
         """The outputs of some chunks alone, (K, W, chunk), uncut."""
@@ -135,7 +137,7 @@ class TaskHypernetwork(nn.Module):
 
         A full hypernetwork: weights of the last layer 0, its biases uniform with these variances; all tasks begin with
         the same outputs. A chunked one cannot tell its outputs apart: its chunk embeddings are scaled such that the
-        outputs have these variances on average.
+        outputs have these variances on average, and the last layer where the task embeddings alone give more.
 
         Args:
             variances: (number of outputs, their variance), in order, for all outputs.
@@ -147,6 +149,10 @@ class TaskHypernetwork(nn.Module):
                 part.uniform_(-math.sqrt(3 * v), math.sqrt(3 * v))
             return
         wanted = sum(n * v for n, v in variances) / self.outputs
+        last, std, self.chunk_std = self.layers[-1], self.chunk_std, 0.0
+        from_task = self._probe().var().item()  # what task embeddings alone give must leave half of it to the chunks
+        last.weight.mul_(min(1.0, math.sqrt(wanted / (2 * max(from_task, 1e-20)))))
+        self.chunk_std = std
         for _ in range(8):  # outputs are not linear in the embeddings: a few rounds of proportional correction
             probe = self._probe()
             self.chunk_std *= math.sqrt(wanted / max(probe.var().item(), 1e-20))

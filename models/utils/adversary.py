@@ -7,7 +7,7 @@ from torch import Tensor
 
 from backbone.utils.task_hypernetwork import ACTIVATIONS
 from models.utils.implicit import Discriminator, log_gaussian
-from utils.args import add_bool, optional_int_list, positive_float, positive_int
+from utils.args import add_bool, positive_float, positive_int, width_list
 
 AC_SAMPLES = 100  # for the moments of the contrast
 
@@ -18,7 +18,7 @@ Moments = tuple[Tensor, Tensor]
 def add_discriminator_args(parser):
     """Options of the discriminator."""
     add = parser.add_argument
-    add("--dis_arch", type=optional_int_list, default=[10, 10], help="hidden widths of the discriminator")
+    add("--dis_arch", type=width_list, default=[10, 10], help="hidden widths of the discriminator")
     add("--dis_act", choices=sorted(ACTIVATIONS), default="sigmoid", help="its activation")
     add("--dis_lr", type=positive_float, default=None, help="its learning rate; by default the method's")
     add("--dis_batch_size", type=positive_int, default=32, help="samples of either kind in a step of it")

@@ -249,6 +249,12 @@ class ContinualModel(nn.Module):
             optimizer.register_step_pre_hook(lambda opt, *_: _clip(opt, args.clip_grad))
         return optimizer
 
+    def running_statistics(self) -> Iterable[Tensor]:
+        """What is learned besides parameters, and goes back with them to the best epoch under early stopping: the
+        network's buffers.
+        """
+        return self.net.buffers()
+
     def reset_optimizers(self) -> None:
         """Make the optimisers afresh over the current parameters."""
         if self.opt is None or getattr(self.opt, "made_by_runner", False):

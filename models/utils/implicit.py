@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from backbone.utils.task_hypernetwork import ACTIVATIONS, WeightGenerator
 from models.utils.meta_replay import MetaReplay
 from models.utils.posterior import Posterior
-from utils.args import non_negative_float, non_negative_int, optional_int_list, positive_float, positive_int
+from utils.args import non_negative_float, non_negative_int, positive_float, positive_int, width_list
 
 
 def add_generator_args(parser):
     """Options of the weight generator and of the samples."""
     add = parser.add_argument
-    add("--imp_arch", type=optional_int_list, default=[10, 10], help="hidden widths of the weight generator")
+    add("--imp_arch", type=width_list, default=[10, 10], help="hidden widths of the weight generator")
     add("--imp_act", choices=sorted(ACTIVATIONS), default="relu", help="its activation")
     add("--imp_chunk_size", type=non_negative_int, default=0, help="its outputs per chunk, 0: all weights in one call")
     add("--imp_chunk_emb_size", type=positive_int, default=32, help="entries of its chunk embeddings")

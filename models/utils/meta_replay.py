@@ -18,7 +18,7 @@ from backbone.utils.task_hypernetwork import ACTIVATIONS, TaskHypernetwork
 from models.utils.growing import GrowingParameters
 from models.utils.posterior import Posterior
 from models.utils.snapshot import Snapshot
-from utils.args import add_bool, non_negative_float, non_negative_int, optional_int_list, positive_float, positive_int
+from utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int, width_list
 from utils.errors import UserError
 
 IN_CACHE = 2**22  # weights generated in one call where there are more tasks to regularise
@@ -33,7 +33,7 @@ def add_meta_replay_args(parser):
         help="keep the old outputs, or a copy of the hypernetwork to compute them from")  # fmt: skip
     add("--hnet_reg_batch_size", type=non_negative_int, default=0,
         help="regularise the outputs of so many random earlier tasks at a step, 0 for all")  # fmt: skip
-    add("--hnet_arch", type=optional_int_list, default=[50, 50], help="hidden widths of the hypernetwork, '' for none")
+    add("--hnet_arch", type=width_list, default=[50, 50], help="hidden widths of the hypernetwork, '' for none")
     add("--hnet_act", choices=sorted(ACTIVATIONS), default="relu", help="its activation")
     add("--cond_emb_size", type=positive_int, default=32, help="entries of a task embedding")
     add("--std_normal_temb", type=positive_float, default=1.0, help="standard deviation of fresh task embeddings")

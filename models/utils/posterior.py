@@ -90,6 +90,8 @@ class Posterior(ContinualModel):
         self.by_class = dataset.SETTING == "class-il"
         if self.by_class and args.heads == "single":
             raise UserError(f"--heads single: the tasks of {dataset.NAME} have heads of their own: drop it")
+        if self.by_class and min(dataset.cpt(t) for t in range(dataset.N_TASKS)) < 2:
+            raise UserError(f"{self.NAME}: a task of one class is always certain, so no task can be inferred")
         self.multi = self.by_class or (not self.regression and args.heads == "multi")
         if self.multi and not self.by_class:
             outputs = dataset.N_TASKS * dataset.N_CLASSES
@@ -141,6 +143,9 @@ class Posterior(ContinualModel):
             with looking_only(self):
                 task = self.current_task - 1
                 self.curves[task] = posterior_view.curve(self, dataset.plot_inputs())[task].clone()
+
+    def running_statistics(self):
+        return () if self.statistics is None else (self.statistics,)
 
     def add_task(self) -> None:
         """Make what a new task needs."""
@@ -291,7 +296,11 @@ class Posterior(ContinualModel):
         return CRITERIA if self.samples > 1 else CRITERIA[:2]
 
     def evaluation_notes(self):
-        what = "the spread of the predictions" if self.regression else "the entropy of the mean prediction"
+        if self.joint_softmax or self.n_tasks == 1:
+            return super().evaluation_notes()
+        what = "the entropy of the mean prediction"
+        if self.regression:
+            what = "the spread of the predictions" if self.criteria else "the newest task: a point has no spread"
         return super().evaluation_notes() | {"TGiven, TInfer": f"task-IL; {self.dataset.SETTING}, by {what}"}
 
     def findings(self, dataset, tasks):

@@ -44,10 +44,11 @@ class Quadratic(nn.Module):
         pull = self.weight * (net.get_params() - self.centre)
         net.set_grads(net.get_grads().add_(pull, alpha=strength))
 
-    def contract(self, net: Backbone, strength: float, lr: float) -> None:
+    def contract(self, net: Backbone, strength: float, lr: float | Tensor) -> None:
         """Proximal step after the task's own: theta <- (theta + s A c) / (1 + s A) with s = lr * strength.
 
-        The minimiser of Omega(theta') * strength + ||theta' - theta||^2 / (2 lr): stable for every strength.
+        The minimiser of Omega(theta') * strength + ||theta' - theta||^2 / (2 lr): stable for every strength; `lr` may
+        be one per parameter (P,).
         """
         scaled = self.weight * (lr * strength)
         net.set_params(torch.lerp(net.get_params(), self.centre, scaled / (1 + scaled)))
@@ -63,10 +64,11 @@ def add_update_argument(parser) -> None:
     )
 
 
-def held_step(model, loss: Tensor, penalty: Quadratic, strength: float) -> dict[str, Tensor]:
+def held_step(model, loss: Tensor, penalty: Quadratic, strength: float, own_steps: bool = False) -> dict[str, Tensor]:
     """The optimiser's step after `loss.backward()`, joined by that on strength * Omega(theta); the terms to log.
 
-    `model` is the method: its `net`, `opt` and `--ewc_update`.
+    `model` is the method: its `net`, `opt` and `--ewc_update`. With `own_steps` the proximal step of each parameter is
+    as long as the optimiser's own, see `step_sizes`.
     """
     if not penalty:
         model.opt.step()
@@ -78,5 +80,27 @@ def held_step(model, loss: Tensor, penalty: Quadratic, strength: float) -> dict[
         model.opt.step()
     else:
         model.opt.step()
-        penalty.contract(model.net, strength, model.opt.param_groups[0]["lr"])
+        lr = step_sizes(model.opt, model.net) if own_steps else model.opt.param_groups[0]["lr"]
+        penalty.contract(model.net, strength, lr)
     return {"loss": loss + held, "ce": loss, "penalty": held}
+
+
+@torch.no_grad()
+def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tensor:
+    """What the optimiser's last step multiplied a gradient by: lr, or with Adam lr / (sqrt(v) + eps) per parameter (P,).
+
+    Adam moves a parameter of small gradients as far as any other; a penalty that took steps of lr alone would hardly
+    hold it, whatever its gradient said.
+    """
+    group = optimizer.param_groups[0]
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return group["lr"]
+    sizes = []
+    for p in net.parameters():
+        state = optimizer.state.get(p)
+        if not state:  # never moved
+            sizes.append(torch.zeros_like(p).flatten())
+            continue
+        mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+        sizes.append((group["lr"] / (mean.sqrt() + group["eps"])).flatten())
+    return torch.cat(sizes)

@@ -59,9 +59,9 @@ def test_intermediate_maps(name, shapes):
         torch.testing.assert_close(maps[-1].mean((2, 3)), features)
 
 
-def test_only_the_mlp_is_tied_to_an_image_size():
+def test_only_mlp_and_lenet_are_tied_to_an_image_size():
     sizes = {name: make(name).input_size for name in NAMES}
-    assert sizes.pop("mnistmlp") == (3, 32, 32) and set(sizes.values()) == {None}
+    assert sizes.pop("mnistmlp") == sizes.pop("lenet") == (3, 32, 32) and set(sizes.values()) == {None}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -111,7 +111,9 @@ def test_multiply_accumulates():
         assert (kept + pooled) / 55_269_504 == pytest.approx(ours, abs=5e-5)
         if k == 0.7:
             assert (round(kept + pooled), round(kept + full)) == (43_026_696, 47_026_440)
-    one_by_one = [kept_macs(torch.eye(4, dtype=torch.float64)[i], 32, (28, 28), 10).item() - 29_578_752 for i in range(4)]
+    one_by_one = [
+        kept_macs(torch.eye(4, dtype=torch.float64)[i], 32, (28, 28), 10).item() - 29_578_752 for i in range(4)
+    ]
     assert one_by_one == [3_612_672, 401_408, 0, 640]
 
 

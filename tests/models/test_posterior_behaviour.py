@@ -52,7 +52,8 @@ def measured(name: str, seed: int) -> dict[str, float]:
         during = np.mean([e.others["mse"]["task-il"][e.task] for e in ends])
         final = [float(v) for v in last.others["mse"]["task-il"]]
         return {"mse during": during, "mse final": np.mean(final), "mse worst": max(final),
-                "mse first two": np.mean(final[:2]), "tasks inferred": others.get("task_inference_ent", np.nan)}  # fmt: skip
+                "mse first two": np.mean(final[:2]),
+                "tasks inferred": others.get("task_inference_ent", np.nan)}  # fmt: skip
     return {
         "TG during": summary["task-il"]["la"], "TG final": summary["task-il"]["acc"],
         "TI ent": summary["class-il"]["acc"], "TI conf": others["accuracy_conf"],

@@ -2,9 +2,12 @@
 networks with BatchNorm, more weight samples than fit into memory at once.
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
 
+from backbone.utils.task_hypernetwork import TaskHypernetwork
 from models.utils.task_inference import mean_log_probabilities, uncertainties
 from tests.models.helpers import experiment, finished, first_batch
 from utils.conformance import Waiting
@@ -64,8 +67,11 @@ def test_coresets_leave_running_statistics_alone():
 
 
 def test_one_task_is_not_inferred():
-    others = finished("pr_bbb", *SHORT, "--joint", dataset="seq-gmm2d").run.history[-1].others
-    assert not any(name.startswith(("task_inference", "accuracy_")) for name in others)
+    exp = finished("pr_bbb", *SHORT, "--joint", dataset="seq-gmm2d")
+    assert not any(name.startswith(("task_inference", "accuracy_")) for name in exp.run.history[-1].others)
+    one_softmax = experiment("ewc_post", "--ewc_head", "growing", dataset="seq-gmm2d").model
+    for model in (exp.model, one_softmax):
+        assert "TGiven, TInfer" not in model.evaluation_notes()
 
 
 def test_gaussian_initialisation_keeps_the_deviations_beside_means_of_an_ordinary_network():
@@ -88,6 +94,24 @@ def test_the_short_way_to_the_squared_change_does_not_wait():
     assert not calls
 
 
+def test_the_short_way_to_the_squared_change_is_exact_in_mixed_precision():
+    torch.manual_seed(0)
+    hyper = TaskHypernetwork(600, [4], 3, chunk=20, chunk_embedding=3)
+    hyper.add_task()
+    before, whole = deepcopy(hyper), torch.arange(hyper.n_chunks)
+    with torch.no_grad():
+        for parameter in hyper.parameters():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
+    direct = (hyper([0]) - before([0]).detach()).square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        short = hyper.squared_change(before, [0], whole)
+    torch.testing.assert_close(short, direct, rtol=1e-3, atol=0)
+    weight = hyper.layers[-1].weight
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, weight)[0] for value in (short, direct)), rtol=1e-3, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("backbone", [("mnistmlp", "--mlp_hidden_size", "8"), ("resnet32",)], ids=lambda b: b[0])
 def test_predictions_are_the_same_however_many_posteriors_fit_into_memory(backbone, monkeypatch):
     model = experiment("pr_bbb", "--backbone", *backbone, "--no_hnet", "--separate", "--val_sample_size", "3").model
@@ -107,3 +131,14 @@ def test_a_head_that_is_not_a_number_is_not_taken_for_certain():
     assert all(value.isnan().all() for value in values.values())
     certain = uncertainties(*mean_log_probabilities(torch.tensor([[[0.0, 2000.0]]])))
     assert certain["ent"].item() == 0
+
+
+def test_gauss_initialisation_of_chunks_where_task_embeddings_are_large():
+    from backbone.utils.task_hypernetwork import TaskHypernetwork
+
+    torch.manual_seed(0)
+    hyper = TaskHypernetwork(2000, [], 32, chunk=50)
+    hyper.initialise_gauss([(2000, 0.003)])
+    hyper.add_task()
+    assert hyper([0]).var().item() == pytest.approx(0.003, rel=0.6)
+    assert hyper.chunk_std > 0.01
