@@ -122,6 +122,7 @@ def at_task(command: str, task: int) -> tuple[PRBBB, tuple]:
     model.multi, model.by_class = model.multi and not model.by_class, False  # more tasks than the stream may have
     if task > 1:
         model.previous.take(model.hyper)
+        model._rows = model._rows_of_chunks() if model.hyper.chunk else None
     with torch.no_grad():
         model.targets = model.phi(list(range(task - 1))) if task > 1 else None
     model.reset_optimizers()

@@ -7,9 +7,9 @@
           or Omega_k(theta), which needs none (`penalty`)
 
 The quadratics of all old tasks are merged exactly into one, which takes a proximal step after the task's own, in Adam's
-metric where that is the optimiser; delta is a penalty on plain drift. Branches belong to their tasks and do not move afterwards, unless `--replay_weight` or
-`--distill_weight` adds to L the losses of at most 10 kept images of each old task, or what the old branches said about
-the new images before.
+metric where that is the optimiser; delta is a penalty on plain drift. Branches belong to their tasks and do not move
+afterwards, unless `--replay_weight` or `--distill_weight` adds to L the losses of at most 10 kept images of each old
+task, or what the old branches said about the new images before.
 
 Learning rate: lr decay^s, cosine annealing with warm restarts. After the last task, where the criterion is missed on
 the images kept to be scored, a fine-tuning on those kept to train on weighs the losses by max(0, target - value), and

@@ -73,7 +73,8 @@ class EWC(ContinualModel):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        return held_step(self, loss, self.penalty, self.args.e_lambda)
+        # Vision streams are trained by Adam, whose steps are not lr times a gradient.
+        return held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.vision)
 
     def importance(self):
         return self.penalty.weight

@@ -199,11 +199,10 @@ class ExternalWeights(nn.Module):
         """
         if own is None:
             return values.sum(-1)
-        total = values[..., : self.head_at].sum(-1)
-        for part in self.head_parts(values):
-            rows = part.sum(-1) if part.dim() > own.dim() else part
-            total = total + (rows * own).sum(-1)
-        return total
+        rows = self.n_outputs * self.feature_dim
+        shared, weight, bias = values.split([self.head_at, rows, self.size - self.head_at - rows], -1)
+        total = shared.sum(-1) + (weight.unflatten(-1, (self.n_outputs, -1)).sum(-1) * own).sum(-1)
+        return total + (bias * own).sum(-1) if bias.shape[-1] else total
 
     def usual_weights(self) -> Tensor:
         """(P,) a fresh draw as the network itself would be initialised: Xavier-uniform matrices and kernels, the rest 0

@@ -124,7 +124,10 @@ class TaskHypernetwork(nn.Module):
                 h = from_task + F.linear(self.chunk_embeddings[0], by_chunk)
         for layer in others:
             h = layer(self.activation(h))
-        return h.flatten(1)[:, : self.outputs] if self.chunk else h
+        if not self.chunk:
+            return h
+        cut = self.n_chunks * self.chunk - self.outputs
+        return h.flatten(1).split([self.outputs, cut], 1)[0] if cut else h.flatten(1)
 
     def _fresh_chunks(self) -> nn.Parameter:
         return nn.Parameter(self.chunk_std * torch.randn(self.n_chunks, self.chunk_embedding))

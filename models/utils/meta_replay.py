@@ -180,12 +180,14 @@ class MetaReplay(Posterior):
             old = random.sample(old, wanted)
         algebraic = old and self.squares and self.hyper.chunk and len(old) * self.hyper.n_chunks > 4 * self._width
         together = (len(old) + 1) * self.n_phi <= IN_CACHE and not algebraic
-        phi = self.phi([t, *old] if together else [t])
-        terms = self.fit_phi(phi[0], inputs, labels)
+        tasks = [t, *old] if together else [t]
+        # split, not two slices: its gradient is one copy
+        phi, others = self.phi(tasks).split([1, len(tasks) - 1])
+        terms = self.fit_phi(phi.squeeze(0), inputs, labels)
         if algebraic:
             terms["reg"] = self.args.beta / len(old) * self.squared_change(old)
         elif old and together:
-            terms["reg"] = self.args.beta * self.distance(self._targets(old), phi[1:], old).mean()
+            terms["reg"] = self.args.beta * self.distance(self._targets(old), others, old).mean()
         elif old:
             terms["reg"] = self._regularise_in_parts(old)
         return terms

@@ -87,7 +87,7 @@ def held_step(model, loss: Tensor, penalty: Quadratic, strength: float, own_step
 
 @torch.no_grad()
 def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tensor:
-    """What the optimiser's last step multiplied a gradient by: lr, or with Adam lr / (sqrt(v) + eps) per parameter (P,).
+    """What the optimiser's last step multiplied a gradient by: lr; with Adam lr / (sqrt(v) + eps), per parameter (P,).
 
     Adam moves a parameter of small gradients as far as any other; a penalty that took steps of lr alone would hardly
     hold it, whatever its gradient said.

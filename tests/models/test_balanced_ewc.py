@@ -11,7 +11,7 @@ from backbone.utils.base import Backbone
 from datasets.utils.vision_losses import draw_labels, log_likelihood
 from models.balanced_ewc import normalised, warm_restarts
 from models.utils.fisher import fisher_diagonal
-from models.utils.quadratic import Quadratic
+from models.utils.quadratic import Quadratic, step_sizes
 from models.utils.vision import covering, distillation
 from utils import conformance
 from utils.criterion import passes, verdicts
@@ -108,6 +108,21 @@ def test_penalty_and_proximal_step_by_hand():
     for _ in range(50):
         penalty.contract(net, strength=1000.0, lr=0.1)  # the explicit step would multiply by -99 each time
     assert net.get_params().item() == pytest.approx(0, abs=1e-30)
+
+
+def test_the_proximal_step_is_as_long_as_adams():
+    net = Vector([1.0, 1.0, 1.0])
+    assert step_sizes(torch.optim.SGD(net.parameters(), lr=0.1), net) == 0.1
+    adam = torch.optim.Adam(net.parameters(), lr=0.1)
+    assert step_sizes(adam, net).tolist() == [0, 0, 0]  # never moved
+    net.set_grads(torch.tensor([1.0, 0.01, 4.0]))
+    adam.step()
+    assert step_sizes(adam, net).tolist() == pytest.approx([0.1, 10, 0.025], rel=1e-4)
+    penalty = Quadratic()
+    penalty.replace(torch.ones(3), torch.zeros(3))
+    net.set_params(torch.ones(3))
+    penalty.contract(net, 1.0, step_sizes(adam, net))
+    assert net.get_params().tolist() == pytest.approx([1 / 1.1, 1 / 11, 1 / 1.025], rel=1e-4)
 
 
 def test_one_quadratic_is_the_sum_of_several():
