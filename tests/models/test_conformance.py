@@ -10,7 +10,13 @@ import torch
 from utils import conformance, registry
 from utils.errors import UserError
 
-CASES = [case for model in registry.names("model") for case in conformance.cases(model)]
+# In every setting by default; the others in their first one, and in all of them with `-m slow`.
+EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}
+CASES = [
+    pytest.param(case, marks=[] if i == 0 or model in EVERYWHERE else pytest.mark.slow, id=f"{model}-{case.setting}")
+    for model in registry.names("model")
+    for i, case in enumerate(conformance.cases(model))
+]
 PLAIN = sorted((Path(__file__).parent / "mammoth_style").glob("[a-z]*.py"))
 # What `.item()` costs a method, and nothing else: plain attributes are resumed exactly.
 KNOWN_LIMITS = {
@@ -21,7 +27,7 @@ KNOWN_LIMITS = {
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.model}-{c.setting}")
+@pytest.mark.parametrize("case", CASES)
 def test_methods(case, check):
     check(case)
 
