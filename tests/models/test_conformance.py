@@ -10,12 +10,23 @@ import torch
 from utils import conformance, registry
 from utils.errors import UserError
 
-# In every setting by default; the others in their first one, and in all of them with `-m slow`.
+# These are checked in every setting and in all respects; the others by default in their first setting and in what goes
+# wrong most, in everything with `-m slow`.
 EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}
+SELDOM_BROKEN = {
+    conformance.losses_are_reported, conformance.the_stream_is_left_alone, conformance.looking_changes_nothing,
+    conformance.evaluation_leaves_no_trace,
+}  # fmt: skip
 CASES = [
-    pytest.param(case, marks=[] if i == 0 or model in EVERYWHERE else pytest.mark.slow, id=f"{model}-{case.setting}")
+    pytest.param(
+        case,
+        check,
+        marks=[] if model in EVERYWHERE or not (i or check in SELDOM_BROKEN) else pytest.mark.slow,
+        id=f"{model}-{case.setting}-{check.__name__}",
+    )
     for model in registry.names("model")
     for i, case in enumerate(conformance.cases(model))
+    for check in conformance.CHECKS
 ]
 PLAIN = sorted((Path(__file__).parent / "mammoth_style").glob("[a-z]*.py"))
 # What `.item()` costs a method, and nothing else: plain attributes are resumed exactly.
@@ -26,8 +37,7 @@ KNOWN_LIMITS = {
 }
 
 
-@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "check"), CASES)
 def test_methods(case, check):
     check(case)
 
