@@ -16,6 +16,7 @@ LINEAR_GENERATOR = ["--imp_arch", "", "--full_support_perturbation", "0", "--tra
 SSGE = [*LINEAR_GENERATOR, "--num_ssge_samples", "64"]
 AVB = [*LINEAR_GENERATOR, "--num_kl_samples", "32"]
 APART, NEAR = (2, -1), (2, 1.8)
+LONGER = dict.fromkeys(("pr_ssge", "pr_avb", "pf_ssge", "pf_avb"), {"steps": 1500, "lr": 0.02})
 
 
 def agrees(found, exact, mean=0.05, std=0.15):
@@ -47,7 +48,7 @@ def test_exact_posteriors():
 def test_meta_replay_keeps_the_posterior_of_each_task(method, more):
     own = [] if "--no_hnet" in more else HYPERNETWORK
     given = {flag: value for flag, value in zip(own[::2], own[1::2], strict=True) if flag not in more}
-    model, _ = learn(method, APART, *[x for pair in given.items() for x in pair], *more)
+    model, _ = learn(method, APART, *[x for pair in given.items() for x in pair], *more, **LONGER.get(method, {}))
     for task, target in enumerate(APART):
         assert agrees(weights(model, task), posterior([target])), weights(model, task)
 
@@ -70,7 +71,7 @@ def test_without_the_regulariser_the_first_posterior_drifts():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_prior_focused_methods_find_the_recursive_posterior(method, targets, more):
-    model, after = learn(method, targets, *more)
+    model, after = learn(method, targets, *more, **LONGER.get(method, {}))
     assert agrees(after[0], posterior(targets[:1])), after[0]
     mean_within = 0.04 if targets is NEAR else 0.05
     assert agrees(weights(model, 0), posterior(targets), mean_within), weights(model, 0)
