@@ -1,6 +1,7 @@
 """DYNAMOS and its two controls: numbers by hand, warm-up, buffer, the sum of the terms, options."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -141,6 +142,44 @@ def test_the_total(monkeypatch):
         "replay_policy": 1, "replay_prototype": 0.3,
     }  # fmt: skip
     assert all(0.2 < value < 1 for value in kept.values())
+
+
+def by_the_formulas(logits, trace, labels) -> tuple:
+    """CE, 0.5 PG and 0.3 P of one pass, pair by pair, with PyTorch's Bernoulli."""
+    right = logits.argmax(1) == labels
+    gates = [part.chunk(4, 1) for part in (trace.actions, trace.v)]
+    policy = []
+    for a, v in zip(*gates, strict=True):
+        logp = torch.distributions.Bernoulli(torch.sigmoid(v / 0.15)).log_prob(a).sum(1)
+        policy.append(logp * (0.7 - a.mean(1)) ** 2 * torch.where(right, 1.0, 500.0))
+    vs, ys = trace.v[right], labels[right]
+    sums = {True: 0.0, False: 0.0}
+    for i in range(len(vs)):
+        for j in range(i + 1, len(vs)):
+            sums[bool(ys[i] == ys[j])] += (vs[i] - vs[j]).square().sum() / vs.shape[1]
+    prototype = (1 + sums[True]) / (1 + sums[False]) if len(vs) > 2 else 0.0
+    return F.cross_entropy(logits, labels), 0.5 * torch.stack(policy).mean(), 0.3 * prototype
+
+
+def test_steps_are_those_of_the_formulas():
+    exp = experiment("dynamos", *argv(minibatch_size=10), dataset="seq-digits")
+    model, batch = first_batch(exp)
+    for step in range(12):
+        net, buffer, state = deepcopy(model.net), deepcopy(model.buffer), torch.get_rng_state()
+        logits, trace = net.traced(batch[0])
+        loss = sum(by_the_formulas(logits, trace, batch[1]))
+        if step:
+            x, y, z, v = buffer.get_data(10, transform=model.transform)
+            logits, trace = net.traced(x)
+            ce, policy, prototype = by_the_formulas(logits, trace, y)
+            replayed = F.mse_loss(logits, z) * 0.2 + F.mse_loss(trace.v, v) * 0.2 + 2 * (ce + policy) + prototype
+            loss = loss + replayed * (len(buffer) > 0)
+        torch.optim.SGD(net.parameters(), 0.05).step(lambda loss=loss: loss.backward())
+        torch.set_rng_state(state)
+        model.meta_observe(*batch, 0)
+        for mine, wanted in zip(model.net.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-5)
+    assert len(buffer) > 10
 
 
 def test_what_is_stored_is_what_the_step_began_with():
