@@ -1,11 +1,12 @@
 """One trunk, a branch per vision task: masks at input resolution, classes present (or boxes), and one class per image.
 
 The trunk is torchvision's EfficientNet-B0 (Tan & Le 2019), or a small one of four stages for small images. Each branch
-reads its maps: a decoder of upsampling blocks, a head over three scales, a classifier with two hidden layers. What
-BatchNorm does in the trunk from task to task is `--bn_policy`; that of the branches belongs to their tasks.
+reads its maps: a decoder of upsampling blocks, a head over three scales, a classifier with two hidden layers. Under
+`--head unified` one head of three convolutions has the outputs of all tasks for its channels. What BatchNorm does from
+task to task in what is shared is `--bn_policy`; that of the branches belongs to their tasks.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -33,9 +34,11 @@ class BalancedMultiTaskModel(Backbone):
             or a file with a state dict of torchvision's EfficientNet-B0 (or of its `features`).
         trunk: 'efficientnet_b0' or 'small'.
         bn_policy: one of `POLICIES`.
+        head: 'branches', or 'unified' for one head that all tasks share.
 
     Raises:
-        UserError: 8 million parameters or more; pretrained weights that are not there or do not fit.
+        UserError: 8 million parameters or more; pretrained weights that are not there or do not fit; boxes from a
+            unified head.
     """
 
     NAME = "multitask"
@@ -55,6 +58,12 @@ class BalancedMultiTaskModel(Backbone):
             default="per_task",
             help="the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, GroupNorm",
         )
+        parser.add_argument(
+            "--head",
+            choices=["branches", "unified"],
+            default="branches",
+            help="a branch for each task, or one head of three convolutions for all",
+        )
         return parser
 
     def __init__(
@@ -65,16 +74,17 @@ class BalancedMultiTaskModel(Backbone):
         pretrained: str = "none",
         trunk: str = "efficientnet_b0",
         bn_policy: str = "per_task",
+        head: str = "branches",
     ):
         super().__init__()
-        self.trunk = TRUNKS[trunk](pretrained)
-        self.bn_policy = bn_policy
+        self.trunk, self.unified = TRUNKS[trunk](pretrained), None
+        self.bn_policy, self.head = bn_policy, head
         sizes = {"seg": num_classes_seg, "det": num_classes_det, "cls": num_classes_cls}
         self.set_tasks({task: n for task, n in sizes.items() if n})
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
-        net = cls(0, num_classes, 0, args.pretrained, args.trunk, args.bn_policy)
+        net = cls(0, num_classes, 0, args.pretrained, args.trunk, args.bn_policy, args.head)
         net.select("cls")
         return net
 
@@ -85,12 +95,22 @@ class BalancedMultiTaskModel(Backbone):
             boxes: the detection branch says where (`BoxHead`), not only what.
         """
         device = next(self.trunk.parameters()).device
-        makers = {"seg": MaskHead, "det": BoxHead if boxes else PresenceHead, "cls": ClassHead}
-        self.heads = nn.ModuleDict({task: makers[task](self.trunk, n) for task, n in sizes.items()}).to(device)
+        if self.head == "unified":
+            if boxes:
+                raise UserError("--head unified has no boxes: use --detection multilabel, or --head branches")
+            self.unified = UnifiedHead(self.trunk, sum(sizes.values())).to(device)
+            ends = list(accumulate(sizes.values()))
+            parts = zip(sizes, ends, sizes.values(), strict=True)
+            self.heads = nn.ModuleDict({t: Channels(t, end - n, end, self.unified.stride) for t, end, n in parts})
+        else:
+            makers = {"seg": MaskHead, "det": BoxHead if boxes else PresenceHead, "cls": ClassHead}
+            self.heads = nn.ModuleDict({task: makers[task](self.trunk, n) for task, n in sizes.items()}).to(device)
         self.tasks, self.begun, self.active = list(sizes), [], None
-        apply_policy(self.trunk, self.bn_policy, self.tasks)
+        for part in self.common():
+            apply_policy(part, self.bn_policy, self.tasks)
         if "cls" in sizes:
-            self.feature_dim = self.heads["cls"].last.in_features
+            last = self.classifier
+            self.feature_dim = last.in_channels if self.unified else last.in_features
         self.num_classes = sizes.get("cls", sum(sizes.values()))
         if (n := sum(self.parts().values())) >= LIMIT:
             raise UserError(
@@ -107,7 +127,8 @@ class BalancedMultiTaskModel(Backbone):
     def begin_tasks(self, tasks: list[str]) -> None:
         """Enter training on a task after those begun before, or on several at once."""
         if self.begun:
-            begin_task(self.trunk, tasks[0], self.begun[-1])
+            for part in self.common():
+                begin_task(part, tasks[0], self.begun[-1])
         self.begun = [*self.begun, *tasks]
 
     def forward(self, x: Tensor, task: str | None = None, returnt: str | None = None):
@@ -127,16 +148,24 @@ class BalancedMultiTaskModel(Backbone):
         return self.heads[task](self.maps(x, task))
 
     def maps(self, x: Tensor, task: str) -> list[Tensor]:
-        """The trunk's maps, finest first, normalised as for a task; as for the latest one where it was never begun."""
-        use_task(self.trunk, task if task in self.begun or not self.begun else self.begun[-1])
-        return self.trunk(three_channels(x))
+        """The trunk's maps, finest first, or those of the unified head, normalised as for a task; as for the latest one
+        where it was never begun.
+        """
+        for part in self.common():
+            use_task(part, task if task in self.begun or not self.begun else self.begun[-1])
+        maps = self.trunk(three_channels(x))
+        return self.unified(maps) if self.unified else maps
+
+    def common(self) -> list[nn.Module]:
+        """What all tasks share."""
+        return [self.trunk, self.unified] if self.unified else [self.trunk]
 
     # ---- as a plain classifier
 
     @property
     def classifier(self) -> nn.Module:
-        """The last layer of the class branch."""
-        return self.heads["cls"].last
+        """The last layer of the class branch, or of the unified head."""
+        return self.unified.last if self.unified else self.heads["cls"].last
 
     def features(self, x: Tensor) -> Tensor:
         return self.heads["cls"].hidden(self.maps(x, "cls"))
@@ -151,17 +180,19 @@ class BalancedMultiTaskModel(Backbone):
         return list(self.trunk.parameters())
 
     def shared(self) -> Tensor:
-        """(P,) bool: which entries more than one task uses, those of the trunk without normalisation per task."""
+        """(P,) bool: which entries more than one task uses, those of the trunk (and the unified head) without
+        normalisation per task.
+        """
         return torch.cat(
             [
-                torch.full((p.numel(),), name.startswith("trunk.") and ".norms." not in name, device=p.device)
+                torch.full((p.numel(),), not name.startswith("heads.") and ".norms." not in name, device=p.device)
                 for name, p in self.named_parameters()
             ]
         )
 
     def parts(self) -> dict[str, int]:
-        """Parameters of the trunk and of each branch."""
-        counts = {"trunk": self.trunk, **self.heads}
+        """Parameters of the trunk and of each branch, or of the one head."""
+        counts = {"trunk": self.trunk, **({"head": self.unified} if self.unified else self.heads)}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in counts.items()}
 
     def describe(self) -> str:
@@ -308,6 +339,46 @@ class ClassHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.last(self.hidden(maps))
+
+
+class UnifiedHead(nn.Module):
+    """Three maps of the trunk, made equally wide and large and added; then two blocks, and a convolution whose channels
+    are the outputs of all tasks.
+    """
+
+    def __init__(self, trunk: nn.Module, n: int):
+        super().__init__()
+        self.taps, width, self.stride = trunk.pyramid, trunk.box_width, trunk.strides[trunk.pyramid[0]]
+        self.lateral = nn.ModuleList(block(trunk.channels[i], width, 1) for i in self.taps)
+        self.blocks = nn.Sequential(block(width, width), block(width, width))
+        self.last = nn.Conv2d(width, n, 1)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """What the last convolution reads (B, W, h, w), and what it says (B, n, h, w)."""
+        levels = [lateral(maps[i]) for i, lateral in zip(self.taps, self.lateral, strict=True)]
+        size = levels[0].shape[2:]
+        x = self.blocks(sum(F.interpolate(level, size, mode="nearest") for level in levels))
+        return [x, self.last(x)]
+
+
+class Channels(nn.Module):
+    """What the channels `low` to `high` of a unified head say: masks enlarged, the maximum over places for what is
+    present, their mean for the class of the image.
+    """
+
+    def __init__(self, task: str, low: int, high: int, stride: int):
+        super().__init__()
+        self.task, self.low, self.high, self.stride = task, low, high, stride
+
+    def hidden(self, maps: list[Tensor]) -> Tensor:
+        """(B, W) features."""
+        return maps[0].mean((2, 3))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        z = maps[1][:, self.low : self.high]
+        if self.task == "seg":
+            return F.interpolate(z, scale_factor=self.stride, mode="bilinear", align_corners=False)
+        return z.amax((2, 3)) if self.task == "det" else z.mean((2, 3))
 
 
 class BoxHead(nn.Module):

@@ -2,7 +2,8 @@
 
 The files are made once per seed, size and source of items, in `<base_path>/vision-mini-*`, without a network: 240
 training and 60 test images of each task, see `datasets.utils.vision_mini`. The items are Fashion-MNIST's where its
-files are, else scikit-learn's digits; `--vision_items` asks for one of the two, since their scores differ.
+files are, else scikit-learn's digits; `--vision_items` asks for one of the two, since their scores differ. The trunk
+of the network is the small one by default: two cores of a CPU train it in minutes.
 """
 
 from datasets.utils.vision_formats import coco, folders, voc, write_manifest
@@ -14,6 +15,7 @@ class SequentialVisionMini(VisionStream):
     NAME = "seq-vision-mini"
     N_CLASSES_PER_TASK = [11, 10, 10]
     N_CLASSES = 31
+    DEFAULTS = {**VisionStream.DEFAULTS, "trunk": "small"}
 
     @classmethod
     def get_parser(cls, parser):

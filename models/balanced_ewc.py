@@ -11,15 +11,14 @@ metric where that is the optimiser; delta is a penalty on plain drift. Branches 
 afterwards, unless `--replay_weight` or `--distill_weight` adds to L the losses of at most 10 kept images of each old
 task, or what the old branches said about the new images before.
 
-Learning rate: lr decay^s, cosine annealing with warm restarts. After the last task, where the criterion is missed on
-the images kept to be scored, a fine-tuning on those kept to train on weighs the losses by max(0, target - value), and
-ends with the weights of the smallest worst shortfall.
+Learning rate: lr_s decay^s (`--task_lrs`, or `--lr` for all), cosine annealing with warm restarts. After the last task,
+where the criterion is missed on the images kept to be scored, a fine-tuning on those kept to train on weighs the losses
+by max(0, target - value), and ends with the weights of the smallest worst shortfall.
 
 References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (several tasks); Schwarz et al. 2018 (normalisation);
 Loshchilov & Hutter 2017, "SGDR" (warm restarts). The adaptation is dual ascent on value_k >= base_k - tolerance.
 """
 
-import argparse
 import math
 
 import torch
@@ -29,9 +28,9 @@ from models.utils.batchnorm import batchnorm_mode
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
-from models.utils.vision import covering, distilled, plain_batches, presence, task_fisher
-from utils.args import add_bool, fraction, non_negative_float, number, positive_float, positive_int
-from utils.criterion import READINGS, target, verdicts
+from models.utils.vision import covering, distilled, plain_batches, presence, raw_images, task_fisher
+from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
+from utils.criterion import READINGS, target
 from utils.errors import UserError
 from utils.evaluation import vision_scores
 
@@ -81,6 +80,9 @@ class BalancedEWC(ContinualModel):
         parser.add_argument("--T_mult", type=positive_int, default=2, help="each next one is so many times as long")
         parser.add_argument("--lr_decay", type=positive_float, default=1.0, help="factor of the learning rate per task")
         parser.add_argument(
+            "--task_lrs", type=float_list, metavar="LR,LR,...", help="learning rate of each task (default: --lr)"
+        )
+        parser.add_argument(
             "--tolerance", type=positive_float, default=5.0, help="what a task may lose, in points or percent"
         )
         parser.add_argument(
@@ -93,18 +95,19 @@ class BalancedEWC(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        if args.strengths and len(args.strengths) != len(dataset.tasks):
-            raise UserError(f"--strengths has {len(args.strengths)} entries, the stream {len(dataset.tasks)} tasks")
+        for option in ("strengths", "task_lrs"):
+            given = getattr(args, option)
+            if given and len(given) != len(dataset.tasks):
+                raise UserError(f"--{option} has {len(given)} entries, the stream {len(dataset.tasks)} tasks")
         self.kept_strengths = [1.0] * len(dataset.tasks)  # a_k
         self.quadratics = nn.ModuleList(Quadratic() for _ in dataset.tasks)
         self.penalty = Quadratic()  # of all old tasks
         self.teacher = Snapshot(backbone)
-        self.probes: list[list] = []  # task -> [(inputs, labels)], scored only
-        self.replay: list[tuple] = []  # task -> (inputs, labels), trained on
+        self.probes: list[list] = []  # task -> [(raw images, labels)], scored only
+        self.replay: list[tuple] = []  # task -> (raw images, labels), trained on
         self.bases: list[float] = []  # score on the probe at the end of the own stage
         self.snapshots: list[dict] = []  # what is a task's own: branch and normalisation, as its stage left it
         self.finetuned = False
-        self.matrix: list[list[float]] = []  # test scores after each stage
 
     # ---- a stage
 
@@ -115,9 +118,18 @@ class BalancedEWC(ContinualModel):
         self.merge()
 
     def begin_epoch(self, epoch, dataset):
-        rate = self.args.lr * self.args.lr_decay**self.current_task
         for group in self.opt.param_groups:
-            group["lr"] = rate * warm_restarts(epoch, self.args.T_0, self.args.T_mult)
+            group["lr"] = self.rate() * warm_restarts(epoch, self.args.T_0, self.args.T_mult)
+
+    @property
+    def stage(self) -> int:
+        """The task in training, or the last one where all are done."""
+        return min(self.current_task, self.n_tasks - 1)
+
+    def rate(self) -> float:
+        """Learning rate at the beginning of this stage."""
+        rates = self.args.task_lrs or [self.args.lr] * self.n_tasks
+        return rates[self.stage] * self.args.lr_decay**self.stage
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
@@ -137,7 +149,8 @@ class BalancedEWC(ContinualModel):
     def replayed_losses(self, tasks) -> list:
         """Loss of each task on its kept images, with running statistics: a few images are no batch to normalise by."""
         with batchnorm_mode(self.net, False):
-            return [t.loss(self.net(x, t.name), y) for t, (x, y) in zip(tasks, self.replay, strict=False)]
+            kept = zip(tasks, map(self.unpacked, self.replay), strict=False)
+            return [task.loss(self.net(x, task.name), y) for task, (x, y) in kept]
 
     def end_epoch(self, epoch, dataset):
         if self.args.adaptive == "none" or not self.current_task:
@@ -168,7 +181,7 @@ class BalancedEWC(ContinualModel):
 
     def merge(self) -> None:
         """One quadratic for those of all old tasks, at their strengths of now."""
-        given, s = self.args.strengths or [1.0] * len(self.quadratics), self.current_task
+        given, s = self.args.strengths or [1.0] * len(self.quadratics), self.stage
         old = [k for k in range(len(self.quadratics)) if self.quadratics[k] and (k < s or self.finetuned)]
         merged = Quadratic()
         for k in old:
@@ -184,27 +197,26 @@ class BalancedEWC(ContinualModel):
 
     def keep_images(self, dataset, task: int) -> None:
         """Images to score, held-out ones where there are any, and images to train on, which show all classes."""
-        batches = list(plain_batches(dataset, task))
-        inputs = torch.cat([x for x, _ in batches])
-        labels = joined([y for _, y in batches])
-        spec, n = dataset.tasks[task], self.args.replay_per_task
-        if n:
-            shown = presence(spec, labels)
-            rows = torch.tensor(covering(shown, n), device=inputs.device)
-            self.replay = [*self.replay, (inputs[rows], picked(labels, rows))]
+        part, device = dataset.task_data(task), dataset.train_device
+        if n := self.args.replay_per_task:
+            shown = torch.cat([presence(dataset.tasks[task], labels) for _, labels in plain_batches(dataset, task)])
+            self.replay = [*self.replay, packed(*raw_images(part, covering(shown, n), device))]
         if self.args.adaptive == "probe" or self.args.finetune:
-            source = dataset.held_out_loader if dataset.held_out_loader is not None else batches
-            probe, left = [], self.args.probe_size
-            for x, y in source:
-                rows = torch.arange(min(left, len(x)), device=x.device)
-                if len(rows):
-                    probe.append((x[rows], picked(y, rows)))
-                left -= len(rows)
-            self.probes = [*self.probes, probe]
+            part = part if dataset.held_out_loader is None else dataset.held_out_loader.dataset
+            rows, size = range(min(self.args.probe_size, len(part))), self.args.eval_batch_size
+            batches = (rows[i : i + size] for i in range(0, len(rows), size))
+            self.probes = [*self.probes, [packed(*raw_images(part, batch, device)) for batch in batches]]
+
+    def unpacked(self, kept: tuple) -> tuple:
+        """(inputs, labels) of kept (raw images, labels)."""
+        raw, labels = kept
+        return self.normalization_transform(raw), labels.long() if is_mask(labels) else labels
 
     def value(self, task: int) -> float:
         """Score of a task on its probe, percent."""
-        return vision_scores(self, self.dataset, task, self.probes[task])["accuracy"] if self.probes else math.nan
+        if not self.probes:
+            return math.nan
+        return vision_scores(self, self.dataset, task, map(self.unpacked, self.probes[task]))["accuracy"]
 
     def own_state(self, name: str) -> dict:
         """Copies of a task's branch and its normalisation in the trunk."""
@@ -231,7 +243,7 @@ class BalancedEWC(ContinualModel):
         self.merge()  # the last task is an old one now
         self.reset_optimizers()
         for group in self.opt.param_groups:
-            group["lr"] = self.args.lr * self.args.lr_decay**self.current_task / 10
+            group["lr"] = self.rate() / 10
         best, weights = max(missing), {k: v.clone() for k, v in self.net.state_dict().items()}
         for step in range(1, self.args.finetune_steps + 1):
             self.opt.zero_grad()
@@ -250,9 +262,6 @@ class BalancedEWC(ContinualModel):
 
     # ---- what is told
 
-    def end_eval(self, dataset, accs):
-        self.matrix = [*self.matrix, list(accs["task-il"])]
-
     def evaluation_notes(self):
         args, notes = self.args, super().evaluation_notes()
         notes["kept images"] = (
@@ -269,11 +278,6 @@ class BalancedEWC(ContinualModel):
         numbers = {"fine-tuned at the end": float(self.finetuned)}
         names = [dataset.tasks[t].name for t in tasks]
         numbers |= {f"strength of {n}": self.kept_strengths[t] for t, n in zip(tasks, names, strict=True)}
-        if len(self.matrix) == len(names):
-            rows = verdicts(names, [self.matrix[t][t] for t in tasks], self.matrix[-1], self.args.tolerance)
-            for row in rows:
-                numbers[f"{row.task} change since its own stage"] = row.delta
-                numbers |= {f"{row.task} passes ({reading})": float(row.passed[reading]) for reading in READINGS}
         return numbers, []
 
 
@@ -297,21 +301,11 @@ def belongs(key: str, task: str) -> bool:
     return key.startswith(f"heads.{task}.") or f".norms.{task}." in key
 
 
-def joined(labels: list):
-    """Labels of several batches, tensors or dicts of them, as those of one."""
-    if isinstance(labels[0], dict):
-        return {name: torch.cat([y[name] for y in labels]) for name in labels[0]}
-    return torch.cat(labels)
+def is_mask(labels) -> bool:
+    """Whether labels are masks (B, H, W)."""
+    return not isinstance(labels, dict) and labels.dim() == 3
 
 
-def picked(labels, rows: torch.Tensor):
-    """Some rows of labels, a tensor or a dict of them."""
-    return {name: y[rows] for name, y in labels.items()} if isinstance(labels, dict) else labels[rows]
-
-
-def float_list(text: str) -> list[float]:
-    """`1,0.5,2`: numbers that are not negative."""
-    try:
-        return [non_negative_float(part) for part in str(text).strip("[] ").split(",")]
-    except argparse.ArgumentTypeError as e:
-        raise argparse.ArgumentTypeError(f"'{text}': {e}") from None
+def packed(raw: torch.Tensor, labels) -> tuple:
+    """Images and labels as they are kept: masks in bytes."""
+    return raw, labels.byte() if is_mask(labels) else labels

@@ -4,7 +4,7 @@ Nothing here changes a weight, a mode or a random state, so a run with and witho
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +22,24 @@ BINS = 60
 
 
 @torch.no_grad()
-def analyse(model: ContinualModel, dataset, trained: int) -> Analysis:
+def analyse(model: ContinualModel, dataset, trained: int, pictures: Sequence = ()) -> Analysis:
     """Everything that can be told of this method on this stream.
 
     Args:
         model, dataset: as they are at the end.
         trained: last task trained; those up to it are looked at.
+        pictures: see `Run`; drawn where there are any.
     """
     dataset.extend_test_loaders(trained)  # a run that was resumed at its end has not met them
     tasks = range(trained + 1)
     with looking_only(model):
         views = look_at_tests(model, dataset, tasks)
-        return Analysis(costs(model), capacity(model), importance(model), *views, *model.findings(dataset, tasks))
+        found = Analysis(costs(model), capacity(model), importance(model), *views, *model.findings(dataset, tasks))
+    if pictures and dataset.KIND == "vision":
+        from utils.vision_plots import prediction_figures
+
+        found.figures = [*found.figures, *prediction_figures(dataset, pictures)]
+    return found
 
 
 def costs(model: ContinualModel) -> dict[str, int]:

@@ -33,6 +33,8 @@ KEYS = {
     "stopping": dict | None, "model": dict, "dataset": dict, "random": dict, "matrices": dict, "baselines": dict,
     "history": list, "losses": list,
 }  # fmt: skip
+# What older checkpoints do not have.
+LATER = {"epochs": list, "pictures": list}
 # The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
     "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
@@ -69,6 +71,8 @@ def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
         "baselines": {name: list(scores) for name, scores in run.baselines.items()},
         "history": [vars(e) for e in run.history],
         "losses": list(run.losses),
+        "epochs": [dict(record) for record in run.epochs],
+        "pictures": list(run.pictures),
     }
 
 
@@ -106,6 +110,8 @@ def restore(state: dict[str, Any], model, dataset, run: Run, exact: bool = True)
         run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
         run.history = [Evaluation(**e) for e in state["history"]]
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
+        run.epochs = [dict(record) for record in state["epochs"]]
+        run.pictures = [(stage, list(said)) for stage, said in state["pictures"]]
         position = Position(**state["position"], pending=list(state["pending"]), restored=state["stopping"])
         _check_position(position, dataset.N_TASKS)
         set_random_state(state["random"])
@@ -165,8 +171,8 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or not state.keys() >= KEYS.keys():
         raise UserError(f"{path} is not a checkpoint of this program")
-    for name, kind in KEYS.items():
-        if not isinstance(state[name], kind):
+    for name, kind in (KEYS | LATER).items():
+        if not isinstance(state.setdefault(name, []), kind):
             raise UserError(f"checkpoint {path} is not one that this program writes: its {name} has the wrong type")
     try:
         # An entry takes a byte at least, so that more of them are one list mentioned again and again.
@@ -322,6 +328,18 @@ def _check_scores(state: dict[str, Any], n_tasks: int) -> None:
         numbers = [entry["step"], entry["task"], 0 if entry["epoch"] is None else entry["epoch"]]
         if not all(type(n) is int for n in numbers) or not all(type(s) is float for s in scores):
             raise TypeError("an evaluation that holds other things than numbers")
+    for record in state["epochs"]:
+        if not all(type(record[name]) is int for name in ("task", "epoch", "start", "steps")):
+            raise TypeError("an epoch that is no number")
+        if not 0 <= record["task"] < n_tasks:
+            raise ValueError(f"an epoch of task {record['task']}")
+        if not all(type(value) in (int, float, bool) for value in record.values()):
+            raise TypeError("a record of an epoch that holds other things than numbers")
+    for stage, said in state["pictures"]:
+        if type(stage) is not int or not all(isinstance(t, Tensor) for task in said for t in task.values()):
+            raise TypeError("a picture that holds other things than tensors")
+        if not 0 <= stage < n_tasks or len(said) != n_tasks:
+            raise ValueError(f"a picture of stage {stage} and {len(said)} tasks")
     rows = [*state["pending"], *(means for _, means, _ in state["losses"])]
     if not all(type(value) is float for row in rows for value in row.values()):
         raise TypeError("a loss that is no number")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
-from utils.args import NEUTRAL, ArgumentParser, base_parser, explain_unknown, int_list, refuse_repeats
+from utils.args import LISTS, NEUTRAL, ArgumentParser, base_parser, explain_unknown, refuse_repeats
 from utils.errors import UserError
 
 
@@ -323,7 +323,7 @@ def converted(action: argparse.Action, value: Any, origin: str) -> Any:
 
 def _stored(action: argparse.Action, value: Any, origin: str) -> Any:
     """`converted` for a value that a run wrote as it used it: of the form the option has, never a shorthand for it."""
-    kind, several = action.type, action.nargs not in (None, "?", 0) or action.type is int_list
+    kind, several = action.type, action.nargs not in (None, "?", 0) or action.type in LISTS
     if type(value) is type(action.default) and value == action.default and action.dest != "minibatch_size":
         return value
     if value is None:

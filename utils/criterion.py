@@ -5,9 +5,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isclose
+from math import isclose, isnan, nan
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utils.run import Run
 
 READINGS = ("absolute", "relative")
+COLUMNS = (
+    *("task", "score", "baseline", "achieved", "delta"),
+    *("target (abs.)", "absolute", "target (rel.)", "relative", "floor", "kept %"),
+)
 
 
 def target(baseline: float, tolerance: float = 5.0, reading: str = "absolute") -> float:
@@ -31,8 +39,12 @@ class Verdict:
     """One task: the scores, and target and verdict by each reading.
 
     Attributes:
-        baseline, achieved, delta: percent; delta = achieved - baseline.
+        baseline, achieved, delta: percent; delta = achieved - baseline. The baseline is nan for a task that had no
+            stage of its own (joint training); then `passed` is empty.
         targets, passed: by reading.
+        metric: name of the score.
+        floor: what a trivial predictor scores, percent.
+        interval: 95 % interval of `achieved`, where its score has one.
     """
 
     task: str
@@ -41,6 +53,18 @@ class Verdict:
     delta: float
     targets: dict[str, float]
     passed: dict[str, bool]
+    metric: str = ""
+    floor: float = nan
+    interval: tuple[float, float] = (nan, nan)
+
+    @property
+    def kept(self) -> float:
+        """(achieved - floor) / (baseline - floor) in percent: scores of different kinds on one scale; nan where the
+        task's own stage did not come above the floor.
+
+        The scale should end at the score of a network for this task alone; its own stage stands in for that.
+        """
+        return 100 * (self.achieved - self.floor) / (self.baseline - self.floor) if self.baseline > self.floor else nan
 
 
 def verdicts(names: Sequence[str], baselines: Sequence[float], values: Sequence[float], tolerance: float = 5.0):
@@ -52,7 +76,102 @@ def verdicts(names: Sequence[str], baselines: Sequence[float], values: Sequence[
             value,
             value - baseline,
             {r: target(baseline, tolerance, r) for r in READINGS},
-            {r: passes(baseline, value, tolerance, r) for r in READINGS},
+            {} if isnan(baseline) else {r: passes(baseline, value, tolerance, r) for r in READINGS},
         )
         for name, baseline, value in zip(names, baselines, values, strict=True)
     ]
+
+
+def of_run(run: "Run") -> list[Verdict]:
+    """Verdicts on the tasks that a run on a vision stream has trained, after the last of them; empty for other runs."""
+    ends = [evaluation for evaluation in run.history if evaluation.epoch is None and evaluation.task >= 0]
+    if not run.tasks or not ends:
+        return []
+    last, ((scenario, matrix),) = ends[-1], run.matrices.items()
+    n = last.task + 1
+    # All tasks trained at once, or a checkpoint that is only scored: no stage can be told from another.
+    bases = [nan] * n if len(ends) == 1 < n else matrix.diagonal()[:n].tolist()
+    rows = verdicts(list(run.tasks)[:n], bases, last.scores[scenario][:n], tolerance_of(run))
+    for task, (row, metric) in enumerate(zip(rows, run.tasks.values(), strict=False)):
+        low, high, row.floor = (
+            last.others[name][scenario][task] if name in last.others else nan
+            for name in (f"{metric} low", f"{metric} high", "floor")
+        )
+        row.metric, row.interval = metric, (low, high)
+    return rows
+
+
+def tolerance_of(run: "Run") -> float:
+    """What a task may lose in this run; 5 where its method has no option for it."""
+    return run.config.get("tolerance", 5.0)
+
+
+def overall(rows: Sequence[Verdict], reading: str) -> bool | None:
+    """Whether all tasks pass; None where none has a baseline."""
+    passed = [row.passed[reading] for row in rows if row.passed]
+    return all(passed) if passed else None
+
+
+def cells(row: Verdict) -> list[str]:
+    """The entries of a `Verdict` in the order of `COLUMNS`."""
+    low, high = row.interval
+    interval = "" if isnan(low) else f" [{low:.1f}, {high:.1f}]"
+    judged = [c for r in READINGS for c in (_number(row.targets[r]), word(row.passed.get(r)))]
+    measured = [_number(row.baseline), f"{row.achieved:.2f}{interval}", _number(row.delta, "+.2f")]
+    return [row.task, row.metric, *measured, *judged, _number(row.floor), _number(row.kept, ".1f")]
+
+
+def word(passed: bool | None) -> str:
+    """'PASS', 'FAIL', or '-' where there is nothing to judge."""
+    return "-" if passed is None else "PASS" if passed else "FAIL"
+
+
+def remarks(run: "Run", rows: Sequence[Verdict]) -> list[str]:
+    """What to read with the table: the overall verdict, what the columns are, and what a verdict does not say."""
+    both = {r: overall(rows, r) for r in READINGS}
+    if both["absolute"] is None:
+        return ["No stage of a task of its own is part of this run: there are no baselines to judge by."]
+    chosen, tolerance = run.config.get("criterion", "absolute"), tolerance_of(run)
+    other = next(r for r in READINGS if r != chosen)
+    differ = [row.task for row in rows if row.passed and len(set(row.passed.values())) > 1]
+    out = [
+        f"Overall: {word(both[chosen])} by the {chosen} reading, {word(both[other])} by the {other} one; "
+        f"tolerance {tolerance:g} points (absolute) or percent of the baseline (relative)."
+    ]
+    if differ:
+        out.append(f"The two readings differ on {', '.join(differ)}.")
+    if missed := [row.task for row in rows if row.baseline <= row.floor]:
+        out.append(f"Never above its floor, so that a PASS says nothing: {', '.join(missed)}.")
+    kept = [row.kept for row in rows if not isnan(row.kept)]
+    mean = f" Their mean is {sum(kept) / len(kept):.1f} %." if kept else ""
+    out.append(
+        "Baseline: test score at the end of the task's own stage. Floor: the best answer without a look at the image. "
+        f"Kept: (achieved - floor) / (baseline - floor), the own stage in place of a network for one task.{mean}"
+    )
+    return out
+
+
+def as_facts(run: "Run") -> dict[str, Any] | None:
+    """The table as plain values, None for nan; None for a run that has none."""
+    rows = of_run(run)
+    if not rows:
+        return None
+    return {
+        "tolerance": tolerance_of(run),
+        "reading": run.config.get("criterion", "absolute"),
+        "overall": {reading: overall(rows, reading) for reading in READINGS},
+        "tasks": [_without_nan(vars(row) | {"kept": row.kept}) for row in rows],
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """None in place of nan within dicts and tuples."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return "-" if isnan(value) else format(value, form)

@@ -93,7 +93,7 @@ def _measure_vision(model: ContinualModel, dataset, tasks: list[int], names: lis
                 outputs, _ = model.examine(inputs, labels, task, names)
                 for name in names:
                     score.add(states[name], outputs[name], labels)
-            rows.append({name: score.result(states[name]) for name in names})
+            rows.append({name: score.result(states[name]) | score.interval(states[name]) for name in names})
     firsts = [next(iter(row[names[0]])) for row in rows]
     scores = {name: [row[name][first] for row, first in zip(rows, firsts, strict=True)] for name in names}
     more = dict.fromkeys(m for row, first in zip(rows, firsts, strict=True) for m in row[names[0]] if m != first)
@@ -131,6 +131,19 @@ def vision_scores(model: ContinualModel, dataset, task: int, batches: Iterable) 
             score.add(state, outputs, labels)
             loss, n = loss + spec.loss(outputs, labels) * len(inputs), n + len(inputs)
     return {"accuracy": next(iter(score.result(state).values())), "loss": float(loss) / max(n, 1)}
+
+
+@torch.no_grad()
+def predictions(model: ContinualModel, dataset) -> list[dict[str, torch.Tensor]]:
+    """What is said of the test images that a vision stream shows, see `VisionTask.said`: of every task, those not
+    trained yet too.
+    """
+    out, normalize = [], dataset.get_normalization_transform()
+    with looking_only(model):
+        for task, spec in enumerate(dataset.tasks):
+            images, _ = dataset.shown(task)
+            out.append(spec.said(model.predict(normalize(images.to(model.device)), task)))
+    return out
 
 
 @contextmanager

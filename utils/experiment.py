@@ -78,6 +78,7 @@ def build(config: Config) -> Experiment:
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
         score=score_of_tasks.NAME,
+        tasks={task.name: task.score.NAME for task in dataset.tasks} if dataset.KIND == "vision" else {},
         notes=model.evaluation_notes() | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
@@ -135,7 +136,7 @@ def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict
     waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
     if run.folder is not None and run.history:
-        run.analysis = analyse(model, dataset, run.history[-1].task)
+        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures)
     summary = summarise_run(run)
     for logger in loggers:
         logger.run_ended(run, summary)
@@ -160,7 +161,7 @@ def _told(loggers: list, run: Run) -> Iterator[None]:
 def _evaluate_only(exp: Experiment, at: Position) -> tuple[Run, dict[str, dict[str, float]]]:
     """Score what a checkpoint holds."""
     run, args = exp.run, exp.args
-    run.history, run.matrices = [], {}
+    run.history, run.matrices, run.pictures = [], {}, []
     with ExitStack() as stack:
         if not args.disable_log:
             run.folder = stack.enter_context(run_folder(run, resume=False))
@@ -173,7 +174,7 @@ def _evaluate_only(exp: Experiment, at: Position) -> tuple[Run, dict[str, dict[s
         score(exp.model, exp.dataset, run, args, loggers, trained, at.step)
         run.seconds = time.perf_counter() - begin
         if run.folder is not None:
-            run.analysis = analyse(exp.model, exp.dataset, run.history[-1].task)
+            run.analysis = analyse(exp.model, exp.dataset, run.history[-1].task, run.pictures)
         summary = summarise_run(run)
         for logger in loggers:
             logger.run_ended(run, summary)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils import plots
+from utils import criterion, plots
 from utils.atomic import explained, write_text
 from utils.config_file import write_config
 from utils.report import METRICS, excluded_terms, summarise_run, write_report
@@ -48,6 +48,8 @@ class Logger:
 
 class CSVLogger(Logger):
     """`config.yaml`, `metrics.csv`, `accuracy_matrix.csv` and, at the end, `metrics.json` in the run's folder.
+
+    On a vision stream also `epochs.jsonl`, the records of `Run.epochs`, and `criterion` in metrics.json.
 
     metrics.csv has one row per evaluation x metric x scenario x task: tasks counted from 0, `value` in percent unless
     it is a perplexity, `epoch` empty at a task's end. Rows are on their way to the disk when the event returns, so a
@@ -82,6 +84,8 @@ class CSVLogger(Logger):
         self._append(run, self._rows(run, evaluation))
         if evaluation.epoch is None:
             self._write_matrix(run)
+            if run.tasks:
+                self._write_epochs(run)
 
     def run_ended(self, run: Run, summary: Summary) -> None:
         step, task = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
@@ -110,7 +114,14 @@ class CSVLogger(Logger):
             }
         if run.analysis and run.analysis.numbers:
             facts["findings"] = {name: _null(value) for name, value in run.analysis.numbers.items()}
+        if run.tasks:
+            facts["criterion"] = criterion.as_facts(run)
         write_text(run.folder / "metrics.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def _write_epochs(run: Run) -> None:
+        lines = [{k: _null(v) if type(v) is float else v for k, v in record.items()} for record in run.epochs]
+        write_text(run.folder / "epochs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
     @staticmethod
     def _rows(run: Run, evaluation: Evaluation) -> list[tuple]:
@@ -172,6 +183,11 @@ class ConsoleLogger(Logger):
         for metric in names:
             cells = [f"{values[metric]:.2f}" if metric in values else "-" for values in summary.values()]
             lines.append(f"  {metric:<20}" + "".join(f"{cell:>20}" for cell in cells))
+        if rows := criterion.of_run(run):
+            columns = list(zip(criterion.COLUMNS, *map(criterion.cells, rows), strict=True))
+            padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+            lines += ["forgetting criterion", *("  " + "  ".join(row).rstrip() for row in zip(*padded, strict=True))]
+            lines += [f"  {line}" for line in criterion.remarks(run, rows)]
         lines += [f"  {about}: {note}" for about, note in run.notes.items()]
         if run.folder is not None:
             lines.append(f"results: {run.folder}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import metrics, plots
+from utils import criterion, metrics, plots
 from utils.args import NEUTRAL
 from utils.atomic import explained, write_bytes, write_text
 from utils.page import count, drawn, escape, image, page, section, table
@@ -116,6 +116,10 @@ def write_report(run: Run, summary: Summary) -> Path:
         UserError: the file cannot be written.
     """
     parts = [section("Metrics", _metrics_table(run, summary))]
+    if rows := criterion.of_run(run):
+        judged = table(criterion.COLUMNS, map(criterion.cells, rows), "dense", numeric=range(2, len(criterion.COLUMNS)))
+        remarks = "".join(f"<p>{escape(line)}</p>" for line in criterion.remarks(run, rows))
+        parts.append(section("Forgetting criterion", judged + remarks))
     if run.published:
         parts.append(section("Measured beside published", _published(run, summary)))
     if run.notes:
@@ -329,6 +333,15 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         yield "importance", "importance of the parameters", plots.importance_histogram(*found.importance), False
     if found:
         yield from found.figures
+    if run.epochs and run.tasks:
+        from utils.vision_plots import stage_curves
+
+        yield (
+            "stages",
+            "loss and held-out score of each stage",
+            stage_curves(run.epochs, run.tasks, run.config.get("joint")),
+            True,
+        )
     if run.losses:
         ends = [evaluation.step for evaluation in run.history if evaluation.epoch is None]
         yield "loss", "training loss", plots.loss_curves(run.losses, ends), True

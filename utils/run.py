@@ -21,6 +21,10 @@ class Run:
         baselines: scenario -> scores (T,) of the untrained network, or None without `--enable_other_metrics`.
         history: every evaluation in order, those during tasks included.
         losses: (step, mean of each loss term since the last flush, learning rate).
+        tasks: of a vision stream, name of each task -> of its score, in order; empty elsewhere.
+        epochs: of a vision stream, a record per epoch: task, epoch, start (steps before it), steps, loss (mean over
+            them), kept (early stopping went back to it), and held_out_loss, held_out_score where there is such a part.
+        pictures: of a vision stream, (last task trained, what was said then of the images shown, for each task).
         position: iteration at which this process took the run over from a checkpoint, or None.
         notes: what a reader of the numbers must know (evaluation mode, unsupported scenario, ...).
         environment: package versions, git commit, device, thread count.
@@ -48,6 +52,9 @@ class Run:
     baselines: dict[str, np.ndarray | None] = field(default_factory=dict)
     history: list["Evaluation"] = field(default_factory=list)
     losses: list[tuple[int, dict[str, float], float]] = field(default_factory=list)
+    tasks: dict[str, str] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     position: int | None = None
     seconds: float | None = None
     analysis: "Analysis | None" = None

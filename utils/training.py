@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from models.utils.continual_model import ContinualModel
 from utils.errors import TrainingFailed
-from utils.evaluation import empty_matrix, evaluate, held_out_scores, measure, scenarios
+from utils.evaluation import empty_matrix, evaluate, held_out_scores, measure, predictions, scenarios
 from utils.run import Evaluation, Run
 
 FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does the loop wait for the device
@@ -69,12 +69,13 @@ def train(
         if not at.inside:
             model.meta_begin_task(dataset)
             restart_schedule(model, args)
-        stopping = EarlyStopping(model, dataset, args, at) if args.fitting_mode == "early_stopping" else None
+        stopping = EarlyStopping(model, args, at) if args.fitting_mode == "early_stopping" else None
         with Progress(args, dataset, task, run, loggers, at) as progress:
             plan = list(epochs(args, len(dataset.train_loader), at))
             for epoch, start_batch, end_batch in plan:
                 if not (at.inside and epoch == at.epoch):
                     model.meta_begin_epoch(epoch, dataset)
+                    progress.begin_epoch(epoch)
                 set_learning_rate(model, args, epoch, n_epochs=plan[-1][0] + 1)
                 batches = dataset.train_loader.epoch(epoch, start_batch)
                 for batch, (inputs, labels, raw) in zip(range(start_batch, end_batch), batches, strict=False):
@@ -85,7 +86,11 @@ def train(
                 model.meta_end_epoch(epoch, dataset)
                 if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0:
                     score(model, dataset, run, args, loggers, task, progress.step, epoch)
-                if stopping and stopping.after(epoch, task):
+                due = stopping is not None and (epoch + 1) % args.early_stopping_freq == 0
+                held_out = held_out_scores(model, dataset, task) if due or progress.watches_held_out else None
+                stop = due and stopping.after(held_out)
+                progress.end_epoch(held_out, kept=due and stopping.waited == 0)
+                if stop:
                     break
             progress.flush(model)
         if stopping:
@@ -126,6 +131,8 @@ def score(model, dataset, run: Run, args, loggers: list, task: int, step: int, e
     dataset.extend_test_loaders(n - 1)
     evaluation = Evaluation(step, trained, epoch, *measure(model, dataset, range(n), trained))
     run.history.append(evaluation)
+    if dataset.KIND == "vision" and epoch is None:
+        run.pictures.append((trained, predictions(model, dataset)))
     for name in scenarios(model, dataset):
         matrix = run.matrices.setdefault(name, empty_matrix(dataset.EVAL_TASKS))
         if epoch is None:
@@ -154,11 +161,17 @@ def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) ->
 
 
 class Progress:
-    """Collects losses on the device, looks at them every `FLUSH_EVERY` steps, and moves the progress bar then."""
+    """Collects losses on the device, looks at them every `FLUSH_EVERY` steps, and moves the progress bar then.
+
+    On a vision stream it also writes `run.epochs`; the loss of an epoch is complete there once its last step was
+    looked at.
+    """
 
     def __init__(self, args, dataset, task: int, run: Run, loggers: list, at: Position):
         self.run, self.loggers, self.task, self.step = run, loggers, task, at.step
         self.pending: list = list(at.pending)
+        self.watched = dataset.KIND == "vision"
+        self.watches_held_out = self.watched and dataset.held_out_loader is not None
         total, left = (
             sum(end - start for _, start, end in epochs(args, len(dataset.train_loader), p)) for p in (Position(), at)
         )
@@ -171,6 +184,21 @@ class Progress:
 
     def __exit__(self, *exc) -> None:
         self.bar.close()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start the record of an epoch."""
+        if self.watched:
+            record = {"task": self.task, "epoch": epoch, "start": self.step, "steps": 0, "loss": 0.0, "kept": False}
+            self.run.epochs.append(record)
+
+    def end_epoch(self, held_out: dict[str, float] | None, kept: bool) -> None:
+        """Note the held-out scores after the latest epoch, and whether its weights are the best so far."""
+        records = [record for record in self.run.epochs if record["task"] == self.task]
+        if records and held_out:
+            records[-1] |= {"held_out_loss": held_out["loss"], "held_out_score": held_out["accuracy"]}
+        if records and kept:
+            for record in records:
+                record["kept"] = record is records[-1]
 
     def add(self, losses, model: ContinualModel) -> None:
         """Note the result of one `observe`: tensor, float or dict with 'loss'."""
@@ -214,17 +242,29 @@ class Progress:
         self.bar.update(len(rows))
         self.bar.set_postfix(loss=f"{means.get('loss', float('nan')):.3f}", refresh=False)
         self.pending = []
+        if self.watched:
+            self._note(rows)
         lr = model.opt.param_groups[0]["lr"] if model.opt is not None else 0.0
         self.run.losses.append((self.step, means, lr))
         for logger in self.loggers:
             logger.step(self.step, means, lr)
 
+    def _note(self, rows: list[dict[str, float]]) -> None:
+        """Take the losses of the latest steps into the mean of each one's epoch, one by one: the mean does not depend
+        on when they are looked at.
+        """
+        for step, row in enumerate(rows, self.step - len(rows)):
+            record = next((e for e in reversed(self.run.epochs) if e["start"] <= step), None)
+            if record and "loss" in row:
+                record["steps"] += 1
+                record["loss"] += (row["loss"] - record["loss"]) / record["steps"]
+
 
 class EarlyStopping:
     """Ends a task when the held-out score of the current task has not improved for a while."""
 
-    def __init__(self, model: ContinualModel, dataset, args, at: Position):
-        self.model, self.dataset, self.args = model, dataset, args
+    def __init__(self, model: ContinualModel, args, at: Position):
+        self.model, self.args = model, args
         self.best, self.waited, self.weights = -math.inf, 0, None
         if at.restored and at.inside:
             self.best, self.waited, weights = (at.restored[name] for name in ("best", "waited", "weights"))
@@ -234,11 +274,8 @@ class EarlyStopping:
         """Best score, evaluations since, and the weights then."""
         return {"best": self.best, "waited": self.waited, "weights": self.weights}
 
-    def after(self, epoch: int, task: int) -> bool:
-        """Whether to stop after this epoch."""
-        if (epoch + 1) % self.args.early_stopping_freq:
-            return False
-        scores = held_out_scores(self.model, self.dataset, task)
+    def after(self, scores: dict[str, float]) -> bool:
+        """Whether to stop after an epoch with these held-out scores; `waited` is 0 if they are the best so far."""
         value = scores["accuracy"] if self.args.early_stopping_metric == "accuracy" else -scores["loss"]
         if value > self.best + self.args.early_stopping_epsilon:
             self.best, self.waited = value, 0

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.boxes import box_loss, dense_log_likelihood, draw_dense
-
-VOID = 255
+from datasets.utils.vision_formats import VOID
 
 
 def seg_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     state = score.start();  score.add(state, outputs, labels) per batch;  score.result(state) -> {name: number}
 
 The first number of a result, in percent and higher is better, fills the score matrix R and is the score's `NAME`.
-'floor' is what the best answer that never looks at the image gets of that number on the same data.
+'floor' is what the best answer that never looks at the image gets of that number on the same data. `interval(state)`
+has the ends of its 95 % interval, 'NAME low' and 'NAME high', where the score has one.
 """
 
 import math
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from datasets.utils.boxes import detections
+from datasets.utils.vision_formats import VOID
 
-VOID = 255
+RESAMPLES = 500
 
 
 class SegmentationScore:
@@ -35,19 +37,21 @@ class SegmentationScore:
         self.NOTE = f"{self.NAME} in percent over all labelled pixels of the test set"
 
     def start(self) -> dict:
-        return {"confusion": 0}
+        return {"confusions": []}
 
     def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
         """Logits (B, n, H, W), labels (B, H, W); pixels labelled 255 count nowhere."""
         predicted = (outputs[:, 0] > 0).long() if self.binary else outputs.argmax(1)
         valid, n = labels != VOID, self.n_classes
         pairs = torch.where(valid, labels * n + predicted, n * n)
-        counts = torch.bincount(pairs.flatten(), minlength=n * n + 1)[:-1]
-        state["confusion"] = state["confusion"] + counts.view(n, n)
+        cells, images = n * n + 1, torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
+        counts = torch.bincount((pairs + cells * images).flatten(), minlength=cells * len(labels))
+        state["confusions"].append(counts.view(-1, cells)[:, :-1].view(-1, n, n))
 
     def result(self, state: dict) -> dict[str, float]:
-        iou = intersection_over_union(state["confusion"])
-        pixels = state["confusion"].sum(1).double()
+        confusion = torch.cat(state["confusions"]).sum(0)
+        iou = intersection_over_union(confusion)
+        pixels = confusion.sum(1).double()
         share = pixels / pixels.sum().clamp(min=1)
         if self.binary:
             return {"IoU_fg": _percent(iou[1]), "floor": _percent(share[1]), "IoU_bg": _percent(iou[0])}
@@ -55,12 +59,33 @@ class SegmentationScore:
         result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum().clamp(min=1))}
         return result | {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
 
+    def interval(self, state: dict) -> dict[str, float]:
+        """By `bootstrap`."""
+        confusions = torch.cat(state["confusions"]).double().cpu()
+        sums = bootstrap(len(confusions)) @ confusions.flatten(1)
+        iou = intersection_over_union(sums.view(-1, *confusions.shape[1:]))
+        return _ends(self.NAME, iou[:, 1] if self.binary else iou.nanmean(1))
+
 
 def intersection_over_union(confusion: Tensor) -> Tensor:
-    """(C,) n_cc / (n_c. + n_.c - n_cc) from counts (C, C), row the true class; nan for a class that is nowhere."""
+    """(..., C) n_cc / (n_c. + n_.c - n_cc) from counts (..., C, C), row the true class; nan for a class that is
+    nowhere.
+    """
     confusion = confusion.double()
-    hit = confusion.diagonal()
-    return hit / (confusion.sum(0) + confusion.sum(1) - hit)  # 0 / 0 is nan
+    hit = confusion.diagonal(dim1=-2, dim2=-1)
+    return hit / (confusion.sum(-2) + confusion.sum(-1) - hit)  # 0 / 0 is nan
+
+
+def bootstrap(n: int) -> Tensor:
+    """(`RESAMPLES`, n) how often each of n images is in a sample of n drawn with replacement; always the same."""
+    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+    return torch.stack([torch.bincount(rows, minlength=n) for rows in drawn]).double()
+
+
+def _ends(name: str, values: Tensor) -> dict[str, float]:
+    """The middle 95 % of the values of resamples; nan where none is defined."""
+    low, high = (values.nanquantile(q) for q in (0.025, 0.975))
+    return {f"{name} low": _percent(low), f"{name} high": _percent(high)}
 
 
 class MultiLabelScore:
@@ -88,6 +113,18 @@ class MultiLabelScore:
         result = {"mAP_cls": _percent(ap.nanmean()), "floor": _percent(shares[shares > 0].mean())}
         return result | {f"AP {name}": _percent(v) for name, v in zip(self.class_names, ap, strict=False)}
 
+    def interval(self, state: dict) -> dict[str, float]:
+        """By `bootstrap`; a class that a resample does not have is left out of its mean."""
+        logits, labels = torch.cat(state["logits"]).float().cpu(), torch.cat(state["labels"]).cpu() > 0
+        weights, each = bootstrap(len(logits)), []
+        for scores, positive in zip(logits.T, labels.T, strict=True):
+            if positive.any():
+                order = scores.argsort(descending=True)
+                w, hits = weights[:, order], weights[:, order] * positive[order]
+                precision = hits.cumsum(1) / w.cumsum(1).clamp(min=1)
+                each.append((hits * precision).sum(1) / hits.sum(1))
+        return _ends(self.NAME, torch.stack(each, 1).nanmean(1)) if each else {}
+
 
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     """(C,) average precision of scores (N, C) for labels (N, C) bool; nan for a class without a positive."""
@@ -101,10 +138,7 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class TopScore:
-    """The share of images whose class has the largest logit ('top-1'), and is among the five largest ('top-5').
-
-    'top-1 low' and 'top-1 high' are the ends of its 95 % interval by Wilson 1927.
-    """
+    """The share of images whose class has the largest logit ('top-1'), and is among the five largest ('top-5')."""
 
     NAME, NOTE = "top-1", "top-1 accuracy in percent"
 
@@ -124,14 +158,16 @@ class TopScore:
     def result(self, state: dict) -> dict[str, float]:
         counts = state["labels"]
         hits, n = int(state["top1"]), max(int(counts.sum()), 1)
-        low, high = wilson(hits, n)
         return {
             "top-1": 100 * hits / n,
             "floor": 100 * int(counts.max()) / n,
             "top-5": 100 * int(state["top5"]) / n,
-            "top-1 low": 100 * low,
-            "top-1 high": 100 * high,
         }
+
+    def interval(self, state: dict) -> dict[str, float]:
+        """By Wilson 1927."""
+        low, high = wilson(int(state["top1"]), max(int(state["labels"].sum()), 1))
+        return {"top-1 low": 100 * low, "top-1 high": 100 * high}
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -173,6 +209,10 @@ class BoxScore:
         each = dict(zip(values["classes"].flatten().tolist(), values["map_per_class"].flatten(), strict=True))
         missing = torch.tensor(-1.0)
         return result | {f"AP {name}": _signed(each.get(c, missing)) for c, name in enumerate(self.class_names)}
+
+    def interval(self, state: dict) -> dict[str, float]:
+        """None: COCO's evaluation once per resample would take longer than training."""
+        return {}
 
 
 def _unpadded(labels: dict[str, Tensor]) -> list[dict[str, Tensor]]:

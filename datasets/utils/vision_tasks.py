@@ -3,21 +3,26 @@
 import argparse
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from datasets.utils.boxes import detections
 from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, ContinualDataset, stratified_mask
 from datasets.utils.loaders import Split
 from datasets.utils.per_task import MEANINGLESS
 from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader
 from datasets.utils.vision_data import VisionData
 from datasets.utils.vision_formats import Boxes, Parts
-from utils.args import non_negative_int, number
+from utils.args import int_list, non_negative_int, number
 from utils.errors import UserError
 from utils.randomness import permutation
 
 TASKS = ("seg", "det", "cls")
+SHOWN = 4  # test images of each task whose predictions a run keeps
+SHOWN_BOXES, SURE = 10, 0.3  # boxes of such an image at most, and the least score of one
 
 
 @dataclass
@@ -43,6 +48,25 @@ class VisionTask:
 
         function = losses.box_loss if self.kind == "boxes" else losses.LOSSES[self.name]
         return function(outputs, labels)
+
+    def said(self, outputs: Tensor) -> dict[str, Tensor]:
+        """What outputs for a few images mean, on the host: 'mask' (B, S, S) uint8 classes; or 'scores' (B, C) in
+        [0, 1]; or 'boxes' (B, K, 4) corners with 'classes' (B, K), -1 for padding, and 'scores' (B, K).
+        """
+        outputs = outputs.float().cpu()
+        if self.kind == "binary":
+            return {"mask": (outputs[:, 0] > 0).byte()}
+        if self.kind == "semantic":
+            return {"mask": outputs.argmax(1).byte()}
+        if self.kind != "boxes":
+            return {"scores": outputs.softmax(1) if self.kind == "classes" else outputs.sigmoid()}
+        b, k = len(outputs), SHOWN_BOXES
+        said = {"boxes": torch.zeros(b, k, 4), "classes": torch.full((b, k), -1), "scores": torch.zeros(b, k)}
+        for i, found in enumerate(detections(outputs)):
+            n = int((found["scores"][:k] >= SURE).sum())  # best first
+            for name, rows in said.items():
+                rows[i, :n] = found[name][:n]
+        return said
 
     @cached_property
     def score(self):
@@ -118,6 +142,12 @@ class VisionStream(ContinualDataset):
             help="images of each task, four fifths for training, drawn by the seed; 0 for all there are",
         )
         parser.add_argument(
+            "--task_batch_sizes",
+            type=int_list,
+            metavar="N,N,...",
+            help="images per batch of each task, in their order (default: --batch_size)",
+        )
+        parser.add_argument(
             "--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself"
         )
         parser.add_argument(
@@ -142,6 +172,8 @@ class VisionStream(ContinualDataset):
             raise UserError("--fitting_mode early_stopping looks at one task, --joint trains all: give --n_epochs")
         if args.data_device == "cuda":
             raise UserError(f"--data_device cuda: the images of {self.NAME} are read while one trains: drop it")
+        if (sizes := args.task_batch_sizes) and (len(sizes) != self.N_TASKS or min(sizes) < 1):
+            raise UserError(f"--task_batch_sizes {sizes}: expected a number above 0 for each of {self.N_TASKS} tasks")
         self.SIZE, self.device = (3, args.vision_size, args.vision_size), torch.device("cpu")
         parts = self._parts()
         kinds = {"seg": args.seg_classes, "det": args.detection, "cls": "classes"}
@@ -228,8 +260,17 @@ class VisionStream(ContinualDataset):
             return train, self._held_out_rows(task).nonzero().squeeze(1)
         return test, torch.arange(len(test))
 
+    def shown(self, task: int) -> tuple[Tensor, Any]:
+        """Raw images (n, 3, S, S) uint8 and labels of `SHOWN` test images of a task, always the same: at equal
+        distances, since they may be sorted by class.
+        """
+        data, rows = self._test_part(task, held_out=bool(self.args.validation))
+        n = min(SHOWN, len(rows))
+        return default_collate([data.example(int(rows[i * len(rows) // n]), None) for i in range(n)])
+
     def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
-        size, drop_last = self.get_batch_size(), self.args.drop_last
+        sizes = self.args.task_batch_sizes
+        size, drop_last = sizes[task] if sizes else self.get_batch_size(), self.args.drop_last
         if len(rows) == 0 or (drop_last and len(rows) < size):
             raise UserError(
                 f"{self.NAME}: task {task} has {len(rows)} training images, too few for a batch: lower --batch_size"

@@ -1,6 +1,6 @@
 """What methods share on streams whose tasks ask for different things: a branch, a loss and labels for each task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -32,15 +32,29 @@ def give_heads(net: nn.Module, dataset) -> None:
     net.set_tasks({t.name: t.n_outputs for t in dataset.tasks}, boxes=any(t.kind == "boxes" for t in dataset.tasks))
 
 
+def raw_images(part, rows: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor | dict]:
+    """Raw images (n, 3, H, W) uint8 and labels of examples of a task, without augmentation.
+
+    Args:
+        part: what a loader of the task shows as its `dataset`.
+        rows: which of them.
+    """
+    raw, labels = default_collate([(raw, label) for _, label, raw in map(part.__getitem__, rows)])
+    return raw.to(device), on_device(labels, device)
+
+
 def plain_batches(dataset, task: int, n: int | None = None) -> Iterator[tuple[Tensor, Tensor | dict]]:
     """(inputs, labels) of the first `n` training images of a task, of all by default, without augmentation."""
-    data = dataset.task_data(task)
+    data, device = dataset.task_data(task), dataset.train_device
     n = len(data) if n is None else min(n, len(data))
     for start in range(0, n, size := dataset.get_batch_size()):
         inputs, labels = default_collate([data[i][:2] for i in range(start, min(start + size, n))])
-        device = dataset.train_device
-        moved = {k: v.to(device) for k, v in labels.items()} if isinstance(labels, dict) else labels.to(device)
-        yield inputs.to(device), moved
+        yield inputs.to(device), on_device(labels, device)
+
+
+def on_device(labels: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:
+    """Labels, a tensor or a dict of them, moved."""
+    return {k: v.to(device) for k, v in labels.items()} if isinstance(labels, dict) else labels.to(device)
 
 
 def task_fisher(net: nn.Module, dataset, task: int, kind: str = "mc", n: int | None = None) -> Tensor:

@@ -38,6 +38,37 @@ def test_a_network_that_is_too_large_is_refused():
         BalancedMultiTaskModel(num_classes_cls=10_000)
 
 
+def test_one_head_for_all_tasks():
+    net = BalancedMultiTaskModel(head="unified").eval()
+    with torch.no_grad():
+        shapes = {task: tuple(z.shape) for task, z in net(torch.rand(2, 3, 224, 224)).items()}
+    assert shapes == {"seg": (2, 1, 224, 224), "det": (2, 80), "cls": (2, 30)}
+    width = 96
+    norms = 3 * 5 * 2 * width  # three tasks, five layers, scale and shift
+    convolutions = (40 + 112 + 320) * width + 2 * 9 * width**2 + (width + 1) * 111
+    assert net.parts()["head"] == convolutions + norms and list(net.parts()) == ["trunk", "head"]
+    assert sum(net.parts().values()) == sum(p.numel() for p in net.parameters()) < 8_000_000
+    assert len([m for m in net.unified.modules() if isinstance(m, nn.Conv2d)][len(net.unified.taps) :]) == 3
+    with pytest.raises(UserError, match="--detection multilabel"):
+        net.set_tasks({"det": 5}, boxes=True)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_channels_of_one_head_are_those_of_its_tasks(policy):
+    net, x = small(head="unified", bn_policy=policy), torch.rand(2, 3, 32, 32)
+    net.begin_tasks(["seg"])
+    net(x, "det").sum().backward()
+    rows = net.classifier.weight.grad.flatten(1).any(1)
+    assert rows.tolist() == [False] * 3 + [True] * 5 + [False] * 4
+    assert net.shared().sum() == sum(p.numel() for n, p in net.named_parameters() if ".norms." not in n)
+    assert net(x, "features").shape == (2, net.feature_dim)
+    net.begin_tasks(["det"])
+    before = net.eval()(x, "seg")
+    net.train()(5 * x + 1, "det")
+    moved = not torch.equal(net.eval()(x, "seg"), before)
+    assert moved == (policy == "shared")
+
+
 def test_a_branch_is_named_or_selected():
     net, x = small().eval(), torch.rand(2, 3, 32, 32)
     every = net(x)

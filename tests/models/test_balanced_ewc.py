@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+import main as entry
 from backbone.utils.base import Backbone
 from datasets.utils.vision_losses import draw_labels, log_likelihood
 from models.balanced_ewc import normalised, warm_restarts
 from models.utils.fisher import fisher_diagonal
 from models.utils.quadratic import Quadratic, step_sizes
-from models.utils.vision import covering, distillation
+from models.utils.vision import covering, distillation, plain_batches
 from utils import conformance
 from utils.criterion import passes, verdicts
 from utils.errors import UserError
@@ -163,6 +165,21 @@ def test_learning_rate_with_warm_restarts():
     assert factors[7] == pytest.approx((1 + math.cos(math.pi / 8)) / 2)
 
 
+def test_learning_rate_of_each_task(folder):
+    exp = build(case("balanced-ewc", folder).config("--task_lrs", "0.1,0.2,0.4", "--lr_decay", "0.5", "--T_0", "2"))
+    model, rates = exp.model, []
+    for model._current_task in range(3):
+        for epoch in range(2):
+            model.begin_epoch(epoch, exp.dataset)
+            rates.append(model.opt.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.05, 0.1, 0.05, 0.1, 0.05])
+
+
+def test_batch_size_of_each_task(folder):
+    exp = build(case("sgd", folder).config("--task_batch_sizes", "4,8,3"))
+    assert [len(exp.dataset.enter_task(task)) for task in range(3)] == [4, 2, 6]  # of 16 images
+
+
 def test_the_criterion_has_two_readings():
     rows = verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
     assert [row.passed["absolute"] for row in rows] == [True, True, True]
@@ -181,7 +198,7 @@ def test_kept_images_cover_the_classes():
 
 SMALL = {
     "--dataset": "seq-vision-mini", "--vision_items": "digits", "--vision_size": "32", "--vision_subset": "20",
-    "--trunk": "small", "--batch_size": "8", "--n_epochs": "1", "--num_threads": "1", "--device": "cpu",
+    "--batch_size": "8", "--n_epochs": "1", "--num_threads": "1", "--device": "cpu",
 }  # fmt: skip
 
 
@@ -210,7 +227,8 @@ METHODS = {
     "ewc": "ewc --n_fisher 8",
     "joint": "joint",
     "sgd with boxes": "sgd --detection boxes",
-    "balanced-ewc": "balanced-ewc --n_fisher 8 --replay_weight 1 --distill_weight 1 --probe_size 8",
+    "balanced-ewc with one head": "balanced-ewc --head unified --distill_weight 1 --probe_size 8 --finetune_steps 10",
+    "balanced-ewc": "balanced-ewc --n_fisher 8 --replay_weight 1 --distill_weight 1 --probe_size 8 --finetune_steps 10",
 }
 
 
@@ -239,13 +257,25 @@ def test_the_stream_is_left_alone(name, folder):
     conformance.the_stream_is_left_alone(case(name, folder))
 
 
-@pytest.mark.parametrize("name, steps", [("er", (3,)), ("lwf", (3,)), ("ewc", (3,)), ("balanced-ewc", (-2, 3))])
+@pytest.mark.parametrize(
+    "name, steps", [("lwf", (3,)), ("ewc", (3,)), ("balanced-ewc", (-2, 3)), ("balanced-ewc with one head", (3,))]
+)
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(name, steps, folder):
     undisturbed = conformance.run(case(name, folder))
     for step in steps:  # in the middle of the second task, and after the first one
         resumed = conformance.resumed_run(case(name, folder), step)
         assert conformance.differing_entries(conformance.state_of(undisturbed), conformance.state_of(resumed)) == []
         assert repr(resumed.run.history) == repr(undisturbed.run.history)  # nan is nan here
+
+
+def test_a_run_from_the_snapshot_of_its_first_stage_is_the_uninterrupted_one(folder, tmp_path):
+    argv = ["--model", "balanced-ewc", "--base_path", folder, "--n_fisher", "8", "--probe_size", "8", "--non_verbose"]
+    argv += [a for pair in SMALL.items() for a in pair]
+    assert entry.main([*argv, "--results_path", str(tmp_path / "whole"), "--savecheck", "task"]) == 0
+    (snapshot,) = (tmp_path / "whole").rglob("checkpoint_task0.pt")
+    assert entry.main([*argv, "--results_path", str(tmp_path / "rest"), "--loadcheck", str(snapshot)]) == 0
+    whole, rest = (yaml.safe_load(next((tmp_path / n).rglob("result.yaml")).read_text()) for n in ("whole", "rest"))
+    assert whole == rest  # fingerprints of weights, of all that the method remembers, and of the scores
 
 
 @pytest.mark.parametrize("name", ["sgd", "ewc"])
@@ -323,6 +353,19 @@ def at_the_end(folder, values: list[float], bases: list[float]):
     return model, dataset
 
 
+def test_kept_images_are_bytes(folder):
+    model, dataset = at_the_end(folder, [0.0] * 3, [0.0] * 3)
+    kept = [*model.replay, *(batch for probe in model.probes for batch in probe)]
+    assert all(raw.dtype == torch.uint8 for raw, _ in kept)
+    assert [labels.dtype for _, labels in model.replay] == [torch.uint8, torch.float32, torch.int64]
+    for task, (raw, _) in enumerate(model.replay):
+        assert len(raw) == model.args.replay_per_task
+        inputs, labels = model.unpacked(model.replay[task])
+        rows = list(zip(*map(torch.cat, zip(*plain_batches(dataset, task), strict=True)), strict=True))
+        for x, y in zip(inputs, labels, strict=True):
+            assert any(torch.equal(x, a) and torch.equal(y, b) for a, b in rows)
+
+
 def test_nothing_is_fine_tuned_while_all_targets_are_met(folder):
     model, dataset = at_the_end(folder, [60.0, 70.0, 80.0], [65.0, 70.0, 80.0])
     before = model.net.get_params()
@@ -385,13 +428,13 @@ def test_strengths_of_the_merged_penalty(folder):
 @pytest.mark.parametrize(
     "name, more, message",
     [
-        ("balanced-ewc", ["--strengths", "1,2"], "2 entries, the stream 3 tasks"),
+        ("balanced-ewc", ["--strengths", "1,2"], "--strengths has 2 entries, the stream 3 tasks"),
+        ("balanced-ewc", ["--task_lrs", "1"], "--task_lrs has 1 entries, the stream 3 tasks"),
+        ("sgd", ["--task_batch_sizes", "8,8,0"], "a number above 0 for each of 3 tasks"),
         ("ewc", ["--ewc_fisher", "exact"], "give mc"),
         ("sgd", ["--backbone", "resnet18"], "--backbone multitask"),
     ],
 )
-def test_options_that_do_not_fit(name, more, message, folder, monkeypatch):
-    if "--backbone" in more:
-        monkeypatch.delitem(SMALL, "--trunk")
+def test_options_that_do_not_fit(name, more, message, folder):
     with pytest.raises(UserError, match=message):
         build(case(name, folder).config(*more))

@@ -9,19 +9,26 @@ import torch
 
 from utils import conformance, registry
 from utils.errors import UserError
+from utils.experiment import build
 
-# These are checked in every setting and in all respects; the others by default in their first setting and in what goes
-# wrong most, in everything with `-m slow`.
+# These are checked in every setting but vision and in all respects; the others by default in their first setting and in
+# what goes wrong most, in everything with `-m slow`.
 EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}
 SELDOM_BROKEN = {
     conformance.losses_are_reported, conformance.the_stream_is_left_alone, conformance.looking_changes_nothing,
     conformance.evaluation_leaves_no_trace,
 }  # fmt: skip
+
+
+def everywhere(model: str, case: conformance.Case) -> bool:
+    return model in EVERYWHERE and case.setting != "vision"
+
+
 CASES = [
     pytest.param(
         case,
         check,
-        marks=[] if model in EVERYWHERE or not (i or check in SELDOM_BROKEN) else pytest.mark.slow,
+        marks=[] if everywhere(model, case) or not (i or check in SELDOM_BROKEN) else pytest.mark.slow,
         id=f"{model}-{case.setting}-{check.__name__}",
     )
     for model in registry.names("model")
@@ -137,12 +144,13 @@ def test_check_prints_plain_words(tmp_path, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", registry.names("model"))
 def test_no_synchronisation_on_a_gpu(model):
-    from tests.models.helpers import experiment, first_batch
+    from tests.models.helpers import first_batch
 
     case = conformance.cases(model)[0]
-    required = conformance.required_options(model)
-    exp = experiment(model, *required, "--device", "cuda")
-    method, batch = first_batch(exp, task=0 if case.setting != "class-il" or method_is_joint(model) else 1)
+    config = case.config()
+    config.args.device = "cuda"
+    exp = build(config)
+    method, batch = first_batch(exp, task=int(case.setting in ("class-il", "vision") and not method_is_joint(model)))
     method.meta_observe(*batch, 0)
     with conformance.cuda_waits_are_errors():
         for _ in range(3):

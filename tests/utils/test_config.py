@@ -4,7 +4,7 @@ import pytest
 
 from tests.models.helpers import options
 from utils.args import ArgumentParser, add_bool, add_rehearsal_args, canonical, int_list, number
-from utils.config import describe, resolve
+from utils.config import describe, from_stored, resolve
 from utils.errors import UserError
 
 BASE = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "500"]
@@ -70,6 +70,15 @@ def test_a_boolean_that_is_on_can_be_turned_off():
     assert not options("sgd", "--tensorboard", "0").tensorboard
     with pytest.raises(UserError, match="given twice"):
         options("sgd", "--csv_log", "--no_csv_log")
+
+
+def test_lists_come_back_from_a_stored_run():
+    argv = ["--model", "balanced-ewc", "--dataset", "seq-vision-mini", "--task_lrs", "0.1,0.2,0.3"]
+    stored = vars(resolve([*argv, "--task_batch_sizes", "8,4,2"]).args)
+    args = from_stored(stored, [], "config.yaml").args
+    assert args.task_lrs == [0.1, 0.2, 0.3] and args.task_batch_sizes == [8, 4, 2] and args.strengths is None
+    with pytest.raises(UserError, match="the wrong kind"):
+        from_stored({**stored, "task_lrs": 0.1}, [], "config.yaml")
 
 
 def test_numbers_and_lists():

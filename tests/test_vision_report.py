@@ -1,0 +1,213 @@
+"""What a run on a vision stream leaves to look at: curves, pictures of predictions, the forgetting criterion."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import main as entry
+from datasets.utils.vision_scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
+from datasets.utils.vision_tasks import VisionTask
+from tests.models.test_balanced_ewc import SMALL, case
+from utils import conformance, criterion
+from utils.experiment import build
+from utils.page import drawn
+from utils.training import train
+from utils.vision_plots import predictions, stage_curves
+
+METHODS = ("sgd", "er", "lwf", "ewc", "joint", "balanced-ewc")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("vision"))
+
+
+def trained(name, folder, *more):
+    exp = build(case(name, folder).config(*more))
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    return exp
+
+
+# ---- records
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_curves_pictures_and_verdicts(name, folder):
+    run = trained(name, folder).run
+    joint = name == "joint"
+    assert [r["task"] for r in run.epochs] == ([0] if joint else [0, 1, 2])
+    assert all(math.isfinite(r["loss"]) and r["steps"] == (6 if joint else 2) for r in run.epochs)
+    assert [stage for stage, _ in run.pictures] == ([2] if joint else [0, 1, 2])
+    shapes = [{k: tuple(v.shape) for k, v in said.items()} for said in run.pictures[-1][1]]
+    assert shapes == [{"mask": (4, 32, 32)}, {"scores": (4, 10)}, {"scores": (4, 10)}]
+    rows = criterion.of_run(run)
+    assert [row.task for row in rows] == ["seg", "det", "cls"]
+    assert [row.achieved for row in rows] == run.history[-1].scores["task-il"]
+    assert all(bool(row.passed) != joint for row in rows) and all(0 <= row.floor <= 100 for row in rows)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(folder):
+    exp = build(case("sgd", folder).config("--n_epochs", "3"))
+    seen, original = [], exp.model.observe
+
+    def watched(*args, **kwargs):
+        seen.append(original(*args, **kwargs))
+        return seen[-1]
+
+    exp.model.observe = watched
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    assert [(r["task"], r["epoch"], r["start"]) for r in exp.run.epochs] == [
+        (t, e, 2 * (3 * t + e)) for t in range(3) for e in range(3)
+    ]
+    for record in exp.run.epochs:
+        own = seen[record["start"] : record["start"] + 2]
+        assert record["loss"] == pytest.approx(torch.stack(own).mean().item()) and not record["kept"]
+        assert "held_out_loss" not in record
+
+
+STOPPING = (
+    *("--holdout", "25", "--n_epochs", "3", "--fitting_mode", "early_stopping"),
+    *("--early_stopping_patience", "3", "--enable_other_metrics"),
+)
+
+
+def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
+    asked = []
+
+    def scores(model, dataset, task):
+        asked.append(task)
+        return {"accuracy": (10.0, 30.0, 20.0)[len(asked) % 3 - 1], "loss": 1.0}
+
+    monkeypatch.setattr("utils.training.held_out_scores", scores)
+    run = trained("sgd", folder, *STOPPING).run
+    assert asked == [0] * 3 + [1] * 3 + [2] * 3  # once per epoch, although two ask
+    assert [r["kept"] for r in run.epochs] == [False, True, False] * 3
+    assert [r["held_out_score"] for r in run.epochs] == [10.0, 30.0, 20.0] * 3
+
+
+@pytest.mark.parametrize("name, more", [("er", STOPPING), ("balanced-ewc", ("--detection", "boxes"))])
+def test_a_resumed_run_leaves_the_same_to_look_at(name, more, folder):
+    undisturbed = conformance.run(case(name, folder), *more).run
+    for step in (undisturbed.history[-3].step + 1, -undisturbed.history[-2].step):  # within a stage, after one
+        resumed = conformance.resumed_run(case(name, folder), step, *more).run
+        assert resumed.epochs == undisturbed.epochs
+        assert [stage for stage, _ in resumed.pictures] == [0, 1, 2]
+        for (_, a), (_, b) in zip(resumed.pictures, undisturbed.pictures, strict=True):
+            assert all(torch.equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x)
+
+
+# ---- the report
+
+
+def test_files_of_a_run(tmp_path, folder, capsys):
+    argv = [a for pair in SMALL.items() for a in pair]
+    argv[argv.index("--n_epochs") + 1] = "2"
+    given = ["--model", "sgd", "--base_path", folder, "--results_path", str(tmp_path), "--holdout", "25"]
+    assert entry.main([*argv, *given, "--enable_other_metrics", "--non_verbose", "--no-tensorboard"]) == 0
+    (results,) = tmp_path.glob("*/*/*/*/config.yaml")
+    results, out = results.parent, capsys.readouterr().out
+    facts = json.loads((results / "metrics.json").read_text())
+    matrix = facts["task-il"]["accuracy_matrix"]
+    assert all(math.isfinite(v) for row in matrix for v in row)
+    lines = [json.loads(line) for line in (results / "epochs.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and all(line["held_out_score"] is None or line["held_out_score"] >= 0 for line in lines)
+    names = ("stages", "predictions_seg", "predictions_det", "predictions_cls")
+    assert all((results / "plots" / f"{name}.png").stat().st_size > 5000 for name in names)
+    judged = facts["criterion"]
+    assert [row["task"] for row in judged["tasks"]] == ["seg", "det", "cls"]
+    assert [row["baseline"] for row in judged["tasks"]] == [matrix[t][t] for t in range(3)]
+    assert [row["achieved"] for row in judged["tasks"]] == matrix[-1]
+    assert re.search(r"\n  cls   top-1 .* PASS .* PASS ", out) and "Overall: " in out
+    page = (results / "report.html").read_text()
+    assert "Forgetting criterion" in page and "predictions on test images of seg" in page and "Overall: " in page
+
+
+def a_verdict(baseline, achieved, floor):
+    (row,) = criterion.verdicts(["a"], [baseline], [achieved])
+    row.floor = floor
+    return row
+
+
+def test_what_was_kept_above_the_floor():
+    assert a_verdict(60.0, 40.0, 20.0).kept == 50
+    assert math.isnan(a_verdict(20.0, 25.0, 20.0).kept) and math.isnan(a_verdict(math.nan, 25.0, 20.0).kept)
+
+
+def test_the_table_carries_both_readings():
+    rows = criterion.verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
+    assert criterion.overall(rows, "absolute") and not criterion.overall(rows, "relative")
+    assert criterion.cells(rows[0])[2:9] == ["22.08", "20.47", "-1.61", "17.08", "PASS", "20.98", "FAIL"]
+    assert len(criterion.cells(rows[0])) == len(criterion.COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "binary", "multilabel", "boxes", "classes"])
+def test_pictures_of_every_kind_of_task(kind):
+    names, n = ["background", *"abcdefghij"], 11
+    task = VisionTask({"classes": "cls", "multilabel": "det", "boxes": "det"}.get(kind, "seg"), kind, n, names)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    labels = {
+        "semantic": torch.randint(n, (2, 32, 32)),
+        "binary": torch.randint(2, (2, 32, 32)) * 255,
+        "multilabel": torch.tensor([[1.0] * n, [0.0] * n]),  # all, none
+        "classes": torch.tensor([3, 4]),
+        "boxes": {
+            "boxes": torch.tensor([[[4.0, 4, 20, 30], [0, 0, 0, 0]]] * 2),
+            "classes": torch.tensor([[2, -1], [-1, -1]]),
+            "crowd": torch.tensor([[True, False], [False, False]]),
+        },
+    }[kind]
+    outputs = torch.randn(2, 1 if kind == "binary" else n, *([32, 32] if task.name == "seg" else []))
+    if kind == "boxes":
+        # One location in the middle that sees class 2, of 8 pixels in each direction, and one that sees nothing.
+        place = torch.tensor([[2.0] * 4 + [9.0, 16, 16, 4], [1.0] * 4 + [-9.0, 8, 8, 4]])
+        outputs = torch.cat((torch.full((2, n), -9.0), place), 1).repeat(2, 1, 1)
+        outputs[:, 0, 2] = 9.0
+    said = task.said(outputs)
+    if kind == "boxes":
+        assert said["classes"][0].tolist() == [2] + [-1] * 9 and said["boxes"][0, 0].tolist() == [8, 8, 24, 24]
+    assert len(drawn(predictions(task, images, labels, {"before": said, "after": said}), "png")) > 5000
+
+
+def test_curves_with_and_without_a_held_out_part():
+    tasks = {"seg": "mIoU", "det": "mAP_cls"}
+    plain = [{"task": t, "epoch": e, "loss": 1.0, "kept": False} for t in (0, 1) for e in range(3)]
+    watched = [{**r, "held_out_loss": 2.0, "held_out_score": 50.0, "kept": r["epoch"] == 1} for r in plain]
+    assert len(stage_curves(plain, tasks).axes) == 2 and len(stage_curves(watched, tasks).axes) == 4
+    (joint,) = stage_curves(plain[:3], tasks, joint=True).axes
+    assert joint.get_title(loc="left") == "All tasks at once"
+
+
+# ---- intervals
+
+
+def test_intervals_by_resampling_images():
+    weights = bootstrap(4)
+    assert (weights.sum(1) == 4).all() and torch.equal(weights, bootstrap(4))
+    right, wrong = torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 5.0]])
+    top = TopScore(2)
+    state = top.start()
+    top.add(state, torch.cat((right, wrong)), torch.zeros(2, dtype=torch.long))
+    assert top.interval(state)["top-1 low"] == pytest.approx(9.45, abs=0.01)  # Wilson, 1 of 2
+    score, labels = SegmentationScore(2), torch.zeros(2, 1, 1, dtype=torch.long)
+    labels[1] = 1
+    state = score.start()
+    score.add(state, torch.stack((right, right)).view(2, 2, 1, 1), labels)
+    # Class 0 everywhere: a resample of the first image alone scores 100, of the second alone 0.
+    assert score.interval(state) == {"mIoU low": 0.0, "mIoU high": 100.0}
+
+
+def test_the_average_precision_of_a_resample_counts_its_images_as_often_as_they_are_in_it(monkeypatch):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(30, 3), (torch.rand(30, 3) < 0.3).float()
+    whole, again = MultiLabelScore(3), MultiLabelScore(3)
+    rows = torch.randint(30, (30,))
+    weights = torch.bincount(rows, minlength=30).double().expand(500, 30)
+    monkeypatch.setattr("datasets.utils.vision_scores.bootstrap", lambda n: weights)
+    states = whole.start(), again.start()
+    whole.add(states[0], logits, labels)
+    again.add(states[1], logits[rows], labels[rows])
+    expected = again.result(states[1])["mAP_cls"]
+    assert list(whole.interval(states[0]).values()) == pytest.approx([expected] * 2)

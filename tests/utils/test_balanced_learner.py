@@ -1,0 +1,48 @@
+"""Balanced EWC stage by stage from Python."""
+
+import pytest
+import torch
+
+from backbone.multitask import BalancedMultiTaskModel
+from tests.models.helpers import finished
+from utils.balanced_learner import BalancedContinualLearner
+from utils.conformance import vision_folder
+from utils.errors import UserError
+
+OPTIONS = {
+    "vision_items": "digits", "vision_size": 32, "vision_subset": 20, "seg_classes": "binary", "batch_size": 8,
+    "n_epochs": 2, "device": "cpu", "n_fisher": 8, "probe_size": 8, "finetune_steps": 10, "bn_policy": "shared",
+    "task_lrs": [0.01, 0.005, 0.02], "rho": 0.5, "tolerance": 0.1,
+}  # fmt: skip
+
+
+def options() -> dict:
+    return {**OPTIONS, "base_path": vision_folder()}
+
+
+def learner_of(model=None, **more) -> BalancedContinualLearner:
+    return BalancedContinualLearner(model, num_threads=1, **options(), **more)
+
+
+def test_it_ends_where_the_runner_does():
+    learner = learner_of()
+    verdicts = learner.run()
+    argv = [str(part) for option, value in options().items() for part in (f"--{option}", value)]
+    exp = finished("balanced-ewc", *argv, dataset="seq-vision-mini")
+    assert torch.equal(learner.model.net.get_params(), exp.model.net.get_params())
+    assert learner.evaluate_all() == dict(zip(learner.tasks, exp.run.history[-1].scores["task-il"], strict=True))
+    matrix = learner.record.matrices["task-il"]
+    assert [(v.task, v.baseline) for v in verdicts] == list(zip(learner.tasks, matrix.diagonal(), strict=True))
+    assert learner.model.finetuned and exp.model.finetuned
+
+
+def test_stages_come_in_the_order_of_the_stream():
+    net = BalancedMultiTaskModel(5, 5, 5, trunk="small")
+    learner = learner_of(net, vision_order="det,cls,seg")
+    assert learner.model.net is net and learner.tasks == ["det", "cls", "seg"] and learner.check_forgetting() == []
+    with pytest.raises(UserError, match="the next task is det"):
+        learner.train_stage("seg")
+    scores = learner.train_stage("det")
+    assert list(scores) == learner.tasks and [v.delta for v in learner.check_forgetting()] == [0]
+    with pytest.raises(UserError, match="all stages"):
+        learner.finetune_if_needed()

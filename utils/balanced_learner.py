@@ -1,0 +1,105 @@
+"""Balanced EWC stage by stage from Python: the runner's own pieces, in the order that the caller wants.
+
+    learner = BalancedContinualLearner(learning_rate=2e-3, n_epochs=10)
+    for verdict in learner.run():
+        print(verdict.task, verdict.achieved, verdict.passed)
+
+It writes neither a report nor checkpoints; `main.py --model balanced-ewc` does.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+from utils.config import resolve
+from utils.criterion import Verdict, of_run
+from utils.errors import UserError
+from utils.evaluation import evaluate
+from utils.experiment import build
+from utils.training import Position, score, train
+
+
+class BalancedContinualLearner:
+    """A stream of vision tasks, a network and `models.balanced_ewc`.
+
+    Args:
+        model: a `BalancedMultiTaskModel`, whose trunk is trained; its branches are made afresh, with the outputs that
+            the stream's tasks have. None: the network that the options describe.
+        learning_rate: `--lr`.
+        dataset: name of the stream.
+        options: any option of `main.py --model balanced-ewc`, by name.
+
+    Attributes:
+        model, dataset, record: the method, the stream, and the scores so far, see `utils.run.Run`.
+
+    Raises:
+        UserError: an unknown option, an impossible value, data that are missing.
+    """
+
+    def __init__(self, model=None, learning_rate: float = 2e-4, dataset: str = "seq-vision-mini", **options):
+        # The last stage is a step of its own here.
+        options = {"finetune": False, "enable_other_metrics": True, "non_verbose": True} | options
+        argv = ["--model", "balanced-ewc", "--dataset", dataset, "--lr", str(learning_rate), "--disable_log"]
+        for name, value in options.items():
+            argv += [f"--{name}", str(int(value) if isinstance(value, bool) else value)]
+        config = resolve(argv)
+        if model is not None:
+            config = replace(config, backbone_class=SimpleNamespace(from_args=lambda *_: model))
+        exp = build(config)
+        self.model, self.dataset, self.record, self.args = exp.model, exp.dataset, exp.run, exp.args
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks in the order of the stream."""
+        return [task.name for task in self.dataset.tasks]
+
+    def train_stage(self, task: str) -> dict[str, float]:
+        """Train on the next task of the stream; `evaluate_all()` afterwards.
+
+        Raises:
+            UserError: `task` is not the next one.
+            TrainingFailed: a loss is not finite.
+        """
+        done = self.model.current_task
+        if task not in self.tasks[done : done + 1]:
+            following = self.tasks[done] if done < len(self.tasks) else "none: all are trained"
+            raise UserError(f"train_stage({task!r}): the next task is {following}; vision_order sets the order")
+        self.args.stop_after = done + 1
+        start = Position(task=done, step=self.step) if done else None
+        train(self.model, self.dataset, self.record, self.args, [], start)
+        return self.evaluate_all()
+
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return self.record.history[-1].step if self.record.history else 0
+
+    def evaluate_all(self) -> dict[str, float]:
+        """Test score of every task, percent; those not trained yet included."""
+        self.dataset.all_test_loaders()
+        tasks = range(len(self.tasks))
+        scores = evaluate(self.model, self.dataset, tasks, self.model.stage)
+        return dict(zip(self.tasks, scores["task-il"], strict=True))
+
+    def check_forgetting(self) -> list[Verdict]:
+        """Whether each task trained so far still scores what its own stage reached, less the tolerance."""
+        return of_run(self.record)
+
+    def finetune_if_needed(self) -> bool:
+        """After the last stage: fine-tune where a target is missed on the images kept to be scored; whether it was.
+
+        Raises:
+            UserError: not all tasks are trained, or no images were kept.
+        """
+        if self.model.current_task < len(self.tasks) or not self.model.probes:
+            raise UserError("finetune_if_needed() needs all stages trained, with adaptive='probe' (the default)")
+        self.model.finetune(self.dataset)
+        if self.model.finetuned:
+            score(self.model, self.dataset, self.record, self.args, [], self.model.stage, self.step)
+        return self.model.finetuned
+
+    def run(self) -> list[Verdict]:
+        """Every stage that is left, the fine-tuning if needed, and `check_forgetting()`."""
+        for task in self.tasks[self.model.current_task :]:
+            self.train_stage(task)
+        self.finetune_if_needed()
+        return self.check_forgetting()
