@@ -231,6 +231,13 @@ def _optimise(group) -> None:
         help="learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task",
     )
     group.add_argument(
+        "--lr_warmup",
+        type=non_negative_int,
+        default=0,
+        metavar="EPOCHS",
+        help="epochs at the start of each task over which the learning rate rises in equal steps to --lr",
+    )
+    group.add_argument(
         "--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays"
     )
     group.add_argument(

@@ -150,12 +150,17 @@ def restart_schedule(model: ContinualModel, args) -> None:
 
 def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) -> None:
     """The schedule is a function of the epoch, so that a run can be entered anywhere."""
-    if args.lr_scheduler == "none" or model.opt is None:
+    if (args.lr_scheduler == "none" and not args.lr_warmup) or model.opt is None:
         return
-    if args.lr_scheduler == "multisteplr":
+    first = args.lr_warmup
+    if epoch < first:
+        factor = (epoch + 1) / (first + 1)
+    elif args.lr_scheduler == "multisteplr":
         factor = args.sched_multistep_lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
+    elif args.lr_scheduler == "cosine":
+        factor = (1 + math.cos(math.pi * (epoch - first) / (n_epochs - first))) / 2
     else:
-        factor = (1 + math.cos(math.pi * epoch / n_epochs)) / 2
+        factor = 1.0
     for group in model.opt.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

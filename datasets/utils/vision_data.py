@@ -48,8 +48,8 @@ def resized(scene: Scene, size: int) -> Scene:
 def augmented(scene: Scene, rng: torch.Generator) -> Scene:
     """Mirrored with probability one half, shifted by up to a twelfth of the side in each direction.
 
-    What comes in from outside is black and void. Boxes are cut at the border; an object of which less than a quarter is
-    left then is none any more.
+    What comes in from outside continues the border, and is void: an edge of another colour would be a feature that no
+    test image has. Boxes are cut at the border; an object of which less than a quarter is left then is none any more.
     """
     size = scene.image.shape[-1]
     far = size // SHIFT
@@ -59,8 +59,9 @@ def augmented(scene: Scene, rng: torch.Generator) -> Scene:
         scene = scene.moved(v2.functional.horizontal_flip)
     top, left = (int(part * (2 * far + 1)) for part in (top, left))
 
-    def shift(x, fill=0):
-        return v2.functional.crop(v2.functional.pad(x, [far], fill=fill), top, left, size, size)
+    def shift(x, **of_mask):
+        outside = of_mask or ({"padding_mode": "edge"} if isinstance(x, tv_tensors.Image) else {})
+        return v2.functional.crop(v2.functional.pad(x, [far], **outside), top, left, size, size)
 
     scene = scene.moved(shift, fill=VOID)
     if before is not None:
