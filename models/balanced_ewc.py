@@ -11,9 +11,9 @@ metric where that is the optimiser; delta is a penalty on plain drift. Branches 
 afterwards, unless `--replay_weight` or `--distill_weight` adds to L the losses of at most 10 kept images of each old
 task, or what the old branches said about the new images before.
 
-Learning rate: lr_s decay^s (`--task_lrs`, or `--lr` for all), cosine annealing with warm restarts. After the last task,
-where the criterion is missed on the images kept to be scored, a fine-tuning on those kept to train on weighs the losses
-by max(0, target - value), and ends with the weights of the smallest worst shortfall.
+Learning rate: lr_s decay^s (`--task_lrs`, or `--lr` for all), warm-up, then cosine annealing with warm restarts. After
+the last task, where the criterion is missed on the images kept to be scored, a fine-tuning on those kept to train on
+weighs the losses by max(0, target - value), and ends with the weights of the smallest worst shortfall.
 
 References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (several tasks); Schwarz et al. 2018 (normalisation);
 Loshchilov & Hutter 2017, "SGDR" (warm restarts). The adaptation is dual ascent on value_k >= base_k - tolerance.
@@ -76,7 +76,9 @@ class BalancedEWC(ContinualModel):
             "--distill_weight", type=non_negative_float, default=0.0, help="weight of what the old branches said"
         )
         parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
-        parser.add_argument("--T_0", type=positive_int, default=20, help="epochs of the first cosine annealing")
+        parser.add_argument(
+            "--T_0", type=positive_int, help="epochs of the first cosine annealing (default: all after the warm-up)"
+        )
         parser.add_argument("--T_mult", type=positive_int, default=2, help="each next one is so many times as long")
         parser.add_argument("--lr_decay", type=positive_float, default=1.0, help="factor of the learning rate per task")
         parser.add_argument(
@@ -118,8 +120,13 @@ class BalancedEWC(ContinualModel):
         self.merge()
 
     def begin_epoch(self, epoch, dataset):
+        args, first = self.args, self.args.lr_warmup
+        if epoch < first:
+            factor = (epoch + 1) / (first + 1)
+        else:
+            factor = warm_restarts(epoch - first, args.T_0 or max(args.n_epochs - first, 1), args.T_mult)
         for group in self.opt.param_groups:
-            group["lr"] = self.rate() * warm_restarts(epoch, self.args.T_0, self.args.T_mult)
+            group["lr"] = self.rate() * factor
 
     @property
     def stage(self) -> int:

@@ -144,13 +144,16 @@ def score(model, dataset, run: Run, args, loggers: list, task: int, step: int, e
 
 def restart_schedule(model: ContinualModel, args) -> None:
     """With a learning-rate schedule every task starts with a fresh optimiser; without one the optimiser goes on."""
-    if args.lr_scheduler != "none":
+    if args.lr_scheduler != "none" and "lr_scheduler" not in model.UNUSED:
         model.reset_optimizers()
 
 
 def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) -> None:
-    """The schedule is a function of the epoch, so that a run can be entered anywhere."""
-    if (args.lr_scheduler == "none" and not args.lr_warmup) or model.opt is None:
+    """The schedule is a function of the epoch, so that a run can be entered anywhere; a method that takes no
+    `--lr_scheduler` has one of its own.
+    """
+    scheduled = args.lr_scheduler != "none" or args.lr_warmup
+    if not scheduled or model.opt is None or "lr_scheduler" in model.UNUSED:
         return
     first = args.lr_warmup
     if epoch < first:

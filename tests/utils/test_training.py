@@ -110,6 +110,8 @@ def test_a_number_of_iterations_ends_a_task():
             ["--lr_scheduler", "multisteplr", "--lr_milestones", "2", "3", "--sched_multistep_lr_gamma", "0.1"],
             [1, 1, 0.1, 0.01],
         ),
+        (["--lr_warmup", "2"], [1 / 3, 2 / 3, 1, 1]),
+        (["--lr_scheduler", "cosine", "--lr_warmup", "2"], [1 / 3, 2 / 3, 1, 0.5]),
         (["--lr_scheduler", "cosine"], [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
         ([], [1, 1, 1, 1]),
     ],
