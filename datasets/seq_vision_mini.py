@@ -31,6 +31,7 @@ class SequentialVisionMini(VisionStream):
     def _parts(self):
         args = self.args
         source = item_source(args.base_path, args.vision_items)
+        self.mirror = source != "digits"
         folder, names = mini_folder(args.base_path, self.seed, args.vision_size, source), NAMES[source]
         base, subset, seed = str(folder), args.vision_subset, self.seed
         parts = {

@@ -45,8 +45,8 @@ def resized(scene: Scene, size: int) -> Scene:
     return scene.moved(lambda x: v2.functional.resize(x, [size, size], antialias=True))
 
 
-def augmented(scene: Scene, rng: torch.Generator) -> Scene:
-    """Mirrored with probability one half, shifted by up to a twelfth of the side in each direction.
+def augmented(scene: Scene, rng: torch.Generator, mirror: bool = True) -> Scene:
+    """With `mirror` mirrored with probability one half; shifted by up to a twelfth of the side in each direction.
 
     What comes in from outside continues the border, and is void: an edge of another colour would be a feature that no
     test image has. Boxes are cut at the border; an object of which less than a quarter is left then is none any more.
@@ -55,7 +55,7 @@ def augmented(scene: Scene, rng: torch.Generator) -> Scene:
     far = size // SHIFT
     before = None if scene.boxes is None else _area(scene.boxes)
     flip, top, left = torch.rand(3, generator=rng).tolist()
-    if flip < 0.5:
+    if mirror and flip < 0.5:
         scene = scene.moved(v2.functional.horizontal_flip)
     top, left = (int(part * (2 * far + 1)) for part in (top, left))
 
@@ -82,7 +82,7 @@ class VisionData:
         examples: what lies on the disk.
         kind: of the task, see `VisionTask`.
         size: side of the images.
-        augment: whether `example` augments in training.
+        augment, mirror: whether `example` augments in training, and whether that may mirror.
         capacity: decoded examples kept in memory.
         max_boxes: rows of the padded boxes.
         seed, task: what the augmentation is a function of, with epoch and example.
@@ -94,13 +94,14 @@ class VisionData:
         kind: str,
         size: int,
         augment: bool = False,
+        mirror: bool = True,
         capacity: int = 0,
         max_boxes: int = 0,
         seed: int = 0,
         task: str = "",
     ):
         self.examples, self.kind, self.size, self.augment = examples, kind, size, augment
-        self.max_boxes, self.seed, self.task = max_boxes, seed, task
+        self.mirror, self.max_boxes, self.seed, self.task = mirror, max_boxes, seed, task
         self.masked = kind in ("binary", "semantic")
         self.cache = Cache((3 + self.masked, size, size), min(capacity, len(examples)))
 
@@ -122,7 +123,7 @@ class VisionData:
             scene.boxes = self._corners(target, row)
             scene.classes, scene.crowd = target.classes, target.crowd
         if epoch is not None and self.augment:
-            scene = augmented(scene, generator(self.seed, "augmentation", self.task, epoch, row))
+            scene = augmented(scene, generator(self.seed, "augmentation", self.task, epoch, row), self.mirror)
         return scene.image.as_subclass(Tensor), self.label(scene, target, training=epoch is not None)
 
     def label(self, scene: Scene, target: Any, training: bool) -> Any:

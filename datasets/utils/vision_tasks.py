@@ -101,12 +101,14 @@ class VisionStream(ContinualDataset):
         tasks: the tasks in stream order.
         SIZE: (3, S, S) with S = `--vision_size`.
         N_CLASSES_PER_TASK: outputs per task, as the data have them; N_CLASSES is their sum.
+        mirror: whether mirrored images are of the same classes.
         waited: seconds that training has waited for its images so far.
     """
 
     SETTING = "task-il"
     KIND = "vision"
     INPUT = "images"
+    mirror = True
     N_TASKS = len(TASKS)
     N_CLASSES_PER_TASK = [21, 80, 10]
     N_CLASSES = 111
@@ -201,6 +203,7 @@ class VisionStream(ContinualDataset):
             task.kind,
             self.args.vision_size,
             augment=training and self.args.augment,
+            mirror=self.mirror,
             capacity=int(share * len(part)),
             max_boxes=max(boxes, default=0),
             seed=self.seed,
