@@ -28,7 +28,7 @@ from models.utils.batchnorm import batchnorm_mode
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
-from models.utils.vision import covering, distilled, plain_batches, presence, raw_images, task_fisher
+from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, task_fisher
 from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
 from utils.criterion import READINGS, target
 from utils.errors import UserError
@@ -142,21 +142,40 @@ class BalancedEWC(ContinualModel):
         self.opt.zero_grad()
         terms = {"task": self.loss(self.net(inputs), labels)}
         past = self.dataset.tasks[: self.current_task]
-        if self.args.replay_weight and self.replay:
-            losses = self.replayed_losses(past)
-            terms["replay"] = self.args.replay_weight * sum(losses) / len(losses)
-        if self.teacher:
-            said = distilled(self.net, self.teacher.copy, inputs, [task.name for task in past], self.args.softmax_temp)
-            terms["distilled"] = self.args.distill_weight * said
+        if past and (self.args.replay_weight or self.teacher):
+            losses, said = self.remembered(past, inputs)
+            if losses:
+                terms["replay"] = self.args.replay_weight * sum(losses) / len(losses)
+            if said:
+                terms["distilled"] = self.args.distill_weight * sum(said)
         loss = sum(terms.values())
         loss.backward()
         held = held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
         return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
 
+    def remembered(self, tasks, inputs) -> tuple[list, list]:
+        """Of each task the loss on its kept images; and how far its branch is from what it said before the stage, on
+        those and on the new images. With running statistics: a few images, or another task's, are no batch to normalise
+        by.
+        """
+        losses, said, teacher = [], [], self.teacher.copy
+        with batchnorm_mode(self.net, False), batchnorm_mode(teacher or self.net, False):
+            for k, task in enumerate(tasks):
+                x, y = self.unpacked(self.replay[k]) if self.args.replay_weight and self.replay else (inputs[:0], None)
+                n, x = len(x), torch.cat((x, inputs)) if teacher else x
+                outputs = self.net(x, task.name)
+                if n:
+                    losses.append(task.loss(outputs[:n], y))
+                if teacher:
+                    with torch.no_grad():
+                        taught = teacher(x, task.name)
+                    said.append(distillation(outputs, taught, task.name, self.args.softmax_temp))
+        return losses, said
+
     def replayed_losses(self, tasks) -> list:
-        """Loss of each task on its kept images, with running statistics: a few images are no batch to normalise by."""
+        """Loss of each task on its kept images."""
         with batchnorm_mode(self.net, False):
-            kept = zip(tasks, map(self.unpacked, self.replay), strict=False)
+            kept = zip(tasks, map(self.unpacked, self.replay), strict=True)
             return [task.loss(self.net(x, task.name), y) for task, (x, y) in kept]
 
     def end_epoch(self, epoch, dataset):

@@ -71,10 +71,10 @@ def task_fisher(net: nn.Module, dataset, task: int, kind: str = "mc", n: int | N
 
 
 def distillation(outputs: Tensor, taught: Tensor, task: str, tau: float, direction: str = "teacher") -> Tensor:
-    """tau^2 * KL between what a branch says and what a teacher's said (0-d), mean over independent outputs.
+    """tau^2 * KL between what a branch says and what a teacher's said (0-d), mean over images and pixels.
 
     Categorical over the classes of an image or a pixel; where classes (or the one channel of a mask) are independent,
-    each of them is a distribution over yes and no.
+    each of them is a distribution over yes and no. The classes that an image shows are one answer: theirs add up.
     """
     if task == "det" and outputs.dim() == 3:
         return _distilled_boxes(outputs, taught, tau, direction)
@@ -82,7 +82,8 @@ def distillation(outputs: Tensor, taught: Tensor, task: str, tau: float, directi
         outputs, taught = (torch.stack((z, torch.zeros_like(z)), -1) for z in (outputs, taught))
     elif task == "seg":
         outputs, taught = outputs.movedim(1, -1), taught.movedim(1, -1)
-    return kd(outputs, taught, tau, direction).mean()
+    each = kd(outputs, taught, tau, direction)
+    return each.sum(1).mean() if task == "det" else each.mean()
 
 
 def _distilled_boxes(outputs: Tensor, taught: Tensor, tau: float, direction: str) -> Tensor:
