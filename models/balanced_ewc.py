@@ -120,7 +120,7 @@ class BalancedEWC(ContinualModel):
         self.merge()
 
     def begin_epoch(self, epoch, dataset):
-        args, first = self.args, self.args.lr_warmup
+        args, first = self.args, round(self.args.lr_warmup * self.args.n_epochs)
         if epoch < first:
             factor = (epoch + 1) / (first + 1)
         else:

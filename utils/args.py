@@ -232,10 +232,10 @@ def _optimise(group) -> None:
     )
     group.add_argument(
         "--lr_warmup",
-        type=non_negative_int,
-        default=0,
-        metavar="EPOCHS",
-        help="epochs at the start of each task over which the learning rate rises in equal steps to --lr",
+        type=fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="share of a task's epochs, its first ones, over which the learning rate rises in equal steps to --lr",
     )
     group.add_argument(
         "--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays"

@@ -169,10 +169,6 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError("--n_iters has an effect only with --fitting_mode iters: add it, or drop --n_iters")
     if args.fitting_mode == "early_stopping" and not (args.validation or args.holdout):
         raise UserError("--fitting_mode early_stopping needs held-out data: add --holdout 10 or --validation 10")
-    if args.lr_warmup and args.fitting_mode != "iters" and args.lr_warmup >= args.n_epochs:
-        raise UserError(
-            f"--lr_warmup {args.lr_warmup} leaves nothing of --n_epochs {args.n_epochs}: lower it, or train longer"
-        )
     if args.lr_scheduler == "multisteplr" and not args.lr_milestones:
         raise UserError("--lr_scheduler multisteplr needs --lr_milestones, as --lr_milestones 35 45")
     if args.seeds and len(set(args.seeds)) < len(args.seeds):

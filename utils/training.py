@@ -155,7 +155,7 @@ def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) ->
     scheduled = args.lr_scheduler != "none" or args.lr_warmup
     if not scheduled or model.opt is None or "lr_scheduler" in model.UNUSED:
         return
-    first = args.lr_warmup
+    first = round(args.lr_warmup * n_epochs)
     if epoch < first:
         factor = (epoch + 1) / (first + 1)
     elif args.lr_scheduler == "multisteplr":

@@ -114,8 +114,8 @@ class VisionStream(ContinualDataset):
     N_CLASSES = 111
     MEAN, STD = STATISTICS["imagenet"]
     DEFAULTS = {
-        "backbone": "multitask", "optimizer": "adamw", "lr": 0.002, "n_epochs": 20, "batch_size": 16,
-        "eval_batch_size": 30,
+        "backbone": "multitask", "optimizer": "adamw", "lr": 0.003, "lr_scheduler": "cosine", "lr_warmup": 0.2,
+        "n_epochs": 20, "batch_size": 16, "eval_batch_size": 30,
     }  # fmt: skip
 
     @classmethod
