@@ -3,7 +3,7 @@
     L = L_t(f_t(x), y) + lambda/2 sum_k w_k sum_i (F~_ki + delta) (theta_i - theta*_ki)^2
     F~_k = F_k / mean(F_k) over the shared parameters;  F_k: Fisher information of task k's summed log-likelihood
     w_k = w0_k rho^(s-k-1) a_k  in stage s;  a_k <- clip(a_k exp(eta (r_k - 1)))  after each epoch,
-    r_k = (base_k - value_k) / (tolerance / 2) on at most 64 kept images of task k (`--adaptive probe`),
+    r_k = (base_k - value_k) / (what may be lost / 2) on at most 64 kept images of task k (`--adaptive probe`),
           or Omega_k(theta), which needs none (`penalty`)
 
 The quadratics of all old tasks are merged exactly into one, which takes a proximal step after the task's own, in Adam's
@@ -28,11 +28,12 @@ from models.utils.batchnorm import batchnorm_mode
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
-from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, task_fisher
+from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, spread, task_fisher
 from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
 from utils.criterion import READINGS, target
 from utils.errors import UserError
 from utils.evaluation import vision_scores
+from utils.schedule import warm_up
 
 
 class BalancedEWC(ContinualModel):
@@ -44,7 +45,7 @@ class BalancedEWC(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--e_lambda", type=non_negative_float, default=1.0, help="strength of the penalty, lambda")
+        parser.add_argument("--e_lambda", type=non_negative_float, default=0.01, help="strength of the penalty, lambda")
         parser.add_argument(
             "--strengths", type=float_list, metavar="W,W,...", help="strength w0 of each task, in stream order (1 each)"
         )
@@ -64,7 +65,10 @@ class BalancedEWC(ContinualModel):
             "--adapt_range", type=number(float, 1), default=10.0, help="strengths stay within this factor of w0"
         )
         parser.add_argument(
-            "--probe_size", type=number(int, 1, 64), default=64, help="images of each task kept to be scored only"
+            "--probe_size",
+            type=number(int, 1, 64),
+            default=64,
+            help="images of each task kept to be scored: held-out ones, or training images",
         )
         parser.add_argument(
             "--replay_per_task", type=number(int, 0, 10), default=10, help="images of each task kept to train on"
@@ -97,6 +101,10 @@ class BalancedEWC(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        if args.start_from and not args.loadcheck:
+            raise UserError("--start_from: balanced-ewc needs what the tasks before left: add --loadcheck")
+        if args.fitting_mode == "iters":
+            raise UserError("--fitting_mode iters: the learning rates of balanced-ewc go by epochs: use --n_epochs")
         for option in ("strengths", "task_lrs"):
             given = getattr(args, option)
             if given and len(given) != len(dataset.tasks):
@@ -110,6 +118,7 @@ class BalancedEWC(ContinualModel):
         self.bases: list[float] = []  # score on the probe at the end of the own stage
         self.snapshots: list[dict] = []  # what is a task's own: branch and normalisation, as its stage left it
         self.finetuned = False
+        self.postponed = False  # whether the caller asks for the fine-tuning
 
     # ---- a stage
 
@@ -120,10 +129,8 @@ class BalancedEWC(ContinualModel):
         self.merge()
 
     def begin_epoch(self, epoch, dataset):
-        args, first = self.args, round(self.args.lr_warmup * self.args.n_epochs)
-        if epoch < first:
-            factor = (epoch + 1) / (first + 1)
-        else:
+        args, (first, factor) = self.args, warm_up(self.args.lr_warmup, epoch, self.args.n_epochs)
+        if epoch >= first:
             factor = warm_restarts(epoch - first, args.T_0 or max(args.n_epochs - first, 1), args.T_mult)
         for group in self.opt.param_groups:
             group["lr"] = self.rate() * factor
@@ -153,15 +160,16 @@ class BalancedEWC(ContinualModel):
         held = held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
         return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
 
-    def remembered(self, tasks, inputs) -> tuple[list, list]:
-        """Of each task the loss on its kept images; and how far its branch is from what it said before the stage, on
-        those and on the new images. With running statistics: a few images, or another task's, are no batch to normalise
-        by.
+    def remembered(self, tasks, inputs=None) -> tuple[list, list]:
+        """Of each task the loss on its kept images; and with new images, where there is a teacher, how far its branch
+        is from what it said before the stage, on those and on the kept ones. With running statistics: a few images, or
+        another task's, are no batch to normalise by.
         """
-        losses, said, teacher = [], [], self.teacher.copy
+        losses, said, teacher = [], [], None if inputs is None else self.teacher.copy
+        replayed = self.replay and (self.args.replay_weight or inputs is None)
         with batchnorm_mode(self.net, False), batchnorm_mode(teacher or self.net, False):
             for k, task in enumerate(tasks):
-                x, y = self.unpacked(self.replay[k]) if self.args.replay_weight and self.replay else (inputs[:0], None)
+                x, y = self.unpacked(self.replay[k]) if replayed else (inputs[:0], None)
                 n, x = len(x), torch.cat((x, inputs)) if teacher else x
                 outputs = self.net(x, task.name)
                 if n:
@@ -172,21 +180,18 @@ class BalancedEWC(ContinualModel):
                     said.append(distillation(outputs, taught, task.name, self.args.softmax_temp))
         return losses, said
 
-    def replayed_losses(self, tasks) -> list:
-        """Loss of each task on its kept images."""
-        with batchnorm_mode(self.net, False):
-            kept = zip(tasks, map(self.unpacked, self.replay), strict=True)
-            return [task.loss(self.net(x, task.name), y) for task, (x, y) in kept]
-
     def end_epoch(self, epoch, dataset):
         if self.args.adaptive == "none" or not self.current_task:
             return
         theta, spread = self.net.get_params(), self.args.adapt_range
         for k in range(self.current_task):
             if self.args.adaptive == "probe":
-                r = (self.bases[k] - self.value(k)) / (self.args.tolerance / 2)
+                allowed = self.bases[k] - target(self.bases[k], self.args.tolerance, self.args.criterion)
+                r = 2 * (self.bases[k] - self.value(k)) / max(allowed, 1e-6)
             else:
                 r = self.quadratics[k].value(theta).item()
+            if math.isnan(r):  # no image of the probe shows what is scored
+                continue
             moved = self.kept_strengths[k] * math.exp(self.args.adapt_eta * (min(r, 20.0) - 1))
             self.kept_strengths[k] = min(max(moved, 1 / spread), spread)
         self.merge()
@@ -200,8 +205,6 @@ class BalancedEWC(ContinualModel):
         if not self.args.replay_weight and not self.args.distill_weight:  # which train old branches
             self.restore_own()
         self.snapshots = [*self.snapshots, self.own_state(dataset.tasks[t].name)]
-        if t + 1 == dataset.N_TASKS and self.args.finetune:
-            self.finetune(dataset)
 
     # ---- the penalty
 
@@ -223,13 +226,16 @@ class BalancedEWC(ContinualModel):
 
     def keep_images(self, dataset, task: int) -> None:
         """Images to score, held-out ones where there are any, and images to train on, which show all classes."""
-        part, device = dataset.task_data(task), dataset.train_device
+        part, device, chosen = dataset.task_data(task), dataset.train_device, []
         if n := self.args.replay_per_task:
             shown = torch.cat([presence(dataset.tasks[task], labels) for _, labels in plain_batches(dataset, task)])
-            self.replay = [*self.replay, packed(*raw_images(part, covering(shown, n), device))]
+            chosen = covering(shown, n)
+            self.replay = [*self.replay, packed(*raw_images(part, chosen, device))]
         if self.args.adaptive == "probe" or self.args.finetune:
-            part = part if dataset.held_out_loader is None else dataset.held_out_loader.dataset
-            rows, size = range(min(self.args.probe_size, len(part))), self.args.eval_batch_size
+            if dataset.held_out_loader is not None:
+                part, chosen = dataset.held_out_loader.dataset, []
+            left = [row for row in range(len(part)) if row not in chosen]
+            rows, size = [left[i] for i in spread(len(left), self.args.probe_size)], self.args.eval_batch_size
             batches = (rows[i : i + size] for i in range(0, len(rows), size))
             self.probes = [*self.probes, [packed(*raw_images(part, batch, device)) for batch in batches]]
 
@@ -255,6 +261,11 @@ class BalancedEWC(ContinualModel):
 
     # ---- the last stage
 
+    def after_stream(self, dataset):
+        if self.args.finetune and not self.postponed:
+            self.finetune(dataset)
+        return self.finetuned
+
     def shortfalls(self, dataset) -> list[float]:
         """max(0, target - value) of each task on its probe."""
         goals = [target(base, self.args.tolerance, self.args.criterion) for base in self.bases]
@@ -273,7 +284,7 @@ class BalancedEWC(ContinualModel):
         best, weights = max(missing), {k: v.clone() for k, v in self.net.state_dict().items()}
         for step in range(1, self.args.finetune_steps + 1):
             self.opt.zero_grad()
-            losses = self.replayed_losses(dataset.tasks)
+            losses, _ = self.remembered(dataset.tasks)
             loss = sum(m / sum(missing) * part for m, part in zip(missing, losses, strict=True) if m)
             loss.backward()
             held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
@@ -290,10 +301,12 @@ class BalancedEWC(ContinualModel):
 
     def evaluation_notes(self):
         args, notes = self.args, super().evaluation_notes()
+        scored = f"{args.probe_size} to be scored" if args.adaptive == "probe" or args.finetune else "none to be scored"
         notes["kept images"] = (
-            f"of each task {args.replay_per_task} to train on, {args.probe_size} to be scored "
-            f"({args.adaptive} strengths); the fine-tuning at the end uses these alone"
+            f"of each task {args.replay_per_task} to train on, {scored}; strengths by {args.adaptive}"
         )
+        if args.finetune:
+            notes["fine-tuning"] = "on the kept images alone, after the last task was scored; it is scored again then"
         notes["penalty"] = (
             f"lambda {args.e_lambda:g}, Fisher information of drawn labels summed over outputs, divided by its mean "
             f"over shared parameters, + {args.drift:g}"

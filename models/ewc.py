@@ -52,6 +52,8 @@ class EWC(ContinualModel):
         self.penalty = Quadratic()
         if getattr(dataset, "KIND", None) in ("language", "vision") and args.ewc_fisher not in ("mc", "empirical"):
             raise UserError(f"--ewc_fisher {args.ewc_fisher} needs one label per example: on {dataset.NAME} give mc")
+        if getattr(args, "detection", None) == "boxes" and args.ewc_fisher == "empirical":
+            raise UserError("--ewc_fisher empirical is not defined for boxes: give mc")
 
     def end_task(self, dataset):
         head = dataset.get_offsets(self.current_task) if self.args.multi_head else None

@@ -36,8 +36,7 @@ class BalancedContinualLearner:
     """
 
     def __init__(self, model=None, learning_rate: float = 2e-4, dataset: str = "seq-vision-mini", **options):
-        # The last stage is a step of its own here.
-        options = {"finetune": False, "enable_other_metrics": True, "non_verbose": True} | options
+        options = {"enable_other_metrics": True, "non_verbose": True} | options
         argv = ["--model", "balanced-ewc", "--dataset", dataset, "--lr", str(learning_rate), "--disable_log"]
         for name, value in options.items():
             argv += [f"--{name}", str(int(value) if isinstance(value, bool) else value)]
@@ -46,6 +45,7 @@ class BalancedContinualLearner:
             config = replace(config, backbone_class=SimpleNamespace(from_args=lambda *_: model))
         exp = build(config)
         self.model, self.dataset, self.record, self.args = exp.model, exp.dataset, exp.run, exp.args
+        self.model.postponed = True  # the last stage is a step of its own here
 
     @property
     def tasks(self) -> list[str]:

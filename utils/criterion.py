@@ -87,10 +87,10 @@ def of_run(run: "Run") -> list[Verdict]:
     ends = [evaluation for evaluation in run.history if evaluation.epoch is None and evaluation.task >= 0]
     if not run.tasks or not ends:
         return []
-    last, ((scenario, matrix),) = ends[-1], run.matrices.items()
+    last, (scenario,) = ends[-1], run.matrices
     n = last.task + 1
     # All tasks trained at once, or a checkpoint that is only scored: no stage can be told from another.
-    bases = [nan] * n if len(ends) == 1 < n else matrix.diagonal()[:n].tolist()
+    bases = [nan] * n if len(ends) == 1 < n else own_stages(ends, scenario)
     rows = verdicts(list(run.tasks)[:n], bases, last.scores[scenario][:n], tolerance_of(run))
     for task, (row, metric) in enumerate(zip(rows, run.tasks.values(), strict=False)):
         low, high, row.floor = (
@@ -99,6 +99,11 @@ def of_run(run: "Run") -> list[Verdict]:
         )
         row.metric, row.interval = metric, (low, high)
     return rows
+
+
+def own_stages(ends: list, scenario: str) -> list[float]:
+    """Each task's score when its stage ended: the first evaluation there, before any fine-tuning."""
+    return [e.scores[scenario][e.task] for e in reversed({e.task: e for e in reversed(ends)}.values())]
 
 
 def tolerance_of(run: "Run") -> float:

@@ -13,6 +13,7 @@ from models.utils.continual_model import ContinualModel
 from utils.errors import TrainingFailed
 from utils.evaluation import empty_matrix, evaluate, held_out_scores, measure, predictions, scenarios
 from utils.run import Evaluation, Run
+from utils.schedule import warm_up
 
 FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does the loop wait for the device
 
@@ -98,6 +99,8 @@ def train(
         model.meta_end_task(dataset)
         evaluation = score(model, dataset, run, args, loggers, task, progress.step)
         model.end_eval(dataset, evaluation.scores)
+        if task + 1 == dataset.N_TASKS and model.after_stream(dataset):
+            score(model, dataset, run, args, loggers, task, progress.step)
         at = Position(task=task + 1, step=progress.step)
         if after_task:
             after_task(at)
@@ -155,15 +158,13 @@ def set_learning_rate(model: ContinualModel, args, epoch: int, n_epochs: int) ->
     scheduled = args.lr_scheduler != "none" or args.lr_warmup
     if not scheduled or model.opt is None or "lr_scheduler" in model.UNUSED:
         return
-    first = round(args.lr_warmup * n_epochs)
+    first, factor = warm_up(args.lr_warmup, epoch, n_epochs)
     if epoch < first:
-        factor = (epoch + 1) / (first + 1)
+        pass
     elif args.lr_scheduler == "multisteplr":
         factor = args.sched_multistep_lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
     elif args.lr_scheduler == "cosine":
         factor = (1 + math.cos(math.pi * (epoch - first) / (n_epochs - first))) / 2
-    else:
-        factor = 1.0
     for group in model.opt.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

@@ -89,7 +89,8 @@ def prediction_figures(dataset, pictures: Sequence[tuple[int, list[dict]]]) -> l
         for stage, said in pictures:
             state = "(its own stage)" if stage == index else "(not trained yet)" if stage < index else ""
             title = "after all tasks at once" if dataset.args.joint else f"after {names[stage]}\n{state}"
-            columns[title.strip()] = said[index]
+            again = title.strip() in columns  # the last stage is scored twice where it is followed by a fine-tuning
+            columns["after fine-tuning" if again else title.strip()] = said[index]
         figure = predictions(task, *dataset.shown(index), columns)
         alt = f"predictions on test images of {task.name} after each stage, beside the truth"
         figures.append((f"predictions_{task.name}", alt, figure, True))

@@ -40,6 +40,7 @@ def assigned(outputs: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor
     low = torch.where(step == finest, 0.0, SMALLEST * step)
     high = torch.where(step == coarsest, torch.inf, LARGEST * step)
     mine = near & (sides.amin(-1) > 0) & (far > low) & (far < high) & (classes >= 0)
+    mine &= ~labels["crowd"].unsqueeze(1)  # a box around many is no object
     area = torch.where(mine, (boxes[..., 2:] - boxes[..., :2]).prod(-1), torch.inf)
     smallest, which = area.min(2)
     positive = smallest < torch.inf

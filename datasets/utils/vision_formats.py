@@ -35,7 +35,8 @@ VOC_CLASSES = (
 FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenet")
 TEST_SHARE = 0.2  # of a subset: 60 of 300
 TOLERANCE = 1.0  # pixels by which a box may stick out of its image: published coordinates are rounded
-REPAIR = "put the official file back"
+REPAIR = "put the official file back; of seq-vision-mini delete the folder, it is made again"
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
 @dataclass
@@ -195,7 +196,7 @@ def checked_image(path: Path) -> tuple[int, int]:
             with Image.open(path) as image:
                 image.load()
         return size
-    except OSError as e:
+    except BROKEN as e:
         raise UserError(_cannot_read(path, e)) from None
 
 
@@ -204,7 +205,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as e:
+    except BROKEN as e:
         raise UserError(_cannot_read(path, e)) from None
 
 
@@ -213,7 +214,7 @@ def read_mask(path: Path, n_classes: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode, mask = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError) as e:
+    except BROKEN as e:
         raise UserError(_cannot_read(path, e)) from None
     if mode not in ("P", "L"):
         raise UserError(f"{path}: a mask in mode {mode}, expected a palette PNG of class numbers: {REPAIR}")

@@ -170,6 +170,8 @@ class VisionStream(ContinualDataset):
             raise UserError(f"--custom_task_order: the tasks of {self.NAME} have names: use --vision_order det,seg,cls")
         if args.multi_head:
             raise UserError(f"--multi_head: every task of {self.NAME} has a head of its own anyway: drop it")
+        if 0 < args.vision_subset < 5:
+            raise UserError(f"--vision_subset {args.vision_subset}: a fifth of it is for testing: give 5 or more, or 0")
         if args.joint and args.fitting_mode == "early_stopping":
             raise UserError("--fitting_mode early_stopping looks at one task, --joint trains all: give --n_epochs")
         if args.data_device == "cuda":

@@ -157,6 +157,12 @@ class ContinualModel(nn.Module):
     def end_eval(self, dataset, accs) -> None:
         """Called after the evaluation at a task's end with the accuracies (percent) per scenario."""
 
+    def after_stream(self, dataset) -> bool:
+        """Called after the evaluation at the last task's end; True where it changed the network, which is then
+        evaluated once more.
+        """
+        return False
+
     def capacity(self) -> dict | None:
         """{'owned': number of parameters that each task so far owns, 'total': those there are to own}, for methods that
         divide a network among tasks; drawn at the end of a run.

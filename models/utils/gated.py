@@ -62,6 +62,10 @@ class GatedModel(ContinualModel):
                 f"--warmup trains {WARMUP} epochs without gates, a task has --n_epochs {args.n_epochs}: use one epoch "
                 f"(then it is {WARMUP} iterations) or more than {WARMUP}, or drop --warmup"
             )
+        if args.warmup and args.fitting_mode == "early_stopping":
+            raise UserError(
+                "--warmup with --fitting_mode early_stopping: the best epoch may be one without gates: drop one of them"
+            )
         self.net.gating = not args.warmup
 
     def end_epoch(self, epoch, dataset):

@@ -29,6 +29,12 @@ def give_heads(net: nn.Module, dataset) -> None:
         raise UserError(
             f"backbone '{net.NAME}' has one head, the tasks of {dataset.NAME} need one each: use --backbone multitask"
         )
+    size, coarsest = dataset.SIZE[1], net.trunk.strides[-1]
+    if size % coarsest or size < 2 * coarsest:
+        raise UserError(
+            f"--vision_size {size}: the trunk makes images {coarsest} times smaller: give a multiple of that, "
+            f"{2 * coarsest} or more"
+        )
     net.set_tasks({t.name: t.n_outputs for t in dataset.tasks}, boxes=any(t.kind == "boxes" for t in dataset.tasks))
 
 
@@ -44,12 +50,18 @@ def raw_images(part, rows: Iterable[int], device: torch.device) -> tuple[Tensor,
 
 
 def plain_batches(dataset, task: int, n: int | None = None) -> Iterator[tuple[Tensor, Tensor | dict]]:
-    """(inputs, labels) of the first `n` training images of a task, of all by default, without augmentation."""
-    data, device = dataset.task_data(task), dataset.train_device
-    n = len(data) if n is None else min(n, len(data))
-    for start in range(0, n, size := dataset.get_batch_size()):
-        inputs, labels = default_collate([data[i][:2] for i in range(start, min(start + size, n))])
+    """(inputs, labels) of `n` training images of a task, of all by default, without augmentation."""
+    data, device, size = dataset.task_data(task), dataset.train_device, dataset.get_batch_size()
+    rows = spread(len(data), len(data) if n is None else n)
+    for start in range(0, len(rows), size):
+        inputs, labels = default_collate([data[i][:2] for i in rows[start : start + size]])
         yield inputs.to(device), on_device(labels, device)
+
+
+def spread(length: int, n: int) -> list[int]:
+    """`n` of `length` rows, all if there are fewer, at equal distances: they may be sorted by class."""
+    n = min(n, length)
+    return [i * length // n for i in range(n)]
 
 
 def on_device(labels: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:

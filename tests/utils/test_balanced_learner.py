@@ -7,6 +7,7 @@ from backbone.multitask import BalancedMultiTaskModel
 from tests.models.helpers import finished
 from utils.balanced_learner import BalancedContinualLearner
 from utils.conformance import vision_folder
+from utils.criterion import of_run
 from utils.errors import UserError
 
 OPTIONS = {
@@ -31,8 +32,11 @@ def test_it_ends_where_the_runner_does():
     exp = finished("balanced-ewc", *argv, dataset="seq-vision-mini")
     assert torch.equal(learner.model.net.get_params(), exp.model.net.get_params())
     assert learner.evaluate_all() == dict(zip(learner.tasks, exp.run.history[-1].scores["task-il"], strict=True))
-    matrix = learner.record.matrices["task-il"]
-    assert [(v.task, v.baseline) for v in verdicts] == list(zip(learner.tasks, matrix.diagonal(), strict=True))
+    assert [(v.task, v.baseline, v.achieved) for v in verdicts] == [
+        (v.task, v.baseline, v.achieved) for v in of_run(exp.run)
+    ]
+    # The last task is judged by what it was before the fine-tuning, too.
+    assert exp.model.finetuned and verdicts[-1].baseline == exp.run.history[-2].scores["task-il"][-1]
     assert learner.model.finetuned and exp.model.finetuned
 
 
