@@ -36,11 +36,12 @@ def trained(name, folder, *more):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_curves_pictures_and_verdicts(name, folder):
-    run = trained(name, folder).run
-    joint = name == "joint"
+    exp = trained(name, folder)
+    run, joint = exp.run, name == "joint"
+    again = [2] if getattr(exp.model, "finetuned", False) else []  # scored before and after the fine-tuning
     assert [r["task"] for r in run.epochs] == ([0] if joint else [0, 1, 2])
     assert all(math.isfinite(r["loss"]) and r["steps"] == (6 if joint else 2) for r in run.epochs)
-    assert [stage for stage, _ in run.pictures] == ([2] if joint else [0, 1, 2])
+    assert [stage for stage, _ in run.pictures] == ([2] if joint else [0, 1, 2, *again])
     shapes = [{k: tuple(v.shape) for k, v in said.items()} for said in run.pictures[-1][1]]
     assert shapes == [{"mask": (4, 32, 32)}, {"scores": (4, 10)}, {"scores": (4, 10)}]
     rows = criterion.of_run(run)
