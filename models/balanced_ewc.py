@@ -24,11 +24,12 @@ import math
 import torch
 from torch import nn
 
+from datasets.utils.vision_data import equally_spaced
 from models.utils.batchnorm import batchnorm_mode
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
-from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, spread, task_fisher
+from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, task_fisher
 from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
 from utils.criterion import READINGS, target
 from utils.errors import UserError
@@ -149,7 +150,7 @@ class BalancedEWC(ContinualModel):
         self.opt.zero_grad()
         terms = {"task": self.loss(self.net(inputs), labels)}
         past = self.dataset.tasks[: self.current_task]
-        if past and (self.args.replay_weight or self.teacher):
+        if past and (self.teacher or (self.args.replay_weight and self.replay)):
             losses, said = self.remembered(past, inputs)
             if losses:
                 terms["replay"] = self.args.replay_weight * sum(losses) / len(losses)
@@ -183,7 +184,7 @@ class BalancedEWC(ContinualModel):
     def end_epoch(self, epoch, dataset):
         if self.args.adaptive == "none" or not self.current_task:
             return
-        theta, spread = self.net.get_params(), self.args.adapt_range
+        theta, widest = self.net.get_params(), self.args.adapt_range
         for k in range(self.current_task):
             if self.args.adaptive == "probe":
                 allowed = self.bases[k] - target(self.bases[k], self.args.tolerance, self.args.criterion)
@@ -193,7 +194,7 @@ class BalancedEWC(ContinualModel):
             if math.isnan(r):  # no image of the probe shows what is scored
                 continue
             moved = self.kept_strengths[k] * math.exp(self.args.adapt_eta * (min(r, 20.0) - 1))
-            self.kept_strengths[k] = min(max(moved, 1 / spread), spread)
+            self.kept_strengths[k] = min(max(moved, 1 / widest), widest)
         self.merge()
 
     def end_task(self, dataset):
@@ -235,7 +236,7 @@ class BalancedEWC(ContinualModel):
             if dataset.held_out_loader is not None:
                 part, chosen = dataset.held_out_loader.dataset, []
             left = [row for row in range(len(part)) if row not in chosen]
-            rows, size = [left[i] for i in spread(len(left), self.args.probe_size)], self.args.eval_batch_size
+            rows, size = [left[i] for i in equally_spaced(len(left), self.args.probe_size)], self.args.eval_batch_size
             batches = (rows[i : i + size] for i in range(0, len(rows), size))
             self.probes = [*self.probes, [packed(*raw_images(part, batch, device)) for batch in batches]]
 

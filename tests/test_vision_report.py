@@ -212,3 +212,9 @@ def test_the_average_precision_of_a_resample_counts_its_images_as_often_as_they_
     again.add(states[1], logits[rows], labels[rows])
     expected = again.result(states[1])["mAP_cls"]
     assert list(whole.interval(states[0]).values()) == pytest.approx([expected] * 2)
+
+
+def test_a_run_that_begins_later_has_no_baseline_for_what_it_left_out(folder):
+    run = trained("sgd", folder, "--start_from", "1").run
+    first, *others = criterion.of_run(run)
+    assert math.isnan(first.baseline) and not first.passed and all(row.passed for row in others)

@@ -90,7 +90,7 @@ def of_run(run: "Run") -> list[Verdict]:
     last, (scenario,) = ends[-1], run.matrices
     n = last.task + 1
     # All tasks trained at once, or a checkpoint that is only scored: no stage can be told from another.
-    bases = [nan] * n if len(ends) == 1 < n else own_stages(ends, scenario)
+    bases = [nan] * n if len(ends) == 1 < n else own_stages(ends, scenario, n)
     rows = verdicts(list(run.tasks)[:n], bases, last.scores[scenario][:n], tolerance_of(run))
     for task, (row, metric) in enumerate(zip(rows, run.tasks.values(), strict=False)):
         low, high, row.floor = (
@@ -101,9 +101,12 @@ def of_run(run: "Run") -> list[Verdict]:
     return rows
 
 
-def own_stages(ends: list, scenario: str) -> list[float]:
-    """Each task's score when its stage ended: the first evaluation there, before any fine-tuning."""
-    return [e.scores[scenario][e.task] for e in reversed({e.task: e for e in reversed(ends)}.values())]
+def own_stages(ends: list, scenario: str, n: int) -> list[float]:
+    """Score of each of `n` tasks when its stage ended, at the first evaluation there, before any fine-tuning; nan for a
+    stage that is not part of the run.
+    """
+    first = {e.task: e.scores[scenario][e.task] for e in reversed(ends)}
+    return [first.get(task, nan) for task in range(n)]
 
 
 def tolerance_of(run: "Run") -> float:

@@ -75,6 +75,12 @@ def _area(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
+def equally_spaced(length: int, n: int) -> list[int]:
+    """`n` of `length` rows, all if there are fewer, at equal distances, since they may be sorted by class."""
+    n = min(n, length)
+    return [i * length // n for i in range(n)]
+
+
 class VisionData:
     """One part (training or test) of a task, to be read example by example.
 

@@ -121,7 +121,10 @@ class MultiLabelScore:
             if positive.any():
                 order = scores.argsort(descending=True)
                 w, hits = weights[:, order], weights[:, order] * positive[order]
-                precision = hits.cumsum(1) / w.cumsum(1).clamp(min=1)
+                # Images of one score are one threshold: all have the precision of the last of them.
+                counts = scores[order].unique_consecutive(return_counts=True)[1]
+                last = (counts.cumsum(0) - 1).repeat_interleave(counts)
+                precision = (hits.cumsum(1) / w.cumsum(1).clamp(min=1))[:, last]
                 each.append((hits * precision).sum(1) / hits.sum(1))
         return _ends(self.NAME, torch.stack(each, 1).nanmean(1)) if each else {}
 

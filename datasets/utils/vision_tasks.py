@@ -14,7 +14,7 @@ from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, Continua
 from datasets.utils.loaders import Split
 from datasets.utils.per_task import MEANINGLESS
 from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader
-from datasets.utils.vision_data import VisionData
+from datasets.utils.vision_data import VisionData, equally_spaced
 from datasets.utils.vision_formats import Boxes, Parts
 from utils.args import int_list, non_negative_int, number
 from utils.errors import UserError
@@ -266,12 +266,9 @@ class VisionStream(ContinualDataset):
         return test, torch.arange(len(test))
 
     def shown(self, task: int) -> tuple[Tensor, Any]:
-        """Raw images (n, 3, S, S) uint8 and labels of `SHOWN` test images of a task, always the same: at equal
-        distances, since they may be sorted by class.
-        """
+        """Raw images (n, 3, S, S) uint8 and labels of `SHOWN` test images of a task, always the same."""
         data, rows = self._test_part(task, held_out=bool(self.args.validation))
-        n = min(SHOWN, len(rows))
-        return default_collate([data.example(int(rows[i * len(rows) // n]), None) for i in range(n)])
+        return default_collate([data.example(int(rows[i]), None) for i in equally_spaced(len(rows), SHOWN)])
 
     def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
         sizes = self.args.task_batch_sizes

@@ -51,17 +51,13 @@ def raw_images(part, rows: Iterable[int], device: torch.device) -> tuple[Tensor,
 
 def plain_batches(dataset, task: int, n: int | None = None) -> Iterator[tuple[Tensor, Tensor | dict]]:
     """(inputs, labels) of `n` training images of a task, of all by default, without augmentation."""
+    from datasets.utils.vision_data import equally_spaced  # brings torchvision, which other methods can do without
+
     data, device, size = dataset.task_data(task), dataset.train_device, dataset.get_batch_size()
-    rows = spread(len(data), len(data) if n is None else n)
+    rows = equally_spaced(len(data), len(data) if n is None else n)
     for start in range(0, len(rows), size):
         inputs, labels = default_collate([data[i][:2] for i in rows[start : start + size]])
         yield inputs.to(device), on_device(labels, device)
-
-
-def spread(length: int, n: int) -> list[int]:
-    """`n` of `length` rows, all if there are fewer, at equal distances: they may be sorted by class."""
-    n = min(n, length)
-    return [i * length // n for i in range(n)]
 
 
 def on_device(labels: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:

@@ -66,8 +66,10 @@ def test_balanced_ewc_keeps_what_it_learned(seed):
     assert (last >= own - 5).all()
 
 
-@pytest.mark.xfail(reason="detection of seed 1 stays 26 points below: docs/results.md", strict=False)
-@pytest.mark.parametrize("seed", SEEDS)
+BEHIND = pytest.mark.xfail(reason="detection stays 26 points below: docs/results.md", strict=True)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=BEHIND), 2])
 def test_balanced_ewc_learns_all_the_same(seed):
     own, _ = scores("balanced-ewc", seed)
     assert (own >= np.array([single(task, seed) for task in TASKS]) - 10).all()
