@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datasets.utils.vision_losses import VOID
 from utils.errors import UserError
 from utils.randomness import permutation
 
-VOID = 255
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table",
     "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datasets.utils.boxes import detections
-from datasets.utils.vision_formats import VOID
+from datasets.utils.vision_losses import VOID
 
 RESAMPLES = 500
 
