@@ -6,6 +6,7 @@ reads its maps: a decoder of upsampling blocks, a head over three scales, a clas
 task to task in what is shared is `--bn_policy`; that of the branches belongs to their tasks.
 """
 
+import math
 from itertools import accumulate, pairwise
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +21,9 @@ from backbone.utils.torchvision_nets import three_channels
 from utils.errors import UserError
 
 LIMIT = 8_000_000  # parameters
+# Where the logits of presence begin: log(p / (1 - p)) with p = 0.01 (Lin et al. 2017, section 4.1). The first steps of
+# the focal loss are then spent on what is there, not on lowering everything.
+RARE = -math.log(99)
 
 
 class BalancedMultiTaskModel(Backbone):
@@ -102,6 +106,8 @@ class BalancedMultiTaskModel(Backbone):
             ends = list(accumulate(sizes.values()))
             parts = zip(sizes, ends, sizes.values(), strict=True)
             self.heads = nn.ModuleDict({t: Channels(t, end - n, end, self.unified.stride) for t, end, n in parts})
+            if "det" in sizes:
+                nn.init.constant_(self.unified.last.bias[self.heads["det"].low : self.heads["det"].high], RARE)
         else:
             makers = {"seg": MaskHead, "det": BoxHead if boxes else PresenceHead, "cls": ClassHead}
             self.heads = nn.ModuleDict({task: makers[task](self.trunk, n) for task, n in sizes.items()}).to(device)
@@ -318,6 +324,7 @@ class PresenceHead(nn.Module):
         self.lateral = nn.ModuleList(block(trunk.channels[i], width, 1) for i in self.scales)
         self.hidden = nn.Linear(2 * width * len(self.scales), hidden)
         self.last = nn.Linear(hidden, n)
+        nn.init.constant_(self.last.bias, RARE)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         scales = [lateral(maps[i]) for i, lateral in zip(self.scales, self.lateral, strict=True)]
