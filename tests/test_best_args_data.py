@@ -54,9 +54,17 @@ def test_the_runner_takes_the_row_as_it_is(method, dataset, buffer_size):
     assert {config.origins[name] for name in stored if name != "buffer_size"} == {"best_args"}
 
 
+def published_rows(method):
+    """Dataset -> rows that have scores of the literature; all but those that were chosen here must have some."""
+    rows = {dataset: [r for r in rows if "published" in r] for dataset, rows in load_rows(method).items()}
+    left = [row for each in load_rows(method).values() for row in each if "published" not in row]
+    assert all(row["source"].startswith("chosen here") for row in left)
+    return {dataset: each for dataset, each in rows.items() if each}
+
+
 @pytest.mark.parametrize("method", LITERATURE)
 def test_published_scores_belong_to_the_setting_of_the_dataset(method):
-    for dataset, rows in load_rows(method).items():
+    for dataset, rows in published_rows(method).items():
         setting = registry.load("dataset", dataset).SETTING
         for row in rows:
             assert setting in row["published"], dataset
@@ -76,7 +84,7 @@ def test_seq_cifar100_follows_the_protocol_of_xder(method):
 
 @pytest.mark.parametrize("method", ["er", "derpp"])
 def test_larger_buffers_were_published_with_higher_scores(method):
-    for rows in load_rows(method).values():
+    for rows in published_rows(method).values():
         rows = sorted(rows, key=lambda row: row["buffer_size"])
         for scenario in rows[0]["published"]:
             scores = [row["published"][scenario]["acc"] for row in rows]

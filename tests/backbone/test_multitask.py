@@ -54,6 +54,15 @@ def test_one_head_for_all_tasks():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("head", ["branches", "unified"])
+def test_presence_begins_as_rare(head):
+    net = small(head=head)
+    bias = net.unified.last.bias[3:8] if net.unified else net.heads["det"].last.bias
+    assert torch.allclose(bias.sigmoid(), torch.full((5,), 0.01))
+    others = torch.cat((net.unified.last.bias[:3], net.unified.last.bias[8:])) if net.unified else net.classifier.bias
+    assert others.abs().max() < 1
+
+
 def test_the_channels_of_one_head_are_those_of_its_tasks(policy):
     net, x = small(head="unified", bn_policy=policy), torch.rand(2, 3, 32, 32)
     net.begin_tasks(["seg"])
