@@ -53,7 +53,6 @@ def test_one_head_for_all_tasks():
         net.set_tasks({"det": 5}, boxes=True)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("head", ["branches", "unified"])
 def test_presence_begins_as_rare(head):
     net = small(head=head)
@@ -63,6 +62,7 @@ def test_presence_begins_as_rare(head):
     assert others.abs().max() < 1
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 def test_the_channels_of_one_head_are_those_of_its_tasks(policy):
     net, x = small(head="unified", bn_policy=policy), torch.rand(2, 3, 32, 32)
     net.begin_tasks(["seg"])
