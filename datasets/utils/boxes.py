@@ -107,13 +107,15 @@ def dense_log_likelihood(output: Tensor, drawn: Tensor) -> Tensor:
 @torch.no_grad()
 def detections(outputs: Tensor) -> list[dict[str, Tensor]]:
     """Of each image: 'boxes' (K, 4) xyxy, 'scores' (K,) = sqrt(class * centrality), 'classes' (K,), best first; doubles
-    of a class are left out.
+    of a class are left out. Boxes end where the finest map does.
     """
     from torchvision.ops import batched_nms
 
     logits, sides, central, middle, stride = parts(outputs)
     scores = (logits.sigmoid() * central.sigmoid().unsqueeze(-1)).sqrt().flatten(1)
-    boxes, classes, found = corners(sides, middle, stride), logits.shape[-1], []
+    finest = (stride == stride.min()).unsqueeze(-1)
+    ends = ((middle + stride.unsqueeze(-1) / 2) * finest).amax(1, keepdim=True).repeat(1, 1, 2)
+    boxes, classes, found = corners(sides, middle, stride).clamp(min=0).minimum(ends), logits.shape[-1], []
     best, index = scores.topk(min(BEST, scores.shape[1]), 1)
     for each, values, rows in zip(boxes, best, index, strict=True):
         each, kinds, enough = each[rows // classes], rows % classes, values > LEAST

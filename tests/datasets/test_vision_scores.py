@@ -239,6 +239,15 @@ def test_a_perfect_detector_has_no_loss_and_all_precision():
     assert torch.equal(corners(sides, outputs[..., -3:-1], outputs[..., -1])[positive], labels["boxes"][0, :1])
 
 
+def test_a_box_ends_where_the_image_does():
+    outputs = dense()
+    outputs[..., :2], outputs[..., 6] = -20, 20
+    outputs[0, [0, 15], [0, 1]] = 20  # the corners of the finer map, middles (4, 4) and (28, 28)
+    outputs[0, 0, 2:6], outputs[0, 15, 2:6] = torch.tensor([2.0, 2, 1, 1]), torch.tensor([1.0, 1, 3, 0.25])
+    (found,) = detections(outputs)
+    assert sorted(found["boxes"].tolist()) == [[0, 0, 12, 12], [20, 20, 32, 30]]
+
+
 def test_an_image_without_boxes_teaches_that_nothing_is_there():
     outputs = dense().requires_grad_()
     box_loss(outputs, one_box(0, 0, 0, 0, kind=-1)).backward()

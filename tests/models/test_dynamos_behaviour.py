@@ -88,6 +88,11 @@ def test_dynamos_remembers(seed):
     assert found["task-il"] >= 90
 
 
+def test_a_buffer_without_blank_slots_remembers_more():
+    gain = [result("dynamos", seed)["class-il"] - result("dynamos, blank slots", seed)["class-il"] for seed in SEEDS]
+    assert np.mean(gain) > 0
+
+
 def test_the_network_without_gates_is_ahead_by_no_more_than_seen():
     # 23 points over these seeds, 24 over five: docs/dynamos.md.
     ahead = [result("derpp_single", seed)["class-il"] - result("dynamos", seed)["class-il"] for seed in SEEDS]
