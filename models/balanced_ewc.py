@@ -1,15 +1,20 @@
 """Balanced EWC: a trunk shared by unlike vision tasks is held by quadratics whose strengths follow what is forgotten.
 
-    L = L_t(f_t(x), y) + lambda/2 sum_k w_k sum_i (F~_ki + delta) (theta_i - theta*_ki)^2
+    L = L_t(f_t(x), y) / s_t + lambda/2 sum_k w_k sum_i (F~_ki + delta) (theta_i - theta*_ki)^2
+    s_k: mean of L_k over the steps of the first epoch of stage k (those so far, during it)
     F~_k = F_k / mean(F_k) over the shared parameters;  F_k: Fisher information of task k's summed log-likelihood
     w_k = w0_k rho^(s-k-1) a_k  in stage s;  a_k <- clip(a_k exp(eta (r_k - 1)))  after each epoch,
     r_k = (base_k - value_k) / (what may be lost / 2) on at most 64 kept images of task k (`--adaptive probe`),
           or Omega_k(theta), which needs none (`penalty`)
 
+Divided by s the losses of tasks compare: a focal loss and its gradients are tens of times smaller than those of masks.
+Replayed masks would drown it, and the penalty would freeze the trunk, being stronger in Adam's metric the smaller the
+gradients are.
+
 The quadratics of all old tasks are merged exactly into one, which takes a proximal step after the task's own, in Adam's
 metric where that is the optimiser; delta is a penalty on plain drift. Branches belong to their tasks and do not move
 afterwards, unless `--replay_weight` or `--distill_weight` adds to L the losses of at most 10 kept images of each old
-task, or what the old branches said about the new images before.
+task, or what the old branches said about the new images before, both over s_k.
 
 Learning rate: lr_s decay^s (`--task_lrs`, or `--lr` for all), warm-up, then cosine annealing with warm restarts. After
 the last task, where the criterion is missed on the images kept to be scored, a fine-tuning on those kept to train on
@@ -80,6 +85,12 @@ class BalancedEWC(ContinualModel):
         parser.add_argument(
             "--distill_weight", type=non_negative_float, default=0.0, help="weight of what the old branches said"
         )
+        add_bool(
+            parser,
+            "--balance_losses",
+            default=True,
+            help="divide a task's losses by their mean over its first epoch",
+        )
         parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
         parser.add_argument(
             "--T_0", type=positive_int, help="epochs of the first cosine annealing (default: all after the warm-up)"
@@ -114,6 +125,8 @@ class BalancedEWC(ContinualModel):
         self.quadratics = nn.ModuleList(Quadratic() for _ in dataset.tasks)
         self.penalty = Quadratic()  # of all old tasks
         self.teacher = Snapshot(backbone)
+        for name in ("loss_sums", "loss_steps"):  # of each task's first epoch
+            self.register_buffer(name, torch.zeros(len(dataset.tasks), device=self.device))
         self.probes: list[list] = []  # task -> [(raw images, labels)], scored only
         self.replay: list[tuple] = []  # task -> (raw images, labels), trained on
         self.bases: list[float] = []  # score on the probe at the end of the own stage
@@ -148,7 +161,11 @@ class BalancedEWC(ContinualModel):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
-        terms = {"task": self.loss(self.net(inputs), labels)}
+        own = self.loss(self.net(inputs), labels)
+        if not epoch:
+            self.loss_sums[self.stage] += own.detach()
+            self.loss_steps[self.stage] += 1
+        terms = {"task": own / self.scale(self.stage)}
         past = self.dataset.tasks[: self.current_task]
         if past and (self.teacher or (self.args.replay_weight and self.replay)):
             losses, said = self.remembered(past, inputs)
@@ -161,10 +178,17 @@ class BalancedEWC(ContinualModel):
         held = held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
         return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
 
+    def scale(self, task: int) -> torch.Tensor | float:
+        """What the losses of a task are divided by, s_k."""
+        if not self.args.balance_losses:
+            return 1.0
+        steps = self.loss_steps[task]
+        return torch.where(steps > 0, (self.loss_sums[task] / steps).clamp(min=1e-8), 1.0)
+
     def remembered(self, tasks, inputs=None) -> tuple[list, list]:
         """Of each task the loss on its kept images; and with new images, where there is a teacher, how far its branch
-        is from what it said before the stage, on those and on the kept ones. With running statistics: a few images, or
-        another task's, are no batch to normalise by.
+        is from what it said before the stage, on those and on the kept ones. Both over s_k, and with running
+        statistics: a few images, or another task's, are no batch to normalise by.
         """
         losses, said, teacher = [], [], None if inputs is None else self.teacher.copy
         replayed = self.replay and (self.args.replay_weight or inputs is None)
@@ -174,11 +198,11 @@ class BalancedEWC(ContinualModel):
                 n, x = len(x), torch.cat((x, inputs)) if teacher else x
                 outputs = self.net(x, task.name)
                 if n:
-                    losses.append(task.loss(outputs[:n], y))
+                    losses.append(task.loss(outputs[:n], y) / self.scale(k))
                 if teacher:
                     with torch.no_grad():
                         taught = teacher(x, task.name)
-                    said.append(distillation(outputs, taught, task.name, self.args.softmax_temp))
+                    said.append(distillation(outputs, taught, task.name, self.args.softmax_temp) / self.scale(k))
         return losses, said
 
     def end_epoch(self, epoch, dataset):
@@ -233,7 +257,7 @@ class BalancedEWC(ContinualModel):
             chosen = covering(shown, n)
             self.replay = [*self.replay, packed(*raw_images(part, chosen, device))]
         if self.args.adaptive == "probe" or self.args.finetune:
-            if dataset.held_out_loader is not None:
+            if dataset.held_out_loader is not None and not self.args.validation:  # by which the method is judged
                 part, chosen = dataset.held_out_loader.dataset, []
             left = [row for row in range(len(part)) if row not in chosen]
             rows, size = [left[i] for i in equally_spaced(len(left), self.args.probe_size)], self.args.eval_batch_size
@@ -247,7 +271,7 @@ class BalancedEWC(ContinualModel):
 
     def value(self, task: int) -> float:
         """Score of a task on its probe, percent."""
-        if not self.probes:
+        if not (self.probes and self.probes[task]):  # with few images none is left beside those to train on
             return math.nan
         return vision_scores(self, self.dataset, task, map(self.unpacked, self.probes[task]))["accuracy"]
 

@@ -102,7 +102,7 @@ def look_at_tests(model: ContinualModel, dataset, tasks: range) -> tuple[Any, An
         loader = dataset.test_loaders[task]
         stride, first = max(len(loader.dataset) * len(tasks) // EMBEDDED, 1), 0
         for inputs, labels in loader:
-            if labels.dim() != 1 or not len(labels):
+            if isinstance(labels, dict) or labels.dim() != 1 or not len(labels):
                 return None, None
             rows = torch.arange(-first % stride, len(labels), stride, device=inputs.device)  # every stride-th example
             first += len(labels)

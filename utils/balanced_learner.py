@@ -32,7 +32,7 @@ class BalancedContinualLearner:
         model, dataset, record: the method, the stream, and the scores so far, see `utils.run.Run`.
 
     Raises:
-        UserError: an unknown option, an impossible value, data that are missing.
+        UserError: an unknown option, an impossible value, data that are missing, a network of another `bn_policy`.
     """
 
     def __init__(self, model=None, learning_rate: float = 2e-4, dataset: str = "seq-vision-mini", **options):
@@ -42,6 +42,8 @@ class BalancedContinualLearner:
             argv += [f"--{name}", str(int(value) if isinstance(value, bool) else value)]
         config = resolve(argv)
         if model is not None:
+            if "bn_policy" in options and options["bn_policy"] != model.bn_policy:
+                raise UserError(f"bn_policy {options['bn_policy']!r}: the network has {model.bn_policy!r}: drop one")
             config = replace(config, backbone_class=SimpleNamespace(from_args=lambda *_: model))
         exp = build(config)
         self.model, self.dataset, self.record, self.args = exp.model, exp.dataset, exp.run, exp.args
@@ -91,15 +93,16 @@ class BalancedContinualLearner:
             UserError: not all tasks are trained, or no images were kept.
         """
         if self.model.current_task < len(self.tasks) or not self.model.probes:
-            raise UserError("finetune_if_needed() needs all stages trained, with adaptive='probe' (the default)")
+            raise UserError("finetune_if_needed() needs all stages trained, and finetune=True (the default)")
         self.model.finetune(self.dataset)
         if self.model.finetuned:
             score(self.model, self.dataset, self.record, self.args, [], self.model.stage, self.step)
         return self.model.finetuned
 
     def run(self) -> list[Verdict]:
-        """Every stage that is left, the fine-tuning if needed, and `check_forgetting()`."""
+        """Every stage that is left, the fine-tuning if needed (not with `finetune=False`), and `check_forgetting()`."""
         for task in self.tasks[self.model.current_task :]:
             self.train_stage(task)
-        self.finetune_if_needed()
+        if self.args.finetune:
+            self.finetune_if_needed()
         return self.check_forgetting()

@@ -117,6 +117,10 @@ def resolve(argv: list[str]) -> Config:
         values.pop(dest), origins.pop(dest)
     if getattr(model_class, "JOINT", False):
         values["joint"], origins["joint"] = True, "method"
+    elif values["joint"] and dataset_class.KIND == "vision" and model_class.NAME != "sgd":
+        raise UserError(
+            f"--joint: where all tasks are there at once {model_class.NAME} has nothing to keep: use --model joint"
+        )
     args = argparse.Namespace(**values)
     refuse_impossible(args)
     return Config(args, origins, model_class, dataset_class, registry.load("backbone", backbone), row)

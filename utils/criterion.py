@@ -90,7 +90,8 @@ def of_run(run: "Run") -> list[Verdict]:
     last, (scenario,) = ends[-1], run.matrices
     n = last.task + 1
     # All tasks trained at once, or a checkpoint that is only scored: no stage can be told from another.
-    bases = [nan] * n if len(ends) == 1 < n else own_stages(ends, scenario, n)
+    stages = not (run.config.get("joint") or run.config.get("inference_only"))
+    bases = own_stages(ends, scenario, n) if stages else [nan] * n
     rows = verdicts(list(run.tasks)[:n], bases, last.scores[scenario][:n], tolerance_of(run))
     for task, (row, metric) in enumerate(zip(rows, run.tasks.values(), strict=False)):
         low, high, row.floor = (
@@ -148,8 +149,10 @@ def remarks(run: "Run", rows: Sequence[Verdict]) -> list[str]:
     ]
     if differ:
         out.append(f"The two readings differ on {', '.join(differ)}.")
-    if missed := [row.task for row in rows if row.baseline <= row.floor]:
-        out.append(f"Never above its floor, so that a PASS says nothing: {', '.join(missed)}.")
+    if missed := [row.task for row in rows if row.targets[chosen] <= row.floor]:
+        out.append(f"The target is no higher than the floor, so that a PASS says nothing: {', '.join(missed)}.")
+    if run.config.get("validation"):
+        out.append("All scores are of training images that were held out (--validation), none of test images.")
     kept = [row.kept for row in rows if not isnan(row.kept)]
     mean = f" Their mean is {sum(kept) / len(kept):.1f} %." if kept else ""
     out.append(

@@ -42,7 +42,16 @@ class Scene:
 
 def resized(scene: Scene, size: int) -> Scene:
     """The scene on `size` x `size` pixels: the image smooth, masks by the nearest pixel, corners in proportion."""
-    return scene.moved(lambda x: v2.functional.resize(x, [size, size], antialias=True))
+
+    def resize(x):
+        if not isinstance(x, tv_tensors.Mask):
+            return v2.functional.resize(x, [size, size], antialias=True)
+        # Pixels have their middles at halves; v2's own resizing of masks takes them at whole numbers.
+        nearest = v2.InterpolationMode.NEAREST_EXACT
+        small = v2.functional.resize_image(x.as_subclass(Tensor).unsqueeze(0), [size, size], interpolation=nearest)
+        return tv_tensors.wrap(small.squeeze(0), like=x)
+
+    return scene.moved(resize)
 
 
 def augmented(scene: Scene, rng: torch.Generator, mirror: bool = True) -> Scene:

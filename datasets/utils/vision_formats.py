@@ -10,11 +10,13 @@ is missing, truncated or contradicts another one is a one-line UserError that na
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,20 @@ class Examples:
 Parts = tuple[Examples, Examples]  # training, test
 
 
+def one_line(read: Callable[..., Parts]) -> Callable[..., Parts]:
+    """`read` with what the file system refuses made a UserError that names the file."""
+
+    @functools.wraps(read)
+    def wrapper(base_path: str, *args, **kwargs) -> Parts:
+        try:
+            return read(base_path, *args, **kwargs)
+        except OSError as e:
+            raise UserError(f"{e.filename or base_path}: {e.strerror or e}: give access to it, or {REPAIR}") from None
+
+    return wrapper
+
+
+@one_line
 def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLASSES) -> Parts:
     """Images with a palette PNG of class numbers, 0 the background and 255 void.
 
@@ -100,7 +116,10 @@ def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLA
     for split in ("train", "val"):
         listing = base / f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt"
         _require(listing, "VOC 2012", base)
-        source = VOCSegmentation(str(base), "2012", split)
+        try:
+            source = VOCSegmentation(str(base), "2012", split)
+        except UnicodeError:
+            raise UserError(f"{listing}: no list of names: {REPAIR}") from None
         rows = _chosen(len(source), subset, split, seed, "voc", listing)
         files, masks = [Path(source.images[r]) for r in rows], [Path(source.targets[r]) for r in rows]
         for file, mask in zip(files, masks, strict=True):
@@ -113,6 +132,7 @@ def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLA
     return tuple(parts)
 
 
+@one_line
 def coco(base_path: str, subset: int, seed: int) -> Parts:
     """Images with boxes. Classes are the categories in the order of their numbers, which may have gaps.
 
@@ -129,7 +149,7 @@ def coco(base_path: str, subset: int, seed: int) -> Parts:
         files, targets, number = [], [], {c: i for i, c in enumerate(classes)}
         for row in rows:
             image = images[row]
-            file = base / f"coco/{split}2017/{image['file_name']}"
+            file = Path(os.path.normpath(base / f"coco/{split}2017/{image['file_name']}"))
             if not file.is_file():
                 raise UserError(f"{file}: no such image, but {listing} names it: {REPAIR}")
             size = checked_image(file)
@@ -146,6 +166,7 @@ def coco(base_path: str, subset: int, seed: int) -> Parts:
     return tuple(parts)
 
 
+@one_line
 def folders(base_path: str, subset: int, seed: int, names: tuple[str, ...] | None = None) -> Parts:
     """Images in a folder per class; of a subset as many of each class as there can be. Arguments as `voc`."""
     from torchvision.datasets import ImageFolder, Imagenette
@@ -235,8 +256,8 @@ def write_manifest(path: Path, parts: dict[str, Parts]) -> str:
 
     facts = {task: dict(zip(("train", "test"), (p.facts() for p in pair), strict=True)) for task, pair in parts.items()}
     text = json.dumps(facts, indent=1)
-    if not (path.is_file() and path.read_text() == text):
-        with contextlib.suppress(OSError, UserError):
+    with contextlib.suppress(OSError, UserError):
+        if not path.is_file() or path.read_bytes() != text.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -262,7 +283,7 @@ def _instances(listing: Path, folder: Path) -> tuple[list[dict], dict[Any, list[
     if not (classes and source.coco.anns):
         raise UserError(f"{listing}: no categories or no objects: {REPAIR}")
     if stray:
-        raise UserError(f"{listing}: objects of image {min(stray)}, which is not among its images: {REPAIR}")
+        raise UserError(f"{listing}: objects of image {min(stray, key=str)}, which is not among its images: {REPAIR}")
     return images, source.coco.imgToAnns, classes
 
 
@@ -272,7 +293,7 @@ def _boxes(objects: list[dict], size: tuple[int, int], number: dict[int, int], l
     for o in objects:
         name = f"{listing}: object {o.get('id')} of image {o.get('image_id')}"
         try:
-            x, y, w, h = map(float, o["bbox"])
+            x, y, w, h = map(float, o["bbox"] if isinstance(o["bbox"], list) else ())
         except (LookupError, TypeError, ValueError):
             raise UserError(f"{name} has the box {o.get('bbox')!r}, expected [x, y, width, height]: {REPAIR}") from None
         if o.get("category_id") not in number:

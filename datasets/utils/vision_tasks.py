@@ -135,7 +135,7 @@ class VisionStream(ContinualDataset):
             default="multilabel",
             help="what is asked of an image with objects: which classes are there, or a box around each",
         )
-        parser.add_argument("--vision_size", type=number(int, 16), default=96, help="side of the images in pixels")
+        parser.add_argument("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
         parser.add_argument(
             "--vision_subset",
             type=non_negative_int,
@@ -174,12 +174,20 @@ class VisionStream(ContinualDataset):
             raise UserError(f"--vision_subset {args.vision_subset}: a fifth of it is for testing: give 5 or more, or 0")
         if args.joint and args.fitting_mode == "early_stopping":
             raise UserError("--fitting_mode early_stopping looks at one task, --joint trains all: give --n_epochs")
+        if args.validation and args.fitting_mode == "early_stopping":
+            raise UserError(
+                "--validation is scored in place of the test set, and --fitting_mode early_stopping would choose by "
+                "it: use --holdout"
+            )
         if args.data_device == "cuda":
             raise UserError(f"--data_device cuda: the images of {self.NAME} are read while one trains: drop it")
         if (sizes := args.task_batch_sizes) and (len(sizes) != self.N_TASKS or min(sizes) < 1):
             raise UserError(f"--task_batch_sizes {sizes}: expected a number above 0 for each of {self.N_TASKS} tasks")
         self.SIZE, self.device = (3, args.vision_size, args.vision_size), torch.device("cpu")
         parts = self._parts()
+        for train, test in parts.values():
+            if both := set(train.files) & set(test.files):
+                raise UserError(f"{min(both)}: among the training images and among the test images: drop one of them")
         kinds = {"seg": args.seg_classes, "det": args.detection, "cls": "classes"}
         self.tasks = []
         for name in args.vision_order.split(","):

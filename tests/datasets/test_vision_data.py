@@ -216,6 +216,7 @@ def remove(*parts):
 
 VOC = "VOCdevkit/VOC2012"
 IMAGE, MASK = f"{VOC}/JPEGImages/2007_000002.jpg", f"{VOC}/SegmentationClass/2007_100001.png"
+LISTING = f"{VOC}/ImageSets/Segmentation/val.txt"
 INSTANCES = "coco/annotations/instances_val2017.json"
 FOLDER = f"imagenette2-160/val/{disk.WNIDS[2]}"
 WRONG = {
@@ -230,7 +231,7 @@ WRONG = {
     "size of a mask": (lambda b: disk.save_mask(b / MASK, np.zeros((3, 3), np.uint8)), f"{MASK}: not of the size"),
     "coloured mask": (lambda b: disk.picture(b / MASK), f"{MASK}: a mask in mode RGB"),
     "empty listing": (
-        lambda b: (b / f"{VOC}/ImageSets/Segmentation/val.txt").write_text(""), "val.txt: lists no image"
+        lambda b: (b / LISTING).write_text(""), "val.txt: lists no image"
     ),
     "image of the JSON": (remove("coco/val2017/000000000101.jpg"), "000000000101.jpg: no such image, but"),
     "size in the JSON": (coco_with(lambda c: c["images"][0].update(width=5)), "another size than in"),
@@ -247,6 +248,25 @@ WRONG = {
     ),
     "missing class": (lambda b: [p.unlink() for p in (b / FOLDER).iterdir()] and (b / FOLDER).rmdir(), disk.WNIDS[2]),
     "empty class": (lambda b: [p.unlink() for p in (b / FOLDER).iterdir()], disk.WNIDS[2]),
+    "listing that is none": (
+        lambda b: (b / LISTING).write_bytes(bytes(range(256))), "val.txt: no list of names"
+    ),
+    "listing that is a folder": (
+        lambda b: [(b / LISTING).unlink(), (b / LISTING).mkdir()], f"{LISTING}: Is a directory"
+    ),
+    "a file for a folder": (
+        lambda b: [(b / "imagenette2-160/val").rename(b / "gone"), (b / "imagenette2-160/val").write_text("")],
+        "imagenette2-160/val: Not a directory",
+    ),
+    "a name too long": (coco_with(lambda c: c["images"][0].update(file_name=400 * "x")), "xxx: File name too long"),
+    "unknown images": (
+        coco_with(lambda c: [c["annotations"][i].update(image_id=n) for i, n in enumerate((4, "x"))]),
+        "objects of image 4",
+    ),
+    "box in letters": (coco_with(lambda c: c["annotations"][0].update(bbox="1234")), "expected \\[x, y, width"),
+    "a training image for testing": (
+        coco_with(lambda c: c["images"][0].update(file_name="../train2017/000000000001.jpg")), "among the test images"
+    ),
     "truncated photo": (lambda b: disk.truncate(b / FOLDER / f"{disk.WNIDS[2]}_0.JPEG"), "_0.JPEG: truncated"),
 }  # fmt: skip
 
@@ -295,6 +315,17 @@ def test_image_mask_and_box_move_together():
         seen.add(tuple(moved.boxes[0].tolist()))
     # At 40 x 40: columns 10 to 26, mirrored 14 to 30; shifted by 3 pixels at most.
     assert {left for left, *_ in seen} == {*range(7, 18)} and {top for _, top, *_ in seen} == {*range(7, 14)}
+
+
+def test_a_mask_made_smaller_stays_where_its_image_is():
+    where = []
+    for edge in range(200, 260):
+        image, mask = torch.zeros(3, 500, 500, dtype=torch.uint8), torch.zeros(500, 500, dtype=torch.uint8)
+        image[..., edge:], mask[:, edge:] = 255, 1
+        small = resized(Scene(tv_tensors.Image(image), mask=tv_tensors.Mask(mask)), 96)
+        assert isinstance(small.mask, tv_tensors.Mask) and small.mask.shape == (96, 96)
+        where.append((small.mask[50].float().sum() - small.image[0, 50].float().sum() / 255).item())
+    assert abs(np.mean(where)) < 0.05 and max(map(abs, where)) <= 0.6
 
 
 def test_an_object_pushed_over_the_border_is_none_any_more():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from models.utils.fisher import fisher_diagonal
 from models.utils.quadratic import Quadratic, step_sizes
 from models.utils.vision import covering, distillation, plain_batches
 from utils import conformance
-from utils.criterion import passes, verdicts
+from utils.analysis import look_at_tests
+from utils.criterion import passes, remarks, verdicts
 from utils.errors import UserError
 from utils.evaluation import measure
 from utils.experiment import build
-from utils.training import train
+from utils.training import enter_task, train
 
 
 class Linear(Backbone):
@@ -180,6 +182,17 @@ def test_batch_size_of_each_task(folder):
     assert [len(exp.dataset.enter_task(task)) for task in range(3)] == [4, 2, 6]  # of 16 images
 
 
+def test_a_target_below_the_floor_is_said_to_say_nothing():
+    rows = verdicts(["det"], [12.0], [8.0])
+    rows[0].floor = 9.0
+    run = SimpleNamespace(config={})
+    assert any("no higher than the floor" in line and "det" in line for line in remarks(run, rows))
+    run.config["criterion"] = "relative"  # 11.4
+    assert not any("no higher" in line for line in remarks(run, rows))
+    run.config["validation"] = 20
+    assert any("--validation" in line for line in remarks(run, rows))
+
+
 def test_the_criterion_has_two_readings():
     rows = verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
     assert [row.passed["absolute"] for row in rows] == [True, True, True]
@@ -248,6 +261,7 @@ def test_looking_changes_nothing(folder):
 def test_old_boxes_are_replayed_and_distilled(folder):
     exp = build(case("balanced-ewc", folder).config("--detection", "boxes", "--vision_order", "det,seg,cls"))
     train(exp.model, exp.dataset, exp.run, exp.args, [])
+    assert look_at_tests(exp.model, exp.dataset, range(3)) == (None, None)  # no label is one class per image
     assert all(math.isfinite(v) for _, means, _ in exp.run.losses for v in means.values())
     assert "AP50" in exp.run.history[-1].others
 
@@ -366,6 +380,30 @@ def test_kept_images_are_bytes(folder):
             assert any(torch.equal(x, a) and torch.equal(y, b) for a, b in rows)
 
 
+def test_losses_are_divided_by_their_mean_over_the_first_epoch(folder):
+    exp = build(case("balanced-ewc", folder).config("--replay_per_task", "4"))
+    model, told = exp.model, []
+    loss, model.loss = model.loss, lambda z, y: told.append(loss(z, y)) or told[-1]
+    enter_task(model, exp.dataset, 0)
+    model.meta_begin_task(exp.dataset)
+    for epoch in range(2):
+        for batch in exp.dataset.train_loader.epoch(epoch):
+            step = model.meta_observe(*batch, epoch)
+            first = [value.item() for value in told[: len(exp.dataset.train_loader)]]  # as far as they are known
+            assert step["task"].item() == pytest.approx(told[-1].item() * len(first) / sum(first), rel=1e-5)
+    model.meta_end_task(exp.dataset)
+    (one,), _ = model.remembered(exp.dataset.tasks[:1])
+    model.args.balance_losses = False
+    (other,), _ = model.remembered(exp.dataset.tasks[:1])
+    assert one.item() == pytest.approx(other.item() * len(first) / sum(first), rel=1e-5)
+
+
+def test_without_images_beside_those_to_train_on_there_is_no_value(folder):
+    exp = build(case("balanced-ewc", folder).config("--vision_subset", "10", "--batch_size", "4", "--n_epochs", "1"))
+    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    assert all(map(math.isnan, exp.model.bases)) and not exp.model.finetuned
+
+
 def test_nothing_is_fine_tuned_while_all_targets_are_met(folder):
     model, dataset = at_the_end(folder, [60.0, 70.0, 80.0], [65.0, 70.0, 80.0])
     before = model.net.get_params()
@@ -433,6 +471,8 @@ def test_strengths_of_the_merged_penalty(folder):
         ("sgd", ["--task_batch_sizes", "8,8,0"], "a number above 0 for each of 3 tasks"),
         ("ewc", ["--ewc_fisher", "exact"], "give mc"),
         ("sgd", ["--backbone", "resnet18"], "--backbone multitask"),
+        ("er", ["--joint"], "use --model joint"),
+        ("sgd", ["--validation", "20", "--fitting_mode", "early_stopping"], "use --holdout"),
     ],
 )
 def test_options_that_do_not_fit(name, more, message, folder):

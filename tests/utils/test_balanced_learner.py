@@ -40,8 +40,20 @@ def test_it_ends_where_the_runner_does():
     assert learner.model.finetuned and exp.model.finetuned
 
 
+def test_nothing_is_fine_tuned_against_the_callers_will():
+    learner = learner_of(finetune=False, adaptive="none")
+    assert len(learner.run()) == 3 and not learner.model.finetuned
+    with pytest.raises(UserError, match="finetune=True"):
+        learner.finetune_if_needed()
+
+
+def test_a_network_of_another_policy_is_refused():
+    with pytest.raises(UserError, match="bn_policy 'shared': the network has 'groupnorm'"):
+        learner_of(BalancedMultiTaskModel(5, 5, 5, trunk="small", bn_policy="groupnorm"))
+
+
 def test_stages_come_in_the_order_of_the_stream():
-    net = BalancedMultiTaskModel(5, 5, 5, trunk="small")
+    net = BalancedMultiTaskModel(5, 5, 5, trunk="small", bn_policy="shared")
     learner = learner_of(net, vision_order="det,cls,seg")
     assert learner.model.net is net and learner.tasks == ["det", "cls", "seg"] and learner.check_forgetting() == []
     with pytest.raises(UserError, match="the next task is det"):
