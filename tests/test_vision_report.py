@@ -163,7 +163,7 @@ def test_pictures_of_every_kind_of_task(kind):
     outputs = torch.randn(2, 1 if kind == "binary" else n, *([32, 32] if task.name == "seg" else []))
     if kind == "boxes":
         # One location in the middle that sees class 2, of 8 pixels in each direction, and one that sees nothing.
-        place = torch.tensor([[2.0] * 4 + [9.0, 16, 16, 4], [1.0] * 4 + [-9.0, 8, 8, 4]])
+        place = torch.tensor([[2.0] * 4 + [9.0, 16, 16, 4], [1.0] * 4 + [-9.0, 30, 30, 4]])
         outputs = torch.cat((torch.full((2, n), -9.0), place), 1).repeat(2, 1, 1)
         outputs[:, 0, 2] = 9.0
     said = task.said(outputs)
