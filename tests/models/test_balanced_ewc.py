@@ -18,7 +18,7 @@ from models.utils.quadratic import Quadratic, step_sizes
 from models.utils.vision import covering, distillation, plain_batches
 from utils import conformance
 from utils.analysis import look_at_tests
-from utils.criterion import passes, remarks, verdicts
+from utils.criterion import of_run, passes, remarks, verdicts
 from utils.errors import UserError
 from utils.evaluation import measure
 from utils.experiment import build
@@ -191,6 +191,16 @@ def test_a_target_below_the_floor_is_said_to_say_nothing():
     assert not any("no higher" in line for line in remarks(run, rows))
     run.config["validation"] = 20
     assert any("--validation" in line for line in remarks(run, rows))
+
+
+@pytest.mark.parametrize("option", ["joint", "inference_only", None])
+def test_a_run_of_the_last_stage_alone_has_its_baseline(option):
+    end = SimpleNamespace(epoch=None, task=2, scores={"task-il": [10.0, 20.0, 30.0]}, others={})
+    tasks = {"seg": "mIoU", "det": "mAP_cls", "cls": "top-1"}
+    run = SimpleNamespace(
+        history=[end], tasks=tasks, matrices={"task-il": None}, config={option: True} if option else {}
+    )
+    assert [math.isnan(row.baseline) for row in of_run(run)] == [True, True, option is not None]
 
 
 def test_the_criterion_has_two_readings():
