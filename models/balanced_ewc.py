@@ -326,9 +326,13 @@ class BalancedEWC(ContinualModel):
 
     def evaluation_notes(self):
         args, notes = self.args, super().evaluation_notes()
-        scored = f"{args.probe_size} to be scored" if args.adaptive == "probe" or args.finetune else "none to be scored"
+        scored = (
+            f"at most {args.probe_size} to be scored"
+            if args.adaptive == "probe" or args.finetune
+            else "none to be scored"
+        )
         notes["kept images"] = (
-            f"of each task {args.replay_per_task} to train on, {scored}; strengths by {args.adaptive}"
+            f"of each task at most {args.replay_per_task} to train on, {scored}; strengths by {args.adaptive}"
         )
         if args.finetune:
             notes["fine-tuning"] = "on the kept images alone, after the last task was scored; it is scored again then"

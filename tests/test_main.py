@@ -176,6 +176,7 @@ BAD = [
     (["--model", "sgd", *DIGITS, "--seeds", "0", "0"], "names a seed twice"),
     (["--model", "sgd", *DIGITS, "--seeds", "0", "1", "--loadcheck", "x.pt"], "belongs to one seed"),
     (["--model", "sgd", *DIGITS, "--drop_last", "--batch_size", "5000"], "lower --batch_size"),
+    (["--model", "sgd", *DIGITS, "--drop_last", "--batch_size", "268"], "task 5/5 has 266 examples"),
     (["--model", "pah", *DIGITS, "--pah_preset", "reference"], "use --pah_crop center"),
     (["--model", "sgd", *DIGITS, "--data_device", "cuda", "--device", "cpu"], "needs training on a GPU"),
     (["--model", "sgd", *DIGITS, "--num_workers", "4"], "drop the option"),

@@ -94,6 +94,7 @@ class ContinualDataset:
         self._normalize = Normalize(self.mean, self.std)
         self._transform = TrainTransform(augment, self._normalize)
         self._prepare()
+        self._refuse_too_few()
         if args.joint:
             # One task for the method, still scored on each of the stream's tasks.
             self.N_TASKS, self.N_CLASSES_PER_TASK = 1, self.N_CLASSES if self.SETTING == "class-il" else self.cpt(0)
@@ -111,6 +112,10 @@ class ContinualDataset:
     def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
         """Split and rows of a task's test data, or of its held-out training data."""
         raise NotImplementedError
+
+    def _train_size(self, task: int) -> int:
+        """Examples that `_train_part` gives."""
+        return len(self._train_part(task)[1])
 
     # ---- what the loop and the methods use
 
@@ -237,13 +242,26 @@ class ContinualDataset:
         def order(n: int, epoch: int | str) -> Tensor:
             return permutation(n, self.seed, "order", task, epoch)
 
-        limit = DEBUG_BATCHES if self.args.debug_mode else None
-        batch_size, drop_last = self.get_batch_size(), self.args.drop_last
-        if len(rows) == 0 or (drop_last and len(rows) < batch_size):
-            raise UserError(
-                f"{self.NAME}: task {task} has {len(rows)} training examples, too few for a batch: lower --batch_size"
-            )
-        return TrainLoader(split, rows, batch_size, self._transform, order, self.train_device, drop_last, limit)
+        limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
+        size = self._size_of_batch(task)
+        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit)
+
+    def _size_of_batch(self, task: int) -> int:
+        return self.get_batch_size()
+
+    def _train_sizes(self) -> list[int]:
+        """Examples to train on in every task; under `--joint` of all tasks as one."""
+        sizes = [self._train_size(task) for task in range(self.EVAL_TASKS)]
+        return [sum(sizes)] if self.args.joint else sizes
+
+    def _refuse_too_few(self) -> None:
+        """A task without a batch should not be found out after hours of training on those before it."""
+        for task, n in enumerate(sizes := self._train_sizes()):
+            name = f"{self.NAME}: task {task + 1}/{len(sizes)} has {n} examples to train on"
+            if n == 0:
+                raise UserError(f"{name}: leave more of them (--holdout, --validation, --label_perc, --vision_subset)")
+            if self.args.drop_last and n < self._size_of_batch(task):
+                raise UserError(f"{name}, less than a batch: lower --batch_size, or train without --drop_last")
 
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:
         return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize, self.train_device)

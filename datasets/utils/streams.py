@@ -99,6 +99,9 @@ class DomainIncremental(ContinualDataset):
     def _train_part(self, task: int) -> tuple[Split, Tensor]:
         return self._domain_part(self._train, self._kept_rows, task)
 
+    def _train_size(self, task: int) -> int:
+        return len(self._kept_rows)
+
     def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
         if held_out:
             return self._domain_part(self._true, self._held_out_rows, task)

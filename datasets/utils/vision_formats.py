@@ -122,6 +122,8 @@ def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLA
             raise UserError(f"{listing}: no list of names: {REPAIR}") from None
         rows = _chosen(len(source), subset, split, seed, "voc", listing)
         files, masks = [Path(source.images[r]) for r in rows], [Path(source.targets[r]) for r in rows]
+        if any(file.name == ".jpg" for file in files):
+            raise UserError(f"{listing}: has a line without a name: {REPAIR}")
         for file, mask in zip(files, masks, strict=True):
             size = checked_image(file)
             if not mask.is_file():
@@ -177,6 +179,9 @@ def folders(base_path: str, subset: int, seed: int, names: tuple[str, ...] | Non
     parts, classes = [], []
     for split in ("train", "val"):
         _require(root / split, "Imagenette or ImageNet", base)
+        for folder in (root / split).iterdir():
+            if folder.is_dir():
+                os.scandir(folder).close()  # one that may not be read would count as empty
         try:
             source = ImageFolder(str(root / split))
         except FileNotFoundError as e:

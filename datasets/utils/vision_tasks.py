@@ -278,23 +278,24 @@ class VisionStream(ContinualDataset):
         data, rows = self._test_part(task, held_out=bool(self.args.validation))
         return default_collate([data.example(int(rows[i]), None) for i in equally_spaced(len(rows), SHOWN)])
 
-    def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
+    def _train_sizes(self) -> list[int]:
+        return [self._train_size(task) for task in range(self.EVAL_TASKS)]  # never in one batch, under --joint neither
+
+    def _size_of_batch(self, task: int) -> int:
         sizes = self.args.task_batch_sizes
-        size, drop_last = sizes[task] if sizes else self.get_batch_size(), self.args.drop_last
-        if len(rows) == 0 or (drop_last and len(rows) < size):
-            raise UserError(
-                f"{self.NAME}: task {task} has {len(rows)} training images, too few for a batch: lower --batch_size"
-            )
+        return sizes[task] if sizes else super()._size_of_batch(task)
+
+    def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
         return StreamLoader(
             split,
             rows,
-            size,
+            self._size_of_batch(task),
             self._transform,
             self.train_device,
             self.args.num_workers,
             order=lambda n, epoch: permutation(n, self.seed, "order", task, epoch),
             task=task,
-            drop_last=drop_last,
+            drop_last=self.args.drop_last,
             max_batches=DEBUG_BATCHES if self.args.debug_mode else None,
         )
 

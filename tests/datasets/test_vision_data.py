@@ -251,6 +251,9 @@ WRONG = {
     "listing that is none": (
         lambda b: (b / LISTING).write_bytes(bytes(range(256))), "val.txt: no list of names"
     ),
+    "blank line in the listing": (
+        lambda b: (b / LISTING).write_text((b / LISTING).read_text() + "\n\n"), "val.txt: has a line without a name"
+    ),
     "listing that is a folder": (
         lambda b: [(b / LISTING).unlink(), (b / LISTING).mkdir()], f"{LISTING}: Is a directory"
     ),
@@ -506,11 +509,12 @@ def test_joint_batches_are_of_one_task_each_and_can_be_entered_anywhere(base, mi
         ("--multi_head", "head of its own"),
         ("--vision_size=8", ">= 16"),
         ("--vision_subset=4", "give 5 or more"),
+        ("--vision_subset=5 --holdout=20", "task 3/3 has 0 examples"),
     ],
 )
 def test_options_that_cannot_be_are_one_line(base, mini, option, said):
     with pytest.raises(UserError, match=said) as e:
-        small(base, "--drop_last", option).enter_task(0)
+        small(base, *option.split()).enter_task(0)
     assert not re.search("\n", str(e.value))
 
 
