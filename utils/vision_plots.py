@@ -22,7 +22,7 @@ VOID, VOID_GREY = 255, 205
 COLOURS = [c for c in (*range(0, 20, 2), *range(1, 20, 2)) if c not in (14, 15)]  # of tab20, without its greys
 TITLES = {
     "binary": "Test images of {}", "semantic": "Test images of {}", "boxes": "Test images of {}, boxes with scores",
-    "multilabel": "Test images of {}: classes with the best scores, as many as are there",
+    "multilabel": "Test images of {}: classes with the best scores",
     "classes": "Test images of {}: class with the best score",
 }  # fmt: skip
 SIDE, GAP, LINE = 1.5, 0.12, 0.16  # of a column, between two of them, of a line of text: inches
