@@ -18,7 +18,8 @@ p { margin: .4em 0; } .dim, small { color: #666; } small { display: block; font-
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .28em .9em .28em 0; border-bottom: 1px solid #eee;
   overflow-wrap: anywhere; }
-th { font-weight: 600; overflow-wrap: normal; border-bottom: 1px solid #bbb; } td:first-child { overflow-wrap: break-word; }
+th { font-weight: 600; overflow-wrap: normal; border-bottom: 1px solid #bbb; }
+td:first-child { overflow-wrap: break-word; }
 td.n, th.n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
 table.dense { font-size: .87em; } td small { max-width: 34em; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1em; align-items: start; }
