@@ -363,9 +363,9 @@ def test_the_best_epoch_is_restored(folder):
     assert any(all(torch.equal(a, b) for a, b in zip(now, then, strict=True)) for then in seen)
 
 
-def at_the_end(folder, values: list[float], bases: list[float]):
+def at_the_end(folder, values: list[float], bases: list[float], *more: str):
     """Balanced EWC before its last stage, with these scores on what it keeps."""
-    exp = build(case("balanced-ewc", folder).config())
+    exp = build(case("balanced-ewc", folder).config(*more))
     model, dataset = exp.model, exp.dataset
     for task in range(3):
         dataset.enter_task(task)
@@ -388,6 +388,18 @@ def test_kept_images_are_bytes(folder):
         rows = list(zip(*map(torch.cat, zip(*plain_batches(dataset, task), strict=True)), strict=True))
         for x, y in zip(inputs, labels, strict=True):
             assert any(torch.equal(x, a) and torch.equal(y, b) for a, b in rows)
+
+
+@pytest.mark.parametrize("option, held_out", [("--holdout", True), ("--validation", False)])
+def test_what_the_method_is_judged_by_is_never_kept(folder, option, held_out):
+    """Strengths may follow scores on held-out images, but not on those that stand in for the test set."""
+    model, dataset = at_the_end(folder, [0.0] * 3, [0.0] * 3, option, "20", "--replay_per_task", "4")
+    for task, probe in enumerate(model.probes):
+        dataset.enter_task(task)
+        scored = torch.cat([inputs for inputs, _ in dataset.held_out_loader])
+        probes = torch.cat([model.unpacked(batch)[0] for batch in probe])
+        assert len(probes) and all(any(torch.equal(x, y) for y in scored) == held_out for x in probes)
+        assert not any(torch.equal(x, y) for x in model.unpacked(model.replay[task])[0] for y in scored)
 
 
 def test_losses_are_divided_by_their_mean_over_the_first_epoch(folder):
