@@ -1,6 +1,6 @@
 """DYNAMOS beside its controls on Split Fashion-MNIST, as a table.
 
-    python -m tests.models.test_dynamos_behaviour [--seeds 0 1 2] [--models dynamos ...] [--full]     prints the table
+    python -m tests.models.test_dynamos_behaviour [--seeds 0 1 2] [--models dynamos ...] [--full] [--nf 32]
     pytest tests/models/test_dynamos_behaviour.py -m slow -n 0 -k "not full"      checks what must hold of the short one
     pytest tests/models/test_dynamos_behaviour.py -m slow -n 0 -k full            of the full one: hours
 
@@ -55,9 +55,9 @@ class BlankSlots(Buffer):
 
 
 @cache
-def result(name: str, seed: int, full: bool = False, *more: str) -> dict[str, Any]:
+def result(name: str, seed: int, full: bool = False, *more: str, nf: int | None = None) -> dict[str, Any]:
     """Class-IL and task-IL accuracy after the last task, the loss terms over training, and what the gates do."""
-    size = ("--nf", "32") if full else ("--nf", "16", "--label_perc", "0.1667")
+    size = ("--nf", str(nf or (32 if full else 16)), *(() if full else ("--label_perc", "0.1667")))
     exp = experiment(*METHODS[name], *COMMON, *size, "--seed", str(seed), *more, dataset="seq-fmnist")
     if name == "dynamos, blank slots":
         exp.model.buffer = BlankSlots(exp.args.buffer_size)
@@ -140,10 +140,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--models", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--nf", type=int, help="filters, to tell their share from that of the images")
     options = parser.parse_args()
     print(f"{'method':<20} {'class-IL':>13} {'task-IL':>13}  each seed; gates", flush=True)
     for name in options.models:
-        found = [result(name, seed, options.full) for seed in options.seeds]
+        found = [result(name, seed, options.full, nf=options.nf) for seed in options.seeds]
         columns = []
         for scenario in ("class-il", "task-il"):
             values = np.array([f[scenario] for f in found])
