@@ -1,8 +1,8 @@
 """DYNAMOS beside its controls on Split Fashion-MNIST, as a table.
 
     python -m tests.models.test_dynamos_behaviour [--seeds 0 1 2] [--models dynamos ...] [--full] [--nf 32]
-    pytest tests/models/test_dynamos_behaviour.py -m slow -n 0 -k "not full"      checks what must hold of the short one
-    pytest tests/models/test_dynamos_behaviour.py -m slow -n 0 -k full            of the full one: hours
+    pytest tests/models/test_dynamos_behaviour.py -m slow -n 0 -k "not full_length"   what must hold of the short one
+    pytest tests/models/test_dynamos_behaviour.py -m slow -n 0 -k full_length         of the full one: hours
 
 5 tasks x 2 classes, one pass, batches of 10, buffer of 500, the settings of dynamos for seq-mnist for everybody, the
 same network without gates for those that have none. By default 1,000 images per class and 16 filters: ranks and rough
@@ -94,10 +94,13 @@ def test_a_buffer_without_blank_slots_remembers_more():
     assert np.mean(gain) > 0
 
 
-def test_the_network_without_gates_is_ahead_by_no_more_than_seen():
-    # 23 points over these seeds, 24 over five: gates need more steps than the short version has, docs/dynamos.md.
-    ahead = [result("derpp_single", seed)["class-il"] - result("dynamos", seed)["class-il"] for seed in SEEDS]
-    assert np.mean(ahead) <= 30
+@pytest.mark.parametrize("nf, most", [(16, 30), (32, 20)])
+def test_the_network_without_gates_is_not_far_ahead(nf, most):
+    # On the mean of these seeds 23 points with 16 filters, 12 with 32 (4, 5 and 28): docs/dynamos.md.
+    ahead = [
+        result("derpp_single", seed, nf=nf)["class-il"] - result("dynamos", seed, nf=nf)["class-il"] for seed in SEEDS
+    ]
+    assert np.mean(ahead) <= most
 
 
 @pytest.mark.parametrize("seed", SEEDS)
