@@ -75,8 +75,9 @@ def inference(steps: Steps, images: int) -> list[tuple[str, int, float]]:
     each = ", ".join(f"{k:.2f}" for k in kept.mean(0).tolist())
     print(f"kept by the agents: {each}; multiply-accumulates of the plain network that remain: {macs:.2f}")
     sparse = SparseNet(net)
-    largest = (sparse(x) - net(x)).abs().max().item()
-    print(f"largest difference of a logit, masked and left out: {largest:.1e}")
+    logits = net(x)
+    largest, scale = (sparse(x) - logits).abs().max().item(), logits.abs().max().item()
+    print(f"largest difference of a logit, masked and left out: {largest:.1e}, of logits up to {scale:.1f}")
 
     def plain(x):
         net.gating = False
