@@ -60,21 +60,28 @@ class GatedModel(ContinualModel):
         if args.warmup and self.counts_epochs and args.n_epochs <= WARMUP:
             raise UserError(
                 f"--warmup trains {WARMUP} epochs without gates, a task has --n_epochs {args.n_epochs}: use one epoch "
-                f"(then it is {WARMUP} iterations) or more than {WARMUP}, or drop --warmup"
+                f"(then it is {WARMUP} iterations) or more than {WARMUP}, or --warmup 0"
             )
         if args.warmup and args.fitting_mode == "early_stopping":
             raise UserError(
                 "--warmup with --fitting_mode early_stopping: the best epoch may be one without gates: drop one of them"
             )
         self.net.gating = not args.warmup
+        self.register_load_state_dict_post_hook(self._after_loading_settings)
+
+    @staticmethod
+    def _after_loading_settings(model: "GatedModel", _) -> None:
+        """What is read from a checkpoint has the settings of the run that saved it: this run's count."""
+        net, args = model.net, model.args
+        net.temperature, net.inf_thresh, net.sample = args.temperature, args.inf_thresh, args.infer_mode == "sample"
 
     def end_epoch(self, epoch, dataset):
         self.count += self.counts_epochs
 
     def end_task(self, dataset):
         last = min(self.args.stop_after or self.n_tasks, self.n_tasks) - 1
-        if self.current_task == last and not self.net.gating:
-            raise UserError(f"the run is over before the {WARMUP} iterations of --warmup are: drop --warmup")
+        if self.current_task == last and not self.net.gating and not self.args.debug_mode:
+            raise UserError(f"the run is over before the {WARMUP} iterations of --warmup are: use --warmup 0")
 
     def forward(self, x):
         if self.args.sparse_infer and not self.training and self.net.gating:

@@ -381,6 +381,13 @@ def test_a_higher_threshold_keeps_less(trained):
     assert logits_of(trained, inf_thresh=0.9)[1] < logits_of(trained)[1] - 0.02
 
 
+def test_a_loaded_network_has_the_settings_of_this_run(trained):
+    more = ("--inf_thresh", "0.9", "--infer_mode", "sample", "--temperature", "0.5")
+    model = experiment("dynamos", *argv(nf=8), *more).model
+    model.load_state_dict(trained.model.state_dict())
+    assert (model.net.inf_thresh, model.net.sample, model.net.temperature) == (0.9, True, 0.5)
+
+
 def test_sampling_follows_the_seed(trained):
     torch.manual_seed(1)
     first, other = logits_of(trained, sample=True)[0], logits_of(trained, sample=True)[0]
