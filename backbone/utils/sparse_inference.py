@@ -26,7 +26,11 @@ class SparseNet:
             (_folded(b.conv1, b.bn1), _folded(b.conv2, b.bn2), b.conv1.stride[0], b.shortcut and _folded(*b.shortcut))
             for b in net.layers[1]
         ]
-        self.agents = [(_folded(a.conv, a.bn), a.squeeze, a.excite) for a in net.agents]
+        self.agents = [[part.squeeze(0) for part in agent] for agent in net.agents.each()]
+        for agent in self.agents:
+            w, gamma, beta, *bottleneck, mean, variance = agent
+            scale = gamma * (variance + net.agents.EPS).rsqrt()
+            agent[:] = w * scale, beta - mean * scale, *bottleneck
 
     @torch.no_grad()
     def __call__(self, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
@@ -58,11 +62,11 @@ class SparseNet:
         classifier = self.net.classifier
         return F.linear(x.mean((2, 3)), classifier.weight.index_select(1, kept), classifier.bias)
 
-    def _kept(self, x: Tensor, inputs: Tensor, agent: tuple, threshold: Tensor) -> Tensor:
+    def _kept(self, x: Tensor, inputs: Tensor, agent: list[Tensor], threshold: Tensor) -> Tensor:
         """Indices of the channels that an agent keeps, from the maps x (1, k, H, W) of the channels `inputs`."""
-        (weight, bias), squeeze, excite = agent
-        m = F.linear(x.mean((2, 3)), weight.flatten(1).index_select(1, inputs), bias)
-        v = m * torch.sigmoid(excite(F.relu(squeeze(m))))
+        w, bias, w1, b1, w2, b2 = agent
+        m = torch.addmm(bias, x.mean((2, 3)), w.index_select(0, inputs))
+        v = m * torch.sigmoid(torch.addmm(b2, F.relu(torch.addmm(b1, m, w1)), w2))
         return (v[0] >= threshold).nonzero().squeeze(1)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.gated_resnet import Agent, GatedResNet
+from backbone.gated_resnet import Agents, GatedResNet
 from backbone.utils.sparse_inference import SparseNet
 
 KEEP, DROP = -torch.inf, torch.inf
@@ -28,6 +28,8 @@ def settled(net, size=28):
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.bias, 0, 0.2)
             nn.init.uniform_(part.weight, 0.5, 1.5)
+    nn.init.normal_(net.agents.beta, 0, 0.2)
+    nn.init.uniform_(net.agents.gamma, 0.5, 1.5)
     return net.eval()
 
 
@@ -40,7 +42,7 @@ def test_shapes_and_parameter_counts():
     assert parameters(plain) == 170_410
     net = gated()
     assert parameters(net) == 187_578 and net.slices == [0, 64, 128, 192, 256]
-    assert [parameters(agent) for agent in net.agents] == [2756, 4804, 4804, 4804]
+    assert [sum(p.numel() for p in agent[:7]) for agent in net.agents.each()] == [2756, 4804, 4804, 4804]
     logits, trace = net.traced(torch.rand(6, 1, 28, 28))
     assert logits.shape == (6, 10) and trace.actions.shape == trace.v.shape == (6, 256) and trace.logp.shape == (6, 4)
     assert set(trace.actions.unique().tolist()) == {0.0, 1.0} and trace.slices == net.slices
@@ -56,31 +58,39 @@ def test_a_fresh_network_keeps_half():
 
 def test_narrow_networks_have_a_bottleneck_of_one_unit():
     net = gated(nf=4)
-    assert net.agents[0].squeeze.out_features == 1
+    assert net.agents.w1.shape == (4, 8, 1)
     assert net.traced(torch.rand(2, 1, 9, 12))[0].shape == (2, 10)  # oblong and odd
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_agents_equal_their_definition(training):
     torch.manual_seed(0)
-    agent, x = Agent(6, 32, 16).train(training), torch.rand(5, 6, 7, 9)
-    nn.init.normal_(agent.bn.weight)
-    nn.init.normal_(agent.bn.bias)
-    bn = nn.BatchNorm2d(32).train(training)
-    bn.load_state_dict(agent.bn.state_dict())
-    inputs, weight = x.clone().requires_grad_(), agent.conv.weight
-    m = bn(agent.conv(inputs)).mean((2, 3))
-    expected = m * torch.sigmoid(agent.excite(F.relu(agent.squeeze(m))))
-    mine = x.clone().requires_grad_()
-    v = agent(mine)
-    torch.testing.assert_close(v, expected, atol=1e-5, rtol=0)
+    agents, maps = Agents([6, 9], 32, 16).train(training), [torch.rand(5, 6, 7, 9), torch.rand(5, 9, 4, 5)]
+    for part in (agents.gamma, agents.beta, agents.b1, agents.b2, agents.running_mean):
+        nn.init.normal_(part)
+    bns = [nn.BatchNorm2d(32).train(training) for _ in maps]
+    for bn, mean in zip(bns, agents.running_mean, strict=True):
+        bn.running_mean.copy_(mean[0])
+
+    def definition(g: int, x):
+        w, gamma, beta, w1, b1, w2, b2, *_ = (part[0] for part in agents.each()[g])
+        z, bn = F.conv2d(x, w.t()[:, :, None, None]), bns[g]
+        m = F.batch_norm(z, bn.running_mean, bn.running_var, gamma[0], beta[0], training).mean((2, 3))
+        return m * torch.sigmoid(F.linear(F.relu(F.linear(m, w1.t(), b1[0])), w2.t(), b2[0]))
+
+    theirs, mine = ([x.clone().requires_grad_() for x in maps] for _ in range(2))
+    expected = torch.cat([definition(g, x) for g, x in enumerate(theirs)], 1)
+    asked = [agents.ask(agent, x) for agent, x in zip(agents.each(), mine, strict=True)]
+    v = agents(mine, *zip(*((pooled, second) for _, pooled, second in asked), strict=True))
+    assert not any(alone.requires_grad for alone, *_ in asked)
+    for found in (v, torch.cat([alone for alone, *_ in asked], 1)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for name in ("running_mean", "running_var"):
-        torch.testing.assert_close(getattr(agent.bn, name), getattr(bn, name), atol=1e-6, rtol=1e-5)
+        kept = torch.stack([getattr(bn, name) for bn in bns])
+        torch.testing.assert_close(getattr(agents, name).squeeze(1), kept, atol=1e-6, rtol=1e-5)
     weights = torch.randn_like(v)
-    wanted = torch.autograd.grad((expected * weights).sum(), [inputs, weight, bn.weight, bn.bias, agent.squeeze.weight])
-    found = torch.autograd.grad(
-        (v * weights).sum(), [mine, weight, agent.bn.weight, agent.bn.bias, agent.squeeze.weight]
-    )
+    wanted = torch.autograd.grad((expected * weights).sum(), [*theirs, *agents.parameters()])
+    found = torch.autograd.grad((v * weights).sum(), [*mine, *agents.parameters()])
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
@@ -97,14 +107,11 @@ def test_dropped_channels_are_zero():
 
 def test_actions_at_test_time():
     net, x = settled(gated()), torch.rand(6, 1, 28, 28)
-    means = []
-    for agent in net.agents:  # m is what the bottleneck reads
-        agent.squeeze.register_forward_pre_hook(lambda _, given: means.append(given[0]))
     _, trace = net.traced(x)
-    assert torch.equal(trace.actions, (torch.cat(means, 1) >= 0).float()) and 0 < trace.actions.mean() < 1
-    for agent in net.agents:
-        nn.init.normal_(agent.squeeze.weight)
-        nn.init.normal_(agent.excite.bias)
+    # v is m times a number above 0, whose bottleneck changes nothing
+    assert torch.equal(trace.actions, (trace.v >= 0).float()) and 0 < trace.actions.mean() < 1
+    nn.init.normal_(net.agents.w1)
+    nn.init.normal_(net.agents.b2)
     assert torch.equal(net.traced(x)[1].actions, trace.actions)
     net.inf_thresh = 0.9
     actions, v = net.traced(x)[1].actions, net.traced(x)[1].v
@@ -163,7 +170,7 @@ def test_what_the_losses_reach():
     net, x, y = gated(nf=8), torch.rand(8, 1, 28, 28), torch.arange(8)
     agents = {name for name, _ in net.named_parameters() if name.startswith("agents.")}
     others = {name for name, _ in net.named_parameters()} - agents
-    assert len(agents) == 28
+    assert len(agents) == 10
     assert reached(net, F.cross_entropy(net.traced(x)[0], y)) == others
     beyond = {n for n in others if n.startswith(("classifier", "layers.1.1.conv2", "layers.1.1.bn2"))}
     assert len(beyond) == 5

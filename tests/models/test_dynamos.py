@@ -241,7 +241,7 @@ def test_dynamos_sgd_has_the_terms_of_the_batch():
 def test_derpp_single(second, passes):
     exp = experiment("multi-scale", *argv(), *second)
     model, (inputs, labels, raw) = first_batch(exp)
-    assert model.NAME == "derpp_single" and len(model.net.agents) == 0
+    assert model.NAME == "derpp_single" and model.net.agents is None
     model.meta_observe(inputs, labels, raw, 0)
     model.buffer.num_admitted.fill_(1)
     calls = []
