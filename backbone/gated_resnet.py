@@ -16,6 +16,7 @@ through v and log p alone. Without agents, or with `gating` off, this is the pla
 Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning".
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -128,12 +129,13 @@ class GatedResNet(SmallImageResNet):
     def _gated_stage(self, x: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (N, 2 nf, H, W), actions (N, A), v (N, A)."""
         turns = zip(self.agents.each(), thresholds.chunk(len(self.agents), 1), strict=True)
-        actions, reads = [], []
+        actions, vs, reads = [], [], []
 
         def masked(y: Tensor, x: Tensor) -> Tensor:
             """relu(y a), in the place of y; x is what the agent reads whose turn it is."""
             agent, t = next(turns)
             v, *moments = self.agents.ask(agent, x)
+            vs.append(v)
             reads.append((x, *moments))
             actions.append((v >= t).to(v.dtype))
             # relu(y + log a) is relu(y a), and its gradient needs no mask of its own.
@@ -143,7 +145,8 @@ class GatedResNet(SmallImageResNet):
             h = masked(block.bn1(block.conv1(x)), x)
             y = block.bn2(block.conv2(h)) + (x if block.shortcut is None else block.shortcut(x))
             x = masked(y, h)
-        return x, torch.cat(actions, 1), self.agents(*zip(*reads, strict=True))
+        again = self.training or torch.is_grad_enabled()
+        return x, torch.cat(actions, 1), self.agents(*zip(*reads, strict=True)) if again else torch.cat(vs, 1)
 
 
 class Agents(nn.Module):
@@ -159,19 +162,19 @@ class Agents(nn.Module):
         ratio: C over the width H of the bottleneck, which is 1 at least.
 
     Attributes:
-        weights: W^T of every agent, (1, C_in, C).
-        gamma, beta, running_mean, running_var: as in `nn.BatchNorm2d`, (G, 1, C).
-        w1, b1, w2, b2: W1^T (G, C, H), (G, 1, H), W2^T (G, H, C), (G, 1, C).
+        weights: W^T of every agent, (C_in, C).
+        gamma, beta, running_mean, running_var: as in `nn.BatchNorm2d`, (G, C).
+        w1, b1, w2, b2: W1^T (G, C, H), (G, H), W2^T (G, H, C), (G, C).
     """
 
     EPS, MOMENTUM = 1e-5, 0.1
 
     def __init__(self, inputs: list[int], o: int, ratio: int):
         super().__init__()
-        hidden, shape = max(1, o // ratio), (len(inputs), 1, o)
+        hidden, shape = max(1, o // ratio), (len(inputs), o)
         layers = [(nn.Linear(i, o, bias=False), nn.Linear(o, hidden), nn.Linear(hidden, o)) for i in inputs]
         convolutions, squeezes, excites = zip(*layers, strict=True)
-        self.weights = nn.ParameterList(part.weight.detach().t().unsqueeze(0).contiguous() for part in convolutions)
+        self.weights = nn.ParameterList(part.weight.detach().t().contiguous() for part in convolutions)
         self.gamma, self.beta = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
@@ -180,56 +183,59 @@ class Agents(nn.Module):
     @staticmethod
     def _stacked(layers: tuple[nn.Linear, ...]) -> tuple[nn.Parameter, nn.Parameter]:
         weights = torch.stack([layer.weight.detach().t() for layer in layers])
-        return nn.Parameter(weights), nn.Parameter(torch.stack([layer.bias.detach().unsqueeze(0) for layer in layers]))
+        return nn.Parameter(weights), nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def _others(self) -> tuple[Tensor, ...]:
-        """What `_vectors` takes behind W."""
-        return self.gamma, self.beta, self.w1, self.b1, self.w2, self.b2, self.running_mean, self.running_var
-
+    @torch.no_grad()
     def each(self) -> list[tuple[Tensor, ...]]:
-        """W^T, gamma, beta, w1, b1, w2, b2, running mean and variance of one agent after the other, G = 1."""
-        return list(zip(self.weights, *(part.split(1) for part in self._others()), strict=True))
+        """W^T, gamma, beta, w1, b1, w2, b2, running mean and variance of one agent after the other."""
+        parts = self.gamma, self.beta, self.w1, self.b1, self.w2, self.b2, self.running_mean, self.running_var
+        return list(zip(self.weights, *(part.unbind() for part in parts), strict=True))
 
     @torch.no_grad()
     def ask(self, agent: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """v (N, C) of one of `each`, whose convolution reads x (N, C_in, H, W), and the moments of x that it takes: the
-        mean over the pixels z of an image (1, N, C_in); in training, where BatchNorm has the statistics of the batch,
-        also S, the mean of z z^T over all pixels (1, C_in, C_in).
+        mean over the pixels z of an image (N, C_in); in training, where BatchNorm has the statistics of the batch, also
+        S, the mean of z z^T over all pixels (C_in, C_in).
+
+        The statistics of W x are then the mean of W pooled and diag(W S W^T) - mean^2: W x, whole maps, need not be
+        computed. In float32 that difference loses digits where maps have a mean far above their spread: v is off by
+        2e-4 at 5 beside 0.05.
         """
-        z = x.flatten(2).to(self.gamma.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            pooled, second = z.mean(2).unsqueeze(0), None
+        w, gamma, beta, w1, b1, w2, b2, mean, variance = agent
+        with _in_full(x):
+            z, second = x.flatten(2).to(w.dtype), None
+            pooled = z.mean(2)
+            u = pooled @ w
             if self.training:
-                second = torch.bmm(z, z.mT).sum(0, keepdim=True).mul_(1 / (len(z) * z.shape[2]))
-            return self._vectors(pooled, second, *agent)[0].squeeze(0), pooled, second
+                second = torch.bmm(z, z.mT).sum(0).mul_(1 / (len(z) * z.shape[2]))
+                mean = u.mean(0)
+                variance = torch.linalg.vecdot(second @ w, w, dim=0).addcmul_(mean, mean, value=-1).clamp_(min=0)
+            m = F.batch_norm(u, mean, variance, gamma, beta, eps=self.EPS)
+            gate = torch.addmm(b2, torch.addmm(b1, m, w1).relu_(), w2).sigmoid_()
+            return gate.mul_(m), pooled, second
 
     def forward(self, maps: list[Tensor], pooled: list[Tensor], second: list[Tensor | None]) -> Tensor:
-        """v (N, A) of all agents, from the maps that their convolutions read and what `ask` took of them. In training
-        the running statistics follow those of the batch.
+        """v (N, A) of all agents, with a graph, from the maps that their convolutions read and what `ask` took of them.
+        In training the running statistics follow those of the batch.
         """
-        with torch.autocast(maps[0].device.type, enabled=False):
-            moments = _Moments.apply(_padded(pooled), _padded(second) if self.training else None, *maps)
-            v, mean, variance = self._vectors(*moments, _padded(self.weights), *self._others())
-        if self.training:
-            counts = tuple(x.numel() // x.shape[1] for x in maps)
-            self.running_mean.lerp_(mean.detach(), self.MOMENTUM)
-            self.running_var.lerp_(variance.detach() * _unbiased(counts, v.device), self.MOMENTUM)
+        mean, variance, w = self.running_mean, self.running_var, _padded(self.weights)
+        with _in_full(maps[0]):
+            averages, products = _Moments.apply(_padded(pooled), _padded(second) if self.training else None, *maps)
+            u = averages @ w
+            if self.training:
+                mean = u.mean(1)
+                variance = (torch.linalg.vecdot(products @ w, w, dim=1) - mean.square()).clamp(min=0)
+                counts = tuple(x.numel() // x.shape[1] for x in maps)
+                self.running_mean.lerp_(mean.detach(), self.MOMENTUM)
+                self.running_var.lerp_(variance.detach() * _unbiased(counts, w.device), self.MOMENTUM)
+            scale = self.gamma * (variance + self.EPS).rsqrt()
+            m = torch.addcmul(self.beta.unsqueeze(1), u - mean.unsqueeze(1), scale.unsqueeze(1))
+            hidden = F.relu(torch.baddbmm(self.b1.unsqueeze(1), m, self.w1))
+            v = m * torch.sigmoid(torch.baddbmm(self.b2.unsqueeze(1), hidden, self.w2))
         return v.transpose(0, 1).flatten(1)
-
-    def _vectors(self, pooled, second, w, gamma, beta, w1, b1, w2, b2, mean, variance) -> tuple[Tensor, Tensor, Tensor]:
-        """v (G, N, C), and mean and variance of W x. With S they are those of the batch: the mean of W pooled, and
-        diag(W S W^T) - mean^2, so that W x, whole maps, need not be computed. In float32 that difference loses digits
-        where maps have a mean far above their spread: v is off by 2e-4 at 5 beside 0.05.
-        """
-        u = pooled @ w
-        if second is not None:
-            mean = u.mean(1, keepdim=True)
-            variance = (torch.linalg.vecdot(second @ w, w, dim=1).unsqueeze(1) - mean.square()).clamp(min=0)
-        m = torch.addcmul(beta, u - mean, gamma * (variance + self.EPS).rsqrt())
-        return m * torch.sigmoid(torch.baddbmm(b2, F.relu(torch.baddbmm(b1, m, w1)), w2)), mean, variance
 
 
 class _Moments(torch.autograd.Function):
@@ -259,17 +265,22 @@ class _Moments(torch.autograd.Function):
         return None, None, *found
 
 
+def _in_full(x: Tensor):
+    """A block without mixed precision on the device of x; to leave it where it is off takes longer than to look."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _padded(matrices) -> Tensor:
-    """Matrices (1, i, j) as one tensor, zeros behind the rows and columns of the smaller ones."""
-    rows, columns = (max(m.shape[d] for m in matrices) for d in (1, 2))
-    same = (
-        m if m.shape[1:] == (rows, columns) else F.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1]))
-        for m in matrices
-    )
-    return torch.cat(list(same))
+    """Matrices as one tensor (G, i, j), zeros behind the rows and columns of the smaller ones."""
+    rows, columns = (max(m.shape[d] for m in matrices) for d in (0, 1))
+    same = [
+        m if m.shape == (rows, columns) else F.pad(m, (0, columns - m.shape[1], 0, rows - m.shape[0])) for m in matrices
+    ]
+    return torch.stack(same)
 
 
 @cache
 def _unbiased(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """n / (n - 1) for each n, (G, 1, 1): once per size of a batch, since a tensor of numbers waits for the device."""
-    return torch.tensor([n / max(n - 1, 1) for n in counts], device=device).view(-1, 1, 1)
+    """n / (n - 1) for each n, (G, 1): once per size of a batch, since a tensor of numbers waits for the device."""
+    return torch.tensor([n / max(n - 1, 1) for n in counts], device=device).unsqueeze(1)

@@ -78,6 +78,7 @@ def build(config: Config) -> Experiment:
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
         score=score_of_tasks.NAME,
+        shares=model.SHARES,
         tasks={task.name: task.score.NAME for task in dataset.tasks} if dataset.KIND == "vision" else {},
         notes=model.evaluation_notes() | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
         environment=environment.describe(device) | {"data": dataset.checksum},

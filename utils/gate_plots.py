@@ -9,6 +9,7 @@ import numpy as np
 from utils.plots import CYCLE, HEAT, INK, _figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -30,7 +31,7 @@ def gate_figures(found: dict[str, Any]) -> list[tuple[str, str, Figure, bool]]:
         (
             "gate_accuracy",
             "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies",
-            accuracy_against_macs(found["curve"]),
+            accuracy_against_macs(found["curve"], found["images"]),
             False,
         ),
     ]
@@ -61,20 +62,35 @@ def gate_overlap(overlap: np.ndarray, similarity: np.ndarray, classes: np.ndarra
     title = "Shared filters and likeness of classes"
     figure, axes = _figure(5.8, 3.5, title, "cosine of the mean images", "overlap of the filters")
     axes.scatter(similarity[first, second], overlap[first, second], 18, CYCLE[0], linewidths=0, alpha=0.8)
-    if len(first) <= 50:
-        for i, j in zip(first, second, strict=True):
-            where = similarity[i, j], overlap[i, j]
-            axes.annotate(f"{classes[i]}-{classes[j]}", where, (3, 2), textcoords="offset points", fontsize=7)
+    names = [f"{classes[i]}-{classes[j]}" for i, j in zip(first, second, strict=True)]
+    _label(axes, similarity[first, second], overlap[first, second], names)
     return figure
 
 
-def accuracy_against_macs(curve: list[tuple[float, float, float, float]]) -> Figure:
-    """Accuracy against the share of multiply-accumulates, a point per threshold."""
-    title, xlabel = "Accuracy and computation by threshold tau", "multiply-accumulates (% of the plain network)"
+def accuracy_against_macs(curve: list[tuple[float, float, float, float]], images: int) -> Figure:
+    """Accuracy on so many images against the share of multiply-accumulates, a point per threshold."""
+    title = f"Accuracy and computation by threshold tau, {images:,} images"
+    xlabel = "multiply-accumulates (% of the plain network)"
     figure, axes = _figure(5.8, 3.5, title, xlabel, "accuracy (%)")
     thresholds, _, macs, accuracy = np.array(curve).T
     axes.plot(100 * macs, accuracy, "-o", color=CYCLE[0], markersize=4)
-    for tau, m, a in zip(thresholds, macs, accuracy, strict=True):
-        axes.annotate(f"{tau:g}", (100 * m, a), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK)
     axes.margins(0.08, 0.15)
+    # At least ten points high: less is chance on so few images.
+    low, high = axes.get_ylim()
+    rest = max(0, 10 - (high - low)) / 2
+    axes.set_ylim(low - rest, high + rest)
+    _label(axes, 100 * macs, accuracy, [f"{tau:g}" for tau in thresholds])
     return figure
+
+
+def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
+    """Name points, the outermost first; one whose name would lie on another's is left without."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    u, v = (x - left) / (right - left), (y - bottom) / (top - bottom)
+    placed: list[int] = []
+    for k in np.argsort(-np.hypot(u - np.median(u), v - np.median(v))):
+        if all(abs(u[k] - u[other]) > 0.09 or abs(v[k] - v[other]) > 0.06 for other in placed):
+            placed.append(k)
+            axes.annotate(
+                names[k], (x[k], y[k]), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=INK
+            )

@@ -321,27 +321,31 @@ def loss_curves(
     losses: Sequence[tuple[int, Mapping[str, float], float]],
     task_ends: Sequence[int] = (),
     title: str = "Training loss",
+    ylabel: str = "loss",
 ) -> Figure:
-    """Every loss term over training iterations, logarithmic where a term spans more than a factor of 30.
+    """Every term over training iterations; logarithmic where they span more than a factor of 30, on both sides of zero
+    where some are negative.
 
     Args:
         losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged.
         task_ends: iterations at which a task ended, drawn as vertical lines.
     """
-    figure, axes = _figure(8.5, 3.2, title, "training iteration", "loss")
-    low, high = np.inf, -np.inf
+    figure, axes = _figure(8.5, 3.2, title, "training iteration", ylabel)
+    low, high, sizes = np.inf, -np.inf, []
     for k, name in enumerate(dict.fromkeys(name for _, terms, _ in losses for name in terms)):
         points = np.array([(step, terms[name]) for step, terms, _ in losses if name in terms], dtype=np.float64)
         blocks = np.array_split(points, min(len(points), 1000))
         steps, values = np.array([block.mean(0) for block in blocks]).T
-        axes.plot(
-            steps, values, ".-" if len(values) < 30 else "-", color=CYCLE[k % len(CYCLE)], linewidth=1.2, label=name
-        )
+        style = {"marker": "." if len(values) < 30 else "", "linestyle": ("-", "--", ":")[k // len(CYCLE) % 3]}
+        axes.plot(steps, values, **style, color=CYCLE[k % len(CYCLE)], linewidth=1.2, label=name)
         low, high = min(low, values.min()), max(high, values.max())
+        sizes.append(np.median(np.abs(values)))
     for end in task_ends:
         axes.axvline(end, color="#bbbbbb", linewidth=0.8, zorder=0)
     if low > 0 and high > 30 * low:
         axes.set_yscale("log")
+    elif low < 0 and (sizes := [size for size in sizes if size]) and max(sizes) > 30 * min(sizes):
+        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e4))
     if axes.lines:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
     return figure

@@ -21,6 +21,7 @@ class Run:
         baselines: scenario -> scores (T,) of the untrained network, or None without `--enable_other_metrics`.
         history: every evaluation in order, those during tasks included.
         losses: (step, mean of each loss term since the last flush, learning rate).
+        shares: names of the terms that are shares, not losses, and drawn apart.
         tasks: of a vision stream, name of each task -> of its score, in order; empty elsewhere.
         epochs: of a vision stream, a record per epoch: task, epoch, start (steps before it), steps, loss (mean over
             them), kept (early stopping went back to it), and held_out_loss, held_out_score where there is such a part.
@@ -45,6 +46,7 @@ class Run:
     folder: Path | None = None
     parameters: int = 0
     score: str = "accuracy"
+    shares: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     published: dict[str, Any] | None = None

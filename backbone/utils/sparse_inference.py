@@ -26,7 +26,7 @@ class SparseNet:
             (_folded(b.conv1, b.bn1), _folded(b.conv2, b.bn2), b.conv1.stride[0], b.shortcut and _folded(*b.shortcut))
             for b in net.layers[1]
         ]
-        self.agents = [[part.squeeze(0) for part in agent] for agent in net.agents.each()]
+        self.agents = [list(agent) for agent in net.agents.each()]
         for agent in self.agents:
             w, gamma, beta, *bottleneck, mean, variance = agent
             scale = gamma * (variance + net.agents.EPS).rsqrt()

@@ -35,6 +35,7 @@ class ContinualModel(nn.Module):
         DEFAULTS: {option: value} that the method needs whatever the stream's defaults are (a network, an optimiser and
             its learning rate); the stored hyperparameters and the command line come after.
         INFERS_TASK: on a domain-il stream the method finds out the task; it is then also scored with the task given.
+        SHARES: terms of `observe` that are shares, in [0, 1], and no losses: the report draws them apart.
         WAITS: why `observe` waits for the device, where it cannot do without; empty for nearly all methods.
 
     Args:
@@ -62,6 +63,7 @@ class ContinualModel(nn.Module):
     DEFAULTS: dict[str, object] = {}
     UNUSED: tuple[str, ...] = ()
     INFERS_TASK = False
+    SHARES: tuple[str, ...] = ()
     WAITS = ""
 
     @staticmethod

@@ -45,6 +45,7 @@ class GatedModel(ContinualModel):
     """A method on the gated ResNet."""
 
     DEFAULTS = {"backbone": GatedResNet.NAME}
+    SHARES = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         if not isinstance(backbone, GatedResNet):

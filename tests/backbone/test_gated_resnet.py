@@ -70,13 +70,13 @@ def test_agents_equal_their_definition(training):
         nn.init.normal_(part)
     bns = [nn.BatchNorm2d(32).train(training) for _ in maps]
     for bn, mean in zip(bns, agents.running_mean, strict=True):
-        bn.running_mean.copy_(mean[0])
+        bn.running_mean.copy_(mean)
 
     def definition(g: int, x):
-        w, gamma, beta, w1, b1, w2, b2, *_ = (part[0] for part in agents.each()[g])
-        z, bn = F.conv2d(x, w.t()[:, :, None, None]), bns[g]
-        m = F.batch_norm(z, bn.running_mean, bn.running_var, gamma[0], beta[0], training).mean((2, 3))
-        return m * torch.sigmoid(F.linear(F.relu(F.linear(m, w1.t(), b1[0])), w2.t(), b2[0]))
+        gamma, beta, w1, b1, w2, b2 = (getattr(agents, n)[g] for n in ("gamma", "beta", "w1", "b1", "w2", "b2"))
+        z, bn = F.conv2d(x, agents.weights[g].t()[:, :, None, None]), bns[g]
+        m = F.batch_norm(z, bn.running_mean, bn.running_var, gamma, beta, training).mean((2, 3))
+        return m * torch.sigmoid(F.linear(F.relu(F.linear(m, w1.t(), b1)), w2.t(), b2))
 
     theirs, mine = ([x.clone().requires_grad_() for x in maps] for _ in range(2))
     expected = torch.cat([definition(g, x) for g, x in enumerate(theirs)], 1)
@@ -87,7 +87,7 @@ def test_agents_equal_their_definition(training):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for name in ("running_mean", "running_var"):
         kept = torch.stack([getattr(bn, name) for bn in bns])
-        torch.testing.assert_close(getattr(agents, name).squeeze(1), kept, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(getattr(agents, name), kept, atol=1e-6, rtol=1e-5)
     weights = torch.randn_like(v)
     wanted = torch.autograd.grad((expected * weights).sum(), [*theirs, *agents.parameters()])
     found = torch.autograd.grad((v * weights).sum(), [*mine, *agents.parameters()])

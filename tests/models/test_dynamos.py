@@ -22,6 +22,7 @@ from tests.models.helpers import experiment, finished, first_batch, options
 from utils import registry
 from utils.best_args import find_row
 from utils.errors import TrainingFailed, UserError
+from utils.report import _figures
 from utils.training import train
 
 ACTIONS = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.float32)
@@ -310,6 +311,7 @@ def test_warmup():
             experiment("dynamos", *argv(n_epochs=epochs), "--warmup")
     with pytest.raises(UserError, match="the run is over before"):
         gates_from(n_epochs=1, stop_after=1, **few)
+    assert gates_from(n_epochs=1, stop_after=1, debug_mode=1, **few) is None  # a look whether it runs at all
 
 
 def test_gates_from_the_first_step_without_warmup():
@@ -466,3 +468,7 @@ def test_findings(trained):
     assert 0.3 < numbers["kept by agent 4"] <= 1 and 0.5 < numbers["multiply-accumulates / without gates"] <= 1.1
     for _, _, figure, _ in figures:
         figure.canvas.draw()
+    drawn = {name: [line.get_label() for line in figure.axes[0].lines] for name, _, figure, _ in _figures(trained.run)}
+    names = ["loss", "ce", "policy", "prototype", "logits", "vectors", "replay", "replay_policy", "replay_prototype"]
+    assert [name for name in drawn["loss"] if not name.startswith("_")] == names
+    assert [name for name in drawn["shares"] if not name.startswith("_")] == list(trained.model.SHARES)

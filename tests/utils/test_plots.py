@@ -91,6 +91,10 @@ def test_loss_axis_and_long_runs():
     assert len(axes.lines[0].get_xdata()) == 1000
     assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": 1.0}, 0.1)]).axes[0].get_yscale() == "log"
     assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": -1.0}, 0.1)]).axes[0].get_yscale() == "linear"
+    mixed = plots.loss_curves([(k, {"loss": -50.0 - k, "ce": 0.5}, 0.1) for k in range(3)]).axes[0]
+    assert mixed.get_yscale() == "symlog" and mixed.get_ylim()[0] < -50
+    many = plots.loss_curves([(k, {f"term {n}": n + k for n in range(14)}, 0.1) for k in range(3)]).axes[0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in many.lines}) == 14
     assert plots.loss_curves([]).axes
 
 
