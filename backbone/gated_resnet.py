@@ -87,7 +87,8 @@ class GatedResNet(SmallImageResNet):
         """
         self.temperature, self.inf_thresh, self.sample = temperature, inf_thresh, sample
         inputs = [conv.in_channels for block in self.layers[1] for conv in (block.conv1, block.conv2)]
-        self.agents = Agents(inputs, 2 * self.nf, hidden_dim_ratio).to(self.classifier.weight.device)
+        self.agents = Agents(inputs, 2 * self.nf, hidden_dim_ratio).to(self.classifier.weight)
+        self.agents.train(self.training)
         self.gating = True
 
     @property
@@ -96,7 +97,7 @@ class GatedResNet(SmallImageResNet):
         return [2 * self.nf * g for g in range(len(self.agents) + 1)]
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        first = self._first_stage(x)
+        first = self.layers[0](self.stemmed(x))
         second = self._gated_stage(first, self.thresholds(len(x)))[0] if self.gating else self.layers[1](first)
         return [first, second, second.mean((2, 3))]
 
@@ -109,7 +110,7 @@ class GatedResNet(SmallImageResNet):
         """
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         thresholds = self.thresholds(len(x)) if thresholds is None else thresholds
-        maps, actions, v = self._gated_stage(self._first_stage(x), thresholds)
+        maps, actions, v = self._gated_stage(self.layers[0](self.stemmed(x)), thresholds)
         logits = self.classifier(maps.mean((2, 3)))
         logp = -F.binary_cross_entropy_with_logits(v / self.temperature, actions, reduction="none")
         return logits, Trace(actions, v, logp.view(len(x), len(self.agents), -1).sum(2), self.slices)
@@ -122,21 +123,21 @@ class GatedResNet(SmallImageResNet):
         # u away from 0 and 1: no action is drawn that has a probability below 1e-7, whose log would be a spike.
         return u.logit_(1e-7 if drawn else None).mul_(self.temperature)
 
-    def _first_stage(self, x: Tensor) -> Tensor:
+    def stemmed(self, x: Tensor) -> Tensor:
         channels = self.stem[0].in_channels
-        return self.layers[0](self.stem(x if x.shape[1] == channels else x.expand(-1, channels, -1, -1)))
+        return self.stem(x if x.shape[1] == channels else x.expand(-1, channels, -1, -1))
 
     def _gated_stage(self, x: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (N, 2 nf, H, W), actions (N, A), v (N, A)."""
         turns = zip(self.agents.each(), thresholds.chunk(len(self.agents), 1), strict=True)
         actions, vs, reads = [], [], []
 
-        def masked(y: Tensor, x: Tensor) -> Tensor:
-            """relu(y a), in the place of y; x is what the agent reads whose turn it is."""
+        def masked(y: Tensor, read: Tensor) -> Tensor:
+            """relu(y a), in the place of y, with a of the agent whose turn it is: it reads `read`."""
             agent, t = next(turns)
-            v, *moments = self.agents.ask(agent, x)
+            v, *moments = self.agents.ask(agent, read)
             vs.append(v)
-            reads.append((x, *moments))
+            reads.append((read, *moments))
             actions.append((v >= t).to(v.dtype))
             # relu(y + log a) is relu(y a), and its gradient needs no mask of its own.
             return y.add_(actions[-1].log().unsqueeze(2).unsqueeze(3)).relu_()
@@ -145,8 +146,11 @@ class GatedResNet(SmallImageResNet):
             h = masked(block.bn1(block.conv1(x)), x)
             y = block.bn2(block.conv2(h)) + (x if block.shortcut is None else block.shortcut(x))
             x = masked(y, h)
-        again = self.training or torch.is_grad_enabled()
-        return x, torch.cat(actions, 1), self.agents(*zip(*reads, strict=True)) if again else torch.cat(vs, 1)
+        if self.training or torch.is_grad_enabled():
+            v = self.agents(*zip(*reads, strict=True))
+        else:
+            v = torch.cat(vs, 1)
+        return x, torch.cat(actions, 1), v
 
 
 class Agents(nn.Module):
@@ -154,7 +158,7 @@ class Agents(nn.Module):
 
     What an agent keeps decides what the next one reads: they are asked one after the other. But gradients reach them
     through v alone, and no v is used before the end of the pass: there all are computed anew, at once, for the graph.
-    It has a quarter of the small operations that one through each agent would have, and these are most of their cost.
+    That graph has a quarter of the small operations of one through each agent; these are most of what agents cost.
 
     Args:
         inputs: C_in of every agent, the channels that its convolution reads.
@@ -201,11 +205,11 @@ class Agents(nn.Module):
         S, the mean of z z^T over all pixels (C_in, C_in).
 
         The statistics of W x are then the mean of W pooled and diag(W S W^T) - mean^2: W x, whole maps, need not be
-        computed. In float32 that difference loses digits where maps have a mean far above their spread: v is off by
-        2e-4 at 5 beside 0.05.
+        computed. In float32 that difference loses digits where maps have a mean far above their spread: at 5 beside
+        0.05 v is off by some 1e-4, its gradients by 1e-3 of their size.
         """
         w, gamma, beta, w1, b1, w2, b2, mean, variance = agent
-        with _in_full(x):
+        with in_full(x):
             z, second = x.flatten(2).to(w.dtype), None
             pooled = z.mean(2)
             u = pooled @ w
@@ -222,7 +226,7 @@ class Agents(nn.Module):
         In training the running statistics follow those of the batch.
         """
         mean, variance, w = self.running_mean, self.running_var, _padded(self.weights)
-        with _in_full(maps[0]):
+        with in_full(maps[0]):
             averages, products = _Moments.apply(_padded(pooled), _padded(second) if self.training else None, *maps)
             u = averages @ w
             if self.training:
@@ -230,7 +234,7 @@ class Agents(nn.Module):
                 variance = (torch.linalg.vecdot(products @ w, w, dim=1) - mean.square()).clamp(min=0)
                 counts = tuple(x.numel() // x.shape[1] for x in maps)
                 self.running_mean.lerp_(mean.detach(), self.MOMENTUM)
-                self.running_var.lerp_(variance.detach() * _unbiased(counts, w.device), self.MOMENTUM)
+                self.running_var.lerp_(variance.detach() * _unbiased(counts, w.device, w.dtype), self.MOMENTUM)
             scale = self.gamma * (variance + self.EPS).rsqrt()
             m = torch.addcmul(self.beta.unsqueeze(1), u - mean.unsqueeze(1), scale.unsqueeze(1))
             hidden = F.relu(torch.baddbmm(self.b1.unsqueeze(1), m, self.w1))
@@ -265,8 +269,8 @@ class _Moments(torch.autograd.Function):
         return None, None, *found
 
 
-def _in_full(x: Tensor):
-    """A block without mixed precision on the device of x; to leave it where it is off takes longer than to look."""
+def in_full(x: Tensor):
+    """A block without mixed precision on the device of x. Nothing is entered where it is off: that would take time."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
@@ -281,6 +285,6 @@ def _padded(matrices) -> Tensor:
 
 
 @cache
-def _unbiased(counts: tuple[int, ...], device: torch.device) -> Tensor:
+def _unbiased(counts: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """n / (n - 1) for each n, (G, 1): once per size of a batch, since a tensor of numbers waits for the device."""
-    return torch.tensor([n / max(n - 1, 1) for n in counts], device=device).unsqueeze(1)
+    return torch.tensor([n / max(n - 1, 1) for n in counts], device=device, dtype=dtype).unsqueeze(1)

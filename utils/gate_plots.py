@@ -85,6 +85,8 @@ def accuracy_against_macs(curve: list[tuple[float, float, float, float]], images
 
 def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
     """Name points, the outermost first; one whose name would lie on another's is left without."""
+    if not names:
+        return
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     u, v = (x - left) / (right - left), (y - bottom) / (top - bottom)
     placed: list[int] = []

@@ -322,9 +322,10 @@ def loss_curves(
     task_ends: Sequence[int] = (),
     title: str = "Training loss",
     ylabel: str = "loss",
+    linear: bool = False,
 ) -> Figure:
-    """Every term over training iterations; logarithmic where they span more than a factor of 30, on both sides of zero
-    where some are negative.
+    """Every term over training iterations. Unless `linear`, on a logarithmic axis where the values span more than a
+    factor of 30; where some are negative on both sides of zero, if the medians of two terms differ by as much.
 
     Args:
         losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged.
@@ -342,11 +343,13 @@ def loss_curves(
         sizes.append(np.median(np.abs(values)))
     for end in task_ends:
         axes.axvline(end, color="#bbbbbb", linewidth=0.8, zorder=0)
-    if low > 0 and high > 30 * low:
+    if linear:
+        pass
+    elif low > 0 and high > 30 * low:
         axes.set_yscale("log")
     elif low < 0 and (sizes := [size for size in sizes if size]) and max(sizes) > 30 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e4))
-    if axes.lines:
+    if low <= high:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
     return figure
 

@@ -345,13 +345,14 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
     if run.losses:
         ends = [evaluation.step for evaluation in run.history if evaluation.epoch is None]
         yield "loss", "training loss", plots.loss_curves(_terms(run, shares=False), ends), True
-        if run.shares:
-            figure = plots.loss_curves(_terms(run, shares=True), ends, "Shares in training", "share")
+        shares = _terms(run, shares=True)
+        if any(terms for _, terms, _ in shares):
+            figure = plots.loss_curves(shares, ends, "Shares in training", "share", linear=True)
             yield "shares", "shares that the method logs", figure, True
 
 
 def _terms(run: Run, shares: bool) -> list[tuple[int, dict[str, float], float]]:
-    """The log of the steps with what are shares alone, or without."""
+    """The log of the steps: its shares alone, or all else."""
     return [
         (step, {n: v for n, v in terms.items() if (n in run.shares) == shares}, lr) for step, terms, lr in run.losses
     ]

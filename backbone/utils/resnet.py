@@ -59,8 +59,12 @@ class SmallImageResNet(Backbone):
         self.layers = nn.ModuleList(stages)
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
+    def stemmed(self, x: Tensor) -> Tensor:
+        """What the first stage reads."""
+        return self.stem(x)
+
     def stages(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x)
+        x = self.stemmed(x)
         out = []
         for layer in self.layers:
             x = layer(x)
@@ -71,7 +75,7 @@ class SmallImageResNet(Backbone):
         # A stage ends with a ReLU; the one here is that of the sum where a method adds something to the stage.
         first, *others, last = self.layers
         middle = [(stage, F.relu) for stage in others]
-        return [(lambda x: first(self.stem(x)), F.relu), *middle, (last, pooled_relu)]
+        return [(lambda x: first(self.stemmed(x)), F.relu), *middle, (last, pooled_relu)]
 
 
 class ResNet18Family(SmallImageResNet):

@@ -8,10 +8,10 @@ from backbone.gated_resnet import GatedResNet
 
 
 class SparseNet:
-    """A frozen copy of a gated network: BatchNorm is folded into the convolutions, an agent pools before its 1x1
+    """A gated network as it is now: BatchNorm is folded into the convolutions, an agent pools before its 1x1
     convolution, and a convolution gathers the weights of the channels that are kept, on both of its sides.
 
-    Its logits are those of the network in eval mode up to rounding.
+    Its logits are those of the network in eval mode up to rounding. To be made anew once the network has changed.
 
     Args:
         net: in eval mode, with agents.

@@ -5,7 +5,7 @@ Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Co
 
 from torch import Tensor
 
-from backbone.gated_resnet import GatedResNet, Trace
+from backbone.gated_resnet import GatedResNet, Trace, in_full
 from models.utils.continual_model import ContinualModel
 from models.utils.gates import dense_macs, kept_fractions, kept_macs, policy_loss, prototype_loss, reward
 from utils.args import add_bool, fraction, non_negative_float, number, positive_float, positive_int
@@ -111,7 +111,8 @@ class GatedModel(ContinualModel):
     def step_on(self, terms: dict[str, Tensor]) -> Tensor:
         """One step on the sum of the terms, which is returned."""
         loss = sum(terms.values())
-        loss.backward()
+        with in_full(loss):  # the agents' variance is a difference of near numbers, and so is its gradient
+            loss.backward()
         self.opt.step()
         return loss
 

@@ -211,3 +211,44 @@ def test_a_batch_of_one_trains():
     logits, trace = net.traced(torch.rand(1, 1, 28, 28))
     (logits.sum() + trace.logp.sum()).backward()
     assert logits.shape == (1, 10) and net.get_grads().isfinite().all()
+
+
+def test_mixed_precision_leaves_the_agents_in_full():
+    net, x = gated(nf=4), 1 + 0.1 * torch.rand(6, 4, 9, 9)
+    agents, rest = net.agents, [torch.rand(6, 8, 5, 5) for _ in range(3)]
+    found = []
+    for mixed in (False, True):
+        maps = [m.clone().requires_grad_() for m in (x, *rest)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            asked = [agents.ask(agent, m) for agent, m in zip(agents.each(), maps, strict=True)]
+            v = agents(maps, *zip(*((pooled, second) for _, pooled, second in asked), strict=True))
+        found.append([v, *torch.autograd.grad(v.square().sum(), [*maps, *agents.parameters()])])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b) and a.dtype == torch.float32
+
+
+def test_running_statistics_follow_without_a_graph_too():
+    net, x = gated(nf=4), torch.rand(6, 1, 9, 9)
+    twin = gated(nf=4)
+    torch.manual_seed(1)
+    net.traced(x)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        twin.traced(x)
+    assert torch.equal(net.agents.running_var, twin.agents.running_var) and (net.agents.running_var != 1).all()
+
+
+def test_agents_are_as_the_network_they_are_added_to():
+    net = GatedResNet((1, 8, 8), 10, 4).double().eval()
+    net.add_agents()
+    assert (
+        not net.agents.training and net.traced(torch.rand(2, 1, 8, 8, dtype=torch.float64))[1].v.dtype == torch.float64
+    )
+
+
+def test_its_parts_in_a_row_take_grey_images():
+    net, x = GatedResNet((1, 8, 8), 10, 4).eval(), torch.rand(2, 1, 8, 8)
+    h = x
+    for part, activation in net.chain():
+        h = activation(part(h))
+    torch.testing.assert_close(net.classifier(h), net(x))
