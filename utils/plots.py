@@ -343,9 +343,7 @@ def loss_curves(
         sizes.append(np.median(np.abs(values)))
     for end in task_ends:
         axes.axvline(end, color="#bbbbbb", linewidth=0.8, zorder=0)
-    if linear:
-        pass
-    elif low > 0 and high > 30 * low:
+    if low > 0 and high > 30 * low and not linear:
         axes.set_yscale("log")
     elif low < 0 and (sizes := [size for size in sizes if size]) and max(sizes) > 30 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e4))

@@ -95,6 +95,15 @@ def test_agents_equal_their_definition(training):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mean, spread, off", [(0.5, 0.5, 2e-6), (2, 0.05, 2e-4), (5, 0.05, 2e-3)])
+def test_digits_that_single_precision_loses(mean, spread, off):
+    torch.manual_seed(0)
+    agents, x = Agents([32], 64, 16), mean + spread * torch.randn(10, 32, 28, 28)
+    v = agents.ask(agents.each()[0], x)[0]
+    agents.double()
+    assert (v - agents.ask(agents.each()[0], x.double())[0]).abs().max() < off
+
+
 def test_dropped_channels_are_zero():
     net, maps = gated(nf=8), []
     for block_input in (net.layers[1][1].conv1, net.layers[1][1].conv2, net.classifier):

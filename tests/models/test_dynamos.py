@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from backbone.gated_resnet import _Moments
 from models.utils import gated
 from models.utils.gates import (
     agent_macs,
@@ -274,6 +275,19 @@ def test_a_batch_of_one(name):
 def test_a_loss_that_is_not_finite_ends_the_run():
     with pytest.raises(TrainingFailed, match="is nan|is inf|is -inf"):
         finished("dynamos", *argv(lr="1e30", stop_after=1))
+
+
+def test_the_backward_pass_is_not_in_mixed_precision(monkeypatch):
+    seen, backward = [], _Moments.backward
+
+    def watched(ctx, *d):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return backward(ctx, *d)
+
+    monkeypatch.setattr(_Moments, "backward", staticmethod(watched))
+    model, batch = first_batch(experiment("dynamos", *argv(), "--code_optimization", "2"))
+    model.meta_observe(*batch, 0)
+    assert seen == [False]
 
 
 # ---- warm-up
