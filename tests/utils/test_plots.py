@@ -24,7 +24,7 @@ def test_curves_and_drops_worked_example():
 
 def test_drops_are_the_terms_of_forgetting():
     matrix = np.random.default_rng(0).uniform(0, 100, (6, 6))
-    assert plots.forgetting_per_task(matrix).mean() == pytest.approx(metrics.forgetting(matrix))
+    assert plots.forgetting_per_task(matrix).mean() == pytest.approx(metrics.compute("forgetting", matrix))
 
 
 def test_transfer_worked_example():
