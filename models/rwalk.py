@@ -16,6 +16,7 @@ import torch
 
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from utils import panels
 from utils.args import fraction, non_negative_float, positive_float, positive_int
 
 
@@ -65,5 +66,5 @@ class RWalk(ContinualModel):
         self.penalty.replace(weight, self.net.get_params())
         self.score = self.score / 2
 
-    def importance(self):
-        return self.penalty.weight
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

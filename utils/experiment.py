@@ -15,7 +15,7 @@ import yaml
 
 from models.utils.continual_model import ContinualModel
 from utils import checkpoint, environment
-from utils.analysis import analyse, peak_memory
+from utils.analysis import analyse, peak_memory, report_of
 from utils.atomic import write_text
 from utils.config import Config, refuse_setting
 from utils.environment import differences
@@ -66,7 +66,7 @@ def build(config: Config) -> Experiment:
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     model.memory  # noqa: B018 - notes what a freshly constructed method holds
-    score_of_tasks = dataset.get_score()
+    score_of_tasks, report = dataset.get_score(), report_of(model, dataset, range(0))
     run = Run(
         model_name=args.model,
         dataset_name=args.dataset,
@@ -78,9 +78,9 @@ def build(config: Config) -> Experiment:
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
         score=score_of_tasks.NAME,
-        shares=model.SHARES,
+        shares=report.shares,
         tasks={task.name: task.score.NAME for task in dataset.tasks} if dataset.KIND == "vision" else {},
-        notes=model.evaluation_notes() | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
+        notes=report.notes | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )

@@ -280,11 +280,8 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
     if any(forward.values()):
         figure = plots.transfer_bars(forward, "Forward transfer of each task", run.score)
         yield "forward_transfer", "forward transfer of each task", figure, False
-    if found and found.capacity:
-        yield "capacity", "parameters in use", plots.capacity_bars(**found.capacity), False
-    if found and found.importance:
-        yield "importance", "importance of the parameters", plots.importance_histogram(*found.importance), False
     if found:
+        yield from ((panel.name, panel.shows, panel.figure(), panel.wide) for panel in found.panels)
         yield from found.figures
     if run.epochs and run.tasks:
         from utils.vision_plots import stage_curves

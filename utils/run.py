@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.panels import Panel
+
 
 @dataclass
 class Run:
@@ -88,19 +90,16 @@ class Analysis:
 
     Attributes:
         costs: parameters; bytes of the network, of the replay buffers, and of all the method keeps besides the network.
-        capacity: what `ContinualModel.capacity` says.
-        importance: (counts (B,), edges (B + 1,) in powers of ten, share of the entries that are 0) of
-            `ContinualModel.importance`.
         embedding: (points (n, 2), task of each (n,), label of each (n,), the axes' shares of the variance (2,)):
             features of test examples on their first two principal axes.
-        numbers, figures: what `ContinualModel.findings` says.
         confusion: (C, C) counts, row the true class, column the predicted one, over the classes of the tasks trained.
+        numbers, panels: those of `ContinualModel.report`.
+        figures: (file name, what it shows, matplotlib Figure, whether it is wide) of the stream's pictures.
     """
 
     costs: dict[str, int]
-    capacity: dict[str, Any] | None = None
-    importance: tuple[np.ndarray, np.ndarray, float] | None = None
     embedding: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
     confusion: np.ndarray | None = None
     numbers: dict[str, float] = field(default_factory=dict)
+    panels: list[Panel] = field(default_factory=list)
     figures: list[tuple[str, str, Any, bool]] = field(default_factory=list)

@@ -45,7 +45,6 @@ class GatedModel(ContinualModel):
     """A method on the gated ResNet."""
 
     DEFAULTS = {"backbone": GatedResNet.NAME}
-    SHARES = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         if not isinstance(backbone, GatedResNet):
@@ -125,11 +124,13 @@ class GatedModel(ContinualModel):
         macs = kept_macs(kept, *shape).mean() / dense_macs(*shape)
         return {f"kept_{g}": k for g, k in enumerate(kept.mean(0).unbind(), start=1)} | {"macs": macs}
 
-    def findings(self, dataset, tasks):
-        from models.utils.gate_analysis import gate_analysis, gate_numbers
-        from utils.gate_plots import gate_figures
+    def report(self, dataset, tasks):
+        report = super().report(dataset, tasks)
+        report.shares = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
+        if tasks and self.net.gating:
+            from models.utils.gate_analysis import gate_analysis, gate_numbers, gate_panels
 
-        if not self.net.gating:
-            return {}, []
-        found = gate_analysis(self, dataset, tasks)
-        return gate_numbers(found), gate_figures(found)
+            found = gate_analysis(self, dataset, tasks)
+            report.numbers = gate_numbers(found)
+            report.show(*gate_panels(found))
+        return report

@@ -453,8 +453,7 @@ def test_a_missed_target_is_fine_tuned_for(folder):
     assert model.finetuned and len(asked) == 10 and not torch.equal(model.net.get_params(), before)
     seg, det, cls = asked[0]
     assert seg.grad == 1 and det.grad is None and cls.grad is None  # the weight of a task that passes is 0
-    numbers, _ = model.findings(dataset, range(3))
-    assert numbers["fine-tuned at the end"] == 1
+    assert model.report(dataset, range(3)).numbers["fine-tuned at the end"] == 1
 
 
 def test_a_fine_tuning_that_helps_nobody_is_undone(folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,30 +11,6 @@ from utils.plots import CYCLE, HEAT, INK, _figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def gate_figures(found: dict[str, Any]) -> list[tuple[str, str, Figure, bool]]:
-    """(file name, what it shows, figure, whether it is wide) of everything that `gate_analysis` returns."""
-    return [
-        (
-            "gate_rates",
-            "share of each class's test images that keep each filter",
-            gate_rates(found["rates"], found["classes"], found["slices"]),
-            True,
-        ),
-        (
-            "gate_overlap",
-            "overlap of the filters that two classes use, against the likeness of their mean images",
-            gate_overlap(found["overlap"], found["similarity"], found["classes"]),
-            False,
-        ),
-        (
-            "gate_accuracy",
-            "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies",
-            accuracy_against_macs(found["curve"], found["images"]),
-            False,
-        ),
-    ]
 
 
 def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Figure:
@@ -67,7 +43,7 @@ def gate_overlap(overlap: np.ndarray, similarity: np.ndarray, classes: np.ndarra
     return figure
 
 
-def accuracy_against_macs(curve: list[tuple[float, float, float, float]], images: int) -> Figure:
+def gate_accuracy(curve: list[tuple[float, float, float, float]], images: int) -> Figure:
     """Accuracy on so many images against the share of multiply-accumulates, a point per threshold."""
     title = f"Accuracy and computation by threshold tau, {images:,} images"
     xlabel = "multiply-accumulates (% of the plain network)"
