@@ -228,7 +228,7 @@ def declared_options(cls: type) -> ArgumentParser:
 
 def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
     filled = declared_options(cls)
-    group = parser.add_argument_group(f"{kind} {cls.NAME}")
+    group = parser.add_argument_group(f"{kind} {cls.NAME}", getattr(getattr(cls, "SOURCE", None), "citation", None))
     for action in filled._actions:
         if isinstance(action, argparse._HelpAction):
             continue

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.scores import ClassScore
-from datasets.utils.sources import RawData
+from datasets.utils.source_files import RawData
+from datasets.utils.sources import Source
 from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
 from utils.errors import UserError
 from utils.randomness import generator, permutation
@@ -36,7 +37,8 @@ class ContinualDataset:
             task to task; `get_loss` and `get_score` go with it.
         INPUT: 'images', 'tokens' or 'vectors': which networks can read the stream.
         PRESETS: as a method's.
-        SOURCE: function of `base_path` that returns RawData.
+        SOURCE: function of `base_path` that returns RawData. A `Source` also gives SIZE, N_CLASSES, MEAN and STD where
+            the class does not set them.
         N_TASKS: number of tasks.
         N_CLASSES_PER_TASK: int, or a list with one entry per task.
         N_CLASSES: classes over all tasks, the network's outputs.
@@ -71,6 +73,16 @@ class ContinualDataset:
     STD: tuple[float, ...] | None = None
     AUGMENT: dict | None = None
     DEFAULTS: dict
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        source = vars(cls).get("SOURCE")
+        if isinstance(source, Source):
+            for name in ("SIZE", "MEAN", "STD"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(source, name))
+            if not hasattr(cls, "N_CLASSES"):
+                cls.N_CLASSES = source.N_CLASSES
 
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed
