@@ -90,6 +90,24 @@ class GatedModel(ContinualModel):
             return SparseNet(self.net)(x)
         return self.net(x)
 
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.opt.zero_grad()
+        if self.warming_up():
+            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
+            return {"loss": loss, "ce": loss}
+        logits, trace = self.net.traced(inputs)
+        terms = self.pass_terms(logits, trace, labels) | self.replayed_terms()
+        loss = self.step_on(terms)
+        self.store(not_aug_inputs, labels, logits.detach(), trace.v.detach())
+        return {"loss": loss, **terms, **self.kept(trace)}
+
+    def replayed_terms(self) -> dict[str, Tensor]:
+        """Weighted losses on a draw from a buffer; none without one."""
+        return {}
+
+    def store(self, raw: Tensor, labels: Tensor, logits: Tensor, vectors: Tensor) -> None:
+        """Keep what a method with a buffer replays: images, labels (B,), logits (B, C) and agents' vectors (B, A)."""
+
     def warming_up(self) -> bool:
         """Whether this iteration is one without gates; counts it."""
         self.net.gating = not self.args.warmup or self.count >= WARMUP
