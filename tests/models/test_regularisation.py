@@ -256,7 +256,7 @@ def test_si_importance_by_hand():
 
 
 def test_rwalk_score_by_hand():
-    model = small(RWalk, "--delta_t", "1", "--alpha", "0.5", "--rwalk_eps", "0.01")
+    model = small(RWalk, "--delta_t", "1", "--alpha", "0.5")
     model.begin_task(None)
     gradient, target = torch.zeros(12), torch.zeros(12)
     gradient[0], target[0] = -2.0, 0.5
