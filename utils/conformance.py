@@ -26,9 +26,10 @@ from utils import checkpoint, registry
 from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
 from utils.errors import UserError
-from utils.experiment import Experiment, build
+from utils.experiment import build
 from utils.randomness import random_state
-from utils.training import Position, train
+from utils.run import Experiment, Position
+from utils.training import train
 
 # The stream of each setting; of those with the task given the one of unlike vision tasks is a case of its own.
 STREAMS = {
@@ -150,7 +151,7 @@ def learns(case: Case) -> None:
     """A task that was just learned is known well above chance, and every loss is finite."""
     epochs = ["--n_epochs", "8"] if case.setting in ("class-il", "vision") else []
     exp = build(case.config(*epochs, share=0.5 if case.setting == "vision" else 1))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     name = "task-il" if case.setting in ("class-il", "vision") else case.setting
     matrix = exp.run.matrices[name]
     rows = [t for t in range(len(matrix)) if not math.isnan(matrix[t, 0])]
@@ -190,7 +191,7 @@ def observe_never_waits(case: Case) -> None:
             return original(*args, **kwargs)
 
     exp.model.observe = watched
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     if calls and not exp.model.WAITS:
         raise Failure(
             f"observe waits for the device in {calls[0]}: "
@@ -225,9 +226,10 @@ def looking_changes_nothing(case: Case) -> None:
 
     def save(position: Position) -> None:
         if position.step % 7 == 0:
-            checkpoint.capture(watched.model, watched.dataset, watched.run, position)
+            checkpoint.capture(watched, position)
 
-    train(watched.model, watched.dataset, watched.run, watched.args, [], after_step=save)
+    watched.log.after_step = save
+    train(watched)
     differing = differing_entries(state_of(quiet), state_of(watched))
     if differing:
         raise Failure(f"evaluating and saving more often changed {', '.join(differing[:3])}")
@@ -262,7 +264,7 @@ def the_stream_is_left_alone(case: Case) -> None:
 
     exp.model.observe = watched
     images = [loader.dataset.data.clone() for loader in exp.dataset.all_test_loaders()]
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     if seen:
         raise Failure("observe changes the tensors it is given in place: clone them first")
     if not all(torch.equal(a, loader.dataset.data) for a, loader in zip(images, exp.dataset.test_loaders, strict=True)):
@@ -283,7 +285,7 @@ def losses_are_reported(case: Case) -> None:
         return out
 
     exp.model.observe = watched
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
 
 
 CHECKS: list[Callable[[Case], None]] = [
@@ -331,7 +333,7 @@ def check_and_print(model: str) -> bool:
 def run(case: Case, *more: str) -> Experiment:
     """A short run to its end."""
     exp = build(case.config(*more))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     return exp
 
 
@@ -347,15 +349,15 @@ def resumed_run(case: Case, step: int, *more: str) -> Experiment:
 
         def stop(position: Position) -> None:
             if position.step == abs(step):
-                checkpoint.save(checkpoint.capture(first.model, first.dataset, first.run, position), file)
+                checkpoint.save(checkpoint.capture(first, position), file)
                 raise Interrupted
 
-        when = {"after_step": stop} if step > 0 else {"after_task": stop}
+        setattr(first.log, "after_step" if step > 0 else "after_task", stop)
         with suppress(Interrupted):
-            train(first.model, first.dataset, first.run, first.args, [], **when)
+            train(first)
         second = build(case.config(*more))
-        start = checkpoint.restore(checkpoint.load(file), second.model, second.dataset, second.run)
-    train(second.model, second.dataset, second.run, second.args, [], start=start)
+        start = checkpoint.restore(checkpoint.load(file), second)
+    train(second, start)
     return second
 
 

@@ -1,4 +1,4 @@
-"""One run as everything outside the training loop sees it: loggers, report, summary tables."""
+"""What a run is made of, where it stands, and what is known of it so far."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,52 @@ class Run:
     seconds: float | None = None
     analysis: "Analysis | None" = None
     group: str | None = None
+
+
+@dataclass
+class Position:
+    """A place in the stream: `batch` batches of `epoch` of `task` are done, `step` iterations in all; `inside` a task
+    that began.
+    """
+
+    task: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    inside: bool = False
+
+    def move(self) -> None:
+        """One batch further."""
+        self.batch += 1
+        self.step += 1
+        self.inside = True
+
+    def leave_task(self) -> None:
+        """Before the next task."""
+        self.task, self.epoch, self.batch, self.inside = self.task + 1, 0, 0, False
+
+
+@dataclass
+class Experiment:
+    """Everything a run is made of, built and not yet started.
+
+    Attributes:
+        model: the method, a `ContinualModel`.
+        dataset: the stream.
+        args: resolved options.
+        log: who listens, a `utils.events.Log`; `run` is its record.
+        stopper: who may end a task before its last epoch, a `utils.stopping.Stopper`.
+    """
+
+    model: Any
+    dataset: Any
+    args: Any
+    log: Any
+    stopper: Any
+
+    @property
+    def run(self) -> Run:
+        return self.log.run
 
 
 @dataclass

@@ -17,7 +17,9 @@ The strategies are the method files of models/; this module translates a configu
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,12 @@ from utils.config import converted, declared_options
 from utils.environment import pick_device
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate, scenarios
+from utils.events import Log
 from utils.metrics import summarise
 from utils.report import summarise_run, write_report
-from utils.run import Run
-from utils.training import Position, restart_schedule, set_learning_rate
+from utils.run import Experiment, Position, Run
+from utils.stopping import Stopper
+from utils.training import train_task as run_task
 
 # Keys that are called otherwise on the command line.
 STRATEGIES: dict[str, dict[str, str]] = {
@@ -158,7 +162,7 @@ class ContinualTrainer:
         if task_id is not None and task_id != done:
             raise UserError(f"task_id is {task_id}: tasks are learned in order, the next one is {done}")
         self._prepare(train_loader)
-        self.tasks.add_task(train_loader, classes)
+        self.tasks.add_task(train_loader, classes, self._with_replay)
         method, tasks, args = self.method, self.tasks, self.args
         if method.COMPATIBILITY == ["task-il"] and tasks.SETTING == "domain-il":
             raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
@@ -168,56 +172,30 @@ class ContinualTrainer:
         if getattr(args, "minibatch_size", 0) is None:
             args.minibatch_size = args.batch_size
         method.train()
-        method.meta_begin_task(tasks)
-        restart_schedule(method, args)
-        epochs = []
-        for epoch in range(num_epochs):
-            method.meta_begin_epoch(epoch, tasks)
-            set_learning_rate(method, args, epoch, num_epochs)
-            facts = {"epoch": epoch, **self._one_pass(epoch, done)}
-            method.meta_end_epoch(epoch, tasks)
-            if val_loader is not None:
-                facts["val"] = self.evaluate(val_loader, done)
-            epochs.append(facts)
-            for callback in callbacks:
-                callback(self, facts)
-        method.meta_end_task(tasks)
+        log, epochs = _MeanLosses(self._run(), self._store), _Epochs(self, val_loader, callbacks)
+        at = Position(task=done, step=self.step)
+        run_task(Experiment(method, tasks, args, log, epochs), at)
         self.task_names.append(task_name or f"task {done}")
         if self.checkpoint_dir:
             self.save(self.checkpoint_dir / f"{self.experiment_name}_task{done}.pt")
-        return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs}
-
-    def _one_pass(self, epoch: int, task: int) -> dict[str, float]:
-        """One epoch; the mean of each loss term."""
-        totals: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for inputs, labels, _ in self.tasks.train_loader:
-            joined = self._with_replay(inputs, labels)
-            terms = self.method.meta_observe(*joined, joined[0], epoch)
-            terms = terms if isinstance(terms, dict) else {"loss": terms}
-            for name, value in terms.items():
-                value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
-                totals[name] = totals.get(name, 0) + value
-                counts[name] = counts.get(name, 0) + 1
-            if self.replay:
-                task_labels = torch.full((len(inputs),), task, device=inputs.device)
-                self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
-            self.step += 1
-        if not totals:
-            raise UserError(f"the loader of task {task} gives no batch")
-        means = {name: float(total) / counts[name] for name, total in totals.items()}
-        bad = [name for name, value in means.items() if value != value or abs(value) == float("inf")]
-        if bad:
-            raise TrainingFailed(f"{bad[0]} is {means[bad[0]]} in epoch {epoch} of task {task}: try a smaller lr")
-        return means
+        return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs.facts}
 
     def _with_replay(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch, joined by one of old examples where the configuration asks for replay."""
+        self._new = inputs, labels
         if not self.replay or self.method.replay_buffer.is_empty() or self.step % self.replay["every"]:
             return inputs, labels
         size = self.replay["batch_size"] or len(inputs)
         old_inputs, old_labels, _ = self.method.replay_buffer.get_data(size, balanced=self.replay["task_balanced"])
         return torch.cat((inputs, old_inputs)), torch.cat((labels, old_labels))
+
+    def _store(self) -> None:
+        """After a step: the new part of the batch goes into the replay buffer."""
+        if self.replay:
+            inputs, labels = self._new
+            task_labels = torch.full((len(inputs),), self._learned(), device=inputs.device)
+            self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
+        self.step += 1
 
     def evaluate(self, loader: Iterable, task_id: int) -> dict[str, float]:
         """Score in percent on a learned task, per scenario: class-IL and task-IL together, or domain-IL.
@@ -288,7 +266,7 @@ class ContinualTrainer:
         """
         if self.method is None:
             raise UserError("nothing to save: no task was learned yet")
-        state = checkpoint.capture(self.method, self.tasks, self._run(), Position(task=self._learned(), step=self.step))
+        state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
         state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(state, Path(path))
@@ -303,19 +281,21 @@ class ContinualTrainer:
         facts = state.get("trainer")
         if not isinstance(facts, dict):
             raise UserError(f"checkpoint {path} is of main.py: open it with --loadcheck")
-        run = self._run()
-        for name, mine in run.config.items():
+        for name, mine in self._run().config.items():
             saved = state["options"].get(name)
             if saved != str(mine):
                 raise UserError(f"checkpoint {path} was written with {name} {saved}, this trainer has {mine}")
         self._make(facts["n_classes"])
-        self.step = checkpoint.restore(state, self.method, self.tasks, run).step
+        self.step = checkpoint.restore(state, self._experiment()).step
         self.task_names, self.R = facts["task_names"], facts["R"]
 
     save_checkpoint, load_checkpoint = save, load
 
     def _learned(self) -> int:
         return self.method.current_task
+
+    def _experiment(self) -> Experiment:
+        return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper())
 
     def _run(self) -> Run:
         """The trainer as the checkpoint's code sees it."""
@@ -353,6 +333,61 @@ class ContinualTrainer:
 
 
 # ---- the configuration
+
+
+class _MeanLosses(Log):
+    """The mean of each loss term over an epoch, added up on the device."""
+
+    def __init__(self, run: Run, after_step: Callable[[], None]):
+        super().__init__(run)
+        self.store = after_step
+
+    @contextmanager
+    def progress(self, exp: Experiment, at: Position, plan: list[int]) -> Iterator[None]:
+        yield
+
+    def begin_epoch(self, at: Position) -> None:
+        self.totals: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def step(self, losses: Any, at: Position) -> None:
+        for name, value in (losses if isinstance(losses, dict) else {"loss": losses}).items():
+            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self.totals[name] = self.totals.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.store()
+
+    def means(self, at: Position) -> dict[str, float]:
+        """Term -> mean.
+
+        Raises:
+            UserError: there was no batch.
+            TrainingFailed: a mean is not finite.
+        """
+        if not self.totals:
+            raise UserError(f"the loader of task {at.task} gives no batch")
+        means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingFailed(f"{bad[0]} is {means[bad[0]]} in epoch {at.epoch} of task {at.task}: try a smaller lr")
+        return means
+
+
+class _Epochs(Stopper):
+    """Scores the validation data after each epoch and calls back; never stops."""
+
+    def __init__(self, trainer: ContinualTrainer, val_loader: Iterable | None, callbacks: Sequence[Callable]):
+        self.trainer, self.val_loader, self.callbacks = trainer, val_loader, callbacks
+        self.facts: list[dict[str, Any]] = []
+
+    def end_epoch(self, exp: Experiment, at: Position) -> bool:
+        facts = {"epoch": at.epoch, **exp.log.means(at)}
+        if self.val_loader is not None:
+            facts["val"] = self.trainer.evaluate(self.val_loader, at.task)
+        self.facts.append(facts)
+        for callback in self.callbacks:
+            callback(self.trainer, facts)
+        return False
 
 
 def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[str, Any] | None]:

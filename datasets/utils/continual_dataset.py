@@ -36,6 +36,7 @@ class ContinualDataset:
         KIND: what a task asks for: 'classification', 'language', 'regression', or 'vision' where that differs from
             task to task; `get_loss` and `get_score` go with it.
         INPUT: 'images', 'tokens' or 'vectors': which networks can read the stream.
+        RECORDS_EPOCHS: the mean loss of every epoch, and the held-out score after it, are kept for the report.
         PRESETS: as a method's.
         SOURCE: function of `base_path` that returns RawData. A `Source` also gives SIZE, N_CLASSES, MEAN and STD where
             the class does not set them.
@@ -63,6 +64,7 @@ class ContinualDataset:
     SETTINGS: tuple[str, ...] = ()
     KIND = "classification"
     INPUT = "images"
+    RECORDS_EPOCHS = False
     PRESETS: dict[str, dict] = {}
     SOURCE: Callable[[str], RawData]
     N_TASKS: int
@@ -142,6 +144,11 @@ class ContinualDataset:
             parts = [self._test_part(t, held_out=True) for t in (range(self.EVAL_TASKS) if self.args.joint else [task])]
             self.held_out_loader = self._make_test_loader(*_concatenate(parts))
         return self.train_loader
+
+    @property
+    def stages(self) -> list[range]:
+        """The scored tasks that are trained together: one at a time, all under `--joint`."""
+        return [range(self.EVAL_TASKS)] if self.args.joint else [range(t, t + 1) for t in range(self.EVAL_TASKS)]
 
     def get_data_loaders(self) -> tuple[TrainLoader, EvalLoader]:
         """Enter the next task; its train and test loaders."""

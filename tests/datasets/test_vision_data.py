@@ -533,8 +533,9 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_is_the_uninterrupted_one(b
             torch.save(capture(exp.model, exp.dataset, exp.run, position), file)
             states[position.step] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
-    train(exp.model, exp.dataset, exp.run, exp.args, [], after_step=keep)
+    exp.log.after_step = keep
+    train(exp)
     start = restore(states[5], fresh.model, fresh.dataset, fresh.run)
-    train(fresh.model, fresh.dataset, fresh.run, fresh.args, [], start)
+    train(fresh, start)
     assert all(map(torch.equal, exp.model.parameters(), fresh.model.parameters()))
     assert exp.run.history[-1].scores == fresh.run.history[-1].scores

@@ -13,7 +13,7 @@ from models.utils.generated_heads import task_logits
 from tests.models.helpers import FakeStream, clones, experiment, finished, first_batch, options
 from utils.checkpoint import capture, restore
 from utils.config import resolve
-from utils.training import Position
+from utils.run import Position
 
 D = torch.float64
 
