@@ -64,6 +64,9 @@ def resolve(argv: list[str]) -> Config:
     for kind in ("model", "dataset"):
         if getattr(choice, kind) is None:
             raise UserError(f"--{kind} is missing: give one of {', '.join(registry.names(kind))}")
+    for kind in registry.FOLDERS:  # a wrong name is refused before anything is imported
+        if getattr(choice, kind) is not None:
+            registry.find(kind, getattr(choice, kind))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
     refuse_setting(model_class, dataset_class)
 
