@@ -245,7 +245,7 @@ METRICS = {metric.name: metric for metric in _TABLE}
 
 def compute(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> float:
     """One metric of `METRICS`, nan where it is not defined; arguments as of `summarise`."""
-    return _mean(_terms(R, baseline, history).get(name, []))
+    return _mean(terms(R, baseline, history).get(name, []))
 
 
 def intransigence(R: np.ndarray, reference: np.ndarray) -> float:
@@ -274,13 +274,13 @@ def summarise(R: np.ndarray, baseline: np.ndarray | None = None, history: Histor
     rows = np.flatnonzero(~np.isnan(R).all(axis=1))
     if rows.size and not len(trained_part(R)):
         return {"acc": float(np.nanmean(R[rows[-1]]))}
-    values = {name: _mean(terms) for name, terms in _terms(R, baseline, history).items()}
+    values = {name: _mean(found) for name, found in terms(R, baseline, history).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def excluded(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, int]:
     """How many undefined terms `summarise` left out of a metric, those with none not listed."""
-    counts = {name: int(np.isnan(terms).sum()) for name, terms in _terms(R, baseline, history).items()}
+    counts = {name: int(np.isnan(found).sum()) for name, found in terms(R, baseline, history).items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -303,8 +303,8 @@ def markdown_table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _terms(R: np.ndarray, baseline: np.ndarray | None, history: History) -> dict[str, np.ndarray]:
-    """Terms of every metric whose needs are there."""
+def terms(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, np.ndarray]:
+    """Terms of every metric whose needs are there; arguments as of `summarise`."""
     baseline = None if baseline is None else np.asarray(baseline, dtype=np.float64)
     scores = Scores(trained_part(R), baseline, history)
     if not len(scores.R):

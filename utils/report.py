@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import criterion, metrics, plots
+from utils import criterion, metrics, network_plots, plots
 from utils.args import NEUTRAL
 from utils.atomic import explained, write_bytes, write_text
 from utils.metrics import METRICS, NEEDS
@@ -259,8 +259,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
             plots.average_curve(run.matrices, score=run.score),
             False,
         )
-    if any(plots.forgetting_per_task(matrix).size for matrix in run.matrices.values()):
-        yield "forgetting", "forgetting of each task", plots.forgetting_bars(run.matrices, score=run.score), False
+    yield from _term_bars(run, "forgetting", "forgetting")
     for name, matrix in run.matrices.items() if curves else ():
         figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score)
         yield f"accuracy_{name}", f"accuracy of each task, {name}", figure, False
@@ -269,17 +268,11 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         yield f"matrix_{name}", f"accuracy matrix, {name}", figure, run.n_tasks > 10
     found = run.analysis
     if found and found.confusion is not None:
-        yield "confusion", "confusion matrix", plots.confusion_matrix(found.confusion), False
+        yield "confusion", "confusion matrix", network_plots.confusion_matrix(found.confusion), False
     if found and found.embedding:
-        yield "embedding", "features of test examples", plots.embedding(*found.embedding), False
-    backward = {name: plots.backward_per_task(matrix) for name, matrix in run.matrices.items()}
-    forward = {name: plots.forward_per_task(matrix, run.baselines.get(name)) for name, matrix in run.matrices.items()}
-    if any(backward.values()):
-        figure = plots.transfer_bars(backward, score=run.score)
-        yield "backward_transfer", "backward transfer of each task", figure, False
-    if any(forward.values()):
-        figure = plots.transfer_bars(forward, "Forward transfer of each task", run.score)
-        yield "forward_transfer", "forward transfer of each task", figure, False
+        yield "embedding", "features of test examples", network_plots.embedding(*found.embedding), False
+    yield from _term_bars(run, "bwt", "backward_transfer")
+    yield from _term_bars(run, "fwt", "forward_transfer")
     if found:
         yield from ((panel.name, panel.shows, panel.figure(), panel.wide) for panel in found.panels)
         yield from found.figures
@@ -299,6 +292,13 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         if any(terms for _, terms, _ in shares):
             figure = plots.loss_curves(shares, ends, "Shares in training", "share", linear=True)
             yield "shares", "shares that the method logs", figure, True
+
+
+def _term_bars(run: Run, metric: str, name: str) -> Iterator[tuple[str, str, Any, bool]]:
+    terms = {s: plots.terms_per_task(metric, matrix, run.baselines.get(s)) for s, matrix in run.matrices.items()}
+    if any(terms.values()):
+        words = f"{name.replace('_', ' ')} of each task"
+        yield name, words, plots.term_bars(metric, terms, run.score), False
 
 
 def _terms(run: Run, shares: bool) -> list[tuple[int, dict[str, float], float]]:

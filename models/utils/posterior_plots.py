@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.plots import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, style
+from utils.network_plots import MARKERS, confusion_matrix
+from utils.plots import CYCLE, HEAT, INK, MAX_LABELLED, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
