@@ -1,5 +1,5 @@
 """Plots of the trained network: its parameters, what it confuses, how its features lie. The style is that of
-`utils.plots`; tasks are numbered from 1.
+`utils.charts`; tasks are numbered from 1.
 """
 
 from __future__ import annotations
@@ -9,22 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.plots import (
-    CYCLE,
-    HEAT,
-    INK,
-    MAX_LABELLED,
-    MAX_NUMBERED,
-    figure_of,
-    task_colour_bar,
-    task_colours,
-    task_ticks,
-)
+from utils.charts import CYCLE, INK, MARKERS, MAX_LABELLED, figure_of, task_colour_bar, task_colours, task_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MARKERS = "os^DvP*X<>"  # of the classes, in turn
 
 
 def capacity_bars(owned: Sequence[int], total: int, title: str = "Parameters in use") -> Figure:
@@ -97,34 +85,4 @@ def embedding(
         below = {"bbox_to_anchor": (0, -0.13), "ncols": 5}  # the colour bar is beside
         place = below if len(colours) > MAX_LABELLED else beside
         axes.legend(loc="upper left", frameon=False, fontsize=8, **place)
-    return figure
-
-
-def confusion_matrix(
-    counts: np.ndarray, title: str = "Confusion matrix: class-il", what: str = "class", first: int = 0
-) -> Figure:
-    """Share of each true class (row, percent) that was predicted as each class (column); or task, numbered from
-    `first`.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-
-    counts = np.asarray(counts, dtype=np.float64)
-    n = len(counts)
-    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = float(np.clip(0.48 * n, 3.0, 6.2))
-    figure, axes = figure_of(size + 1.5, size + 0.8, title, f"predicted {what}", f"true {what}")
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
-    image = axes.imshow(percent, cmap=colours, vmin=0, vmax=100, interpolation="nearest")
-    if n <= MAX_LABELLED:
-        for (true, predicted), value in np.ndenumerate(percent):
-            if value >= 0.5:
-                colour = "w" if value > 50 else INK
-                axes.text(predicted, true, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
-    ticks = range(0, n, next(step for step in (1, 2, 5, 10, 20) if n / step <= MAX_NUMBERED))
-    names = [str(tick + first) for tick in ticks]
-    axes.set_xticks(ticks, names)
-    axes.set_yticks(ticks, names)
-    axes.grid(False)
-    axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045, aspect=30, label=f"% of the true {what}")
     return figure

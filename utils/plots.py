@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils import metrics
+from utils.charts import (
+    CYCLE,
+    HEAT,
+    INK,
+    MAX_LABELLED,
+    MAX_NUMBERED,
+    figure_of,
+    task_colour_bar,
+    task_colours,
+    task_ticks,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,17 +30,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a scenario has the same colour in every plot.
 COLOURS = {"class-il": "#0072B2", "task-il": "#D55E00", "domain-il": "#009E73", "general-continual": "#CC79A7"}
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
-HEAT = ("#f7fbff", "#9ecae1", "#2171b5", "#08306b")  # 0, 33, 67 and 100 percent
-INK = "#222222"
 SCORES = {"r2": "R²"}  # how a score is written, where not by its name
 BARS = {
     "forgetting": ("Forgetting", "best minus last accuracy (points)"),
     "bwt": ("Backward transfer", "change of accuracy (points)"),
     "fwt": ("Forward transfer", "change of accuracy (points)"),
 }
-MAX_LABELLED = 12  # tasks with an entry of their own in a legend; more get a colour bar
-MAX_NUMBERED = 25  # tasks up to which a matrix has room for its numbers
 
 
 def worded(text: str, score: str) -> str:
@@ -258,30 +264,9 @@ def matrix_image(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def figure_of(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """An empty figure (inches) in the common style."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    style(axes, title, xlabel, ylabel)
-    return figure, axes
-
-
 def _score_figure(score: str, width: float, height: float, *words: str) -> tuple[Figure, Axes]:
     """The same, in the words of another score than accuracy."""
     return figure_of(width, height, *(worded(text, score) for text in words))
-
-
-def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    """Bring axes into the common style."""
-    axes.set_title(title, fontsize=11, loc="left", color=INK)
-    axes.set_xlabel(xlabel, fontsize=10)
-    axes.set_ylabel(ylabel, fontsize=10)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _bars(axes: Axes, series: Mapping[str, Mapping[int, float]]) -> None:
@@ -308,24 +293,6 @@ def _bars(axes: Axes, series: Mapping[str, Mapping[int, float]]) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
 
 
-def task_colours(n: int) -> np.ndarray:
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](np.linspace(0, 0.92, n))
-
-
-def task_colour_bar(figure: Figure, axes: Axes, colours: np.ndarray, label: str = "task", first: int = 1) -> None:
-    """In place of a legend with more entries than one can tell apart."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
-    n = len(colours)
-    norm = BoundaryNorm(np.arange(first - 0.5, n + first), n)
-    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, label=label, pad=0.02)
-    bar.set_ticks([t - 1 + first for t in task_ticks(n, most=10)])
-    bar.minorticks_off()
-
-
 def _finish_curves(axes: Axes, curves: list[np.ndarray]) -> None:
     _task_axis(axes, max((np.shape(curve)[-1] for curve in curves), default=1))
     _percent_axis(axes, np.concatenate([np.ravel(curve) for curve in curves]) if curves else np.empty(0))
@@ -336,12 +303,6 @@ def _finish_curves(axes: Axes, curves: list[np.ndarray]) -> None:
 def _task_axis(axes: Axes, n: int) -> None:
     axes.set_xlim(0.7, n + 0.3)
     axes.set_xticks(task_ticks(n))
-
-
-def task_ticks(n: int, most: int = 25) -> list[int]:
-    """Task numbers 1..n, thinned to about `most`."""
-    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, n) if n / s <= most)
-    return list(range(1, n + 1)) if stride == 1 else [1, *range(stride, n + 1, stride)]
 
 
 def _percent_axis(axes: Axes, values: np.ndarray) -> None:

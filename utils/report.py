@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import criterion, metrics, network_plots, plots
+from utils import charts, criterion, metrics, network_plots, plots
 from utils.args import NEUTRAL
 from utils.atomic import explained, write_bytes, write_text
 from utils.metrics import METRICS, NEEDS
@@ -268,7 +268,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         yield f"matrix_{name}", f"accuracy matrix, {name}", figure, run.n_tasks > 10
     found = run.analysis
     if found and found.confusion is not None:
-        yield "confusion", "confusion matrix", network_plots.confusion_matrix(found.confusion), False
+        yield "confusion", "confusion matrix", charts.confusion_matrix(found.confusion), False
     if found and found.embedding:
         yield "embedding", "features of test examples", network_plots.embedding(*found.embedding), False
     yield from _term_bars(run, "bwt", "backward_transfer")

@@ -1,4 +1,4 @@
-"""Plots of what `models.utils.gate_analysis` finds, in the style of `utils.plots`."""
+"""Plots of what `models.utils.gate_analysis` finds, in the style of `utils.charts`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.plots import CYCLE, HEAT, INK, figure_of
+from utils.charts import CYCLE, HEAT, INK, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Plots of what posteriors over weights say, in the style of `utils.plots`; each function returns a matplotlib Figure.
+"""Plots of what posteriors over weights say, in the style of `utils.charts`; each function returns a matplotlib Figure.
 
 Tasks are numbered from 1.
 """
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.network_plots import MARKERS, confusion_matrix
-from utils.plots import CYCLE, HEAT, INK, MAX_LABELLED, style
+from utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import network_plots, plots
+from utils import charts, network_plots, plots
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
 STOPPED = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [np.nan] * 3])
@@ -41,7 +41,7 @@ def test_capacity_rises():
 
 
 def test_confusion_is_in_percent_of_the_true_class():
-    image = network_plots.confusion_matrix(np.array([[3, 1], [0, 0]])).axes[0].images[0]
+    image = charts.confusion_matrix(np.array([[3, 1], [0, 0]])).axes[0].images[0]
     assert image.get_array().tolist() == [[75.0, 25.0], [0.0, 0.0]]
 
 
@@ -68,7 +68,7 @@ def test_plots_of_any_length_draw(n, tmp_path):
         plots.term_bars("bwt", {name: plots.terms_per_task("bwt", m) for name, m in matrices.items()}),
         network_plots.capacity_bars([10] * n, 10 * n),
         network_plots.importance_histogram(np.arange(n), np.arange(n + 1.0), 0.1),
-        network_plots.confusion_matrix(matrix),
+        charts.confusion_matrix(matrix),
         plots.comparison_bars({f"method {k}": (50.0 - k, 1.0) for k in range(n)}, "accuracy (%)", "Comparison"),
         plots.seed_curves({"class-il": np.stack([curve, curve])}),
         plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}, 0.1) for k in range(3 * n)]),
