@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from models.utils.state import describe, same_value
 from utils import checkpoint, registry
 from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
@@ -362,7 +363,7 @@ def resumed_run(case: Case, step: int, *more: str) -> Experiment:
 def state_of(exp: Experiment) -> dict:
     """What the method remembers, its optimisers included, and where the random generators are."""
     return {
-        "model": {name: copied(value) for name, value in exp.model.state_dict().items()},
+        "model": copied(describe(exp.model)),
         "random": random_state(),
     }
 
@@ -388,8 +389,8 @@ def differing_entries(a, b, name: str = "") -> list[str]:
         return [d for k in keys for d in differing_entries(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing_entries(x, y, f"{name}[{i}]")]
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        same = same_value(a, b)
     else:
         same = a == b or (a != a and b != b)
     return [] if same else [name]
