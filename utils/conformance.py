@@ -9,8 +9,12 @@ import argparse
 import atexit
 import functools
 import inspect
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -199,8 +203,8 @@ def observe_never_waits(case: Case) -> None:
         )
 
 
-def resumes_exactly(case: Case) -> None:
-    """Stopped at some iteration, saved, restored into new objects and continued, a run ends as if it had never
+def resumes_exactly(case: Case, elsewhere: bool = True) -> None:
+    """Stopped at some iteration, saved, restored in another process and continued, a run ends as if it had never
     stopped.
     """
     undisturbed = run(case, "--n_epochs", "2")
@@ -208,14 +212,14 @@ def resumes_exactly(case: Case) -> None:
     total = ends[-1]
     # The first iteration, the middle of things, a task's last iteration (its end_task is run by the second process),
     # and the place between two tasks (its begin_task is).
-    for step in sorted({1, total // 2 + 1, ends[0], -ends[0]}):
-        resumed = resumed_run(case, step, "--n_epochs", "2")
-        differing = differing_entries(state_of(undisturbed), state_of(resumed))
-        if differing or differing_entries(scores_of(undisturbed), scores_of(resumed)):
+    steps = sorted({1, total // 2 + 1, ends[0], -ends[0]})
+    for step, (state, scores) in zip(steps, resumed_ends(case, steps, elsewhere, "--n_epochs", "2"), strict=True):
+        differing = differing_entries(state_of(undisturbed), state)
+        if differing or differing_entries(scores_of(undisturbed), scores):
             what = ", ".join(differing[:3]) or "its scores"
             raise Failure(
                 f"stopped at iteration {abs(step)} of {total} and resumed, the run differs in {what}: what the method "
-                "remembers must be in its state_dict or its attributes, not in globals, closures or files"
+                "remembers must be in its attributes, not in globals, closures or files"
             )
 
 
@@ -341,23 +345,61 @@ def resumed_run(case: Case, step: int, *more: str) -> Experiment:
 
     A negative step means the place after the evaluation that follows that many iterations.
     """
-    first = build(case.config(*more))
-
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "checkpoint.pt"
+        stop_run(case, step, Path(folder, "checkpoint.pt"), *more)
+        return continue_run(case, Path(folder, "checkpoint.pt"), *more)
 
-        def stop(position: Position) -> None:
-            if position.step == abs(step):
-                checkpoint.save(checkpoint.capture(first.model, first.dataset, first.run, position), file)
-                raise Interrupted
 
-        when = {"after_step": stop} if step > 0 else {"after_task": stop}
-        with suppress(Interrupted):
-            train(first.model, first.dataset, first.run, first.args, [], **when)
-        second = build(case.config(*more))
-        start = checkpoint.restore(checkpoint.load(file), second.model, second.dataset, second.run)
-    train(second.model, second.dataset, second.run, second.args, [], start=start)
-    return second
+def stop_run(case: Case, step: int, file: Path, *more: str) -> None:
+    """The first part of `resumed_run`: what is saved lies in `file`."""
+    exp = build(case.config(*more))
+
+    def stop(position: Position) -> None:
+        if position.step == abs(step):
+            checkpoint.save(checkpoint.capture(exp.model, exp.dataset, exp.run, position), file)
+            raise Interrupted
+
+    when = {"after_step": stop} if step > 0 else {"after_task": stop}
+    with suppress(Interrupted):
+        train(exp.model, exp.dataset, exp.run, exp.args, [], **when)
+
+
+def continue_run(case: Case, file: Path, *more: str) -> Experiment:
+    """The second part of `resumed_run`."""
+    exp = build(case.config(*more))
+    start = checkpoint.restore(checkpoint.load(file), exp.model, exp.dataset, exp.run)
+    train(exp.model, exp.dataset, exp.run, exp.args, [], start=start)
+    return exp
+
+
+def resumed_ends(case: Case, steps: list[int], elsewhere: bool, *more: str) -> list[tuple[dict, list[dict]]]:
+    """State and scores at the end of `resumed_run` from each of `steps`.
+
+    Args:
+        elsewhere: continue in another process, in which hashes of texts are others.
+    """
+    if not elsewhere:
+        return [(state_of(exp), scores_of(exp)) for exp in (resumed_run(case, step, *more) for step in steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, f"{i}.pt")) for i in range(len(steps))]
+        for step, file in zip(steps, files, strict=True):
+            stop_run(case, step, Path(file), *more)
+        told = json.dumps([case.model, case.setting, files, more])
+        seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+        program = "from utils.conformance import continue_elsewhere; import sys; continue_elsewhere(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", program, told], cwd=registry.ROOT, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONHASHSEED": seed})  # fmt: skip
+        if done.returncode:
+            raise Failure(f"it cannot be resumed in another process: {done.stderr.strip().splitlines()[-1]}")
+        return [tuple(torch.load(f"{file}.end", weights_only=True)) for file in files]
+
+
+def continue_elsewhere(told: str) -> None:
+    """What the other process of `resumed_ends` does."""
+    model, setting, files, more = json.loads(told)
+    for file in files:
+        exp = continue_run(Case(model, setting), Path(file), *more)
+        torch.save([state_of(exp), scores_of(exp)], f"{file}.end")
 
 
 def state_of(exp: Experiment) -> dict:
