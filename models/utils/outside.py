@@ -6,6 +6,7 @@ A note of it is taken when the method was constructed; what differs from it late
 import dis
 import functools
 import io
+import itertools
 import random
 import sys
 import types
@@ -132,7 +133,10 @@ def _content(value: Any, seen: set[int]) -> Iterator[Any]:
     elif isinstance(value, functools.partial):
         yield from _content([value.func, value.args, value.keywords], seen)
     elif hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):
-        yield object()  # where it is cannot be seen without moving it
+        try:
+            yield from _content(repr(value) if isinstance(value, itertools.count) else value.__reduce__(), seen)
+        except TypeError:
+            yield object()  # a generator: where it is cannot be seen without moving it
     elif isinstance(value, nn.Module):
         for part in (*value.parameters(), *value.buffers()):
             yield from _content(part, seen)

@@ -127,7 +127,9 @@ class Origin:
             return member, (kind.__module__, kind.__qualname__, value.name)
         if (generator := _generator(value)) is not None:
             return generator
-        return self._instance(value, vars(value)) if _is_plain(kind) else self._refuse(value)
+        if _is_plain(kind) and hasattr(value, "__dict__"):
+            return self._instance(value, vars(value))
+        raise Unkept(f"a {kind.__name__}")
 
     def class_of(self, module: str, name: str) -> type | None:
         """A class that a stored state may name, None for any other."""
@@ -209,7 +211,7 @@ class Origin:
     def _instance(self, value: Any, attributes: dict, place: str | None = None) -> tuple:
         cls = type(value)
         if place is None and self.class_of(cls.__module__, cls.__qualname__) is not cls:
-            self._refuse(value)
+            raise Unkept(f"a {cls.__name__}")
         for name in attributes:
             if type(name) is not str or name.startswith("__") or name in _methods(cls):
                 raise Unkept("it hides a method", str(name))
@@ -229,9 +231,6 @@ class Origin:
             return base.view(-1).detach().as_strided(value.shape, strides, start // value.itemsize)
         except (TypeError, ValueError, RuntimeError):
             raise Unkept(f"an array of {value.dtype}, or of reversed axes") from None
-
-    def _refuse(self, value: Any) -> None:
-        raise Unkept(f"a {type(value).__name__}")
 
 
 # ---- the readers: all that a checkpoint may call
@@ -298,7 +297,8 @@ def member(module: str, name: str, which: str):
 
 def _array(memory: Tensor, writeable: bool) -> np.ndarray:
     out = memory.numpy()
-    out.flags.writeable = writeable
+    if not writeable:
+        out.flags.writeable = False
     return out
 
 
@@ -471,7 +471,9 @@ def write(state: dict[str, Any], file, model: nn.Module) -> None:
                 return NotImplemented
             if id(value) not in written:
                 written[id(value)] = origin.form(value), value
-            return written[id(value)][0]
+            form = written[id(value)][0]
+            # One dict of attributes, but a tuple of its own each time: a tuple within itself could not be read.
+            return form if form is NotImplemented else (form[0], (*form[1],))
 
     module = types.SimpleNamespace(__name__="state", Pickler=Writer)
     torch.save(state, file, pickle_module=module)
@@ -706,9 +708,13 @@ def _is_constant(value: Any) -> bool:
 
 
 def _keeps_order(value: set | frozenset) -> bool:
-    """Whether a set made of the same values, in another process, lists them in the same order, and will."""
+    """Whether a set made of the same values, in another process, lists them in the same order, and will when it grows:
+    its table is as large, or the values are 0, 1, 2 and so on, which any table has in this order.
+    """
     other = type(value)(list(value))
-    return all(map(_has_fixed_hash, value)) and list(other) == list(value) and sys.getsizeof(other) == sys.getsizeof(value)
+    if not all(map(_has_fixed_hash, value)) or list(other) != list(value):
+        return False
+    return list(value) == list(range(len(value))) or sys.getsizeof(other) == sys.getsizeof(value)
 
 
 def _has_fixed_hash(value: Any) -> bool:
