@@ -41,6 +41,8 @@ CODE = (
     logging.Logger, re.Pattern,
 )  # fmt: skip
 BUILTINS = {kind.__name__: kind for kind in (list, dict, tuple, int, float, bool, str, set, OrderedDict, Counter)}
+CALLED = (type, types.FunctionType, types.BuiltinFunctionType)
+NATIVE = {*SCALARS, dict, list, tuple, set, frozenset}
 BY_TORCH = {set, frozenset, complex, bytearray, OrderedDict, Counter, torch.Size, torch.device, nn.Parameter, Tensor}
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 NUMBERS = ("bool_", "bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
@@ -226,9 +228,11 @@ class Origin:
             if id(root) not in self.roots:
                 self.roots[id(root)] = root, root if isinstance(root, Tensor) else torch.from_numpy(root)
             base = self.roots[id(root)][1]
+            if value.dtype != root.dtype and not isinstance(root, Tensor):
+                raise TypeError
             start = value.__array_interface__["data"][0] - base.untyped_storage().data_ptr()
             strides = [stride // value.itemsize for stride in value.strides]
-            return base.view(-1).detach().as_strided(value.shape, strides, start // value.itemsize)
+            return base.detach().as_strided(value.shape, strides, start // value.itemsize)
         except (TypeError, ValueError, RuntimeError):
             raise Unkept(f"an array of {value.dtype}, or of reversed axes") from None
 
@@ -308,8 +312,8 @@ def _torch_generator(state: Tensor, device: str) -> torch.Generator:
     return out
 
 
-def _bit_generator(kind: str, state: dict, seeds: tuple | None):
-    entropy, key, spawned = seeds or (0, (), 0)
+def _bit_generator(kind: str, state: dict, seeds: tuple):
+    entropy, key, spawned = seeds
     seeds = np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned)
     out = getattr(np.random, BIT_GENERATORS[BIT_GENERATORS.index(kind)])(seeds)
     out.state = state
@@ -465,15 +469,22 @@ def write(state: dict[str, Any], file, model: nn.Module) -> None:
     origin, written = origin_of(model), {}
     origin.roots.clear()
 
-    class Writer(pickle.Pickler):
+    class Writer(pickle._Pickler):
         def reducer_override(self, value):
-            if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType) and _is_allowed(value):
+            kind = type(value)
+            if kind in NATIVE or isinstance(value, CALLED) and _is_allowed(value):
                 return NotImplemented
             if id(value) not in written:
                 written[id(value)] = origin.form(value), value
-            form = written[id(value)][0]
-            # One dict of attributes, but a tuple of its own each time: a tuple within itself could not be read.
-            return form if form is NotImplemented else (form[0], (*form[1],))
+            return written[id(value)][0]
+
+        def save_reduce(self, function, given, *more, obj=None):
+            """An object within its own attributes is written there from its name and the same dict of attributes."""
+            if function not in READERS:
+                return super().save_reduce(function, given, *more, obj=obj)
+            super().save_reduce(function, (*given,))  # a tuple within itself could not be read
+            if id(obj) not in self.memo:
+                self.memoize(obj)
 
     module = types.SimpleNamespace(__name__="state", Pickler=Writer)
     torch.save(state, file, pickle_module=module)
@@ -668,7 +679,7 @@ def _generator(value: Any) -> tuple | None:
     if isinstance(value, np.random.BitGenerator) and type(value).__name__ in BIT_GENERATORS:
         seeds = getattr(value, "seed_seq", None)
         known = isinstance(seeds, np.random.SeedSequence)
-        told = (seeds.entropy, seeds.spawn_key, seeds.n_children_spawned) if known else None
+        told = (seeds.entropy, seeds.spawn_key, seeds.n_children_spawned) if known else (0, (), 0)
         return made, ("bit generator", type(value).__name__, value.state, told)
     if type(value) is np.random.Generator:
         return made, ("numpy generator", value.bit_generator)
