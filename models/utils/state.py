@@ -370,8 +370,8 @@ class _Reading:
 
     def blank(self, module: str, name: str, place: str | None) -> Any:
         """An object of a class without attributes."""
-        mine = None if place is None else self.origin.parts[place]
-        if place is not None and (place in self.places.values() or not _is_named(type(mine), module, name)):
+        mine = None if place is None else self.origin.parts.get(place)
+        if mine is not None and (place in self.places.values() or not _is_named(type(mine), module, name)):
             raise ValueError(f"another module in the place of {place or 'the method'}")
         cls = self.origin.class_of(module, name) if mine is None else type(mine)
         if cls is None or not (_is_plain(cls) or issubclass(cls, nn.Module)):

@@ -127,7 +127,7 @@ def test_snapshot_may_be_empty_and_comes_back():
     net.set_params(torch.zeros(6))
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot.parameters(), strict=True))
     other = Snapshot()
-    reload(snapshot, other)
+    reload(torch.nn.ModuleList([net, snapshot]), torch.nn.ModuleList([Flat(2, 2), other]))
     assert other and torch.equal(other(image(1, 2)), snapshot(image(1, 2)))
 
 
