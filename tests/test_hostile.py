@@ -18,7 +18,7 @@ import torch
 import yaml
 
 import main as entry
-from models.utils import state
+from models.utils import readers, state
 from utils import checkpoint
 from utils.buffer import Buffer
 from utils.config import resolve
@@ -255,18 +255,18 @@ CALLS = {
     "torch.load": Call(torch.load, "trace"),
     "a constructor": Call(torch.nn.Linear, 1, 1),
     "a class of the method": Call(Buffer, 10),
-    "a class of os": Call(state.instance, "os", "_Environ", None, {}),
-    "a class through a class": Call(state.instance, "models.er", "Er.observe.__globals__", None, {}),
-    "a class that is no class": Call(state.instance, "torch.nn.modules.linear", "math", None, {}),
-    "a class made by a function": Call(state.code, "file.ContinualModel", ),
-    "code that is not there": Call(state.code, "file.os"),
-    "a function of torch's files": Call(state.code, "torch:load"),
-    "a method of Python's": Call(state.bound, [], "__class__"),
-    "a bit generator that is none": Call(state.made, "bit generator", "bytes", {}, (0, (), 0)),
-    "another number": Call(state.made, "number", "object", 1),
-    "a kind of value that is none": Call(state.made, "__import__", "os"),
-    "what does not belong to the run": Call(state.owned, "model"),
-    "a second self": Call(state.instance, "models.er", "Er", "", {}),
+    "a class of os": Call(readers.instance, "os", "_Environ", None, {}),
+    "a class through a class": Call(readers.instance, "models.er", "Er.observe.__globals__", None, {}),
+    "a class that is no class": Call(readers.instance, "torch.nn.modules.linear", "math", None, {}),
+    "a class made by a function": Call(readers.code, "file.Nothing"),
+    "code that is not there": Call(readers.code, "file.os"),
+    "a function of torch's files": Call(readers.code, "torch:load"),
+    "a method of Python's": Call(readers.bound, [], "__class__"),
+    "a bit generator that is none": Call(readers.made, "bit generator", "bytes", {}, (0, (), 0)),
+    "another number": Call(readers.made, "number", "object", 1),
+    "a kind of value that is none": Call(readers.made, "__import__", "os"),
+    "what does not belong to the run": Call(readers.owned, "model"),
+    "a second self": Call(readers.instance, "models.er", "Er", "", {}),
 }
 CHANGES = {
     "a method's name": attribute("observe", 1),
@@ -292,10 +292,10 @@ def test_a_method_that_is_none_is_one_line_and_runs_nothing(capsys, tmp_path, sa
     elif CHANGES[name]:
         CHANGES[name](model)
         monkeypatch.setattr(state.Origin, "_instance", lambda self, value, attributes, place=None: (
-            state.instance, (type(value).__module__, type(value).__qualname__, place, attributes)))  # fmt: skip
+            readers.instance, (type(value).__module__, type(value).__qualname__, place, attributes)))  # fmt: skip
         monkeypatch.setattr(state.Origin, "_module", lambda self, value: self._instance(
             value, {k: sorted(v) if k == "_non_persistent_buffers_set" else v for k, v in vars(value).items()
-                    if k not in (*state.MODULE_HOOKS, "_origin")}, self.places.get(id(value))))  # fmt: skip
+                    if k not in (*readers.MODULE_HOOKS, "_origin")}, self.places.get(id(value))))  # fmt: skip
     state.write(facts | {"model": model if name != "no method at all" else [1]}, content, model)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,10 @@ def costs(model: ContinualModel) -> dict[str, int]:
     state = {
         name: value
         for name, value in describe(model).items()
-        if isinstance(value, Tensor) and not value.is_meta and not name.startswith(optimizers) and not name.endswith(".grad")
+        if isinstance(value, Tensor)
+        and not value.is_meta
+        and not name.startswith(optimizers)
+        and not name.endswith(".grad")
     }
     network = {name: value for name, value in state.items() if name.startswith("net.")}
     buffers = [tensor for part in model.modules() if isinstance(part, Buffer) for tensor in part.buffers()]

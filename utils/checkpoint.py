@@ -32,8 +32,8 @@ FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {d
 FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
 KEYS = {
     "model_name": str, "dataset_name": str, "environment": dict, "options": dict, "position": dict, "pending": list,
-    "stopping": dict | None, "shapes": dict, "settings": dict, "dataset": dict, "random": dict, "matrices": dict, "baselines": dict,
-    "history": list, "losses": list,
+    "stopping": dict | None, "shapes": dict, "settings": dict, "dataset": dict, "random": dict, "matrices": dict,
+    "baselines": dict, "history": list, "losses": list,
 }  # fmt: skip
 # What older checkpoints do not have.
 LATER = {"epochs": list, "pictures": list}

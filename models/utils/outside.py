@@ -58,7 +58,9 @@ class Outside:
         kinds = {type(part) for part in (*origin.parts.values(), origin.owned.get("dataset"))} - {type(None)}
         file = vars(sys.modules[type(origin.model).__module__])
         own = {v for v in file.values() if isinstance(v, type) and v.__module__ == type(origin.model).__module__}
-        for cls in sorted({c for kind in kinds | own for c in kind.__mro__}, key=lambda c: (c.__module__, c.__qualname__)):
+        for cls in sorted(
+            {c for kind in kinds | own for c in kind.__mro__}, key=lambda c: (c.__module__, c.__qualname__)
+        ):
             if cls.__module__.partition(".")[0] not in ("builtins", "abc", "typing"):
                 parts = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
                 roots |= {f"class attribute {cls.__qualname__}.{k}": v for k, v in parts.items()}

@@ -2,28 +2,22 @@
 
 `torch.save` writes the method as it is, with its modules, tensors, optimisers, lists and objects. What belongs to the
 run (options, stream, loss, transform) and all code (functions, classes) is written as a name, for which the method that
-reads the file has its own. `torch.load(weights_only=True)` reads it: it may call the functions marked `@reader` below
-and nothing else, and these make an object of a class that the fresh method is made of, without calling its `__init__`.
+reads the file has its own. `torch.load(weights_only=True)` reads it, which may call what is in
+`models/utils/readers.py` and nothing else.
 
 A method author writes nothing for this. What would not come back the same (an iterator, a hook, an option that the
 method changed, a set of texts) is refused by its name when it is to be saved.
 """
 
-import argparse
 import enum
 import functools
 import io
-import logging
-import math
 import pathlib
 import pickle
 import random
-import re
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -32,32 +26,35 @@ import torch
 from torch import Tensor, nn
 
 from models.utils.outside import outside_of
-from utils.errors import UserError
-
-OWNED = ("args", "dataset", "loss", "transform", "normalization_transform")
-SCALARS = (type(None), bool, int, float, str, bytes)
-CODE = (
-    types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, np.ufunc, torch.layout, torch.memory_format,
-    logging.Logger, re.Pattern,
+from models.utils.readers import (
+    BIT_GENERATORS,
+    CODE,
+    LEFT_OUT,
+    MAKERS,
+    MODULE_HOOKS,
+    NUMBERS,
+    READERS,
+    SCALARS,
+    TABLES,
+    Reading,
+    bound,
+    code,
+    instance,
+    is_plain,
+    leaf,
+    made,
+    member,
+    owned,
+    read_by,
 )  # fmt: skip
+
 BUILTINS = {kind.__name__: kind for kind in (list, dict, tuple, int, float, bool, str, set, OrderedDict, Counter)}
 CALLED = (type, types.FunctionType, types.BuiltinFunctionType)
 NATIVE = {*SCALARS, dict, list, tuple, set, frozenset}
 BY_TORCH = {set, frozenset, complex, bytearray, OrderedDict, Counter, torch.Size, torch.device, nn.Parameter, Tensor}
-BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
-NUMBERS = ("bool_", "bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)), "float16", "float32", "float64")
-TABLES = ("_parameters", "_buffers", "_modules")
-BLANK = vars(nn.Module())
-MODULE_HOOKS = [name for name in BLANK if "hook" in name]
-HOUSE = ("models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.")
-
-
-class Unkept(ValueError):
-    """Why a value cannot be kept; `name` where it is an attribute of the value that cannot."""
-
-    def __init__(self, what: str, name: str = ""):
-        super().__init__(what)
-        self.name = name
+HOUSE = (
+    "models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.", "torchvision.", "timm.", "peft.",
+)  # fmt: skip
 
 
 class Origin:
@@ -84,7 +81,7 @@ class Origin:
         self.code = {f"file.{name}": value for name, value in mine.items() if isinstance(value, CODE)}
         self.labels = {id(value): label for label, value in self.code.items()}
         self.roots: dict[int, tuple] = {}
-        walk = _Walk(self, learn=True)
+        walk = Walk(self, learn=True)
         walk.visit(model, "")
         self.settings = {path: value for path, value in walk.flat.items() if type(value) in SCALARS}
         self.surroundings = outside_of(self)
@@ -100,15 +97,23 @@ class Origin:
             return owned, (self.names[id(value)],)
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if kind in (Counter, OrderedDict, torch.dtype, torch.device, torch.Size, bytearray, complex, torch.storage.TypedStorage):
+        if kind in (
+            Counter,
+            OrderedDict,
+            torch.dtype,
+            torch.device,
+            torch.Size,
+            bytearray,
+            complex,
+            torch.storage.TypedStorage,
+        ):
             return NotImplemented
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, torch.optim.Optimizer):
             return self._instance(value, _of_optimizer(value))
-        if kind is types.MethodType and not value.__name__.startswith("__"):
-            if getattr(type(value.__self__), value.__name__, None) is value.__func__:
-                return bound, (value.__self__, value.__name__)
+        if kind is types.MethodType and getattr(type(value.__self__), value.__name__, None) is value.__func__:
+            return bound, (value.__self__, value.__name__)
         if isinstance(value, CODE):
             return code, (self._label(value),)
         if kind is np.ndarray:
@@ -129,7 +134,7 @@ class Origin:
             return member, (kind.__module__, kind.__qualname__, value.name)
         if (generator := _generator(value)) is not None:
             return generator
-        if _is_plain(kind) and hasattr(value, "__dict__"):
+        if is_plain(kind) and hasattr(value, "__dict__"):
             return self._instance(value, vars(value))
         raise Unkept(f"a {kind.__name__}")
 
@@ -164,9 +169,9 @@ class Origin:
         if id(value) not in self.labels:
             raise Unkept(f"a {type(value).__name__} that was not there when the method was constructed")
         owner = getattr(value, "__self__", None)
-        if isinstance(value, types.BuiltinFunctionType) and not isinstance(owner, types.ModuleType | type | None):
-            if owner is not random._inst and owner is not np.random.mtrand._rand:
-                raise Unkept(f"a method of a {type(owner).__name__}")
+        hidden = isinstance(value, types.BuiltinFunctionType) and not isinstance(owner, types.ModuleType | type | None)
+        if hidden and owner is not random._inst and owner is not np.random.mtrand._rand:
+            raise Unkept(f"a method of a {type(owner).__name__}")
         self.check_cells(value)
         return self.labels[id(value)]
 
@@ -200,8 +205,7 @@ class Origin:
         for table in hooks.values():
             for hook in table.values() if isinstance(table, dict) else ():
                 self.check_cells(getattr(hook, "__func__", hook))
-        left = (*MODULE_HOOKS, "_origin", "_compiled_call_impl")
-        attributes = {name: part for name, part in vars(value).items() if name not in left}
+        attributes = {name: part for name, part in vars(value).items() if name not in LEFT_OUT}
         for table, kind in zip(TABLES, (Tensor, Tensor, nn.Module), strict=True):
             if type(attributes.get(table)) is not dict or not all(
                 type(k) is str and isinstance(v, kind | None) for k, v in attributes[table].items()
@@ -237,175 +241,7 @@ class Origin:
             raise Unkept(f"an array of {value.dtype}, or of reversed axes") from None
 
 
-# ---- the readers: all that a checkpoint may call
-
-READERS: list[Callable] = [frozenset]
-_reading: "_Reading | None" = None
-
-
-def reader(function: Callable) -> Callable:
-    """Let checkpoints call a function; it does nothing while only the rest of a checkpoint is read."""
-
-    @functools.wraps(function)
-    def call(*args):
-        return function(*args) if _reading else None
-
-    READERS.append(call)
-    return call
-
-
-@reader
-def owned(name: str):
-    """What belongs to the run."""
-    return _reading.origin.owned[name]
-
-
-@reader
-def code(label: str):
-    """A function, a class or a module that the fresh method has."""
-    return _reading.origin.code_of(label)
-
-
-@reader
-def instance(module: str, name: str, place: str | None, attributes: dict):
-    """An object of a class of the method's; one of the fresh method's modules where it was one."""
-    return _reading.once(attributes, lambda: _reading.blank(module, name, place))
-
-
-@reader
-def leaf(data: Tensor, parameter: bool, learns: bool, marks: dict):
-    """A tensor with its gradient and its attributes."""
-    return _reading.once(marks, lambda: nn.Parameter(data, learns) if parameter else data.requires_grad_(learns))
-
-
-@reader
-def bound(owner, name: str):
-    """A method of a stored object."""
-    function = getattr(type(owner), name)
-    if name.startswith("__") or not isinstance(function, types.FunctionType):
-        raise ValueError(f"{name} is no method")
-    return types.MethodType(function, owner)
-
-
-@reader
-def made(kind: str, *given):
-    """A value of a kind in `MAKERS`, none of which does more than to make it."""
-    return MAKERS[kind](*given)
-
-
-@reader
-def member(module: str, name: str, which: str):
-    """A member of an enumeration."""
-    return _reading.origin.class_of(module, name).__members__[which]
-
-
-def _array(memory: Tensor, writeable: bool) -> np.ndarray:
-    out = memory.numpy()
-    if not writeable:
-        out.flags.writeable = False
-    return out
-
-
-def _torch_generator(state: Tensor, device: str) -> torch.Generator:
-    out = torch.Generator(device if device == "cpu" else _reading.origin.model.device)
-    out.set_state(state.cpu())
-    return out
-
-
-def _bit_generator(kind: str, state: dict, seeds: tuple):
-    entropy, key, spawned = seeds
-    seeds = np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned)
-    out = getattr(np.random, BIT_GENERATORS[BIT_GENERATORS.index(kind)])(seeds)
-    out.state = state
-    return out
-
-
-def _numpy_random(bits, has_gauss: int, gauss: float) -> np.random.RandomState:
-    out = np.random.RandomState(bits)
-    out.set_state({**out.get_state(legacy=False), "has_gauss": has_gauss, "gauss": gauss})
-    return out
-
-
-def _python_random(state: tuple) -> random.Random:
-    out = random.Random(0)
-    out.setstate(state)
-    return out
-
-
-MAKERS: dict[str, Callable] = {
-    "array": _array,
-    "number": lambda dtype, value: np.dtype(NUMBERS[NUMBERS.index(dtype)]).type(value),
-    "partial": lambda function, given, keywords: functools.partial(function, *given, **keywords),
-    "deque": deque,
-    "defaultdict": defaultdict,
-    "range": range,
-    "slice": slice,
-    **{kind.__name__: kind for kind in (type(pathlib.Path()), type(pathlib.PurePath()))},
-    "torch generator": _torch_generator,
-    "bit generator": _bit_generator,
-    "numpy generator": np.random.Generator,
-    "numpy random": _numpy_random,
-    "python random": _python_random,
-}
-
-
 # ---- writing and reading
-
-
-class _Reading:
-    """One state that is being read for a method; into its own modules, or to look at it."""
-
-    def __init__(self, origin: Origin, into: bool):
-        self.origin, self.into = origin, into
-        self.found: dict[int, tuple[Any, dict]] = {}
-        self.places: dict[int, str] = {}
-
-    def once(self, attributes: dict, make: Callable) -> Any:
-        """The object that has these attributes, which are known before they are complete."""
-        if type(attributes) is not dict:
-            raise TypeError("attributes that are no dict")
-        if id(attributes) not in self.found:
-            self.found[id(attributes)] = make(), attributes
-        return self.found[id(attributes)][0]
-
-    def blank(self, module: str, name: str, place: str | None) -> Any:
-        """An object of a class without attributes."""
-        mine = None if place is None else self.origin.parts.get(place)
-        if mine is not None and (place in self.places.values() or not _is_named(type(mine), module, name)):
-            raise ValueError(f"another module in the place of {place or 'the method'}")
-        cls = self.origin.class_of(module, name) if mine is None else type(mine)
-        if cls is None or not (_is_plain(cls) or issubclass(cls, nn.Module)):
-            raise ValueError(f"an object of class {name}")
-        out = mine if mine is not None and self.into else object.__new__(cls)
-        if place is not None:
-            self.places[id(out)] = place
-        return out
-
-    def finish(self) -> None:
-        """Give the objects their attributes, which are complete now."""
-        for out, attributes in self.found.values():
-            if isinstance(out, Tensor):
-                out.grad = attributes.pop("grad")
-                vars(out).update(attributes)
-                continue
-            if isinstance(out, nn.Module):
-                mine = self.origin.parts.get(self.places.get(id(out)))
-                kept = vars(mine) if mine is not None else nn.Module.__dict__ | vars(nn.Module())
-                attributes["_non_persistent_buffers_set"] = set(attributes["_non_persistent_buffers_set"])
-                left = (*MODULE_HOOKS, "_origin", "_compiled_call_impl")
-                attributes.update((name, kept[name]) for name in left if name in kept)
-            object.__setattr__(out, "__dict__", attributes)
-
-
-@contextmanager
-def _read_by(reading: _Reading | None) -> Iterator[None]:
-    global _reading
-    _reading = reading
-    try:
-        with torch.serialization.safe_globals(READERS):
-            yield
-    finally:
-        _reading = None
 
 
 def origin_of(model: nn.Module, free: tuple[str, ...] = ()) -> Origin:
@@ -425,7 +261,7 @@ def describe(model: nn.Module, most: int = sys.maxsize) -> dict[str, Any]:
     Raises:
         UserError: an attribute would not come back the same; the line names it.
     """
-    walk = _Walk(origin_of(model), most=most)
+    walk = Walk(origin_of(model), most=most)
     walk.visit(model, "")
     walk.check_memory()
     return walk.flat
@@ -440,7 +276,9 @@ def check(model: nn.Module) -> None:
     origin = origin_of(model)
     changed = origin.surroundings.changed()
     if changed:
-        raise UserError(f"{changed} was changed by {model.NAME} and is no part of a checkpoint: keep an attribute instead")
+        raise UserError(
+            f"{changed} was changed by {model.NAME} and is no part of a checkpoint: keep an attribute instead"
+        )
     before = describe(model)
     if origin.tried:
         return
@@ -448,19 +286,19 @@ def check(model: nn.Module) -> None:
     try:
         write({"model": model}, file, model)
         file.seek(0)
-        reading = _Reading(origin, into=False)
-        with _read_by(reading):
+        reading = Reading(origin, into=False)
+        with read_by(reading):
             read = torch.load(file, weights_only=True)["model"]
         reading.finish()
         other = copy(origin)
         other.model, other.places = read, reading.places
-        walk = _Walk(other)
+        walk = Walk(other)
         walk.visit(read, "")
     except (pickle.PickleError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as e:
         raise UserError(f"{model.NAME} cannot be kept in a checkpoint: {type(e).__name__} {e}"[:500]) from None
     for name in (*before, *walk.flat):
         if not same_value(before.get(name), walk.flat.get(name)):
-            raise _refusal(origin, name, "it comes back as another one")
+            raise refusal(origin, name, "it comes back as another one")
     origin.tried = True
 
 
@@ -492,7 +330,7 @@ def write(state: dict[str, Any], file, model: nn.Module) -> None:
 
 def read_rest(file) -> Any:
     """What was written, without the method."""
-    with _read_by(None):
+    with read_by(None):
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
@@ -511,8 +349,8 @@ def read_into(model: nn.Module, file, most: int, move: bool = False) -> None:
         device = "cpu" if location == "cpu" and not move else str(model.device)
         return torch.serialization.default_restore_location(storage, device)
 
-    reading = _Reading(origin_of(model), into=True)
-    with _read_by(reading):
+    reading = Reading(origin_of(model), into=True)
+    with read_by(reading):
         found = torch.load(file, map_location=place, weights_only=True)["model"]
     if found is not model:
         raise ValueError("no state of a method")
@@ -535,125 +373,7 @@ def keep_settings(model: nn.Module, saved: dict[str, Any]) -> None:
             vars(part)[attribute] = mine
 
 
-# ---- looking at a state
-
-
-class _Walk:
-    """A look at all that an object holds, in `flat`. With `learn`, notes the code that a fresh method has."""
-
-    def __init__(self, origin: Origin, learn: bool = False, most: int = sys.maxsize):
-        self.origin, self.learn, self.most = origin, learn, most
-        self.flat: dict[str, Any] = {}
-        self.seen: dict[int, str] = {}
-        self.kept: list[Any] = []  # an id is unique only while its object lives
-        self.memory: dict[int, tuple[int, str]] = {}
-        self.spans: list[tuple[int, int, int, str]] = []
-        origin.roots.clear()
-
-    def visit(self, value: Any, path: str) -> None:
-        """Note a value and all within it."""
-        kind = type(value)
-        if len(self.flat) > self.most:
-            raise ValueError("more entries than the file can hold")
-        if kind in SCALARS:
-            self.flat[path] = value
-            return
-        if id(value) in self.seen:
-            self.flat[path] = f"= {self.seen[id(value)]}"
-            return
-        if kind not in (tuple, frozenset):  # whether two equal ones are one, nobody can tell
-            self.seen[id(value)] = path
-        self.kept.append(value)
-        if kind in (dict, OrderedDict, Counter):
-            self.mapping(value, path, "{}[{}]")
-        elif kind in (list, tuple, set, frozenset):
-            if kind in (set, frozenset) and not _keeps_order(value) and not self.learn:
-                raise _refusal(self.origin, path, "a set whose order another process would not have")
-            self.flat[path] = f"{kind.__name__} of {len(value)}"
-            for i, part in enumerate(value):
-                self.visit(part, f"{path}[{i}]")
-        else:
-            self.other(value, path)
-
-    def mapping(self, value: dict, path: str, form: str) -> None:
-        """Note a dict, and the order of its keys."""
-        labels = []
-        for i, (key, part) in enumerate(value.items()):
-            if type(key) in SCALARS:
-                labels.append(key if "[" not in form else repr(key))
-            else:
-                self.visit(key, f"{path} key {i}")
-                labels.append(self.seen.get(id(key), f"entry {i}"))
-            self.visit(part, form.format(path, labels[-1]).lstrip("."))
-        self.flat[path + (" order" if "[" not in form else "")] = labels
-
-    def other(self, value: Any, path: str) -> None:
-        """Note what is no plain value."""
-        if self.learn and isinstance(value, CODE) and id(value) not in self.origin.labels:
-            self.origin.labels[id(value)], self.origin.code[path] = path, value
-        try:
-            form = self.origin.form(value)
-        except Unkept as e:
-            if self.learn:
-                return
-            raise _refusal(self.origin, f"{path}.{e.name}".strip(".") if e.name else path, e) from None
-        if form is NotImplemented:
-            if isinstance(value, Tensor):
-                self.tensor(value, path)
-            else:
-                self.flat[path] = f"{type(value).__name__} {value}"
-            return
-        self.kept.append(form)
-        function, given = form
-        if function is instance:
-            self.flat[path] = f"{given[0]}.{given[1]}"
-        else:
-            self.flat[path] = [function.__name__, *(v for v in given if type(v) in SCALARS)]
-        for i, part in enumerate(given):
-            if i and function in (instance, leaf) and type(part) is dict:
-                for name, inner in part.items():
-                    if name in TABLES and isinstance(value, nn.Module):
-                        self.mapping(inner, f"{path}", "{}.{}")
-                    else:
-                        self.visit(inner, f"{path}.{name}".lstrip("."))
-            elif isinstance(part, Tensor) and function is not instance:
-                self.tensor(part, path if function is leaf else f"{path}.{i}")
-            elif type(part) not in SCALARS:
-                self.visit(part, f"{path}.{i}")
-
-    def tensor(self, value: Tensor, path: str) -> None:
-        """Note a tensor, and whose memory it is a part of."""
-        self.flat[path] = value.detach()
-        self.kept.append(value)
-        if value.device.type == "meta" or not value.numel():
-            return
-        storage = value.untyped_storage()
-        start = storage.data_ptr()
-        if start not in self.memory:
-            self.memory[start] = storage._cdata, path
-            self.spans.append((start, start + storage.nbytes(), storage._cdata, path))
-        elif self.memory[start][0] != storage._cdata:
-            raise _refusal(self.origin, path, f"it shares its memory with {self.memory[start][1]}")
-        where = [self.memory[start][1], value.storage_offset(), list(value.stride())]
-        if where != [path, 0, list(torch.empty(value.shape, device="meta").stride())]:
-            self.flat[f"{path} memory"] = where
-
-    def check_memory(self) -> None:
-        """Refuse tensors and arrays that share memory without knowing of each other."""
-        self.spans.sort()
-        for (_, end, _, first), (start, *_, path) in zip(self.spans, self.spans[1:], strict=False):
-            if start < end:
-                raise _refusal(self.origin, path, f"it shares its memory with {first}")
-
-
 # ---- small questions
-
-
-def _refusal(origin: Origin, path: str, why: object) -> UserError:
-    return UserError(
-        f"attribute '{path}' of {getattr(origin.model, 'NAME', type(origin.model).__name__)} ({why}) cannot be kept in a "
-        "checkpoint: keep tensors, numbers, lists, dicts and copies of networks, or make it in __init__"
-    )
 
 
 def _hooks(part: nn.Module) -> dict[str, Any]:
@@ -692,18 +412,10 @@ def _generator(value: Any) -> tuple | None:
 def _is_allowed(value: Any) -> bool:
     """Whether torch or a reader makes values with it, so that it stands in a file as it is."""
     if isinstance(value, type):
-        return value in BY_TORCH or value.__module__ in ("torch", "torch.storage") and value.__name__.endswith("Storage")
+        return (
+            value in BY_TORCH or value.__module__ in ("torch", "torch.storage") and value.__name__.endswith("Storage")
+        )
     return value in READERS or value.__module__ in ("torch._utils", "torch._tensor", "torch.serialization", "_codecs")
-
-
-def _is_plain(cls: type) -> bool:
-    """Whether a class is written in Python and keeps its state in `__dict__` alone."""
-    heap_type = 1 << 9
-    return all(c is object or (c.__flags__ & heap_type and not c.__dict__.get("__slots__")) for c in cls.__mro__)
-
-
-def _is_named(cls: type, module: str, name: str) -> bool:
-    return (cls.__module__, cls.__qualname__) == (module, name)
 
 
 @functools.cache
@@ -716,22 +428,6 @@ def _is_constant(value: Any) -> bool:
     if isinstance(value, types.FunctionType) and value.__closure__:
         return all(_is_constant(cell.cell_contents) for cell in value.__closure__)
     return isinstance(value, (*SCALARS, *CODE)) or (type(value) is tuple and all(map(_is_constant, value)))
-
-
-def _keeps_order(value: set | frozenset) -> bool:
-    """Whether a set made of the same values, in another process, lists them in the same order, and will when it grows:
-    its table is as large, or the values are 0, 1, 2 and so on, which any table has in this order.
-    """
-    other = type(value)(list(value))
-    if not all(map(_has_fixed_hash, value)) or list(other) != list(value):
-        return False
-    return list(value) == list(range(len(value))) or sys.getsizeof(other) == sys.getsizeof(value)
-
-
-def _has_fixed_hash(value: Any) -> bool:
-    if type(value) in (tuple, frozenset):
-        return all(map(_has_fixed_hash, value))
-    return type(value) in (int, bool, float, complex) and value == value
 
 
 def _can_go_back(value: Tensor) -> bool:
@@ -750,11 +446,3 @@ def _can_go_back(value: Tensor) -> bool:
                     return False
         todo += [following for following, _ in node.next_functions]
     return True
-
-
-def same_value(a: Any, b: Any) -> bool:
-    """Whether two entries of a description are the same; nan equals nan."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-        return same and (a.device.type == "meta" or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)))
-    return type(a) is type(b) and (a == b or (a != a and b != b))

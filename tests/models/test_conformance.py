@@ -14,6 +14,8 @@ from utils.experiment import build
 # These are checked in every setting but vision and in all respects; the others by default in their first setting and in
 # what goes wrong most, in everything with `-m slow`.
 EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}
+# Resumed in another process, in which hashes of texts differ; the others in this one.
+ELSEWHERE = {"er", "ewc_on", "packnet"}
 SELDOM_BROKEN = {
     conformance.losses_are_reported, conformance.the_stream_is_left_alone, conformance.looking_changes_nothing,
     conformance.evaluation_leaves_no_trace,
@@ -46,7 +48,10 @@ KNOWN_LIMITS = {
 
 @pytest.mark.parametrize(("case", "check"), CASES)
 def test_methods(case, check):
-    check(case)
+    if check is conformance.resumes_exactly and case.model not in ELSEWHERE:
+        check(case, elsewhere=False)  # another process costs seconds
+    else:
+        check(case)
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.stem)
@@ -101,7 +106,9 @@ STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.b
          "", "two runs"),
         ("the_stream_is_left_alone", "inputs.mul_(0.5); " + STEP + "; return loss", "", "", "in place"),
         ("resumes_exactly", "N.append(1); inputs = inputs / len(N); " + STEP + "; return loss",
-         "globals().__setitem__('N', [])", "", "globals, closures or files"),
+         "globals().__setitem__('N', [])", "", "global N was changed"),
+        ("resumes_exactly", "import utils; utils.n = getattr(utils, 'n', 0) + 1; inputs = inputs / utils.n; " + STEP
+         + "; return loss", "", "", "globals, closures or files"),
         ("resumes_exactly", STEP + "; return loss", "",
          "    def begin_task(self, dataset):\n        self.draws = (x for x in (1, 2))",
          "attribute 'draws' of broken \\(a generator\\)"),

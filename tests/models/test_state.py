@@ -1,5 +1,7 @@
 """What a method keeps survives a kill and a resume in another process exactly, or is refused by name."""
 
+# ruff: noqa: E501 - a row of a table is a method
+
 import json
 import os
 import re
@@ -10,12 +12,8 @@ from textwrap import dedent, indent
 
 import pytest
 import torch
-from torch import nn
 
-from models.utils import state
-from models.utils.continual_model import ContinualModel
-from tests.models.helpers import FakeStream, Flat, options
-from utils import checkpoint, conformance
+from utils import conformance
 from utils.errors import UserError
 from utils.registry import ROOT
 
@@ -102,7 +100,9 @@ class Method(ContinualModel):
 
 def method(folder: Path, name: str, **hooks: str) -> Path:
     """A method file; `hooks` are the bodies of init, begin, observe and after (the end of observe)."""
-    bodies = {k: indent(dedent(hooks.get(k, "pass")).strip("\n"), 8 * " ") for k in ("init", "begin", "observe", "after")}
+    bodies = {
+        k: indent(dedent(hooks.get(k, "pass")).strip("\n"), 8 * " ") for k in ("init", "begin", "observe", "after")
+    }
     path = folder / f"{name}.py"
     path.write_text(TEMPLATE.format(name=name, **bodies))
     return path
