@@ -46,8 +46,11 @@ from models.utils.readers import (
     member,
     owned,
     read_by,
-)  # fmt: skip
+)
+from models.utils.walk import Unkept, Walk, refusal, same_value
+from utils.errors import UserError
 
+OWNED = ("args", "dataset", "loss", "transform", "normalization_transform")
 BUILTINS = {kind.__name__: kind for kind in (list, dict, tuple, int, float, bool, str, set, OrderedDict, Counter)}
 CALLED = (type, types.FunctionType, types.BuiltinFunctionType)
 NATIVE = {*SCALARS, dict, list, tuple, set, frozenset}
