@@ -277,8 +277,7 @@ def check(model: nn.Module) -> None:
         UserError: names the attribute.
     """
     origin = origin_of(model)
-    changed = origin.surroundings.changed()
-    if changed:
+    if changed := origin.surroundings.changed():
         raise UserError(
             f"{changed} was changed by {model.NAME} and is no part of a checkpoint: keep an attribute instead"
         )
