@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from backbone.utils.batchnorm import batchnorm_mode
 from backbone.utils.bn_policy import POLICIES, apply_policy, begin_task, use_task
 from backbone.utils.torchvision_nets import three_channels
 from utils.errors import UserError
@@ -84,7 +85,7 @@ class BalancedMultiTaskModel(Backbone):
         self.trunk, self.unified = TRUNKS[trunk](pretrained), None
         self.bn_policy, self.head = bn_policy, head
         sizes = {"seg": num_classes_seg, "det": num_classes_det, "cls": num_classes_cls}
-        self.set_tasks({task: n for task, n in sizes.items() if n})
+        self.set_tasks({task: n for task, n in sizes.items() if n}, CLASSIC)
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
@@ -92,25 +93,28 @@ class BalancedMultiTaskModel(Backbone):
         net.select("cls")
         return net
 
-    def set_tasks(self, sizes: dict[str, int], boxes: bool = False) -> None:
-        """Have a fresh branch for each task, name ('seg', 'det', 'cls') -> outputs, in the order of the stream.
+    def set_tasks(self, sizes: dict[str, int], kinds: dict[str, str]) -> None:
+        """Have a fresh branch for each task, in the order of the stream.
 
         Args:
-            boxes: the detection branch says where (`BoxHead`), not only what.
+            sizes: name of the task -> outputs.
+            kinds: name of the task -> what its branch is, a key of `HEADS`.
         """
         device = next(self.trunk.parameters()).device
         if self.head == "unified":
-            if boxes:
+            if "boxes" in (kinds[task] for task in sizes):
                 raise UserError("--head unified has no boxes: use --detection multilabel, or --head branches")
             self.unified = UnifiedHead(self.trunk, sum(sizes.values())).to(device)
             ends = list(accumulate(sizes.values()))
             parts = zip(sizes, ends, sizes.values(), strict=True)
-            self.heads = nn.ModuleDict({t: Channels(t, end - n, end, self.unified.stride) for t, end, n in parts})
-            if "det" in sizes:
-                nn.init.constant_(self.unified.last.bias[self.heads["det"].low : self.heads["det"].high], RARE)
+            stride = self.unified.stride
+            self.heads = nn.ModuleDict({t: Channels(kinds[t], end - n, end, stride) for t, end, n in parts})
+            for head in self.heads.values():
+                if head.kind == "presence":
+                    nn.init.constant_(self.unified.last.bias[head.low : head.high], RARE)
         else:
-            makers = {"seg": MaskHead, "det": BoxHead if boxes else PresenceHead, "cls": ClassHead}
-            self.heads = nn.ModuleDict({task: makers[task](self.trunk, n) for task, n in sizes.items()}).to(device)
+            heads = {task: HEADS[kinds[task]](self.trunk, n) for task, n in sizes.items()}
+            self.heads = nn.ModuleDict(heads).to(device)
         self.tasks, self.begun, self.active = list(sizes), [], None
         for part in self.common():
             apply_policy(part, self.bn_policy, self.tasks)
@@ -152,6 +156,15 @@ class BalancedMultiTaskModel(Backbone):
         if task is None:
             return {name: self.heads[name](self.maps(x, name)) for name in self.tasks}
         return self.heads[task](self.maps(x, task))
+
+    def outputs(self, x: Tensor, tasks: list) -> list[Tensor]:
+        """As `Backbone.outputs`; the branches of other tasks than the last one use running statistics, since the batch
+        is not what theirs were made of.
+        """
+        *others, own = tasks
+        last = self(x, own.branch)
+        with batchnorm_mode(self, False):
+            return [self(x, task.branch) for task in others] + [last]
 
     def maps(self, x: Tensor, task: str) -> list[Tensor]:
         """The trunk's maps, finest first, or those of the unified head, normalised as for a task; as for the latest one
@@ -374,9 +387,9 @@ class Channels(nn.Module):
     present, their mean for the class of the image.
     """
 
-    def __init__(self, task: str, low: int, high: int, stride: int):
+    def __init__(self, kind: str, low: int, high: int, stride: int):
         super().__init__()
-        self.task, self.low, self.high, self.stride = task, low, high, stride
+        self.kind, self.low, self.high, self.stride = kind, low, high, stride
 
     def hidden(self, maps: list[Tensor]) -> Tensor:
         """(B, W) features."""
@@ -384,9 +397,9 @@ class Channels(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         z = maps[1][:, self.low : self.high]
-        if self.task == "seg":
+        if self.kind == "mask":
             return F.interpolate(z, scale_factor=self.stride, mode="bilinear", align_corners=False)
-        return z.amax((2, 3)) if self.task == "det" else z.mean((2, 3))
+        return z.amax((2, 3)) if self.kind == "presence" else z.mean((2, 3))
 
 
 class BoxHead(nn.Module):
@@ -417,3 +430,7 @@ class BoxHead(nn.Module):
             y, x = torch.meshgrid(y, x, indexing="ij")
             out.append(torch.stack((x, y, torch.full_like(x, step)), -1).flatten(0, 1))
         return torch.cat(out).to(levels[0].dtype)
+
+
+HEADS = {"mask": MaskHead, "presence": PresenceHead, "boxes": BoxHead, "class": ClassHead}
+CLASSIC = {"seg": "mask", "det": "presence", "cls": "class"}

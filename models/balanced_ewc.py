@@ -29,24 +29,26 @@ import math
 import torch
 from torch import nn
 
+from backbone.utils.batchnorm import batchnorm_mode
 from datasets.utils.vision_data import equally_spaced
-from models.utils.batchnorm import batchnorm_mode
+from datasets.utils.vision_kinds import VisionTask
 from models.utils.continual_model import ContinualModel
+from models.utils.fisher import fisher_diagonal
+from models.utils.kept_images import raw_images, select_exemplars
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
-from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, task_fisher
 from utils import panels
 from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
 from utils.criterion import READINGS, target
 from utils.errors import UserError
-from utils.evaluation import vision_scores
+from utils.evaluation import held_out_scores
 from utils.schedule import warm_up
 
 
 class BalancedEWC(ContinualModel):
     NAME = "balanced-ewc"
     COMPATIBILITY = ["task-il"]
-    KINDS = ["vision"]
+    TASKS = (VisionTask,)
     UNUSED = ("lr_scheduler",)
     DEFAULTS = {"clip_grad": 1.0}
 
@@ -203,7 +205,7 @@ class BalancedEWC(ContinualModel):
                 if teacher:
                     with torch.no_grad():
                         taught = teacher(x, task.name)
-                    said.append(distillation(outputs, taught, task.name, self.args.softmax_temp) / self.scale(k))
+                    said.append(task.distance(outputs, taught, self.args.softmax_temp) / self.scale(k))
         return losses, said
 
     def end_epoch(self, epoch, dataset):
@@ -224,7 +226,7 @@ class BalancedEWC(ContinualModel):
 
     def end_task(self, dataset):
         t = self.current_task
-        fisher = task_fisher(self.net, dataset, t, "mc", self.args.n_fisher)
+        fisher = fisher_diagonal(self.net, dataset.examples(self.args.n_fisher), "mc", dataset.tasks[t])
         self.quadratics[t].replace(normalised(fisher, self.net.shared(), self.args.drift), self.net.get_params())
         self.keep_images(dataset, t)
         self.bases = [*self.bases, self.value(t)]
@@ -251,8 +253,8 @@ class BalancedEWC(ContinualModel):
         """Images to score, held-out ones where there are any, and images to train on, which show all classes."""
         part, device, chosen = dataset.task_data(task), dataset.train_device, []
         if n := self.args.replay_per_task:
-            shown = torch.cat([presence(dataset.tasks[task], labels) for _, labels in plain_batches(dataset, task)])
-            chosen = covering(shown, n)
+            shown = torch.cat([dataset.tasks[task].presence(labels) for _, labels in dataset.plain_batches(task)])
+            chosen = select_exemplars(shown, n)
             self.replay = [*self.replay, packed(*raw_images(part, chosen, device))]
         if self.args.adaptive == "probe" or self.args.finetune:
             if dataset.held_out_loader is not None and not self.args.validation:  # by which the method is judged
@@ -271,7 +273,7 @@ class BalancedEWC(ContinualModel):
         """Score of a task on its probe, percent."""
         if not (self.probes and self.probes[task]):  # with few images none is left beside those to train on
             return math.nan
-        return vision_scores(self, self.dataset, task, map(self.unpacked, self.probes[task]))["accuracy"]
+        return held_out_scores(self, self.dataset, task, map(self.unpacked, self.probes[task]))["accuracy"]
 
     def own_state(self, name: str) -> dict:
         """Copies of a task's branch and its normalisation in the trunk."""

@@ -10,6 +10,7 @@ Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning"
 
 import torch.nn.functional as F
 
+from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from utils.args import add_rehearsal_args, non_negative_float
 from utils.buffer import Buffer
@@ -18,7 +19,7 @@ from utils.buffer import Buffer
 class DERpp(ContinualModel):
     NAME = "derpp"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
-    KINDS = ["classification", "language"]
+    TASKS = (ClassTask, TokenTask)
 
     @staticmethod
     def get_parser(parser):

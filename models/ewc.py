@@ -14,19 +14,18 @@ References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (separate against m
 3.2 (online).
 """
 
+from datasets.utils.task import Task
 from models.utils.continual_model import ContinualModel
-from models.utils.fisher import FISHERS, examples, fisher_diagonal
+from models.utils.fisher import FISHERS, check_fisher, fisher_diagonal
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
-from models.utils.vision import task_fisher
 from utils import panels
 from utils.args import fraction, non_negative_float, positive_int
-from utils.errors import UserError
 
 
 class EWC(ContinualModel):
     NAME = "ewc"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language", "vision"]
+    TASKS = (Task,)
 
     @staticmethod
     def get_parser(parser):
@@ -51,18 +50,11 @@ class EWC(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.penalty = Quadratic()
-        if getattr(dataset, "KIND", None) in ("language", "vision") and args.ewc_fisher not in ("mc", "empirical"):
-            raise UserError(f"--ewc_fisher {args.ewc_fisher} needs one label per example: on {dataset.NAME} give mc")
-        if getattr(args, "detection", None) == "boxes" and args.ewc_fisher == "empirical":
-            raise UserError("--ewc_fisher empirical is not defined for boxes: give mc")
+        check_fisher(dataset, args.ewc_fisher)
 
     def end_task(self, dataset):
-        head = dataset.get_offsets(self.current_task) if self.args.multi_head else None
-        if self.vision:
-            fisher = task_fisher(self.net, dataset, self.current_task, self.args.ewc_fisher, self.args.n_fisher)
-        else:
-            batches = examples(dataset.train_loader, self.args.n_fisher)
-            fisher = fisher_diagonal(self.net, batches, self.args.ewc_fisher, head)
+        *_, task = (dataset.heads if self.args.multi_head else dataset.pools)(self.current_task + 1)
+        fisher = fisher_diagonal(self.net, dataset.examples(self.args.n_fisher), self.args.ewc_fisher, task)
         if self.args.ewc_normalize != "none":
             scale = fisher.mean() if self.args.ewc_normalize == "mean" else fisher.max()
             fisher = fisher / scale.clamp(min=1e-30)
@@ -76,8 +68,7 @@ class EWC(ContinualModel):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        # Vision streams are trained by Adam, whose steps are not lr times a gradient.
-        return held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.vision)
+        return held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.dataset.OWN_STEPS)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -9,18 +9,18 @@ example by p(y | x); `empirical` gives every example weight 1. `--ewc_update exp
 References: Kirkpatrick et al. 2017; Schwarz et al. 2018, "Progress & Compress", section 3.2.
 """
 
+from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
-from models.utils.fisher import examples, fisher_diagonal
+from models.utils.fisher import check_fisher, fisher_diagonal
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from utils import panels
 from utils.args import fraction, non_negative_float
-from utils.errors import UserError
 
 
 class EWCOnline(ContinualModel):
     NAME = "ewc_on"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    TASKS = (ClassTask, TokenTask)
 
     @staticmethod
     def get_parser(parser):
@@ -38,12 +38,11 @@ class EWCOnline(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.penalty = Quadratic()
-        if getattr(dataset, "KIND", None) == "language" and args.ewc_fisher == "weighted":
-            raise UserError("--ewc_fisher weighted needs one label per example: on token streams give empirical")
+        check_fisher(dataset, args.ewc_fisher)
 
     def end_task(self, dataset):
-        head = dataset.get_offsets(self.current_task) if self.args.multi_head else None
-        new = fisher_diagonal(self.net, examples(dataset.train_loader, None), self.args.ewc_fisher, head)
+        *_, task = (dataset.heads if self.args.multi_head else dataset.pools)(self.current_task + 1)
+        new = fisher_diagonal(self.net, dataset.examples(), self.args.ewc_fisher, task)
         old = self.args.gamma * self.penalty.weight if self.penalty else 0
         self.penalty.replace(old + new, self.net.get_params())
 

@@ -145,7 +145,7 @@ class EWCPosterior(Posterior):
         scores[:, low:high] = torch.logsumexp(outputs.log_softmax(-1), 0)
         return scores
 
-    def examine(self, inputs, labels, task, scenarios):
+    def evaluate_batch(self, inputs, labels, task, scenarios):
         if self.joint_softmax:
             return dict.fromkeys(scenarios, self(inputs)), {}
-        return super().examine(inputs, labels, task, scenarios)
+        return super().evaluate_batch(inputs, labels, task, scenarios)

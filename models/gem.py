@@ -13,6 +13,7 @@ Reference: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Lea
 
 import torch
 
+from datasets.utils.task import ClassTask, RegressionTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.episodic import add_task, gradient_at
 from models.utils.projection import project
@@ -23,7 +24,7 @@ from utils.buffer import Buffer
 class GEM(ContinualModel):
     NAME = "gem"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language", "regression"]
+    TASKS = (ClassTask, TokenTask, RegressionTask)
     WAITS = "the projection is solved on the host"
 
     @staticmethod

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from models.utils.batchnorm import batchnorm_mode
+from backbone.utils.batchnorm import batchnorm_mode
 from models.utils.continual_model import ContinualModel
 from utils.args import add_rehearsal_args, fraction, non_negative_float
 from utils.buffer import Buffer

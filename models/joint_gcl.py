@@ -6,11 +6,12 @@ The reference of the general-continual streams, under the name that the literatu
 the same over tasks.
 """
 
+from datasets.utils.task import ClassTask
 from models.utils.plain import PlainTraining
 
 
 class JointGCL(PlainTraining):
     NAME = "joint_gcl"
     COMPATIBILITY = ["general-continual"]
-    KINDS = ["classification"]
+    TASKS = (ClassTask,)
     JOINT = True

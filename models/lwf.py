@@ -14,17 +14,16 @@ Reference: Li & Hoiem 2017, "Learning without Forgetting", equations 1-3.
 
 import torch
 
+from datasets.utils.task import Task
 from models.utils.continual_model import ContinualModel
-from models.utils.distillation import kd
 from models.utils.snapshot import Snapshot
-from models.utils.vision import distilled
 from utils.args import non_negative_float, non_negative_int, positive_float
 
 
 class LwF(ContinualModel):
     NAME = "lwf"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language", "vision"]
+    TASKS = (Task,)
     UNUSED = ("multi_head",)
 
     @staticmethod
@@ -46,45 +45,22 @@ class LwF(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.teacher = Snapshot()
-        self.head_sizes: list[int] = []  # classes of each past task
 
     def begin_task(self, dataset):
         if self.current_task > 0:
             self.teacher.take(self.net)
 
-    def end_task(self, dataset):
-        if dataset.SETTING == "class-il" or not self.head_sizes:
-            self.head_sizes = [*self.head_sizes, self.n_classes_current_task]
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        if self.vision:
-            return self.observe_one_of_many(inputs, labels, epoch)
+        tau, past, heads = self.args.softmax_temp, *map(self.dataset.heads, (self.current_task, self.current_task + 1))
         self.opt.zero_grad()
-        logits = self.net(inputs)
-        past, seen = self.n_past_classes, self.n_seen_classes
-        terms = {"ce": self.loss(logits[..., past:seen], labels - past)}
+        outputs = self.net.outputs(inputs, heads)
+        terms = {"ce": heads[-1].loss(outputs[-1], labels)}
         if self.teacher and self.args.alpha > 0:
             with torch.no_grad():
-                taught = self.teacher(inputs)
-            tau, weight = self.args.softmax_temp, self.args.alpha
-            scale = weight if self.args.kd_scale == "T2" else weight / tau**2
-            old = [z[..., : sum(self.head_sizes)].split(self.head_sizes, -1) for z in (logits, taught)]
-            heads = zip(*old, strict=True)
-            terms["kd"] = scale * sum(kd(mine, theirs, tau, self.args.lwf_kl).mean() for mine, theirs in heads)
-        return self.step(terms, epoch)
-
-    def observe_one_of_many(self, inputs, labels, epoch):
-        """`observe` where each task has a branch of its own kind."""
-        self.opt.zero_grad()
-        terms = {"ce": self.loss(self.net(inputs), labels)}
-        if self.teacher and self.args.alpha > 0:
-            tau, past = self.args.softmax_temp, [task.name for task in self.dataset.tasks[: self.current_task]]
+                taught = self.teacher.copy.outputs(inputs, past)
             scale = self.args.alpha if self.args.kd_scale == "T2" else self.args.alpha / tau**2
-            terms["kd"] = scale * distilled(self.net, self.teacher.copy, inputs, past, tau, self.args.lwf_kl)
-        return self.step(terms, epoch)
-
-    def step(self, terms, epoch):
-        """Follow the gradient of the sum of the terms."""
+            old = zip(past, outputs, taught, strict=False)
+            terms["kd"] = scale * sum(task.distance(f, f_old, tau, self.args.lwf_kl) for task, f, f_old in old)
         loss = sum(terms.values())
         loss.backward()
         if self.teacher and epoch is not None and epoch < self.args.warmup_epochs:

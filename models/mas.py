@@ -8,6 +8,7 @@ The absolute value is taken per example. The penalty takes a proximal step by de
 Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 """
 
+from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import examples, sum_over_gradients
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
@@ -18,7 +19,7 @@ from utils.args import non_negative_float, positive_int
 class MAS(ContinualModel):
     NAME = "mas"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    TASKS = (ClassTask, TokenTask)
 
     @staticmethod
     def get_parser(parser):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from models.utils.batchnorm import batchnorm_mode
+from backbone.utils.batchnorm import batchnorm_mode
 from models.utils.continual_model import ContinualModel
 from utils.args import add_rehearsal_args, positive_int
 from utils.buffer import Buffer

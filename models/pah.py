@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.utils.batchnorm import batchnorm_mode
-from models.utils.distillation import kd
+from backbone.utils.batchnorm import batchnorm_mode
 from models.utils.generated_heads import GeneratedHeads, task_logits
 from utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int
+from utils.distillation import kd
 from utils.errors import UserError
 from utils.randomness import generator, permutation
 

@@ -14,6 +14,7 @@ Reference: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning", sec
 
 import torch
 
+from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from utils import panels
@@ -25,7 +26,7 @@ DAMPING = 0.01  # epsilon of the score
 class RWalk(ContinualModel):
     NAME = "rwalk"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language"]
+    TASKS = (ClassTask, TokenTask)
 
     @staticmethod
     def get_parser(parser):

@@ -13,6 +13,7 @@ Reference: Zenke et al. 2017, "Continual Learning Through Synaptic Intelligence"
 
 import torch
 
+from datasets.utils.task import ClassTask, RegressionTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from utils import panels
@@ -22,7 +23,7 @@ from utils.args import non_negative_float, positive_float
 class SI(ContinualModel):
     NAME = "si"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "language", "regression"]
+    TASKS = (ClassTask, TokenTask, RegressionTask)
 
     @staticmethod
     def get_parser(parser):

@@ -27,7 +27,7 @@ Reference: Boschini et al. 2022, "Class-Incremental Continual Learning into the 
 import torch
 import torch.nn.functional as F
 
-from models.utils.batchnorm import batchnorm_mode
+from backbone.utils.batchnorm import batchnorm_mode
 from models.utils.extended_dark import ExtendedDark, add_extended_dark_args
 from utils.args import non_negative_float, positive_float, positive_int
 

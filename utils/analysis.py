@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.utils.continual_model import ContinualModel
 from models.utils.state import describe
 from utils.buffer import Buffer
-from utils.evaluation import looking_only
+from utils.evaluation import eval_mode
 from utils.panels import Report
 from utils.run import Analysis
 
@@ -34,11 +34,11 @@ def analyse(model: ContinualModel, dataset, trained: int, pictures: Sequence = (
     """
     dataset.extend_test_loaders(trained)  # a run that was resumed at its end has not met them
     tasks = range(trained + 1)
-    with looking_only(model):
+    with eval_mode(model):
         views = look_at_tests(model, dataset, tasks)
         report = report_of(model, dataset, tasks)
     found = Analysis(costs(model), *views, report.numbers, report.panels)
-    if pictures and dataset.KIND == "vision":
+    if pictures:
         from utils.vision_plots import prediction_figures
 
         found.figures = prediction_figures(dataset, pictures)

@@ -80,7 +80,7 @@ class BalancedContinualLearner:
         """Test score of every task, percent; those not trained yet included."""
         self.dataset.all_test_loaders()
         tasks = range(len(self.tasks))
-        scores = evaluate(self.model, self.dataset, tasks, self.model.stage)
+        scores, _ = evaluate(self.model, self.dataset, tasks, self.model.stage)
         return dict(zip(self.tasks, scores["task-il"], strict=True))
 
     def check_forgetting(self) -> list[Verdict]:

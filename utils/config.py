@@ -121,7 +121,7 @@ def resolve(argv: list[str]) -> Config:
         values.pop(dest), origins.pop(dest)
     if getattr(model_class, "JOINT", False):
         values["joint"], origins["joint"] = True, "method"
-    elif values["joint"] and dataset_class.KIND == "vision" and model_class.NAME != "sgd":
+    elif values["joint"] and not dataset_class.MIXED and model_class.NAME != "sgd":
         raise UserError(
             f"--joint: where all tasks are there at once {model_class.NAME} has nothing to keep: use --model joint"
         )
@@ -134,12 +134,12 @@ def refuse_setting(model_class: type, dataset) -> None:
     """A method runs only on the kinds of task and in the settings it lists; a task-il method may run on a class-il
     stream, where the task is given. `dataset` is a class, whose setting may still be open, or a built stream.
     """
-    kinds, allowed = getattr(model_class, "KINDS", ["classification"]), list(model_class.COMPATIBILITY)
-    advice = "choose another method or another stream"
-    if dataset.KIND not in kinds:
+    allowed, advice = list(model_class.COMPATIBILITY), "choose another method or another stream"
+    kinds = [kind.NAME for kind in model_class.TASKS]
+    if not {dataset.TASK.NAME, "any"} & {*kinds}:
         raise UserError(
             f"method '{model_class.NAME}' is for {' and '.join(kinds)} but the tasks of '{dataset.NAME}' are "
-            f"{dataset.KIND}: {advice}"
+            f"{dataset.TASK.NAME}: {advice}"
         )
     settings = dataset.SETTINGS or (dataset.SETTING,)
     if not any(s in allowed or (s == "class-il" and "task-il" in allowed) for s in settings):

@@ -58,7 +58,7 @@ def build(config: Config) -> Experiment:
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     origin_of(model)  # notes what a freshly constructed method holds
-    score_of_tasks, report = dataset.get_score(), report_of(model, dataset, range(0))
+    report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     run = Run(
         model_name=args.model,
         dataset_name=args.dataset,
@@ -69,14 +69,20 @@ def build(config: Config) -> Experiment:
         origins=config.origins,
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
-        score=score_of_tasks.NAME,
+        score=score,
         shares=report.shares,
-        tasks={task.name: task.score.NAME for task in dataset.tasks} if dataset.KIND == "vision" else {},
-        notes=report.notes | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
+        tasks={task.name: task.METRIC for task in dataset.tasks if task.name},
+        notes=report.notes | _start_note(args) | ({"score": note} if note else {}),
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )
     return Experiment(model, dataset, args, Log(run, bar=not args.non_verbose), make_stopper(args))
+
+
+def name_scores(tasks) -> tuple[str, str]:
+    """What to call the numbers of R, and what a reader must know of them; 'score' where they are different numbers."""
+    metrics, notes = ({getattr(task, name): None for task in tasks} for name in ("METRIC", "NOTE"))
+    return next(iter(metrics)) if len(metrics) == 1 else "score", "; ".join(note for note in notes if note)
 
 
 def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:

@@ -174,7 +174,7 @@ class ContinualTrainer:
         if not 0 <= task_id < learned:
             raise UserError(f"task {task_id} was not learned yet: {learned} task(s) were")
         self.tasks.test_loaders[task_id] = TestLoader(loader, self.device)
-        scores = evaluate(self.method, self.tasks, [task_id], trained=learned - 1)
+        scores, _ = evaluate(self.method, self.tasks, [task_id], trained=learned - 1)
         return {scenario: values[0] for scenario, values in scores.items()}
 
     def evaluate_all_tasks(self, loaders: Sequence[Iterable]) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ import sys
 from itertools import islice
 
 from models.utils.continual_model import ContinualModel
-from utils.evaluation import empty_matrix, evaluate, measure, predictions, scenarios
+from utils.evaluation import empty_matrix, evaluate, predictions, scenarios
 from utils.run import Evaluation, Experiment, Position
 from utils.schedule import restart_schedule, set_learning_rate
 
@@ -26,7 +26,7 @@ def train(exp: Experiment, at: Position | None = None) -> None:
         model.train()
     if args.enable_other_metrics and not run.baselines:
         stream.all_test_loaders()
-        run.baselines = evaluate(model, stream, range(stream.EVAL_TASKS), trained=-1)
+        run.baselines = evaluate(model, stream, range(stream.EVAL_TASKS), trained=-1)[0]
     while at.task < last_task(args, stream):
         train_task(exp, at)
         evaluation = evaluate_run(exp, at)
@@ -100,10 +100,10 @@ def evaluate_run(exp: Experiment, at: Position, epoch: int | None = None) -> Eva
     trained = stream.stages[at.task][-1]
     n = stream.EVAL_TASKS if exp.args.enable_other_metrics else trained + 1
     stream.extend_test_loaders(n - 1)
-    evaluation = Evaluation(at.step, trained, epoch, *measure(model, stream, range(n), trained))
+    evaluation = Evaluation(at.step, trained, epoch, *evaluate(model, stream, range(n), trained))
     run.history.append(evaluation)
-    if epoch is None and stream.KIND == "vision":
-        run.pictures.append((trained, predictions(model, stream)))
+    if epoch is None and (shown := predictions(model, stream)):
+        run.pictures.append((trained, shown))
     for name in scenarios(model, stream):
         matrix = run.matrices.setdefault(name, empty_matrix(stream.EVAL_TASKS))
         if epoch is None:

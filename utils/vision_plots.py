@@ -20,11 +20,6 @@ TRAINING, HELD_OUT = CYCLE[0], "#C62828"
 RIGHT, WRONG, FAINT = "#00785A", "#B23A00", "#777777"
 VOID, VOID_GREY = 255, 205
 COLOURS = [c for c in (*range(0, 20, 2), *range(1, 20, 2)) if c not in (14, 15)]  # of tab20, without its greys
-TITLES = {
-    "binary": "Test images of {}", "semantic": "Test images of {}", "boxes": "Test images of {}, boxes with scores",
-    "multilabel": "Test images of {}: classes with the best scores",
-    "classes": "Test images of {}: class with the best score",
-}  # fmt: skip
 SIDE, GAP, LINE = 1.5, 0.12, 0.16  # of a column, between two of them, of a line of text: inches
 SMALL = 1.0  # side of an image that stands beside words
 NAMED = 5  # classes named for an image
@@ -86,11 +81,11 @@ def prediction_figures(dataset, pictures: Sequence[tuple[int, list[dict]]]) -> l
     names, figures = [task.name for task in dataset.tasks], []
     for index, task in enumerate(dataset.tasks):
         columns = {}
-        for stage, said in pictures:
+        for stage, answers in pictures:
             state = "(its own stage)" if stage == index else "(not trained yet)" if stage < index else ""
             title = "after all tasks at once" if dataset.args.joint else f"after {names[stage]}\n{state}"
             again = title.strip() in columns  # the last stage is scored twice where it is followed by a fine-tuning
-            columns["after fine-tuning" if again else title.strip()] = said[index]
+            columns["after fine-tuning" if again else title.strip()] = answers[index]
         figure = predictions(task, *dataset.shown(index), columns)
         alt = f"predictions on test images of {task.name} after each stage, beside the truth"
         figures.append((f"predictions_{task.name}", alt, figure, True))
@@ -98,54 +93,54 @@ def prediction_figures(dataset, pictures: Sequence[tuple[int, list[dict]]]) -> l
 
 
 def predictions(task, images, labels, columns: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A row per image: the truth, then what was said of it at each moment; masks and boxes are drawn into the image,
+    """A row per image: the truth, then the predictions at each moment; masks and boxes are drawn into the image,
     classes stand beside it in words.
 
     Args:
         task: the `VisionTask`.
         images: (n, 3, S, S) uint8.
         labels: as a batch has them.
-        columns: title -> what `VisionTask.said` returned.
+        columns: title -> what `VisionTask.decode` returned.
     """
     from matplotlib.figure import Figure
 
     images = images.movedim(1, -1).numpy()
-    words = task.kind in ("multilabel", "classes")
+    truths = task.truth(labels)
+    words = "present" in truths
     side, titles = (SMALL, ["image", "truth", *columns]) if words else (SIDE, ["truth", *columns])
-    legend = _classes_shown(task, labels, columns)
+    legend = _classes_shown([truths, *columns.values()])
     per_line = int(len(titles) * (SIDE + GAP) / 1.1)
     top, step, width = 0.78, side + GAP, GAP + len(titles) * (SIDE + GAP)
     height = top + len(images) * step + 0.2 * -(-len(legend) // per_line) + GAP
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))  # in inches, from the top left
     axes.set_axis_off()
-    axes.text(GAP, 0.12, TITLES[task.kind].format(task.name), fontsize=11, color=INK, va="top")
+    axes.text(GAP, 0.12, task.TITLE.format(task.name), fontsize=11, color=INK, va="top")
     for c, title in enumerate(titles):
         middle = {"fontsize": 9, "color": INK, "va": "bottom", "ha": "center", "linespacing": 1.1}
         axes.text(GAP + c * (SIDE + GAP) + SIDE / 2, top - 0.05, title, **middle)
     for i, image in enumerate(images):
-        truth = {k: v[i].numpy() for k, v in labels.items()} if isinstance(labels, dict) else labels[i].numpy()
-        said = [None, *({k: v[i].numpy() for k, v in column.items()} for column in columns.values())]
+        answers = [{k: v[i].numpy() for k, v in column.items()} for column in (truths, *columns.values())]
         upper = top + i * step
         if words:
             _draw(axes, image, GAP + (SIDE - side) / 2, upper, side)
-        for c, one in enumerate(said, words):
+        for c, one in enumerate(answers, words):
             left = GAP + c * (SIDE + GAP)
             if words:
-                lines = _classes_in_words(task, truth, one)
+                lines = _classes_in_words(task, answers[0], one)
                 for k, (text, colour) in enumerate(lines):
                     y = upper + side / 2 + (k - (len(lines) - 1) / 2) * LINE
                     axes.text(left + SIDE / 2, y, text, fontsize=8.5, color=colour, va="center", ha="center")
-            elif task.kind == "boxes":
+            elif "boxes" in one:
                 _draw(axes, image, left, upper, side)
-                _draw_boxes(axes, truth if one is None else one, left, upper, side / len(image))
+                _draw_boxes(axes, one, left, upper, side / len(image))
             else:
-                _draw(axes, _masked(image, truth if one is None else one["mask"]), left, upper, side)
+                _draw(axes, _masked(image, one["mask"]), left, upper, side)
     for k, c in enumerate(legend):
         x, y = GAP + 1.1 * (k % per_line), top + len(images) * step + 0.2 * (k // per_line)
         colour = [VOID_GREY / 255] * 3 if c == VOID else _colour(c)
         axes.fill_between((x, x + 0.13), y, y + 0.13, color=colour, linewidth=0)
-        axes.text(x + 0.18, y + 0.065, _name(task, c), fontsize=8, color=INK, va="center")
+        axes.text(x + 0.18, y + 0.065, "void" if c == VOID else task.class_name(c), fontsize=8, color=INK, va="center")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_aspect("auto")
@@ -190,36 +185,27 @@ def _draw_boxes(axes: Axes, found: Mapping[str, np.ndarray], left: float, upper:
             axes.text(left + x, upper + y, score, fontsize=6, color="w", va=va, bbox=box, zorder=3)
 
 
-def _classes_in_words(task, truth: Any, said: Mapping[str, np.ndarray] | None) -> list[tuple[str, str]]:
+def _classes_in_words(task, truth: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     """Lines and their colours: the classes of an image, or as many of those with the best scores, at least one; right
     or wrong.
     """
-    there = np.flatnonzero(truth > 0) if task.kind == "multilabel" else np.array([truth])
-    if said is None:
+    there = np.flatnonzero(truth["present"])
+    if answer is truth:
         lines = [(task.class_names[c], INK) for c in there] or [("nothing", INK)]
     else:
-        best = np.argsort(-said["scores"], kind="stable")[: max(len(there), 1)]
+        best = np.argsort(-answer["scores"], kind="stable")[: max(len(there), 1)]
         colours = [FAINT if not len(there) else RIGHT if c in there else WRONG for c in best]
-        texts = [f"{task.class_names[c]} {_short(said['scores'][c])}" for c in best]
+        texts = [f"{task.class_names[c]} {_short(answer['scores'][c])}" for c in best]
         lines = list(zip(texts, colours, strict=True))
     if len(lines) > NAMED:
         lines = [*lines[: NAMED - 1], (f"and {len(lines) - NAMED + 1} more", FAINT)]
     return lines
 
 
-def _classes_shown(task, labels: Any, columns: Mapping[str, Mapping[str, Any]]) -> list[int]:
+def _classes_shown(columns: Sequence[Mapping[str, Any]]) -> list[int]:
     """The classes that the legend must name, 255 among them where some pixels are void."""
-    if task.kind in ("binary", "semantic"):
-        parts, none = [labels, *(said["mask"] for said in columns.values())], 0
-    elif task.kind == "boxes":
-        parts, none = [labels["classes"], *(said["classes"] for said in columns.values())], -1
-    else:
-        return []
-    return sorted({c for part in parts for c in part.unique().tolist()} - {none})
-
-
-def _name(task, c: int) -> str:
-    return "void" if c == VOID else "object" if task.kind == "binary" else task.class_names[c]
+    key, none = ("mask", 0) if "mask" in columns[0] else ("classes", -1)
+    return sorted({c for column in columns if key in column for c in column[key].unique().tolist()} - {none})
 
 
 def _short(share: float) -> str:

@@ -93,6 +93,16 @@ class Backbone(nn.Module):
         head = {id(p) for p in self.classifier.parameters()}
         return [p for p in self.parameters() if id(p) not in head]
 
+    def outputs(self, x: Tensor, tasks: list) -> list[Tensor]:
+        """The answers to several tasks from one pass.
+
+        Args:
+            x: the batch.
+            tasks: see `datasets.utils.task.Task`; the batch is of the last one.
+        """
+        whole = self(x)
+        return [task.part(whole) for task in tasks]
+
     def get_params(self) -> Tensor:
         """All parameters as one vector (P,), detached, in the order of `parameters()`."""
         return torch.cat([p.detach().reshape(-1) for p in self.parameters()])

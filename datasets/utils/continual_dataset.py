@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
-from datasets.utils.scores import ClassScore
 from datasets.utils.source_files import RawData
 from datasets.utils.sources import Source
+from datasets.utils.task import TaskStream
 from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
 from utils.errors import UserError
 from utils.randomness import generator, permutation
@@ -26,15 +26,14 @@ STATISTICS = {
 }
 
 
-class ContinualDataset:
+class ContinualDataset(TaskStream):
     """A stream of tasks over one labelled image collection.
 
     Class attributes (a dataset file sets them):
         NAME: as given to `--dataset`.
         SETTING: 'class-il', 'domain-il', 'task-il' or 'general-continual'. A class-il stream is also scored as task-il.
         SETTINGS: where an option of the stream decides the setting, all that it may become.
-        KIND: what a task asks for: 'classification', 'language', 'regression', or 'vision' where that differs from
-            task to task; `get_loss` and `get_score` go with it.
+        TASK: what its tasks are, see `datasets.utils.task`.
         INPUT: 'images', 'tokens' or 'vectors': which networks can read the stream.
         RECORDS_EPOCHS: the mean loss of every epoch, and the held-out score after it, are kept for the report.
         PRESETS: as a method's.
@@ -62,7 +61,6 @@ class ContinualDataset:
     NAME: str
     SETTING: str
     SETTINGS: tuple[str, ...] = ()
-    KIND = "classification"
     INPUT = "images"
     RECORDS_EPOCHS = False
     PRESETS: dict[str, dict] = {}
@@ -112,6 +110,7 @@ class ContinualDataset:
         if args.joint:
             # One task for the method, still scored on each of the stream's tasks.
             self.N_TASKS, self.N_CLASSES_PER_TASK = 1, self.N_CLASSES if self.SETTING == "class-il" else self.cpt(0)
+        self._make_tasks()
 
     # ---- what a kind of stream defines
 
@@ -130,6 +129,11 @@ class ContinualDataset:
     def _train_size(self, task: int) -> int:
         """Examples that `_train_part` gives."""
         return len(self._train_part(task)[1])
+
+    def _make_tasks(self) -> None:
+        """Make `tasks`, what is asked on each part of the stream."""
+        scored = [self.task_classes(t) for t in range(self.EVAL_TASKS)]
+        self._set_tasks(scored, [self.get_offsets(t) for t in range(self.N_TASKS)], self.args.multi_head)
 
     # ---- what the loop and the methods use
 
@@ -211,12 +215,6 @@ class ContinualDataset:
         if self.SETTING != "class-il":
             raise UserError(f"--multi_head: the tasks of {self.NAME} share their classes, there is one head: drop it")
         return MultiHeadLoss([self.task_classes(t) for t in range(self.EVAL_TASKS)], self.train_device)
-
-    def get_score(self):
-        """What the network is scored by on each task, see `datasets.utils.scores`. A vision stream's takes the task,
-        each has a score of its own: see `datasets.utils.vision_scores`.
-        """
-        return ClassScore()
 
     def get_backbone(self) -> str:
         """Name of the default network."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.scores import ClassScore, TokenScore
+from datasets.utils.task import ClassTask, TaskStream, TokenTask
 from utils.errors import UserError
 from utils.randomness import untouched
 
@@ -63,7 +63,7 @@ class TestLoader(GivenLoader):
         self.dataset = range(n)
 
 
-class GivenTasks:
+class GivenTasks(TaskStream):
     """What methods and the evaluation ask of a stream, filled in task by task.
 
     Args:
@@ -76,7 +76,7 @@ class GivenTasks:
         multi_head: whether 'task-il' is the loss's business; not for methods that look at their own head only.
     """
 
-    NAME, KIND, RECORDS_EPOCHS = "given", "classification", False
+    NAME, RECORDS_EPOCHS = "given", False
 
     def __init__(
         self,
@@ -93,7 +93,8 @@ class GivenTasks:
         self.train_loader: GivenLoader | None = None
         self.test_loaders: dict[int, TestLoader] = {}
         self.loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None  # of the current task, in place of cross-entropy
-        self._heads: MultiHeadLoss | None = None
+        self._own_heads: MultiHeadLoss | None = None
+        self._make_tasks()
 
     @property
     def SETTING(self) -> str:  # noqa: N802 - the streams' own name
@@ -142,7 +143,12 @@ class GivenTasks:
                 f"before end, at {before}; give setting 'domain-il' if tasks share their labels"
             )
         self.ranges.append(classes)
-        self._heads = None
+        self._make_tasks()
+
+    def _make_tasks(self) -> None:
+        self.TASK, self._own_heads = TokenTask if self.sequences else ClassTask, None
+        ranges = [self.get_offsets(task) for task in range(len(self.ranges))]
+        self._set_tasks(ranges, ranges, self.multi_head)
 
     def get_offsets(self, task: int) -> tuple[int, int]:
         return self.ranges[task] if self.SETTING == "class-il" else (0, self.N_CLASSES)
@@ -160,14 +166,11 @@ class GivenTasks:
         if self.loss_fn is not None:
             return self.loss_fn(logits, labels)
         if self.multi_head:
-            if self._heads is None:
+            if self._own_heads is None:
                 free = [(self.ranges[-1][1], self.N_CLASSES)]  # outputs of tasks to come
-                self._heads = MultiHeadLoss([*self.ranges, *free], self.device)
-            return self._heads(logits, labels)
+                self._own_heads = MultiHeadLoss([*self.ranges, *free], self.device)
+            return self._own_heads(logits, labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
-
-    def get_score(self) -> ClassScore | TokenScore:
-        return TokenScore() if self.sequences else ClassScore()
 
     def get_transform(self):
         return _as_it_is
@@ -184,7 +187,7 @@ class GivenTasks:
     def load_state_dict(self, state: dict) -> None:
         self.setting, self.sequences = state["setting"], state["sequences"]
         self.ranges = [(int(low), int(high)) for low, high in state["ranges"]]
-        self._heads = None
+        self._make_tasks()
 
 
 def labels_of(loader: GivenLoader, whole: bool = True) -> tuple[tuple[int, int], bool]:

@@ -160,7 +160,7 @@ class _Streaming:
             if isinstance(batch, UserError):
                 raise batch
             if batch is not None:
-                raw, labels = _moved(batch[0], self.device), _moved(batch[1], self.device)
+                raw, labels = moved(batch[0], self.device), moved(batch[1], self.device)
             self.waited += perf_counter() - before
             if batch is None:
                 return
@@ -262,7 +262,7 @@ class JointLoader:
             yield next(passes[task])
 
 
-def _moved(data: Any, device: torch.device) -> Any:
+def moved(data: Any, device: torch.device) -> Any:
     """A tensor, or a dict of them, on the device, without waiting."""
     if isinstance(data, dict):
         return {name: part.to(device, non_blocking=True) for name, part in data.items()}

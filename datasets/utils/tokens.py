@@ -6,7 +6,8 @@ from torch import Tensor
 from datasets.utils.continual_dataset import MultiHeadLoss
 from datasets.utils.loaders import Split
 from datasets.utils.per_task import PerTaskStream
-from datasets.utils.scores import TokenLoss, TokenScore
+from datasets.utils.scores import TokenLoss
+from datasets.utils.task import TokenTask
 
 
 def to_ids(x: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ class TokenStream(PerTaskStream):
     """
 
     SETTING = "domain-il"
-    KIND = "language"
+    TASK = TokenTask
     INPUT = "tokens"
     _to_input = staticmethod(to_ids)
 
@@ -38,7 +39,3 @@ class TokenStream(PerTaskStream):
         """Cross-entropy, mean over the scored tokens; with `--multi_head` among the outputs of the task's own head."""
         loss = super().get_loss()
         return TokenLoss(loss if isinstance(loss, MultiHeadLoss) else F.cross_entropy)
-
-    def get_score(self) -> TokenScore:
-        """Token accuracy and perplexity."""
-        return TokenScore()

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from datasets.utils.loaders import Split
 from datasets.utils.per_task import PerTaskStream
-from datasets.utils.scores import RegressionScore
 from datasets.utils.streams import checked_order
+from datasets.utils.task import RegressionTask
 
 
 def as_it_is(x: Tensor) -> Tensor:
@@ -50,13 +50,9 @@ class RegressionStream(VectorStream):
     """
 
     SETTING = "domain-il"
-    KIND = "regression"
+    TASK = RegressionTask
 
     def get_loss(self):
         """Mean squared error."""
         super().get_loss()  # refuses --multi_head
         return F.mse_loss
-
-    def get_score(self) -> RegressionScore:
-        """R^2 and mean squared error."""
-        return RegressionScore(self.N_CLASSES)

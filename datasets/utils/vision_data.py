@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from datasets.utils.streaming import Cache
 from datasets.utils.vision_formats import VOID, Boxes, Examples, read_image, read_mask
+from datasets.utils.vision_kinds import VisionTask
 from utils.randomness import generator
 
 SHIFT = 12  # an image is shifted by at most a twelfth of its side: 8 of 96 pixels
@@ -95,36 +96,34 @@ class VisionData:
 
     Args:
         examples: what lies on the disk.
-        kind: of the task, see `VisionTask`.
+        task: the `VisionTask`, which says what the labels are.
         size: side of the images.
         augment, mirror: whether `example` augments in training, and whether that may mirror.
         capacity: decoded examples kept in memory.
         max_boxes: rows of the padded boxes.
-        seed, task: what the augmentation is a function of, with epoch and example.
+        seed: what the augmentation is a function of, with task, epoch and example.
     """
 
     def __init__(
         self,
         examples: Examples,
-        kind: str,
+        task: VisionTask,
         size: int,
         augment: bool = False,
         mirror: bool = True,
         capacity: int = 0,
         max_boxes: int = 0,
         seed: int = 0,
-        task: str = "",
     ):
-        self.examples, self.kind, self.size, self.augment = examples, kind, size, augment
-        self.mirror, self.max_boxes, self.seed, self.task = mirror, max_boxes, seed, task
-        self.masked = kind in ("binary", "semantic")
-        self.cache = Cache((3 + self.masked, size, size), min(capacity, len(examples)))
+        self.examples, self.task, self.size, self.augment = examples, task, size, augment
+        self.mirror, self.max_boxes, self.seed = mirror, max_boxes, seed
+        self.cache = Cache((3 + task.MASKED, size, size), min(capacity, len(examples)))
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def example(self, row: int, epoch: int | str | None = None) -> tuple[Tensor, Any]:
-        """Raw image (3, S, S) uint8 and label, see `label`; augmented as in `epoch`, unless that is None.
+        """Raw image (3, S, S) uint8 and label, see `VisionTask.label`; augmented as in `epoch`, unless that is None.
 
         Raises:
             UserError: a file that cannot be read.
@@ -132,47 +131,25 @@ class VisionData:
         pixels = self.cache.get(row, lambda: self._decoded(row))
         scene = Scene(tv_tensors.Image(pixels[:3]))
         target = self.examples.targets[row]
-        if self.masked:
+        if self.task.MASKED:
             scene.mask = tv_tensors.Mask(pixels[3])
         elif isinstance(target, Boxes):
             scene.boxes = self._corners(target, row)
             scene.classes, scene.crowd = target.classes, target.crowd
         if epoch is not None and self.augment:
-            scene = augmented(scene, generator(self.seed, "augmentation", self.task, epoch, row), self.mirror)
-        return scene.image.as_subclass(Tensor), self.label(scene, target, training=epoch is not None)
-
-    def label(self, scene: Scene, target: Any, training: bool) -> Any:
-        """'binary', 'semantic': (S, S) int64, 255 void; 'multilabel': (C,) float, 1 for a class that is there;
-        'classes': () int64; 'boxes': {'boxes': (M, 4) float corners, 'classes': (M,) int64, -1 padding, 'crowd': (M,)
-        bool}, crowds only where one does not train.
-        """
-        if self.masked:
-            mask = scene.mask.as_subclass(Tensor).long()
-            return torch.where((mask > 0) & (mask != VOID), 1, mask) if self.kind == "binary" else mask
-        if self.kind == "classes":
-            return torch.tensor(target)
-        if self.kind == "multilabel":
-            return torch.zeros(len(self.examples.class_names)).index_fill_(0, scene.classes, 1.0)
-        shown = ~scene.crowd if training else torch.ones_like(scene.crowd)
-        n = int(shown.sum())
-        label = {
-            "boxes": torch.zeros(self.max_boxes, 4),
-            "classes": torch.full((self.max_boxes,), -1),
-            "crowd": torch.zeros(self.max_boxes, dtype=torch.bool),
-        }
-        label["boxes"][:n] = scene.boxes.as_subclass(Tensor)[shown]
-        label["classes"][:n], label["crowd"][:n] = scene.classes[shown], scene.crowd[shown]
-        return label
+            scene = augmented(scene, generator(self.seed, "augmentation", self.task.name, epoch, row), self.mirror)
+        label = self.task.label(scene, target, training=epoch is not None, max_boxes=self.max_boxes)
+        return scene.image.as_subclass(Tensor), label
 
     def _decoded(self, row: int) -> Tensor:
         """(3, S, S), with the mask as a fourth channel where there is one."""
         image = v2.functional.pil_to_tensor(read_image(self.examples.files[row]))
         scene = Scene(tv_tensors.Image(image))
-        if self.masked:
+        if self.task.MASKED:
             mask = read_mask(self.examples.targets[row], len(self.examples.class_names))
             scene.mask = tv_tensors.Mask(torch.from_numpy(mask))
         scene = resized(scene, self.size)
-        parts = [scene.image, *([scene.mask.unsqueeze(0)] if self.masked else [])]
+        parts = [scene.image, *([scene.mask.unsqueeze(0)] if self.task.MASKED else [])]
         return torch.cat([part.as_subclass(Tensor) for part in parts])
 
     def _corners(self, target: Boxes, row: int) -> tv_tensors.BoundingBoxes:

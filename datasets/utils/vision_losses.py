@@ -1,18 +1,13 @@
-"""Losses of the vision tasks, and the likelihoods that their Fisher information is taken of.
+"""Losses of the vision tasks; that of boxes is in `datasets.utils.boxes`.
 
 'seg': logits (B, n, H, W), labels (B, H, W) with `VOID` for pixels that count nowhere; n = 1: labels 0 and 1.
-'det': logits (B, C), labels (B, C) in {0, 1}, the classes present; with boxes see `datasets.utils.boxes`.
+'det': logits (B, C), labels (B, C) in {0, 1}, the classes present.
 'cls': logits (B, C), labels (B,).
-
-Dice and focal loss are no likelihoods: the Fisher information is that of independent pixels and classes, log p summed
-over all outputs of an image (a mean over M of them would make it M^2 times smaller).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from datasets.utils.boxes import box_loss, dense_log_likelihood, draw_dense
 
 VOID = 255  # the pixels of a mask that count nowhere
 
@@ -62,48 +57,3 @@ def det_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def cls_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with label smoothing 0.1."""
     return F.cross_entropy(logits, labels, label_smoothing=0.1)
-
-
-LOSSES = {"seg": seg_loss, "det": det_loss, "cls": cls_loss, "boxes": box_loss}
-
-
-def log_likelihood(task: str, output: Tensor, label: Tensor) -> Tensor:
-    """log p(y | x) of one image, summed over its outputs, void pixels left out.
-
-    Args:
-        task: 'seg', 'det' or 'cls'.
-        output: (n, H, W) or (C,); of boxes (L, C + 8).
-        label: (H, W), (C,) or (); of boxes what `draw_labels` returned.
-    """
-    if task == "det" and output.dim() == 2:
-        return dense_log_likelihood(output, label)
-    if task == "cls":
-        return output.log_softmax(0).gather(0, label.unsqueeze(0)).squeeze(0)
-    if task == "seg" and len(output) > 1:
-        target = torch.where(label == VOID, 0, label)
-        each = output.log_softmax(0).gather(0, target.unsqueeze(0)).squeeze(0)
-        return torch.where(label == VOID, 0.0, each).sum()
-    if task == "seg":
-        output = output[0]
-    y = torch.where(label == VOID, 0, label).to(output.dtype)
-    each = -F.binary_cross_entropy_with_logits(output, y, reduction="none")
-    return torch.where(label == VOID, 0.0, each).sum()
-
-
-def draw_labels(task: str, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Labels drawn from p(y | x), one for every output by itself, void where `labels` are; shaped and typed like them,
-    but dense where they are boxes.
-
-    Args:
-        outputs: logits of a batch.
-    """
-    if task == "det" and outputs.dim() == 3:
-        return draw_dense(outputs, labels)
-    if task == "det":
-        return torch.bernoulli(outputs.sigmoid()).to(labels.dtype)
-    if outputs.dim() == 4 and outputs.shape[1] == 1:
-        drawn = torch.bernoulli(outputs[:, 0].sigmoid()).to(labels.dtype)
-    else:
-        p = outputs.movedim(1, -1).softmax(-1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1).view(labels.shape)
-    return torch.where(labels == VOID, labels, drawn) if task == "seg" else drawn

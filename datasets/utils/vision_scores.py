@@ -1,10 +1,7 @@
-"""How well a network does on vision tasks. A score is accumulated over batches on the device:
+"""How well a network does on vision tasks, see `datasets.utils.scores`.
 
-    state = score.start();  score.add(state, outputs, labels) per batch;  score.result(state) -> {name: number}
-
-The first number of a result, in percent and higher is better, fills the score matrix R and is the score's `NAME`.
-'floor' is what the best answer that never looks at the image gets of that number on the same data. `interval(state)`
-has the ends of its 95 % interval, 'NAME low' and 'NAME high', where the score has one.
+Beside the first number of a result there is its 'floor', which is what the best answer that never looks at the image
+gets of it on the same data, and, last, the ends of its 95 % interval, 'NAME low' and 'NAME high', where it has one.
 """
 
 import math
@@ -32,39 +29,36 @@ class SegmentationScore:
 
     def __init__(self, n_classes: int, binary: bool = False, class_names=()):
         self.n_classes, self.binary = 2 if binary else n_classes, binary
-        self.class_names = list(class_names)
-        self.NAME = "IoU_fg" if binary else "mIoU"
-        self.NOTE = f"{self.NAME} in percent over all labelled pixels of the test set"
+        self.class_names, self.confusions = list(class_names), []
 
-    def start(self) -> dict:
-        return {"confusions": []}
-
-    def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Logits (B, n, H, W), labels (B, H, W); pixels labelled 255 count nowhere."""
         predicted = (outputs[:, 0] > 0).long() if self.binary else outputs.argmax(1)
         valid, n = labels != VOID, self.n_classes
         pairs = torch.where(valid, labels * n + predicted, n * n)
         cells, images = n * n + 1, torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
         counts = torch.bincount((pairs + cells * images).flatten(), minlength=cells * len(labels))
-        state["confusions"].append(counts.view(-1, cells)[:, :-1].view(-1, n, n))
+        self.confusions.append(counts.view(-1, cells)[:, :-1].view(-1, n, n))
 
-    def result(self, state: dict) -> dict[str, float]:
-        confusion = torch.cat(state["confusions"]).sum(0)
+    def result(self) -> dict[str, float]:
+        confusion = torch.cat(self.confusions).sum(0)
         iou = intersection_over_union(confusion)
         pixels = confusion.sum(1).double()
         share = pixels / pixels.sum().clamp(min=1)
         if self.binary:
-            return {"IoU_fg": _percent(iou[1]), "floor": _percent(share[1]), "IoU_bg": _percent(iou[0])}
+            result = {"IoU_fg": _percent(iou[1]), "floor": _percent(share[1]), "IoU_bg": _percent(iou[0])}
+            return result | self.interval()
         # Always the most frequent class: its share there, 0 for the other classes present.
         result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum().clamp(min=1))}
-        return result | {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
+        each = {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
+        return result | each | self.interval()
 
-    def interval(self, state: dict) -> dict[str, float]:
+    def interval(self) -> dict[str, float]:
         """By `bootstrap`."""
-        confusions = torch.cat(state["confusions"]).double().cpu()
+        confusions = torch.cat(self.confusions).double().cpu()
         sums = bootstrap(len(confusions)) @ confusions.flatten(1)
         iou = intersection_over_union(sums.view(-1, *confusions.shape[1:]))
-        return _ends(self.NAME, iou[:, 1] if self.binary else iou.nanmean(1))
+        return _ends("IoU_fg", iou[:, 1]) if self.binary else _ends("mIoU", iou.nanmean(1))
 
 
 def intersection_over_union(confusion: Tensor) -> Tensor:
@@ -94,28 +88,24 @@ class MultiLabelScore:
     Not the mAP of box detection. Its floor is the mean share of positive images, which a random ranking gets.
     """
 
-    NAME, NOTE = "mAP_cls", "mAP_cls: mean average precision of the classes present in an image, in percent; no boxes"
+    def __init__(self, class_names=()):
+        self.class_names, self.logits, self.labels = list(class_names), [], []
 
-    def __init__(self, n_classes: int, class_names=()):
-        self.n_classes, self.class_names = n_classes, list(class_names)
-
-    def start(self) -> dict:
-        return {"logits": [], "labels": []}
-
-    def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Logits (B, C), labels (B, C) in {0, 1}."""
-        state["logits"].append(outputs.detach()), state["labels"].append(labels)
+        self.logits.append(outputs.detach()), self.labels.append(labels)
 
-    def result(self, state: dict) -> dict[str, float]:
-        labels = torch.cat(state["labels"]).cpu() > 0
-        ap = average_precision(torch.cat(state["logits"]).float().cpu(), labels)
+    def result(self) -> dict[str, float]:
+        labels = torch.cat(self.labels).cpu() > 0
+        ap = average_precision(torch.cat(self.logits).float().cpu(), labels)
         shares = labels.double().mean(0)
         result = {"mAP_cls": _percent(ap.nanmean()), "floor": _percent(shares[shares > 0].mean())}
-        return result | {f"AP {name}": _percent(v) for name, v in zip(self.class_names, ap, strict=False)}
+        each = {f"AP {name}": _percent(v) for name, v in zip(self.class_names, ap, strict=False)}
+        return result | each | self.interval()
 
-    def interval(self, state: dict) -> dict[str, float]:
+    def interval(self) -> dict[str, float]:
         """By `bootstrap`; a class that a resample does not have is left out of its mean."""
-        logits, labels = torch.cat(state["logits"]).float().cpu(), torch.cat(state["labels"]).cpu() > 0
+        logits, labels = torch.cat(self.logits).float().cpu(), torch.cat(self.labels).cpu() > 0
         weights, each = bootstrap(len(logits)), []
         for scores, positive in zip(logits.T, labels.T, strict=True):
             if positive.any():
@@ -126,7 +116,7 @@ class MultiLabelScore:
                 last = (counts.cumsum(0) - 1).repeat_interleave(counts)
                 precision = (hits.cumsum(1) / w.cumsum(1).clamp(min=1))[:, last]
                 each.append((hits * precision).sum(1) / hits.sum(1))
-        return _ends(self.NAME, torch.stack(each, 1).nanmean(1)) if each else {}
+        return _ends("mAP_cls", torch.stack(each, 1).nanmean(1)) if each else {}
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
@@ -143,34 +133,21 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
 class TopScore:
     """The share of images whose class has the largest logit ('top-1'), and is among the five largest ('top-5')."""
 
-    NAME, NOTE = "top-1", "top-1 accuracy in percent"
-
     def __init__(self, n_classes: int):
-        self.n_classes = n_classes
+        self.n_classes, self.top1, self.top5, self.labels = n_classes, 0, 0, 0
 
-    def start(self) -> dict:
-        return {"top1": 0, "top5": 0, "labels": 0}
-
-    def add(self, state: dict, outputs: Tensor, labels: Tensor) -> None:
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Logits (B, C), labels (B,)."""
         best = outputs.topk(min(5, self.n_classes), 1).indices == labels.unsqueeze(1)
-        state["top1"] = state["top1"] + best[:, 0].sum()
-        state["top5"] = state["top5"] + best.sum()
-        state["labels"] = state["labels"] + torch.bincount(labels, minlength=self.n_classes)
+        self.top1, self.top5 = self.top1 + best[:, 0].sum(), self.top5 + best.sum()
+        self.labels = self.labels + torch.bincount(labels, minlength=self.n_classes)
 
-    def result(self, state: dict) -> dict[str, float]:
-        counts = state["labels"]
-        hits, n = int(state["top1"]), max(int(counts.sum()), 1)
-        return {
-            "top-1": 100 * hits / n,
-            "floor": 100 * int(counts.max()) / n,
-            "top-5": 100 * int(state["top5"]) / n,
-        }
-
-    def interval(self, state: dict) -> dict[str, float]:
-        """By Wilson 1927."""
-        low, high = wilson(int(state["top1"]), max(int(state["labels"].sum()), 1))
-        return {"top-1 low": 100 * low, "top-1 high": 100 * high}
+    def result(self) -> dict[str, float]:
+        """The interval is Wilson's of 1927."""
+        hits, n = int(self.top1), max(int(self.labels.sum()), 1)
+        low, high = wilson(hits, n)
+        result = {"top-1": 100 * hits / n, "floor": 100 * int(self.labels.max()) / n, "top-5": 100 * int(self.top5) / n}
+        return result | {"top-1 low": 100 * low, "top-1 high": 100 * high}
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -184,38 +161,30 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 class BoxScore:
     """COCO's average precision of boxes: the mean over IoU thresholds .5 to .95 ('mAP_box'), and at .5 and .75.
 
-    Crowd regions are ignored as COCO does it. Its floor is 0.
+    Crowd regions are ignored as COCO does it. Its floor is 0. There is no interval: COCO's evaluation once per resample
+    would take longer than training.
     """
 
-    NAME, NOTE = "mAP_box", "mAP_box: COCO's mAP@[.5:.95] of boxes, in percent"
-
-    def __init__(self, n_classes: int, class_names=()):
-        self.n_classes, self.class_names = n_classes, list(class_names)
-
-    def start(self) -> dict:
+    def __init__(self, class_names=()):
         from torchmetrics.detection import MeanAveragePrecision
 
-        return {"metric": MeanAveragePrecision(class_metrics=True)}
+        self.class_names, self.metric = list(class_names), MeanAveragePrecision(class_metrics=True)
 
-    def add(self, state: dict, outputs: Tensor | list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
+    def add(self, outputs: Tensor | list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
         """Outputs of a dense detector, or detections of each image as `datasets.utils.boxes.detections` has them;
         labels 'boxes' (B, M, 4), 'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
         """
         outputs = detections(outputs) if isinstance(outputs, Tensor) else outputs
         found = [{"boxes": o["boxes"], "scores": o["scores"], "labels": o["classes"]} for o in outputs]
-        state["metric"].update([{k: v.cpu() for k, v in one.items()} for one in found], _unpadded(labels))
+        self.metric.update([{k: v.cpu() for k, v in one.items()} for one in found], _unpadded(labels))
 
-    def result(self, state: dict) -> dict[str, float]:
-        values = state["metric"].compute()
+    def result(self) -> dict[str, float]:
+        values = self.metric.compute()
         result = {"mAP_box": _signed(values["map"]), "floor": 0.0}
         result |= {"AP50": _signed(values["map_50"]), "AP75": _signed(values["map_75"])}
         each = dict(zip(values["classes"].flatten().tolist(), values["map_per_class"].flatten(), strict=True))
         missing = torch.tensor(-1.0)
         return result | {f"AP {name}": _signed(each.get(c, missing)) for c, name in enumerate(self.class_names)}
-
-    def interval(self, state: dict) -> dict[str, float]:
-        """None: COCO's evaluation once per resample would take longer than training."""
-        return {}
 
 
 def _unpadded(labels: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -1,93 +1,26 @@
 """Streams of different vision tasks: a task brings its own labels, loss and score, and the network a head for it."""
 
 import argparse
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datasets.utils.boxes import detections
 from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, ContinualDataset, stratified_mask
 from datasets.utils.loaders import Split
 from datasets.utils.per_task import MEANINGLESS
-from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader
+from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader, moved
 from datasets.utils.vision_data import VisionData, equally_spaced
 from datasets.utils.vision_formats import Boxes, Parts
+from datasets.utils.vision_kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
 from utils.args import int_list, non_negative_int, number
 from utils.errors import UserError
 from utils.randomness import permutation
 
 TASKS = ("seg", "det", "cls")
 SHOWN = 4  # test images of each task whose predictions a run keeps
-SHOWN_BOXES, SURE = 10, 0.3  # boxes of such an image at most, and the least score of one
-
-
-@dataclass
-class VisionTask:
-    """What a task asks for.
-
-    Attributes:
-        name: 'seg', 'det' or 'cls'.
-        kind: 'binary' or 'semantic' (segmentation), 'multilabel' or 'boxes' (detection), 'classes'; `VisionData.label`
-            says what labels each has.
-        n_outputs: channels of a mask (one for 'binary'), else classes.
-        class_names: names of the classes; the background of a semantic mask is the first.
-    """
-
-    name: str
-    kind: str
-    n_outputs: int
-    class_names: list[str]
-
-    def loss(self, outputs, labels) -> Tensor:
-        """What is trained, a scalar."""
-        from datasets.utils import vision_losses as losses
-
-        function = losses.box_loss if self.kind == "boxes" else losses.LOSSES[self.name]
-        return function(outputs, labels)
-
-    def said(self, outputs: Tensor) -> dict[str, Tensor]:
-        """What outputs for a few images mean, on the host: 'mask' (B, S, S) uint8 classes; or 'scores' (B, C) in
-        [0, 1]; or 'boxes' (B, K, 4) corners with 'classes' (B, K), -1 for padding, and 'scores' (B, K).
-        """
-        outputs = outputs.float().cpu()
-        if self.kind == "binary":
-            return {"mask": (outputs[:, 0] > 0).byte()}
-        if self.kind == "semantic":
-            return {"mask": outputs.argmax(1).byte()}
-        if self.kind != "boxes":
-            return {"scores": outputs.softmax(1) if self.kind == "classes" else outputs.sigmoid()}
-        b, k = len(outputs), SHOWN_BOXES
-        said = {"boxes": torch.zeros(b, k, 4), "classes": torch.full((b, k), -1), "scores": torch.zeros(b, k)}
-        for i, found in enumerate(detections(outputs)):
-            n = int((found["scores"][:k] >= SURE).sum())  # best first
-            for name, rows in said.items():
-                rows[i, :n] = found[name][:n]
-        return said
-
-    @cached_property
-    def score(self):
-        """What is scored, see `datasets.utils.vision_scores`."""
-        from datasets.utils import vision_scores as scores
-
-        if self.name == "seg":
-            return scores.SegmentationScore(self.n_outputs, self.kind == "binary", self.class_names)
-        if self.name == "cls":
-            return scores.TopScore(self.n_outputs)
-        kind = scores.BoxScore if self.kind == "boxes" else scores.MultiLabelScore
-        return kind(self.n_outputs, self.class_names)
-
-
-class MixedScore:
-    """The scores of all tasks by one name, for a matrix whose columns are different numbers."""
-
-    NAME = "score"
-
-    def __init__(self, tasks: list[VisionTask]):
-        self.NOTE = "; ".join(task.score.NOTE for task in tasks)
 
 
 class VisionStream(ContinualDataset):
@@ -106,7 +39,7 @@ class VisionStream(ContinualDataset):
     """
 
     SETTING = "task-il"
-    KIND = "vision"
+    TASK, MIXED, OWN_STEPS = VisionTask, False, True
     RECORDS_EPOCHS = True
     INPUT = "images"
     mirror = True
@@ -189,12 +122,8 @@ class VisionStream(ContinualDataset):
         for train, test in parts.values():
             if both := set(train.files) & set(test.files):
                 raise UserError(f"{min(both)}: among the training images and among the test images: drop one of them")
-        kinds = {"seg": args.seg_classes, "det": args.detection, "cls": "classes"}
-        self.tasks = []
-        for name in args.vision_order.split(","):
-            classes = parts[name][0].class_names
-            binary = kinds[name] == "binary"
-            self.tasks.append(VisionTask(name, kinds[name], 1 if binary else len(classes), classes))
+        kinds = {"seg": SEGMENTATION[args.seg_classes], "det": DETECTION[args.detection], "cls": ImageClassTask}
+        self.tasks = [kinds[name](name, parts[name][0].class_names) for name in args.vision_order.split(",")]
         self.N_CLASSES_PER_TASK = self._scored_cpt = [task.n_outputs for task in self.tasks]
         self.N_CLASSES = sum(self._scored_cpt)
         self._loaders = []
@@ -211,14 +140,13 @@ class VisionStream(ContinualDataset):
         boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
         return VisionData(
             part,
-            task.kind,
+            task,
             self.args.vision_size,
             augment=training and self.args.augment,
             mirror=self.mirror,
             capacity=int(share * len(part)),
             max_boxes=max(boxes, default=0),
             seed=self.seed,
-            task=task.name,
         )
 
     # ---- what the loop and the methods use
@@ -251,9 +179,49 @@ class VisionStream(ContinualDataset):
         """Loss of the task that the latest training batch is of."""
         return lambda outputs, labels: self.tasks[self.train_loader.task].loss(outputs, labels)
 
-    def get_score(self, task: int | None = None):
-        """The score of a task; without one what to call the scores of all."""
-        return MixedScore(self.tasks) if task is None else self.tasks[task].score
+    def _make_tasks(self) -> None:
+        """Made with the data, which say how many classes there are."""
+
+    def heads(self, n: int) -> list[VisionTask]:
+        return self.tasks[:n]
+
+    def examples(self, n: int | None = None):
+        """`plain_batches` of the current task: equally spaced, without augmentation."""
+        return self.plain_batches(max(self.c_task, 0), n)
+
+    def plain_batches(self, task: int, n: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """(inputs, labels) of `n` training images of a task, of all by default, without augmentation."""
+        data, size = self.task_data(task), self.get_batch_size()
+        rows = equally_spaced(len(data), len(data) if n is None else n)
+        for start in range(0, len(rows), size):
+            inputs, labels = default_collate([data[i][:2] for i in rows[start : start + size]])
+            yield moved(inputs, self.train_device), moved(labels, self.train_device)
+
+    def shape_network(self, net) -> None:
+        """A branch for each task.
+
+        Raises:
+            UserError: the network cannot have any, or makes the images too small.
+        """
+        if not hasattr(net, "set_tasks"):
+            raise UserError(
+                f"backbone '{net.NAME}' has one head, the tasks of {self.NAME} need one each: use --backbone multitask"
+            )
+        size, coarsest = self.SIZE[1], net.trunk.strides[-1]
+        if size % coarsest or size < 2 * coarsest:
+            raise UserError(
+                f"--vision_size {size}: the trunk makes images {coarsest} times smaller: give a multiple of that, "
+                f"{2 * coarsest} or more"
+            )
+        net.set_tasks({t.name: t.n_outputs for t in self.tasks}, {t.name: t.HEAD for t in self.tasks})
+
+    def begin_stage(self, net, stage: int) -> None:
+        begun = [self.tasks[t].name for t in self.stages[stage]]
+        net.begin_tasks(begun)
+        net.select(begun[0])
+
+    def begin_batch(self, net) -> None:
+        net.select(self.tasks[self.train_loader.task].name)
 
     # ---- the parts of a task
 

@@ -1,5 +1,6 @@
 """The step of averaged GEM, for both of its memories."""
 
+from datasets.utils.task import ClassTask, RegressionTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.episodic import gradient_at
 from models.utils.projection import project_one
@@ -14,7 +15,7 @@ class AveragedGEM(ContinualModel):
     al. 2019, "Efficient Lifelong Learning with A-GEM", equation 11.
     """
 
-    KINDS = ["classification", "language", "regression"]
+    TASKS = (ClassTask, TokenTask, RegressionTask)
 
     @staticmethod
     def get_parser(parser):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from models.utils.vision import give_heads
+from datasets.utils.task import ClassTask, Task
 from utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -23,10 +23,8 @@ class ContinualModel(nn.Module):
     Class attributes:
         NAME: as given to `--model`; equals the file's name.
         COMPATIBILITY: settings the method supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'.
-        KINDS: kinds of task the method is defined for: 'classification' takes logits (B, C) and labels (B,); 'language'
-            is for methods that also take (B, L, C) and (B, L), the labels of unscored positions being -100;
-            'regression' for those that take outputs and labels (B, K), both float; 'vision' for those that take
-            whatever a task has for outputs and labels: `net(x)` is then the current task's branch, `loss` its loss.
+        TASKS: kinds of task the method is defined for, see `datasets.utils.task`: by default logits (B, C) and labels
+            (B,); `Task` for a method that leaves all that is special about a task to the task.
         JOINT: the method is trained on all tasks at once (an upper bound).
         UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
@@ -55,7 +53,7 @@ class ContinualModel(nn.Module):
 
     NAME: str
     COMPATIBILITY: list[str]
-    KINDS: list[str] = ["classification"]
+    TASKS: tuple[type[Task], ...] = (ClassTask,)
     JOINT = False
     PRESETS: dict[str, dict] = {}
     DEFAULTS: dict[str, object] = {}
@@ -75,9 +73,8 @@ class ContinualModel(nn.Module):
         self.args = args
         self.transform = transform
         self.dataset = dataset
-        self.vision = getattr(dataset, "KIND", None) == "vision"
-        if self.vision:
-            give_heads(backbone, dataset)
+        if dataset is not None:
+            dataset.shape_network(backbone)
         self.device = next(iter(backbone.parameters())).device
         self.normalization_transform = dataset.get_normalization_transform() if dataset is not None else None
         self.n_tasks = dataset.N_TASKS if dataset is not None else 1
@@ -117,13 +114,13 @@ class ContinualModel(nn.Module):
         at test time.
 
         By default `forward(x)`, or `forward(x, task)` for a method that supports 'task-il' alone and takes two
-        arguments; on a vision stream the task's branch.
+        arguments; where the task has a branch of the network, what that answers.
         """
-        if self.vision:
-            return self.net(x, self.dataset.tasks[task].name)
+        if branch := self.dataset.tasks[task].branch:
+            return self.net(x, branch)
         return self(x, task) if self._wants_task else self(x)
 
-    def examine(self, inputs: Tensor, labels: Tensor, task: int, scenarios: list[str]) -> tuple[dict, dict]:
+    def evaluate_batch(self, inputs: Tensor, labels: Tensor, task: int, scenarios: list[str]) -> tuple[dict, dict]:
         """What an evaluation asks of one batch of `task`: by default `predict` for every scenario, and nothing more.
 
         Returns:
@@ -169,11 +166,11 @@ class ContinualModel(nn.Module):
         """
         notes = {}
         told_the_task = "class-il" not in self.COMPATIBILITY and "task-il" in self.COMPATIBILITY
-        if told_the_task and self.scores_class_il and not self.vision:
+        if told_the_task and self.scores_class_il and self.dataset.SETTING == "class-il":
             notes["class-il"] = (
                 f"not supported by {self.NAME}: it is told the task; the number is shown for reference only"
             )
-        if self.vision:
+        if self.dataset.tasks[0].branch:
             notes["parameters"] = self.net.describe()
         return Report(notes)
 
@@ -261,10 +258,7 @@ class ContinualModel(nn.Module):
         else:
             self._n_past_classes, end = 0, dataset.N_CLASSES
         self._n_classes_current_task = end - self._n_past_classes
-        if self.vision:
-            begun = dataset.tasks if self.args.joint else [dataset.tasks[self._current_task]]
-            self.net.begin_tasks([task.name for task in begun])
-            self.net.select(begun[0].name)
+        dataset.begin_stage(self.net, self._current_task)
         self.begin_task(dataset)
 
     def meta_end_task(self, dataset) -> None:
@@ -280,8 +274,7 @@ class ContinualModel(nn.Module):
 
     def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
         """`observe` with the keywords it names and no others; returns what it returns."""
-        if self.vision:
-            self.net.select(self.dataset.tasks[self.dataset.train_loader.task].name)  # under `--joint` any
+        self.dataset.begin_batch(self.net)
         with self._autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
         self._task_iteration += 1

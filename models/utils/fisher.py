@@ -5,15 +5,14 @@ from functools import partial
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from datasets.utils.task import ClassTask, Task
 from utils.errors import UserError
 
 FISHERS = ("mc", "exact", "empirical", "weighted")
-Likelihood = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]  # see `fisher_diagonal`
-IGNORED = -100  # the label of a position that is not scored, as in torch's cross-entropy
+HELD_GRADIENTS = 2**26  # entries of per-example gradients in memory at a time
 
 
 def per_example_gradients(
@@ -76,25 +75,22 @@ def fisher_diagonal(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     kind: str = "mc",
-    classes: tuple[int, int] | None = None,
-    chunk: int = 64,
-    likelihood: Likelihood | None = None,
+    task: Task | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Diagonal of the Fisher information of p(y | x): the mean over the inputs of E_y (d log p(y | x) / d theta)^2.
 
     Where an input has several labels (the tokens of a sequence), log p is the sum over its labelled positions.
 
     Args:
-        net: network with logits (B, C) or (B, L, C) as output.
+        net: the network.
         batches: (inputs, labels) pairs, labels (B,) or (B, L).
         kind: which y. 'exact': all classes, weighted by the network's own p, one backward pass per class; 'mc': one
             y drawn from p, an unbiased estimate of the same; 'empirical': the data's own label; 'weighted': the
             data's own label, its square weighted by p(y | x) (no Fisher information, but what the code behind many
             published hyperparameters computes).
-        classes: first and one past the last class of the softmax, all by default (one head of a multi-head network).
-        chunk: examples whose gradients are held at a time.
-        likelihood: of outputs that are not one softmax: (outputs, labels of a batch) -> labels drawn from p, and
-            (output of one example, its label) -> log p; then 'mc' and 'empirical' alone.
+        task: what the outputs mean: its part of them, labels drawn from p, and log p; a softmax over all by default.
+        chunk: examples whose gradients are held at a time; by default 64, fewer for a large network.
 
     Returns:
         (P,) in the order of `net.parameters()`.
@@ -104,12 +100,8 @@ def fisher_diagonal(
 
     References: Kunstner et al. 2019, and van de Ven 2025 (arXiv 2502.11756), on how the kinds differ.
     """
-    low, high = classes or (0, None)
-    n_examples = 0
-
-    def log_likelihood(logits: Tensor, y: Tensor) -> Tensor:
-        logits, y = logits[..., low:high], torch.where(y == IGNORED, y, y - low)
-        return -F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="sum")
+    task, n_examples = task or ClassTask(), 0
+    chunk = chunk or max(1, min(64, HELD_GRADIENTS // sum(p.numel() for p in net.parameters())))
 
     def labelled() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         nonlocal n_examples
@@ -118,25 +110,24 @@ def fisher_diagonal(
             if kind == "empirical":
                 yield x, y, None
                 continue
-            if kind != "mc" and (likelihood or y.dim() > 1):
+            if kind != "mc" and (kind not in task.FISHERS or y.dim() > 1):
                 raise UserError(f"the '{kind}' Fisher information needs one label per input: use mc or empirical")
-            if likelihood:
-                with torch.no_grad():
-                    yield x, likelihood[0](net(x), y), None
-                continue
             with torch.no_grad():
-                p = torch.softmax(net(x)[..., low:high], dim=-1)
-            if kind == "mc":
-                drawn = torch.multinomial(p.flatten(0, -2), 1).view(y.shape) + low
-                yield x, torch.where(y == IGNORED, y, drawn), None
-            elif kind == "weighted":
-                yield x, y, p.gather(1, (y - low).unsqueeze(1)).squeeze(1)
+                outputs = task.part(net(x))
+                if kind == "mc":
+                    yield x, task.sample(outputs, y), None
+                    continue
+                p = torch.softmax(outputs, dim=-1)
+            if kind == "weighted":
+                yield x, y, p.gather(1, (y - task.low).unsqueeze(1)).squeeze(1)
             else:
                 for c in range(p.shape[1]):
-                    yield x, torch.full_like(y, c + low), p[:, c]
+                    yield x, torch.full_like(y, c + task.low), p[:, c]
 
-    log_p = likelihood[1] if likelihood else log_likelihood
-    total = sum_over_gradients(net, labelled(), log_p, power=2, chunk=chunk)
+    def log_likelihood(output: Tensor, y: Tensor) -> Tensor:
+        return task.log_likelihood(task.part(output), y)
+
+    total = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
     return total / n_examples
 
 
@@ -144,3 +135,15 @@ def examples(loader, n: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, labels) of the batches of a training loader that hold its first `n` examples, of all by default."""
     batches = ((x, y) for x, y, _ in loader)
     return batches if n is None else islice(batches, max(1, -(-n // loader.batch_size)))
+
+
+def check_fisher(stream, kind: str) -> None:
+    """Refuse a kind of Fisher information that is not defined for the tasks of a stream.
+
+    Raises:
+        UserError: names the option.
+    """
+    for task in stream.pools(stream.N_TASKS):
+        if kind not in task.FISHERS:
+            others, name = " or ".join(task.FISHERS), task.name or task.NAME
+            raise UserError(f"--ewc_fisher {kind} is not defined for the {name} tasks of {stream.NAME}: give {others}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.utils.gates import agent_macs, dense_macs, kept_fractions, kept_macs, soft_jaccard
-from utils.evaluation import looking_only
+from utils.evaluation import eval_mode
 from utils.panels import Panel
 
 EXAMINED = 1000  # test images, of all tasks together
@@ -44,7 +44,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         curve: (tau, share of channels kept, macs, accuracy in percent) for each tau of THRESHOLDS.
     """
     net = model.net
-    with looking_only(model):
+    with eval_mode(model):
         images, labels = _test_images(dataset, tasks)
         actions, v, _ = _passes(net, images)
         shape = net.nf, tuple(dataset.SIZE[1:]), model.num_classes

@@ -1,12 +1,13 @@
 """One step of gradient descent on each batch: the body of fine-tuning and of joint training."""
 
+from datasets.utils.task import Task
 from models.utils.continual_model import ContinualModel
 
 
 class PlainTraining(ContinualModel):
     """L = loss(f(x), y) on the batch, and nothing else."""
 
-    KINDS = ["classification", "language", "regression", "vision"]
+    TASKS = (Task,)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.external import LARGEST_CALL, ExternalWeights
+from datasets.utils.task import ClassTask, RegressionTask
 from models.utils import posterior_view
 from models.utils.continual_model import ContinualModel
 from models.utils.task_inference import CRITERIA, mean_log_probabilities, uncertainties
 from utils.args import positive_float, positive_int
 from utils.errors import UserError
-from utils.evaluation import looking_only
+from utils.evaluation import eval_mode
 
 EVALUATION_SEED = 2147483647  # the same noise for every posterior and every batch
 BN_MOMENTUM = 0.1
@@ -76,7 +77,7 @@ class Posterior(ContinualModel):
     """
 
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-    KINDS = ["classification", "regression"]
+    TASKS = (ClassTask, RegressionTask)
     DEFAULTS = {"optimizer": "adam", "lr": 0.001}
     UNUSED = ("multi_head",)
     INFERS_TASK = True
@@ -86,7 +87,7 @@ class Posterior(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.regression = dataset.KIND == "regression"
+        self.regression = dataset.TASK is RegressionTask
         self.by_class = dataset.SETTING == "class-il"
         if self.by_class and args.heads == "single":
             raise UserError(f"--heads single: the tasks of {dataset.NAME} have heads of their own: drop it")
@@ -140,7 +141,7 @@ class Posterior(ContinualModel):
     def meta_end_task(self, dataset):
         super().meta_end_task(dataset)
         if self.regression and hasattr(dataset, "plot_inputs"):
-            with looking_only(self):
+            with eval_mode(self):
                 task = self.current_task - 1
                 self.curves[task] = posterior_view.curve(self, dataset.plot_inputs())[task].clone()
 
@@ -258,9 +259,9 @@ class Posterior(ContinualModel):
         look = self.look(x)
         return self.predicted(look, look.inferred("ent"))
 
-    def examine(self, inputs, labels, task, scenarios):
+    def evaluate_batch(self, inputs, labels, task, scenarios):
         if not self.n_begun:
-            return super().examine(inputs, labels, task, scenarios)
+            return super().evaluate_batch(inputs, labels, task, scenarios)
         look = self.look(inputs)
         inferred = {criterion: look.inferred(criterion) for criterion in CRITERIA}
         outputs = dict.fromkeys(scenarios, self.predicted(look, inferred[CRITERIA[0]]))

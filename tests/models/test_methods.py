@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from backbone.utils.batchnorm import batchnorm_mode
 from models.derpp import DERpp
 from models.er import ER
 from models.lwf import LwF
 from models.sgd import SGD
-from models.utils.batchnorm import batchnorm_mode
 from models.utils.snapshot import Snapshot
 from tests.models.helpers import Flat, clones, experiment, finished, first_batch, image, reload, small
 

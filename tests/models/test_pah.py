@@ -8,11 +8,11 @@ from torch import nn
 from backbone.utils.base import Backbone
 from backbone.utils.hypernetwork import HeadHypernetwork
 from models.pah import PAH
-from models.utils.distillation import kd
 from models.utils.generated_heads import task_logits
 from tests.models.helpers import FakeStream, clones, experiment, finished, first_batch, options
 from utils.checkpoint import capture, restore
 from utils.config import resolve
+from utils.distillation import kd
 from utils.run import Position
 
 D = torch.float64
