@@ -64,6 +64,16 @@ def finished(model: str, *more: str, dataset: str = "seq-digits") -> Experiment:
     return exp
 
 
+class Command:
+    """What the conformance checks ask of a case: a command line to which they add options."""
+
+    def __init__(self, model: str, *argv: str, dataset: str):
+        self.argv = ["--model", model, "--dataset", dataset, *QUIET, *argv]
+
+    def config(self, *more: str):
+        return resolve([*self.argv, *more])
+
+
 def first_batch(exp: Experiment, task: int = 0):
     """Enter a task as the loop does and return (model, batch)."""
     from utils.training import enter_task
