@@ -21,7 +21,6 @@ class GRU(SequenceBackbone):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--gru_embedding", type=positive_int, default=32, help="length of a token's vector")
         parser.add_argument("--gru_hidden", type=positive_int, default=64, help="units of the recurrent state")
         return parser
 
@@ -36,7 +35,7 @@ class GRU(SequenceBackbone):
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
-        return cls(in_size[1], num_classes, args.gru_embedding, args.gru_hidden)
+        return cls(in_size[1], num_classes, hidden=args.gru_hidden)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         vectors = self.embedding(x)

@@ -54,9 +54,9 @@ def runner_seconds(method: str, batch_size: int, iterations: int, dataset: str) 
     ]
     exp = build(resolve([*argv, "--backbone", "mnistmlp", "--device", "cpu", *METHODS[method]]))
     nothing = Evaluation(0, 0, None, {})
-    with mock.patch.object(training, "score", return_value=nothing):
+    with mock.patch.object(training, "evaluate_run", return_value=nothing):
         begin = time.perf_counter()
-        training.train(exp.model, exp.dataset, exp.run, exp.args, [])
+        training.train(exp)
         return (time.perf_counter() - begin) / iterations
 
 

@@ -1,7 +1,4 @@
-"""Fashion-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (Xiao et al. 2017).
-
-Inputs are scaled to [0, 1] and not normalised further, the published protocol.
-"""
+"""Fashion-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries."""
 
 from datasets.utils import sources
 from datasets.utils.streams import Rotating360
@@ -9,6 +6,5 @@ from datasets.utils.streams import Rotating360
 
 class FashionMNIST360(Rotating360):
     NAME = "fmnist-360"
-    SOURCE = staticmethod(sources.fashion_mnist)
-    SIZE = (1, 28, 28)
+    SOURCE = sources.fashion_mnist
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.1, "n_epochs": 1, "batch_size": 16, "num_threads": 1}

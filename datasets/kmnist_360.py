@@ -1,8 +1,4 @@
-"""Kuzushiji-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (Clanuwat et al.
-2018).
-
-Inputs are scaled to [0, 1] and not normalised further, the published protocol.
-"""
+"""Kuzushiji-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries."""
 
 from datasets.utils import sources
 from datasets.utils.streams import Rotating360
@@ -10,6 +6,5 @@ from datasets.utils.streams import Rotating360
 
 class KMNIST360(Rotating360):
     NAME = "kmnist-360"
-    SOURCE = staticmethod(sources.kmnist)
-    SIZE = (1, 28, 28)
+    SOURCE = sources.kmnist
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.1, "n_epochs": 1, "batch_size": 16, "num_threads": 1}

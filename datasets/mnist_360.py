@@ -1,7 +1,4 @@
-"""MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries (LeCun et al. 1998).
-
-Inputs are scaled to [0, 1] and not normalised further, the published protocol.
-"""
+"""MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries."""
 
 from datasets.utils import sources
 from datasets.utils.streams import Rotating360
@@ -9,6 +6,5 @@ from datasets.utils.streams import Rotating360
 
 class MNIST360(Rotating360):
     NAME = "mnist-360"
-    SOURCE = staticmethod(sources.mnist)
-    SIZE = (1, 28, 28)
+    SOURCE = sources.mnist
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.1, "n_epochs": 1, "batch_size": 16, "num_threads": 1}

@@ -1,7 +1,4 @@
-"""Permuted Fashion-MNIST: 20 tasks of all 10 classes, each under a fixed pixel permutation (Xiao et al. 2017).
-
-Inputs are scaled to [0, 1] and not normalised further, the published protocol.
-"""
+"""Permuted Fashion-MNIST: 20 tasks of all 10 classes, each under a fixed pixel permutation."""
 
 from datasets.utils import sources
 from datasets.utils.streams import Permuted
@@ -9,9 +6,5 @@ from datasets.utils.streams import Permuted
 
 class PermutedFashionMNIST(Permuted):
     NAME = "perm-fmnist"
-    SOURCE = staticmethod(sources.fashion_mnist)
-    N_TASKS = 20
-    N_CLASSES_PER_TASK = 10
-    N_CLASSES = 10
-    SIZE = (1, 28, 28)
+    SOURCE = sources.fashion_mnist
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.2, "n_epochs": 1, "batch_size": 128, "num_threads": 1}

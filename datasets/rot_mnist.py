@@ -1,7 +1,4 @@
-"""Rotated MNIST: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees (LeCun et al. 1998).
-
-Inputs are scaled to [0, 1] and not normalised further, the published protocol.
-"""
+"""Rotated MNIST: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees."""
 
 from datasets.utils import sources
 from datasets.utils.streams import Rotated
@@ -9,9 +6,5 @@ from datasets.utils.streams import Rotated
 
 class RotatedMNIST(Rotated):
     NAME = "rot-mnist"
-    SOURCE = staticmethod(sources.mnist)
-    N_TASKS = 20
-    N_CLASSES_PER_TASK = 10
-    N_CLASSES = 10
-    SIZE = (1, 28, 28)
+    SOURCE = sources.mnist
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.2, "n_epochs": 1, "batch_size": 128, "num_threads": 1}

@@ -1,4 +1,4 @@
-"""Split CIFAR-100: 10 tasks of 10 classes, or 5 or 20 tasks with `--n_tasks` (Krizhevsky 2009).
+"""Split CIFAR-100: 10 tasks of 10 classes, or 5 or 20 tasks with `--n_tasks`.
 
 Augmentation: random crop with padding 4 and horizontal flip, on the stream and on replay.
 """
@@ -9,12 +9,9 @@ from datasets.utils.streams import ClassIncremental
 
 class SequentialCIFAR100(ClassIncremental):
     NAME = "seq-cifar100"
-    SOURCE = staticmethod(sources.cifar100)
+    SOURCE = sources.cifar100
     N_TASKS = 10
     N_CLASSES_PER_TASK = 10
-    N_CLASSES = 100
-    SIZE = (3, 32, 32)
-    MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     AUGMENT = {"crop_padding": 4, "flip": True}
     DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 50, "batch_size": 32}
 

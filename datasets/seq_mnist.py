@@ -1,7 +1,4 @@
-"""Split MNIST: 5 tasks of 2 classes (LeCun et al. 1998).
-
-Inputs are scaled to [0, 1] and not normalised further, the published protocol. Natural class order.
-"""
+"""Split MNIST: 5 tasks of 2 classes."""
 
 from datasets.utils import sources
 from datasets.utils.streams import ClassIncremental
@@ -9,9 +6,7 @@ from datasets.utils.streams import ClassIncremental
 
 class SequentialMNIST(ClassIncremental):
     NAME = "seq-mnist"
-    SOURCE = staticmethod(sources.mnist)
+    SOURCE = sources.mnist
     N_TASKS = 5
     N_CLASSES_PER_TASK = 2
-    N_CLASSES = 10
-    SIZE = (1, 28, 28)
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.03, "n_epochs": 1, "batch_size": 10, "num_threads": 1}

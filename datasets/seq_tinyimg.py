@@ -1,4 +1,4 @@
-"""Split TinyImageNet: 10 tasks of 20 classes, sorted WordNet ids (the 64x64 subset of ImageNet used at Stanford).
+"""Split TinyImageNet: 10 tasks of 20 classes, sorted WordNet ids.
 
 Augmentation: random crop with padding 4 and horizontal flip. The official validation folder is the test set.
 """
@@ -9,11 +9,8 @@ from datasets.utils.streams import ClassIncremental
 
 class SequentialTinyImageNet(ClassIncremental):
     NAME = "seq-tinyimg"
-    SOURCE = staticmethod(sources.tinyimagenet)
+    SOURCE = sources.tinyimagenet
     N_TASKS = 10
     N_CLASSES_PER_TASK = 20
-    N_CLASSES = 200
-    SIZE = (3, 64, 64)
-    MEAN, STD = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
     AUGMENT = {"crop_padding": 4, "flip": True}
     DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 100, "batch_size": 32}

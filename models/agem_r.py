@@ -8,35 +8,14 @@ References: Chaudhry et al. 2019, "Efficient Lifelong Learning with A-GEM", equa
 et al. 2020.
 """
 
-from models.utils.continual_model import ContinualModel
-from models.utils.episodic import gradient_at
-from models.utils.projection import project_one
-from utils.args import add_rehearsal_args
-from utils.buffer import Buffer
+from models.utils.averaged_gem import AveragedGEM
 
 
-class AGEMReservoir(ContinualModel):
+class AGEMReservoir(AveragedGEM):
     NAME = "agem_r"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
-    KINDS = ["classification", "language", "regression"]
-
-    @staticmethod
-    def get_parser(parser):
-        return add_rehearsal_args(parser)
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        reference = None
-        if not self.buffer.is_empty():
-            reference = gradient_at(self, *self.buffer.get_data(self.args.minibatch_size))
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        if reference is not None:
-            self.net.set_grads(project_one(self.net.get_grads(), reference))
-        self.opt.step()
+        loss = super().observe(inputs, labels, not_aug_inputs)
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return loss

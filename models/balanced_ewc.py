@@ -35,6 +35,7 @@ from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
 from models.utils.vision import covering, distillation, plain_batches, presence, raw_images, task_fisher
+from utils import panels
 from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
 from utils.criterion import READINGS, target
 from utils.errors import UserError
@@ -244,9 +245,6 @@ class BalancedEWC(ContinualModel):
         if merged:
             self.penalty.replace(merged.weight, merged.centre)
 
-    def importance(self):
-        return self.penalty.weight
-
     # ---- what is kept of a task
 
     def keep_images(self, dataset, task: int) -> None:
@@ -324,8 +322,9 @@ class BalancedEWC(ContinualModel):
 
     # ---- what is told
 
-    def evaluation_notes(self):
-        args, notes = self.args, super().evaluation_notes()
+    def report(self, dataset, tasks):
+        args, report = self.args, super().report(dataset, tasks)
+        notes = report.notes
         scored = (
             f"at most {args.probe_size} to be scored"
             if args.adaptive == "probe" or args.finetune
@@ -340,13 +339,9 @@ class BalancedEWC(ContinualModel):
             f"lambda {args.e_lambda:g}, Fisher information of drawn labels summed over outputs, divided by its mean "
             f"over shared parameters, + {args.drift:g}"
         )
-        return notes
-
-    def findings(self, dataset, tasks):
-        numbers = {"fine-tuned at the end": float(self.finetuned)}
-        names = [dataset.tasks[t].name for t in tasks]
-        numbers |= {f"strength of {n}": self.kept_strengths[t] for t, n in zip(tasks, names, strict=True)}
-        return numbers, []
+        report.numbers["fine-tuned at the end"] = float(self.finetuned)
+        report.numbers |= {f"strength of {dataset.tasks[t].name}": self.kept_strengths[t] for t in tasks}
+        return report.show(panels.importance(self.penalty.weight))
 
 
 def warm_restarts(epoch: int, first: int, factor: int) -> float:

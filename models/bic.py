@@ -4,10 +4,10 @@ held-out examples of which every class has equally many.
 stage 1  L = (1 - lambda) CE(f(x), y) + lambda CE(softmax(f^(x) / T), softmax(f(x) / T)),  lambda = n_old / n_seen
          over new data and exemplars together; the second term is over old classes, f^ the network before the task
 stage 2  f, then alpha and beta alone:  CE([f_old(x), alpha f_new(x) + beta], y)  on the validation examples
-         prediction: the logits so corrected; so are those of f^ (`--distill_after_bic`)
+         prediction: the logits so corrected; so are those of f^
 stage 1 has `+ wd_reg ||theta||^2`.
 
-`--valset_split` of every class's exemplars are for validation: held out when the class was new, the network never
+A tenth of every class's exemplars are for validation: held out when the class was new, the network never
 learns from them. As many examples of each new class are held out, drawn by the seed. Exemplars are drawn at random.
 
 Deviations: stage 2 sees images without augmentation, its logits are computed once; Adam with learning rate 0.001 fits
@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from models.utils.continual_model import ContinualModel
 from models.utils.exemplars import features_of, refill, share, with_exemplars
 from models.utils.snapshot import Snapshot
-from utils.args import add_bool, add_rehearsal_args, fraction, non_negative_float, non_negative_int, positive_float
+from utils.args import add_rehearsal_args, non_negative_float, non_negative_int
 from utils.buffer import Buffer
 from utils.randomness import permutation
+
+VALIDATION, TEMPERATURE = 0.1, 2.0  # share of the exemplars, T: those of the paper
 
 
 class BiC(ContinualModel):
@@ -37,13 +39,10 @@ class BiC(ContinualModel):
     @staticmethod
     def get_parser(parser):
         add_rehearsal_args(parser, minibatch=False)
-        parser.add_argument("--valset_split", type=fraction, default=0.1, help="share of the exemplars for validation")
         parser.add_argument("--bic_epochs", type=non_negative_int, default=250, help="epochs of stage 2")
-        parser.add_argument("--temp", type=positive_float, default=2.0, help="temperature T of the distillation")
         parser.add_argument(
             "--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm"
         )
-        add_bool(parser, "--distill_after_bic", default=True, help="correct the teacher's logits too")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -59,7 +58,7 @@ class BiC(ContinualModel):
 
     def validation_slots(self, n):
         """Which of n exemplars of a class are for validation; those of fewer exemplars are among them."""
-        s = self.args.valset_split
+        s = VALIDATION
         return [i for i in range(n) if math.floor(i * s) > math.floor((i - 1) * s)]
 
     def split(self, labels):
@@ -79,8 +78,7 @@ class BiC(ContinualModel):
     def begin_task(self, dataset):
         if self.current_task > 0:
             self.teacher.take(self.net)
-            if self.args.distill_after_bic:
-                self.old_correction = self.correction.clone()
+            self.old_correction = self.correction.clone()
             self.correction[0], self.correction[1] = 1, 0
 
     def begin_epoch(self, epoch, dataset):
@@ -97,7 +95,7 @@ class BiC(ContinualModel):
         data = dataset.task_data(self.current_task)
         images, labels = data.data, data.targets
         parts = self.split(labels)
-        if self.sizes and self.args.valset_split > 0:
+        if self.sizes:
             slots = torch.cat([self.slots(c, validation=True) for c in range(len(self.sizes))])
             old, old_labels = self.buffer.get_data_by_index(slots)
             new = torch.cat([held_out for _, held_out in parts])
@@ -140,9 +138,8 @@ class BiC(ContinualModel):
         if self.teacher:
             with torch.no_grad():
                 taught = self.teacher(inputs) * self.old_correction[0] + self.old_correction[1]
-            t = self.args.temp
-            soft = torch.softmax(taught[:, :past] / t, dim=1)
-            terms["kd"] = past / seen * F.cross_entropy(logits[:, :past] / t, soft)
+            soft = torch.softmax(taught[:, :past] / TEMPERATURE, dim=1)
+            terms["kd"] = past / seen * F.cross_entropy(logits[:, :past] / TEMPERATURE, soft)
         if self.args.wd_reg:
             terms["wd"] = self.args.wd_reg * sum(p.square().sum() for p in self.net.parameters())
         loss = sum(terms.values())

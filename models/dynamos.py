@@ -43,28 +43,21 @@ class Dynamos(GatedModel):
         super().__init__(backbone, loss, args, transform, dataset)
         self.buffer = SelectiveBuffer(args.buffer_size, self.device)
 
-    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+    def replayed_terms(self):
+        if not self.buffer.num_seen_examples:
+            return {}
         args = self.args
-        self.opt.zero_grad()
-        if self.warming_up():
-            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
-            return {"loss": loss, "ce": loss}
-        logits, trace = self.net.traced(inputs)
-        terms = self.pass_terms(logits, trace, labels)
-        if self.buffer.num_seen_examples:
-            replayed, y, z, v = self.buffer.get_data(args.minibatch_size, transform=self.transform)
-            new_logits, new_trace = self.net.traced(replayed)
-            some = self.buffer.num_admitted > 0  # where no answer was right so far, nothing is replayed
-            old = self.pass_terms(new_logits, new_trace, y)
-            terms |= {
-                "logits": some * args.alpha * F.mse_loss(new_logits, z),
-                "vectors": some * args.policy_alpha * F.mse_loss(new_trace.v, v),
-                "replay": some * args.beta * old["ce"],
-                "replay_policy": some * args.beta * old["policy"],
-                "replay_prototype": some * old["prototype"],
-            }
-        loss = self.step_on(terms)
-        logits = logits.detach()
-        right = logits.argmax(1) == labels
-        self.buffer.add_data(not_aug_inputs, admitted=right, labels=labels, logits=logits, vectors=trace.v.detach())
-        return {"loss": loss, **terms, **self.kept(trace)}
+        replayed, y, z, v = self.buffer.get_data(args.minibatch_size, transform=self.transform)
+        logits, trace = self.net.traced(replayed)
+        some = self.buffer.num_admitted > 0  # where no answer was right so far, nothing is replayed
+        old = self.pass_terms(logits, trace, y)
+        return {
+            "logits": some * args.alpha * F.mse_loss(logits, z),
+            "vectors": some * args.policy_alpha * F.mse_loss(trace.v, v),
+            "replay": some * args.beta * old["ce"],
+            "replay_policy": some * args.beta * old["policy"],
+            "replay_prototype": some * old["prototype"],
+        }
+
+    def store(self, raw, labels, logits, vectors):
+        self.buffer.add_data(raw, admitted=logits.argmax(1) == labels, labels=labels, logits=logits, vectors=vectors)

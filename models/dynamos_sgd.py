@@ -17,13 +17,3 @@ class DynamosSGD(GatedModel):
     @staticmethod
     def get_parser(parser):
         return add_gate_args(parser)
-
-    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        if self.warming_up():
-            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
-            return {"loss": loss, "ce": loss}
-        logits, trace = self.net.traced(inputs)
-        terms = self.pass_terms(logits, trace, labels)
-        loss = self.step_on(terms)
-        return {"loss": loss, **terms, **self.kept(trace)}

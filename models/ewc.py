@@ -18,6 +18,7 @@ from models.utils.continual_model import ContinualModel
 from models.utils.fisher import FISHERS, examples, fisher_diagonal
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.vision import task_fisher
+from utils import panels
 from utils.args import fraction, non_negative_float, positive_int
 from utils.errors import UserError
 
@@ -78,5 +79,5 @@ class EWC(ContinualModel):
         # Vision streams are trained by Adam, whose steps are not lr times a gradient.
         return held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.vision)
 
-    def importance(self):
-        return self.penalty.weight
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

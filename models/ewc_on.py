@@ -12,6 +12,7 @@ References: Kirkpatrick et al. 2017; Schwarz et al. 2018, "Progress & Compress",
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import examples, fisher_diagonal
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from utils import panels
 from utils.args import fraction, non_negative_float
 from utils.errors import UserError
 
@@ -52,5 +53,5 @@ class EWCOnline(ContinualModel):
         loss.backward()
         return held_step(self, loss, self.penalty, 2 * self.args.e_lambda)
 
-    def importance(self):
-        return self.penalty.weight
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

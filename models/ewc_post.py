@@ -21,6 +21,7 @@ from torch.func import grad, vmap
 
 from backbone.utils.external import LARGEST_CALL
 from models.utils.posterior import EVALUATION_SEED, Posterior, add_posterior_args
+from utils import panels
 from utils.args import add_bool, non_negative_float, non_negative_int
 from utils.errors import UserError
 
@@ -127,8 +128,8 @@ class EWCPosterior(Posterior):
         noise = torch.randn(samples, self.net.size, device=self.device, generator=generator)
         return (self.means + std * noise).expand(len(tasks), -1, -1)
 
-    def importance(self):
-        return self.precision
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.precision))
 
     # ---- with one softmax there is no task to be inferred
 

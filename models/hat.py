@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.utils.continual_model import ContinualModel
 from models.utils.growing import GrowingParameters
 from models.utils.held import Held, head_rows
+from utils import panels
 from utils.args import non_negative_float, positive_float
 from utils.errors import UserError
 from utils.randomness import generator
@@ -119,15 +120,15 @@ class HAT(ContinualModel):
             return self.net(x)
         return self.logits(x, self.open_gates(task_label).to(x.dtype))
 
-    def capacity(self):
-        """Weights and biases that each task was the first to hold, of those in the layers; `units`: share it uses."""
+    def report(self, dataset, tasks):
+        """Capacity: weights and biases that each task was the first to hold, of those in the layers."""
         used, held = torch.zeros_like(self.used), [0]
         for task in range(self.current_task):
             used = used | self.open_gates(task)
             held.append(sum(int((~free).sum()) for free in self.free(used).values()))
-        units = [float(self.open_gates(task).float().mean()) for task in range(self.current_task)]
         total = sum(p.numel() for layer in chain_layers(self.net) for part in layer for p in part.parameters())
-        return {"owned": [b - a for a, b in zip(held, held[1:], strict=False)], "total": total, "units": units}
+        owned = [b - a for a, b in zip(held, held[1:], strict=False)]
+        return super().report(dataset, tasks).show(panels.capacity(owned, total))
 
 
 def gated(x: Tensor, gate: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from torch import nn
 
 from models.utils.distillation import kd
 from models.utils.generated_heads import GeneratedHeads, task_logits
-from utils.args import non_negative_float, non_negative_int, positive_float, positive_int
+from utils.args import non_negative_float, positive_float, positive_int
 from utils.randomness import generator
+
+# Width and hidden-to-hidden layers of the hypernetwork, tau: those of PAH, whose control this is.
+HIDDEN, LAYERS, TEMPERATURE = 16, 1, 2.0
 
 
 class Hyper(GeneratedHeads):
@@ -26,11 +29,8 @@ class Hyper(GeneratedHeads):
     @staticmethod
     def get_parser(parser):
         add = parser.add_argument
-        add("--hyper_hidden", type=positive_int, default=16, help="width of the hypernetwork")
-        add("--hyper_layers", type=non_negative_int, default=1, help="hidden-to-hidden layers of the hypernetwork")
         add("--hyper_embedding", type=positive_int, default=4096, help="entries of a task embedding")
         add("--hyper_w", type=non_negative_float, default=3.0, help="weight of old heads' distillation")
-        add("--hyper_temp", type=positive_float, default=2.0, help="temperature of the distillation")
         add("--lr_embedding", type=positive_float, default=1e-3, help="learning rate of the embeddings")
         add("--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the backbone")
         add("--lr_hyper", type=positive_float, default=1e-4, help="learning rate of the hypernetwork")
@@ -38,7 +38,7 @@ class Hyper(GeneratedHeads):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.make_hypernetwork(args.hyper_embedding, args.hyper_hidden, args.hyper_layers)
+        self.make_hypernetwork(args.hyper_embedding, HIDDEN, LAYERS)
         self.reset_optimizers()
 
     def reset_optimizers(self):
@@ -66,7 +66,7 @@ class Hyper(GeneratedHeads):
         if t > 0 and args.hyper_w > 0:
             with torch.no_grad():
                 taught = task_logits(self.teacher.copy.features(inputs), self.teacher_heads)
-            terms["kd"] = args.hyper_w * kd(logits[:t], taught, args.hyper_temp).mean(1).sum()
+            terms["kd"] = args.hyper_w * kd(logits[:t], taught, TEMPERATURE).mean(1).sum()
         loss = sum(terms.values())
         loss.backward()
         self.opt.step()

@@ -6,17 +6,11 @@ The reference of the general-continual streams, under the name that the literatu
 the same over tasks.
 """
 
-from models.utils.continual_model import ContinualModel
+from models.utils.plain import PlainTraining
 
 
-class JointGCL(ContinualModel):
+class JointGCL(PlainTraining):
     NAME = "joint_gcl"
     COMPATIBILITY = ["general-continual"]
+    KINDS = ["classification"]
     JOINT = True
-
-    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        self.opt.step()
-        return loss

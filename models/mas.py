@@ -11,6 +11,7 @@ Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import examples, sum_over_gradients
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from utils import panels
 from utils.args import non_negative_float, positive_int
 
 
@@ -50,5 +51,5 @@ class MAS(ContinualModel):
         loss.backward()
         return held_step(self, loss, self.penalty, 2 * self.args.mas_lambda)
 
-    def importance(self):
-        return self.penalty.weight
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import examples, sum_over_gradients
 from models.utils.held import Held, head_rows
+from utils import panels
 from utils.args import add_bool, fraction, non_negative_float, positive_int
 from utils.errors import TrainingFailed, UserError
 
@@ -192,6 +193,6 @@ class PackNet(ContinualModel):
         }
         return functional_call(self.net, {**usable, **kept}, (x,))
 
-    def capacity(self):
+    def report(self, dataset, tasks):
         owned = [int((self.owner == t + 1).sum()) for t in range(self.current_task)]
-        return {"owned": owned, "total": self.owner.numel()}
+        return super().report(dataset, tasks).show(panels.capacity(owned, self.owner.numel()))

@@ -264,11 +264,13 @@ class PAH(GeneratedHeads):
                 return super().forward(x)
         return super().forward(x)
 
-    def evaluation_notes(self):
+    def report(self, dataset, tasks):
         mode = {"run": "running BatchNorm statistics", "batch": "statistics of the test batch (transductive)"}
         forgetting = "compare forgetting_chaudhry with the published forgetting (PAH's FM)"
         notes = {"evaluation mode": mode[self.args.pah_test_bn], "forgetting": forgetting}
         notes["class-il"] = (
             "not supported by pah: all generated heads compete that were never trained against each other"
         )
-        return notes
+        report = super().report(dataset, tasks)
+        report.notes = notes
+        return report

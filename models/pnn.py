@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.utils.continual_model import ContinualModel
+from utils import panels
 from utils.args import add_bool, positive_float
 from utils.randomness import untouched
 
@@ -165,6 +166,6 @@ class PNN(ContinualModel):
             logits[:, slice(*self.get_offsets(task_label))] = self.outputs(x, task_label)[-1][-1]
         return logits
 
-    def capacity(self):
+    def report(self, dataset, tasks):
         owned = [sum(p.numel() for p in column.parameters()) for column in list(self.columns)[: self.current_task]]
-        return {"owned": owned, "total": sum(owned)}
+        return super().report(dataset, tasks).show(panels.capacity(owned, sum(owned)))

@@ -16,7 +16,10 @@ import torch
 
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
-from utils.args import fraction, non_negative_float, positive_float, positive_int
+from utils import panels
+from utils.args import fraction, non_negative_float, positive_int
+
+DAMPING = 0.01  # epsilon of the score
 
 
 class RWalk(ContinualModel):
@@ -29,7 +32,6 @@ class RWalk(ContinualModel):
         parser.add_argument("--e_lambda", type=non_negative_float, default=1.0, help="strength of the penalty")
         parser.add_argument("--alpha", type=fraction, default=0.9, help="decay of the running Fisher information")
         parser.add_argument("--delta_t", type=positive_int, default=10, help="steps between two looks at the path")
-        parser.add_argument("--rwalk_eps", type=positive_float, default=0.01, help="damping of the score")
         add_update_argument(parser)
         return parser
 
@@ -56,7 +58,7 @@ class RWalk(ContinualModel):
         self.gain.addcmul_(gradient, after - before, value=-1)
         if (self.task_iteration + 1) % self.args.delta_t == 0:
             length = 0.5 * self.fisher * (after - self.waypoint).square()
-            self.score += self.gain.clamp(min=0) / (length + self.args.rwalk_eps)
+            self.score += self.gain.clamp(min=0) / (length + DAMPING)
             self.waypoint, self.gain = after, torch.zeros_like(self.gain)
         return terms
 
@@ -65,5 +67,5 @@ class RWalk(ContinualModel):
         self.penalty.replace(weight, self.net.get_params())
         self.score = self.score / 2
 
-    def importance(self):
-        return self.penalty.weight
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -3,17 +3,9 @@
 L = CE(f(x), y)
 """
 
-from models.utils.continual_model import ContinualModel
+from models.utils.plain import PlainTraining
 
 
-class SGD(ContinualModel):
+class SGD(PlainTraining):
     NAME = "sgd"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
-    KINDS = ["classification", "language", "regression", "vision"]
-
-    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        self.opt.step()
-        return loss

@@ -15,6 +15,7 @@ import torch
 
 from models.utils.continual_model import ContinualModel
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from utils import panels
 from utils.args import non_negative_float, positive_float
 
 
@@ -55,5 +56,5 @@ class SI(ContinualModel):
         omega = self.path.clamp(min=0) / ((theta - self.start).square() + self.args.xi)
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, theta)
 
-    def importance(self):
-        return self.penalty.weight
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -49,8 +49,9 @@ def test_help_of_a_method_shows_its_options(capsys):
     assert "--pah_w_sm" in out and "--n_tasks" in out and "--num_filters" in out
 
 
-def test_help_imports_no_torch():
-    code = "import sys, main; main.main(['--help']); print('torch' in sys.modules)"
+@pytest.mark.parametrize("argv", [["--help"], ["--model", "er", "--dataset", "nope"]])
+def test_help_and_wrong_names_import_no_torch(argv):
+    code = f"import sys, main; main.main({argv}); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert out.strip().endswith("False")
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 def trained(name, folder, *more):
     exp = build(case(name, folder).config(*more))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     return exp
 
 
@@ -59,7 +59,7 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(folder):
         return seen[-1]
 
     exp.model.observe = watched
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     assert [(r["task"], r["epoch"], r["start"]) for r in exp.run.epochs] == [
         (t, e, 2 * (3 * t + e)) for t in range(3) for e in range(3)
     ]
@@ -82,7 +82,7 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
         asked.append(task)
         return {"accuracy": (10.0, 30.0, 20.0)[len(asked) % 3 - 1], "loss": 1.0}
 
-    monkeypatch.setattr("utils.training.held_out_scores", scores)
+    monkeypatch.setattr("utils.stopping.held_out_scores", scores)
     run = trained("sgd", folder, *STOPPING).run
     assert asked == [0] * 3 + [1] * 3 + [2] * 3  # once per epoch, although two ask
     assert [r["kept"] for r in run.epochs] == [False, True, False] * 3

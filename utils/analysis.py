@@ -3,6 +3,7 @@
 Nothing here changes a weight, a mode or a random state, so a run with and without the look is the same.
 """
 
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from models.utils.continual_model import ContinualModel
 from utils.buffer import Buffer
 from utils.evaluation import looking_only
+from utils.panels import Report
 from utils.run import Analysis
 
 EMBEDDED = 500  # test examples in the embedding, of all tasks together
 MOST_CLASSES = 100  # of a confusion matrix
-BINS = 60
 
 
 @torch.no_grad()
@@ -34,12 +35,23 @@ def analyse(model: ContinualModel, dataset, trained: int, pictures: Sequence = (
     tasks = range(trained + 1)
     with looking_only(model):
         views = look_at_tests(model, dataset, tasks)
-        found = Analysis(costs(model), capacity(model), importance(model), *views, *model.findings(dataset, tasks))
+        report = report_of(model, dataset, tasks)
+    found = Analysis(costs(model), *views, report.numbers, report.panels)
     if pictures and dataset.KIND == "vision":
         from utils.vision_plots import prediction_figures
 
-        found.figures = [*found.figures, *prediction_figures(dataset, pictures)]
+        found.figures = prediction_figures(dataset, pictures)
     return found
+
+
+def report_of(model: ContinualModel, dataset, tasks: range) -> Report:
+    """What the method tells; a plain method file may have something else under the name `report`."""
+    try:
+        inspect.signature(model.report).bind(dataset, tasks)
+    except (TypeError, ValueError):
+        return ContinualModel.report(model, dataset, tasks)
+    report = model.report(dataset, tasks)
+    return report if isinstance(report, Report) else ContinualModel.report(model, dataset, tasks)
 
 
 def costs(model: ContinualModel) -> dict[str, int]:
@@ -68,25 +80,6 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"peak_memory_bytes": peak, "peak_memory_of": "process"}
-
-
-def capacity(model: ContinualModel) -> dict[str, Any] | None:
-    """What the method says, as plain numbers; a plain method file may have something else under that name."""
-    told = model.capacity() if callable(getattr(model, "capacity", None)) else None
-    if not isinstance(told, dict) or not told.get("owned"):
-        return None
-    return {"owned": [int(n) for n in told["owned"]], "total": int(told["total"])}
-
-
-def importance(model: ContinualModel) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Histogram of what the method says, over powers of ten, and the share of entries that are 0."""
-    told = model.importance() if callable(getattr(model, "importance", None)) else None
-    if not isinstance(told, Tensor) or not told.numel():
-        return None
-    values = told.detach().float().flatten().cpu().numpy()
-    logarithms = np.log10(values[np.isfinite(values) & (values > 0)].astype(np.float64))
-    counts, edges = np.histogram(logarithms, BINS)
-    return counts, edges, 1 - logarithms.size / values.size
 
 
 def look_at_tests(model: ContinualModel, dataset, tasks: range) -> tuple[Any, Any]:

@@ -198,86 +198,77 @@ def base_parser() -> ArgumentParser:
 
 
 def _choose(group) -> None:
-    group.add_argument("-h", "--help", action="store_true", default=False, help="show the options and exit")
-    group.add_argument("--model", metavar="NAME", help="method: a file of models/, or a path ending in .py")
-    group.add_argument("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
-    group.add_argument("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
+    add = group.add_argument
+    add("-h", "--help", action="store_true", default=False, help="show the options and exit")
+    add("--model", metavar="NAME", help="method: a file of models/, or a path ending in .py")
+    add("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
+    add("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
     add_bool(group, "--load_best_args", help="take the stored hyperparameters of best_args/<model>.yaml")
-    group.add_argument(
+    add(
         "--model_config",
         choices=["best", "default"],
         default="default",
         help="'best' is another spelling of --load_best_args",
     )
-    group.add_argument(
-        "--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows"
-    )
-    group.add_argument(
-        "--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical"
-    )
-    group.add_argument("--check", metavar="MODEL", help="run the conformance suite on a method file and say what fails")
+    add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
+    add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
+    add("--check", metavar="MODEL", help="run the conformance suite on a method file and say what fails")
 
 
 def _optimise(group) -> None:
-    group.add_argument("--lr", type=positive_float, required=True, help="learning rate (default: the dataset's)")
-    group.add_argument("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="update rule")
-    group.add_argument("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
-    group.add_argument("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
+    add = group.add_argument
+    add("--lr", type=positive_float, required=True, help="learning rate (default: the dataset's)")
+    add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="update rule")
+    add("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
+    add("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
     add_bool(group, "--optim_nesterov", help="Nesterov momentum of sgd")
-    group.add_argument(
+    add(
         "--lr_scheduler",
         choices=["none", "multisteplr", "cosine"],
         default="none",
         help="learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task",
     )
-    group.add_argument(
+    add(
         "--lr_warmup",
         type=fraction,
         default=0.0,
         metavar="SHARE",
         help="share of a task's epochs, its first ones, over which the learning rate rises in equal steps to --lr",
     )
-    group.add_argument(
-        "--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays"
-    )
-    group.add_argument(
-        "--sched_multistep_lr_gamma", type=positive_float, default=0.1, help="factor of multisteplr at a milestone"
-    )
-    group.add_argument(
-        "--clip_grad", type=positive_float, help="clip the gradient's global norm to this (default: off)"
-    )
-    group.add_argument("--n_epochs", type=positive_int, required=True, help="epochs per task (default: the dataset's)")
-    group.add_argument("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
-    group.add_argument(
+    add("--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays")
+    add("--sched_multistep_lr_gamma", type=positive_float, default=0.1, help="factor of multisteplr at a milestone")
+    add("--clip_grad", type=positive_float, help="clip the gradient's global norm to this (default: off)")
+    add("--n_epochs", type=positive_int, required=True, help="epochs per task (default: the dataset's)")
+    add("--n_iters", type=positive_int, help="iterations per task, with --fitting_mode iters")
+    add(
         "--fitting_mode",
         choices=["epochs", "iters", "early_stopping"],
         default="epochs",
         help="what ends a task; early_stopping needs --validation or --holdout",
     )
-    group.add_argument(
-        "--early_stopping_patience", type=positive_int, default=5, help="evaluations without improvement"
-    )
-    group.add_argument(
+    add("--early_stopping_patience", type=positive_int, default=5, help="evaluations without improvement")
+    add(
         "--early_stopping_metric",
         choices=["accuracy", "loss"],
         default="accuracy",
         help="what must improve on the held-out data of the current task",
     )
-    group.add_argument("--early_stopping_freq", type=positive_int, default=1, help="epochs between evaluations")
-    group.add_argument("--early_stopping_epsilon", type=non_negative_float, default=1e-6, help="smallest improvement")
-    group.add_argument("--batch_size", type=positive_int, required=True, help="examples per step (dataset's default)")
+    add("--early_stopping_freq", type=positive_int, default=1, help="epochs between evaluations")
+    add("--early_stopping_epsilon", type=non_negative_float, default=1e-6, help="smallest improvement")
+    add("--batch_size", type=positive_int, required=True, help="examples per step (dataset's default)")
     add_bool(group, "--drop_last", help="drop the last, smaller batch of an epoch")
 
 
 def _stream(group) -> None:
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--validation",
         type=number(float, 0, 99),
         default=0.0,
         metavar="P",
         help="hold out P %% of the training data of every class and evaluate on them instead of the test set",
     )
-    group.add_argument(
+    add(
         "--holdout",
         type=number(float, 0, 99),
         default=0.0,
@@ -285,56 +276,58 @@ def _stream(group) -> None:
         help="leave P %% of the training data of every class out of training; scores still come from the test set",
     )
     add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
-    group.add_argument("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
-    group.add_argument("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
+    add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
+    add("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
     add_bool(
         group,
         "--multi_head",
         help="train each example's softmax over the classes of its own task only (task-IL training of a seq- stream)",
     )
     add_bool(group, "--joint", help="train once on the data of all tasks together")
-    group.add_argument(
+    add(
         "--label_perc",
         type=number(float, 0, 1, open_low=True),
         default=1.0,
         help="fraction of labelled training data per class; the rest is left out",
     )
-    group.add_argument("--noise_type", choices=["symmetric", "asymmetric"], default="symmetric", help="label noise")
-    group.add_argument("--noise_rate", type=fraction, default=0.0, help="fraction of training labels that are flipped")
+    add("--noise_type", choices=["symmetric", "asymmetric"], default="symmetric", help="label noise")
+    add("--noise_rate", type=fraction, default=0.0, help="fraction of training labels that are flipped")
     add_bool(group, "--augment", default=True, help="the stream's augmentation, where it has one")
-    group.add_argument(
+    add(
         "--normalize",
         choices=["dataset", "none", "half", "imagenet"],
         default="dataset",
         help="input statistics: the dataset's, none, mean and std 0.5, or ImageNet's",
     )
-    group.add_argument("--start_from", type=non_negative_int, default=0, metavar="K", help="first task to train")
-    group.add_argument("--stop_after", type=positive_int, metavar="K", help="stop when K tasks have been trained")
+    add("--start_from", type=non_negative_int, default=0, metavar="K", help="first task to train")
+    add("--stop_after", type=positive_int, metavar="K", help="stop when K tasks have been trained")
 
 
 def _evaluate(group) -> None:
-    group.add_argument("--eval_epochs", type=positive_int, metavar="N", help="also evaluate every N epochs of a task")
-    group.add_argument("--eval_batch_size", type=positive_int, default=1024, help="batch size of evaluation")
+    add = group.add_argument
+    add("--eval_epochs", type=positive_int, metavar="N", help="also evaluate every N epochs of a task")
+    add("--eval_batch_size", type=positive_int, default=1024, help="batch size of evaluation")
     add_bool(group, "--enable_other_metrics", help="evaluate future tasks too, for forward transfer")
     add_bool(group, "--inference_only", help="evaluate --loadcheck FILE without training")
 
 
 def _run(group) -> None:
-    group.add_argument("--seed", type=seed_int, default=0, help="seed of everything random")
-    group.add_argument("--seeds", type=seed_int, nargs="+", metavar="S", help="one run per seed, then a summary")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
-    group.add_argument("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")
-    group.add_argument("--base_path", "--data_path", default="./data", help="folder of the data")
-    group.add_argument("--results_path", "--save_path", default="./results", help="folder of the results")
-    group.add_argument("--exp_name", help="first part of the run folder's name: letters, digits, . _ -")
-    group.add_argument("--notes", help="free text, stored with the run")
+    add = group.add_argument
+    add("--seed", type=seed_int, default=0, help="seed of everything random")
+    add("--seeds", type=seed_int, nargs="+", metavar="S", help="one run per seed, then a summary")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
+    add("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")
+    add("--base_path", "--data_path", default="./data", help="folder of the data")
+    add("--results_path", "--save_path", default="./results", help="folder of the results")
+    add("--exp_name", help="first part of the run folder's name: letters, digits, . _ -")
+    add("--notes", help="free text, stored with the run")
     add_bool(group, "--non_verbose", help="no progress bar, no line per evaluation")
     add_bool(group, "--debug_mode", help="a few iterations per epoch, to see whether a command runs")
     add_bool(group, "--disable_log", help="write nothing")
     add_bool(group, "--csv_log", default=True, help="CSV files")
     add_bool(group, "--tensorboard", default=True, help="TensorBoard events")
-    group.add_argument(
+    add(
         "--mlflow",
         type=store_uri,
         nargs="?",
@@ -342,24 +335,22 @@ def _run(group) -> None:
         metavar="URI",
         help="track the run with MLflow, in the store URI or, without one, in mlflow.db below --results_path",
     )
-    group.add_argument(
+    add(
         "--savecheck",
         type=save_moment,
         metavar="task|last|N",
         help="checkpoints: one file per task, the last task's only, or also every N iterations",
     )
-    group.add_argument(
-        "--savecheck_minutes", type=positive_float, metavar="M", help="a checkpoint every M minutes as well"
-    )
+    add("--savecheck_minutes", type=positive_float, metavar="M", help="a checkpoint every M minutes as well")
     add_bool(
         group,
         "--resume",
         help="go on with the unfinished run of this same command line, or begin it; implies --savecheck last",
     )
-    group.add_argument("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
-    group.add_argument("--loadcheck", metavar="FILE", help="start from this checkpoint")
+    add("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
+    add("--loadcheck", metavar="FILE", help="start from this checkpoint")
     add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
-    group.add_argument(
+    add(
         "--code_optimization",
         type=int,
         choices=[0, 1, 2, 3],

@@ -15,7 +15,8 @@ from utils.criterion import Verdict, of_run
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.experiment import build
-from utils.training import Position, score, train
+from utils.run import Position
+from utils.training import evaluate_run, train
 
 
 class BalancedContinualLearner:
@@ -45,7 +46,7 @@ class BalancedContinualLearner:
             if "bn_policy" in options and options["bn_policy"] != model.bn_policy:
                 raise UserError(f"bn_policy {options['bn_policy']!r}: the network has {model.bn_policy!r}: drop one")
             config = replace(config, backbone_class=SimpleNamespace(from_args=lambda *_: model))
-        exp = build(config)
+        self.exp = exp = build(config)
         self.model, self.dataset, self.record, self.args = exp.model, exp.dataset, exp.run, exp.args
         self.model.postponed = True  # the last stage is a step of its own here
 
@@ -67,7 +68,7 @@ class BalancedContinualLearner:
             raise UserError(f"train_stage({task!r}): the next task is {following}; vision_order sets the order")
         self.args.stop_after = done + 1
         start = Position(task=done, step=self.step) if done else None
-        train(self.model, self.dataset, self.record, self.args, [], start)
+        train(self.exp, start)
         return self.evaluate_all()
 
     @property
@@ -96,7 +97,7 @@ class BalancedContinualLearner:
             raise UserError("finetune_if_needed() needs all stages trained, and finetune=True (the default)")
         self.model.finetune(self.dataset)
         if self.model.finetuned:
-            score(self.model, self.dataset, self.record, self.args, [], self.model.stage, self.step)
+            evaluate_run(self.exp, Position(task=self.model.stage, step=self.step))
         return self.model.finetuned
 
     def run(self) -> list[Verdict]:

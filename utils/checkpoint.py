@@ -22,8 +22,7 @@ from torch import Tensor
 from utils.atomic import replacing
 from utils.errors import TrainingFailed, UserError
 from utils.randomness import random_state, set_random_state
-from utils.run import Evaluation, Run
-from utils.training import Position
+from utils.run import Evaluation, Experiment, Position
 
 FORMAT = 2
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
@@ -45,27 +44,27 @@ LEAST_ENTRIES = 1 << 20  # as many a small checkpoint may hold, however few byte
 MALFORMED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError)
 
 
-def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
+def capture(exp: Experiment, at: Position) -> dict[str, Any]:
     """The state of a run as a dict of tensors and plain values.
 
     Raises:
         TrainingFailed: a loss or a weight is not finite: such a state is not worth keeping.
         UserError: the method keeps something that cannot be stored; the line names it.
     """
-    pending = position.progress.on_host() if position.progress else []
+    model, run, pending = exp.model, exp.run, exp.log.on_host(at)
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if bad:
-        raise TrainingFailed(f"the weights {bad[0]} are not finite after step {position.step} (task {position.task})")
+        raise TrainingFailed(f"the weights {bad[0]} are not finite after step {at.step} (task {at.task})")
     return {
         "model_name": run.model_name,
         "dataset_name": run.dataset_name,
         "environment": dict(run.environment),
         "options": {name: str(value) for name, value in run.config.items()},
-        "position": {name: getattr(position, name) for name in ("task", "epoch", "batch", "step", "inside")},
+        "position": dict(vars(at)),
         "pending": pending,
-        "stopping": position.stopping.state_dict() if position.stopping else None,
+        "stopping": exp.stopper.state_dict(),
         "model": model.state_dict(),
-        "dataset": dataset.state_dict(),
+        "dataset": exp.dataset.state_dict(),
         "random": random_state(),
         "matrices": {name: torch.from_numpy(m.copy()) for name, m in run.matrices.items()},
         "baselines": {name: list(scores) for name, scores in run.baselines.items()},
@@ -76,8 +75,8 @@ def capture(model, dataset, run: Run, position: Position) -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any], model, dataset, run: Run, exact: bool = True) -> Position:
-    """Put a model, its stream and its run into a captured state; returns where in the stream that was.
+def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Position:
+    """Put a built experiment into a captured state; returns where in the stream that was.
 
     Args:
         exact: the run goes on as the same run, with the optimisers' settings as they were; otherwise learning rate,
@@ -86,6 +85,7 @@ def restore(state: dict[str, Any], model, dataset, run: Run, exact: bool = True)
     Raises:
         UserError: the state belongs to another configuration, or is not what `capture` makes.
     """
+    model, dataset, run = exp.model, exp.dataset, exp.run
     try:
         for key, mine in (("model_name", run.model_name), ("dataset_name", run.dataset_name)):
             if state[key] != mine:
@@ -112,7 +112,10 @@ def restore(state: dict[str, Any], model, dataset, run: Run, exact: bool = True)
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
         run.epochs = [dict(record) for record in state["epochs"]]
         run.pictures = [(stage, list(said)) for stage, said in state["pictures"]]
-        position = Position(**state["position"], pending=list(state["pending"]), restored=state["stopping"])
+        exp.log.pending = list(state["pending"])
+        position = Position(**state["position"])
+        if position.inside:
+            exp.stopper.load_state_dict(state["stopping"])
         _check_position(position, dataset.N_TASKS)
         set_random_state(state["random"])
     except UserError as e:

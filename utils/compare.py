@@ -17,16 +17,13 @@ from utils import plots
 from utils.args import NEUTRAL
 from utils.atomic import write_text
 from utils.errors import UserError
+from utils.metrics import METRICS
 from utils.page import count, image, page, section, table
 
-MEASURES = {
-    "final accuracy": "",  # the last of task1..taskT
-    "forgetting": "forgetting",
-    "backward transfer": "backward_transfer",
-    "learning accuracy": "learning_accuracy",
-}
-NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *filter(None, MEASURES.values())}
-NOT_OPTIONS |= {"forward_transfer", "forgetting_chaudhry"}
+# Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
+MEASURES = {"final accuracy": ""}
+MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
+NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *(metric.column for metric in METRICS.values())}
 Row = dict[str, str]
 Spread = tuple[float, float, int]  # mean, standard deviation, runs
 

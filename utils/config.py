@@ -15,6 +15,8 @@ from utils import registry
 from utils.args import LISTS, NEUTRAL, ArgumentParser, base_parser, explain_unknown, refuse_repeats
 from utils.errors import UserError
 
+NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
+
 
 @dataclass
 class Config:
@@ -64,6 +66,9 @@ def resolve(argv: list[str]) -> Config:
     for kind in ("model", "dataset"):
         if getattr(choice, kind) is None:
             raise UserError(f"--{kind} is missing: give one of {', '.join(registry.names(kind))}")
+    for kind in registry.FOLDERS:  # a wrong name is refused before anything is imported
+        if getattr(choice, kind) is not None:
+            registry.find(kind, getattr(choice, kind))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
     refuse_setting(model_class, dataset_class)
 
@@ -88,8 +93,7 @@ def resolve(argv: list[str]) -> Config:
         *_presets(dataset_class, given, unused=getattr(model_class, "UNUSED", ())),
         *_presets(model_class, given),
     ]
-    values = {dest: action.default for dest, action in actions.items()}
-    values.update({k: v for k, v in parser._defaults.items()})
+    values = {dest: action.default for dest, action in actions.items()} | parser._defaults
     origins = {dest: "default" for dest in values}
     for origin, layer in layers:
         for dest, value in layer.items():
@@ -113,7 +117,7 @@ def resolve(argv: list[str]) -> Config:
             raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
     if "minibatch_size" in values and values["minibatch_size"] is None:
         values["minibatch_size"], origins["minibatch_size"] = values["batch_size"], "batch_size"
-    for dest in ("help", "list", "check", "rerun", "model_config"):
+    for dest in NO_FACTS:
         values.pop(dest), origins.pop(dest)
     if getattr(model_class, "JOINT", False):
         values["joint"], origins["joint"] = True, "method"
@@ -190,10 +194,9 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError("--inference_only needs --loadcheck FILE: the checkpoint to evaluate")
     if args.optim_nesterov and not (args.optimizer == "sgd" and args.optim_mom > 0):
         raise UserError("--optim_nesterov needs --optimizer sgd and --optim_mom above 0")
-    if args.permute_classes and args.custom_class_order:
-        raise UserError("--permute_classes and --custom_class_order exclude each other: give one")
-    if args.validation and args.holdout:
-        raise UserError("--validation and --holdout exclude each other: give one")
+    for one, other in (("permute_classes", "custom_class_order"), ("validation", "holdout")):
+        if getattr(args, one) and getattr(args, other):
+            raise UserError(f"--{one} and --{other} exclude each other: give one")
     for option in ("exp_name", "ckpt_name"):
         name = getattr(args, option) or "fine"
         if name.startswith(".") or not all(c.isalnum() or c in "._-" for c in name):
@@ -228,7 +231,7 @@ def declared_options(cls: type) -> ArgumentParser:
 
 def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
     filled = declared_options(cls)
-    group = parser.add_argument_group(f"{kind} {cls.NAME}")
+    group = parser.add_argument_group(f"{kind} {cls.NAME}", getattr(getattr(cls, "SOURCE", None), "citation", None))
     for action in filled._actions:
         if isinstance(action, argparse._HelpAction):
             continue
@@ -241,13 +244,19 @@ def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
     parser.set_defaults(**filled._defaults)
 
 
+def _actions(parser: ArgumentParser) -> dict[str, argparse.Action]:
+    """The options by destination; of two spellings the first."""
+    found: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        found.setdefault(action.dest, action)
+    return found
+
+
 def _explicit(
     parser: ArgumentParser, argv: list[str], strict: bool
 ) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
     """What the command line itself says, no default mixed in, and the actions by destination."""
-    actions = {}
-    for action in parser._actions:
-        actions.setdefault(action.dest, action)
+    actions = _actions(parser)
     kept = [(action, action.default, action.required) for action in parser._actions]
     defaults, parser._defaults = parser._defaults, {}
     for action in parser._actions:
@@ -364,9 +373,7 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
     refuse_setting(classes[0], classes[1])
     refuse_input(classes[2], classes[1])
     parser = build_parser(choice, choice.backbone)
-    actions = {}
-    for action in parser._actions:
-        actions.setdefault(action.dest, action)
+    actions = _actions(parser)
     values = {dest: action.default for dest, action in actions.items()} | parser._defaults
     for dest, value in options.items():
         if dest in NEUTRAL:
@@ -377,7 +384,7 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
     values |= {dest: value for dest, value in given.items() if dest != "rerun"} | {"seeds": None}
     if "num_threads" not in given:
         values["num_threads"] = _stored(actions["num_threads"], options.get("num_threads", 0), str(where))
-    for dest in ("help", "list", "check", "rerun", "model_config"):
+    for dest in NO_FACTS:
         values.pop(dest, None)
     for dest, action in actions.items():
         if action.required and values.get(dest) is None:

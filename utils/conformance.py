@@ -26,9 +26,10 @@ from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
 from utils.errors import UserError
 from utils.evaluation import evaluate
-from utils.experiment import Experiment, build
+from utils.experiment import build
 from utils.randomness import random_state
-from utils.training import Position, train
+from utils.run import Experiment, Position
+from utils.training import train
 from utils.waiting import Waiting
 
 # The stream of each setting; of those with the task given the one of unlike vision tasks is a case of its own.
@@ -337,7 +338,7 @@ def observed(case: Case) -> Ended:
 
     exp.model.observe = watched
     images = [loader.dataset.data.clone() for loader in exp.dataset.all_test_loaders()]
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     del exp.model.observe
     ended = Ended.of(exp)
     now = (loader.dataset.data for loader in exp.dataset.test_loaders)
@@ -353,9 +354,10 @@ def looked_at(case: Case) -> Ended:
 
     def capture(position: Position) -> None:
         if position.step % 7 == 0:
-            checkpoint.capture(exp.model, exp.dataset, exp.run, position)
+            checkpoint.capture(exp, position)
 
-    train(exp.model, exp.dataset, exp.run, exp.args, [], after_step=capture)
+    exp.log.after_step = capture
+    train(exp)
     return Ended.of(exp)
 
 
@@ -365,7 +367,7 @@ def looked_at(case: Case) -> Ended:
 def run(case: Case, *more: str, **size) -> Experiment:
     """A short run to its end; `size`: the share and tasks of `Case.config`."""
     exp = build(case.config(*more, **size))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     return exp
 
 
@@ -381,15 +383,15 @@ def resumed_run(case: Case, step: int, *more: str) -> Experiment:
 
         def stop(position: Position) -> None:
             if position.step == abs(step):
-                checkpoint.save(checkpoint.capture(first.model, first.dataset, first.run, position), file)
+                checkpoint.save(checkpoint.capture(first, position), file)
                 raise Interrupted
 
-        when = {"after_step": stop} if step > 0 else {"after_task": stop}
+        setattr(first.log, "after_step" if step > 0 else "after_task", stop)
         with suppress(Interrupted):
-            train(first.model, first.dataset, first.run, first.args, [], **when)
+            train(first)
         second = build(case.config(*more))
-        start = checkpoint.restore(checkpoint.load(file), second.model, second.dataset, second.run)
-    train(second.model, second.dataset, second.run, second.args, [], start=start)
+        start = checkpoint.restore(checkpoint.load(file), second)
+    train(second, start)
     return second
 
 

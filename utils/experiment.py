@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,22 @@ from typing import Any
 import torch
 import yaml
 
-from models.utils.continual_model import ContinualModel
 from utils import checkpoint, environment
-from utils.analysis import analyse, peak_memory
+from utils.analysis import analyse, peak_memory, report_of
 from utils.atomic import write_text
 from utils.config import Config, refuse_setting
 from utils.environment import differences
 from utils.errors import TrainingFailed, UserError
+from utils.events import Log
 from utils.folders import RESULT, run_folder
 from utils.loggers import ConsoleLogger, make_loggers
 from utils.mean_accs import write_summary
 from utils.mlflow_logger import MLflowLogger, Store
 from utils.report import summarise_run, summarise_seeds, write_seeds_report
-from utils.run import Run
+from utils.run import Experiment, Position, Run
 from utils.saving import Saver, Signals
-from utils.training import Position, last_task, score, train
-
-
-@dataclass
-class Experiment:
-    """Everything a run is made of, built and not yet started."""
-
-    model: ContinualModel
-    dataset: object
-    run: Run
-    args: object
+from utils.stopping import make_stopper
+from utils.training import evaluate_run, last_task, train
 
 
 def build(config: Config) -> Experiment:
@@ -66,7 +57,7 @@ def build(config: Config) -> Experiment:
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     model.memory  # noqa: B018 - notes what a freshly constructed method holds
-    score_of_tasks = dataset.get_score()
+    score_of_tasks, report = dataset.get_score(), report_of(model, dataset, range(0))
     run = Run(
         model_name=args.model,
         dataset_name=args.dataset,
@@ -78,13 +69,13 @@ def build(config: Config) -> Experiment:
         results_path=Path(args.results_path),
         parameters=sum(p.numel() for p in model.parameters()),
         score=score_of_tasks.NAME,
-        shares=model.SHARES,
+        shares=report.shares,
         tasks={task.name: task.score.NAME for task in dataset.tasks} if dataset.KIND == "vision" else {},
-        notes=model.evaluation_notes() | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
+        notes=report.notes | _start_note(args) | ({"score": note} if (note := score_of_tasks.NOTE) else {}),
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )
-    return Experiment(model, dataset, run, args)
+    return Experiment(model, dataset, args, Log(run, bar=not args.non_verbose), make_stopper(args))
 
 
 def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:
@@ -100,7 +91,7 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
         exp = build(config)
     args, start = exp.args, None
     if args.loadcheck:
-        start = checkpoint.restore(checkpoint.load(args.loadcheck), exp.model, exp.dataset, exp.run, exact=False)
+        start = checkpoint.restore(checkpoint.load(args.loadcheck), exp, exact=False)
         start = _loaded_start(start, args, exp.dataset)
     if args.mlflow and not args.disable_log and first is None:
         Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
@@ -119,17 +110,18 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
 
 def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
-    loggers = make_loggers(args, run)
+    loggers = exp.log.loggers = make_loggers(args, run)
     for logger in loggers:
         logger.run_started(run)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     begin = time.perf_counter()
     with _told(loggers, run), Signals().watched() as signals:
-        saver = Saver(exp, signals, loggers)
+        saver = Saver(exp, signals)
+        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
         try:
             with out_of_memory_explained(args):
-                train(model, dataset, run, args, loggers, start, saver.after_step, saver.after_task)
+                train(exp, start)
         except TrainingFailed as e:
             kept = run.folder and checkpoint.newest(run.folder)[0]
             raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
@@ -166,13 +158,13 @@ def _evaluate_only(exp: Experiment, at: Position) -> tuple[Run, dict[str, dict[s
     with ExitStack() as stack:
         if not args.disable_log:
             run.folder = stack.enter_context(run_folder(run, resume=False))
-        loggers = make_loggers(args, run)
+        loggers = exp.log.loggers = make_loggers(args, run)
         for logger in loggers:
             logger.run_started(run)
         begin = time.perf_counter()
-        trained = max(at.task - (not at.inside), 0)
-        exp.dataset.enter_task(trained)
-        score(exp.model, exp.dataset, run, args, loggers, trained, at.step)
+        at = Position(task=max(at.task - (not at.inside), 0), step=at.step)
+        exp.dataset.enter_task(at.task)
+        evaluate_run(exp, at)
         run.seconds = time.perf_counter() - begin
         if run.folder is not None:
             run.analysis = analyse(exp.model, exp.dataset, run.history[-1].task, run.pictures)
@@ -199,7 +191,7 @@ def _resumed_start(exp: Experiment) -> Position | None:
         raise UserError(
             f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
         )
-    position = checkpoint.restore(state, exp.model, exp.dataset, run)
+    position = checkpoint.restore(state, exp)
     run.position = position.step
     print(f"--resume: from iteration {position.step} of {path}", flush=True)
     for name, (before, now) in changed.items():

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from utils import criterion, plots
 from utils.atomic import explained, write_text
 from utils.config_file import write_config
-from utils.report import METRICS, excluded_terms, summarise_run, write_report
+from utils.metrics import METRICS
+from utils.report import excluded_terms, summarise_run, write_report
 from utils.run import Evaluation, Run
 
 Summary = dict[str, dict[str, float]]

@@ -16,16 +16,11 @@ from filelock import FileLock, Timeout
 
 from utils.atomic import explained, write_text
 from utils.errors import UserError
+from utils.metrics import METRICS
 from utils.run import Run
 
 LOCK_TIMEOUT = 600.0  # seconds; a writer holds the lock for milliseconds
-COLUMNS = {
-    "forward_transfer": "fwt",
-    "backward_transfer": "bwt",
-    "forgetting": "forgetting",
-    "forgetting_chaudhry": "forgetting_chaudhry",
-    "learning_accuracy": "la",
-}
+COLUMNS = {metric.column: name for name, metric in METRICS.items() if metric.column}
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:

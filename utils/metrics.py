@@ -1,4 +1,4 @@
-"""Continual-learning metrics: pure functions of the score matrix R.
+"""Continual-learning metrics: pure functions of the score matrix R, each one entry of `METRICS`.
 
 R[t, i] is the score on task i after training task t, in percent, higher is better, shape (T, T); entries that were
 not evaluated are nan. A metric is the mean of its terms; a term that is not defined (an entry it needs is nan) is left
@@ -6,11 +6,14 @@ out and counted by `excluded`, and a metric without any defined term is nan.
 
 A history is every evaluation in order as (task being trained, scores on tasks 0..n-1), those during tasks included.
 
+Summary, console, report, seeds table, mean_accs.csv and the page docs/results.md are made from the table.
+
 References: Lopez-Paz & Ranzato 2017 (BWT, FWT), Chaudhry et al. 2018 (forgetting, intransigence), De Lange et al. 2023
 (min-ACC, WC-ACC, windowed forgetting and plasticity), Caccia et al. 2020 (anytime accuracy).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,33 +21,69 @@ History = Sequence[tuple[int, Sequence[float]]]
 WINDOW = 10  # evaluations, the shorter window of De Lange et al. 2023
 
 
-# ---- terms: one number per task, nan where it is not defined
+@dataclass(frozen=True)
+class Scores:
+    """What a metric is computed from: R (n, n) over the trained tasks, the scores (T,) of the untrained network or
+    None, and the history, empty without evaluations during tasks.
+    """
+
+    R: np.ndarray
+    baseline: np.ndarray | None = None
+    history: History = ()
 
 
-def backward_transfer_terms(R: np.ndarray) -> np.ndarray:
-    """R[T-1, i] - R[i, i] for tasks i < T-1."""
-    return R[-1, :-1] - np.diag(R)[:-1]
+@dataclass(frozen=True)
+class Metric:
+    """One metric: the mean of its terms.
+
+    Attributes:
+        name: short name, in the console, in files and in best_args rows.
+        title, definition: in words with the unit, for a score called accuracy.
+        formula: in the symbols of docs/results.md.
+        terms: scores -> (k,), nan where a term is not defined.
+        needs: what must be there besides one trained task, names of `NEEDS`.
+        better: 'higher' or 'lower'.
+        column: its column of mean_accs.csv, '' for none.
+    """
+
+    name: str
+    title: str
+    definition: str
+    formula: str
+    terms: Callable[[Scores], Sequence[float] | np.ndarray]
+    needs: tuple[str, ...] = ()
+    better: str = "higher"
+    column: str = ""
 
 
-def forgetting_terms(R: np.ndarray) -> np.ndarray:
-    """max_{i<=t<=T-1} R[t, i] - R[T-1, i] for tasks i < T-1."""
-    return np.array([_known(max, R[i:, i]) - R[-1, i] for i in range(len(R) - 1)])
+# What a metric may need -> (whether it is there, the reason told where it is not).
+NEEDS: dict[str, tuple[Callable[[Scores], bool], str]] = {
+    "two tasks": (lambda scores: len(scores.R) > 1, "needs two trained tasks"),
+    "untrained": (lambda scores: scores.baseline is not None, "needs --enable_other_metrics"),
+    "history": (lambda scores: bool(scores.history), "needs --eval_epochs"),
+}
 
 
-def forgetting_chaudhry_terms(R: np.ndarray) -> np.ndarray:
-    """max_{i<=t<T-1} R[t, i] - R[T-1, i] for tasks i < T-1."""
-    return np.array([_known(max, R[i:-1, i]) - R[-1, i] for i in range(len(R) - 1)])
+# ---- terms that take more than a line
 
 
-def forward_transfer_terms(R: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """R[i-1, i] - b_i for tasks i >= 1."""
-    return np.array([R[i - 1, i] - baseline[i] for i in range(1, len(R))])
+def best_minus_last(R: np.ndarray, last_counts: bool) -> np.ndarray:
+    """max_t R[t, i] - R[T-1, i] for tasks i < T-1, over i <= t <= T-1, or i <= t < T-1 unless the last row counts."""
+    end = len(R) if last_counts else len(R) - 1
+    return np.array([_known(max, R[i:end, i]) - R[-1, i] for i in range(len(R) - 1)])
 
 
 def min_accuracy_terms(history: History) -> np.ndarray:
     """Lowest score of each task after it was learned, for all tasks but the last."""
     last = max(task for task, _ in history)
     return np.array([_known(min, [scores[i] for task, scores in history if task > i]) for i in range(last)])
+
+
+def worst_case_accuracy(history: History) -> float:
+    """WC-ACC = (1/k) * (last score on the current task k) + (1 - 1/k) * min-ACC."""
+    task, scores = history[-1]
+    k = task + 1
+    return float(scores[task] if k == 1 else scores[task] / k + (1 - 1 / k) * _mean(min_accuracy_terms(history)))
 
 
 def windowed_terms(history: History, window: int, falling: bool) -> np.ndarray:
@@ -58,57 +97,68 @@ def windowed_terms(history: History, window: int, falling: bool) -> np.ndarray:
     return np.array(out)
 
 
-# ---- metrics
+# ---- the table
+
+_TABLE = (
+    Metric("acc", "Average accuracy (ACC)", "mean over all tasks after the last one was trained (%)",
+           "mean_i R[T-1][i]", lambda s: s.R[-1]),
+    Metric("aaa", "Average incremental accuracy (AAA)",
+           "mean over the tasks' ends of the mean accuracy on the tasks seen so far; also called AIA (%)",
+           "mean_t mean_{i<=t} R[t][i]: the tasks' ends alone",
+           lambda s: [np.mean(s.R[t, : t + 1]) for t in range(len(s.R))]),
+    Metric("la", "Learning accuracy (LA)", "plasticity: mean accuracy on each task right after it was trained (%)",
+           "mean_i R[i][i]", lambda s: np.diag(s.R), column="learning_accuracy"),
+    Metric("anytime", "Anytime accuracy",
+           "mean over all evaluations, those during tasks included, of the mean accuracy on the tasks seen so far; "
+           "called AAA in online learning (%)",
+           "mean_n mean_{i<=k(n)} a_n(i): all evaluation points",
+           lambda s: [np.mean(scores[: task + 1]) for task, scores in s.history], ("history",)),
+    Metric("wf10", "Windowed forgetting (WF10)",
+           "largest fall of a task's accuracy within 10 evaluations, mean over tasks; De Lange et al. 2023 (points)",
+           "mean_i of the largest a_m(i) - a_n(i), m <= n < m + 10, from the training of task i on",
+           lambda s: windowed_terms(s.history, WINDOW, falling=True), ("history",), "lower"),
+    Metric("wp10", "Windowed plasticity (WP10)", "largest rise of a task's accuracy within 10 evaluations (points)",
+           "the same of a_n(i) - a_m(i): the largest rise (De Lange et al. 2023)",
+           lambda s: windowed_terms(s.history, WINDOW, falling=False), ("history",)),
+    Metric("bwt", "Backward transfer (BWT)",
+           "last accuracy on a task minus that right after it was trained; mean over all tasks but the last (points)",
+           "mean_{i<T-1} (R[T-1][i] - R[i][i])", lambda s: s.R[-1, :-1] - np.diag(s.R)[:-1],
+           ("two tasks",), column="backward_transfer"),
+    Metric("forgetting", "Forgetting",
+           "best minus last accuracy on a task, mean over all tasks but the last; the best includes the last "
+           "evaluation, so it is never below 0 (points)",
+           "mean_{i<T-1} (max_{i<=t<=T-1} R[t][i] - R[T-1][i]): the last row counts, never below 0",
+           lambda s: best_minus_last(s.R, last_counts=True), ("two tasks",), "lower", "forgetting"),
+    Metric("forgetting_chaudhry", "Forgetting (Chaudhry)",
+           "the same with the best taken before the last task was trained, so it may be below 0; "
+           "Chaudhry et al. 2018, the FM of prototype-augmented hypernetworks (points)",
+           'the same with max over i<=t<T-1: may be negative (Chaudhry et al. 2018; "FM" of PAH)',
+           lambda s: best_minus_last(s.R, last_counts=False), ("two tasks",), "lower", "forgetting_chaudhry"),
+    Metric("stability", "Stability", "100 minus forgetting (Chaudhry) (%)",
+           "100 - `forgetting_chaudhry`: above 100 where tasks learned later helped",
+           lambda s: 100.0 - best_minus_last(s.R, last_counts=False), ("two tasks",)),
+    Metric("fwt", "Forward transfer (FWT)",
+           "accuracy on a task just before it is trained, minus the untrained network's (points)",
+           "mean_{i>=1} (R[i-1][i] - b_i)", lambda s: [s.R[i - 1, i] - s.baseline[i] for i in range(1, len(s.R))],
+           ("two tasks", "untrained"), column="forward_transfer"),
+    Metric("min_acc", "Minimum accuracy (min-ACC)",
+           "lowest accuracy of a task after it was learned, evaluations during tasks included (%)",
+           "mean over all tasks but the last of the lowest score each had after it was learned",
+           lambda s: min_accuracy_terms(s.history), ("two tasks", "history")),
+    Metric("wc_acc", "Worst-case accuracy (WC-ACC)",
+           "accuracy on the last task weighed with min-ACC; De Lange et al. 2023 (%)",
+           "R[T-1][T-1] / T + (1 - 1/T) `min_acc` (De Lange et al. 2023)",
+           lambda s: [worst_case_accuracy(s.history)], ("two tasks", "history")),
+)  # fmt: skip
+METRICS = {metric.name: metric for metric in _TABLE}
 
 
-def average_accuracy(R: np.ndarray) -> float:
-    """ACC = mean_i R[T-1, i]."""
-    return _mean(R[-1])
+# ---- values
 
 
-def average_incremental_accuracy(R: np.ndarray) -> float:
-    """AAA = mean_t mean_{i<=t} R[t, i], also known as AIA: rows at the end of tasks alone."""
-    return _mean([np.mean(R[t, : t + 1]) for t in range(len(R))])
-
-
-def anytime_accuracy(history: History) -> float:
-    """Mean over all evaluations, those during tasks included, of the mean score on the tasks seen so far."""
-    return _mean([np.mean(scores[: task + 1]) for task, scores in history])
-
-
-def backward_transfer(R: np.ndarray) -> float:
-    """BWT = mean_{i<T-1} (R[T-1, i] - R[i, i])."""
-    return _mean(backward_transfer_terms(R))
-
-
-def forgetting(R: np.ndarray) -> float:
-    """F = mean_{i<T-1} (max_{i<=t<=T-1} R[t, i] - R[T-1, i]); the maximum includes the last row, so each term is >=
-    0.
-    """
-    return _mean(forgetting_terms(R))
-
-
-def forgetting_chaudhry(R: np.ndarray) -> float:
-    """mean_{i<T-1} (max_{i<=t<T-1} R[t, i] - R[T-1, i]); the maximum excludes the last row, so a term may be negative.
-
-    Chaudhry et al. 2018, section 3; the "FM" of prototype-augmented hypernetworks.
-    """
-    return _mean(forgetting_chaudhry_terms(R))
-
-
-def stability(R: np.ndarray) -> float:
-    """100 - F with F of Chaudhry et al. 2018: above 100 where tasks learned later helped."""
-    return 100.0 - forgetting_chaudhry(R)
-
-
-def forward_transfer(R: np.ndarray, baseline: np.ndarray) -> float:
-    """FWT = mean_{i>=1} (R[i-1, i] - b_i), b the scores (T,) of the untrained network."""
-    return _mean(forward_transfer_terms(R, baseline))
-
-
-def learning_accuracy(R: np.ndarray) -> float:
-    """LA = mean_i R[i, i], the plasticity."""
-    return _mean(np.diag(R))
+def compute(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> float:
+    """One metric of `METRICS`, nan where it is not defined; arguments as of `summarise`."""
+    return _mean(terms(R, baseline, history).get(name, []))
 
 
 def intransigence(R: np.ndarray, reference: np.ndarray) -> float:
@@ -120,33 +170,6 @@ def intransigence(R: np.ndarray, reference: np.ndarray) -> float:
         reference: a (T,), percent: a_i on task i of a network trained on tasks 0..i together, or on task i alone.
     """
     return _mean(np.asarray(reference) - np.diag(R))
-
-
-def min_accuracy(history: History) -> float:
-    """min-ACC: mean over all tasks but the last of the lowest score each had after it was learned."""
-    return _mean(min_accuracy_terms(history))
-
-
-def worst_case_accuracy(history: History) -> float:
-    """WC-ACC = (1/k) * (last score on the current task k) + (1 - 1/k) * min-ACC."""
-    task, scores = history[-1]
-    k = task + 1
-    return float(scores[task] if k == 1 else scores[task] / k + (1 - 1 / k) * min_accuracy(history))
-
-
-def windowed_forgetting(history: History, window: int = WINDOW) -> float:
-    """WF_w: mean over tasks of the largest fall of a task's score within w consecutive evaluations, from the training
-    of the task itself on; De Lange et al. 2023.
-    """
-    return _mean(windowed_terms(history, window, falling=True))
-
-
-def windowed_plasticity(history: History, window: int = WINDOW) -> float:
-    """WP_w: the same with the largest rise."""
-    return _mean(windowed_terms(history, window, falling=False))
-
-
-# ---- all of them
 
 
 def summarise(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, float]:
@@ -164,13 +187,13 @@ def summarise(R: np.ndarray, baseline: np.ndarray | None = None, history: Histor
     rows = np.flatnonzero(~np.isnan(R).all(axis=1))
     if rows.size and not len(trained_part(R)):
         return {"acc": float(np.nanmean(R[rows[-1]]))}
-    values = {name: _mean(terms) for name, terms in _terms(R, baseline, history).items()}
+    values = {name: _mean(found) for name, found in terms(R, baseline, history).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def excluded(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, int]:
     """How many undefined terms `summarise` left out of a metric, those with none not listed."""
-    counts = {name: int(np.isnan(terms).sum()) for name, terms in _terms(R, baseline, history).items()}
+    counts = {name: int(np.isnan(found).sum()) for name, found in terms(R, baseline, history).items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -184,24 +207,24 @@ def trained_part(R: np.ndarray) -> np.ndarray:
     return R[:n, :n]
 
 
-def _terms(R: np.ndarray, baseline: np.ndarray | None, history: History) -> dict[str, np.ndarray]:
-    R = trained_part(R)
-    n = len(R)
-    if not n:
+def markdown_table() -> str:
+    """`METRICS` as the table of docs/results.md."""
+    rows = [("name", "definition", "better", "needs", "column of mean_accs.csv"), ("---",) * 5]
+    for m in METRICS.values():
+        column = f"`{m.column}`" if m.column else ""
+        rows.append((f"`{m.name}`", m.formula, m.better, ", ".join(m.needs), column))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def terms(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, np.ndarray]:
+    """Terms of every metric whose needs are there; arguments as of `summarise`."""
+    baseline = None if baseline is None else np.asarray(baseline, dtype=np.float64)
+    scores = Scores(trained_part(R), baseline, history)
+    if not len(scores.R):
         return {}
-    out = {"acc": R[-1], "aaa": [np.mean(R[t, : t + 1]) for t in range(n)], "la": np.diag(R)}
-    if history:
-        out["anytime"] = [np.mean(scores[: task + 1]) for task, scores in history]
-        out |= {"wf10": windowed_terms(history, WINDOW, True), "wp10": windowed_terms(history, WINDOW, False)}
-    if n > 1:
-        chaudhry = forgetting_chaudhry_terms(R)
-        out |= {"bwt": backward_transfer_terms(R), "forgetting": forgetting_terms(R)}
-        out |= {"forgetting_chaudhry": chaudhry, "stability": 100.0 - chaudhry}
-        if baseline is not None:
-            out["fwt"] = forward_transfer_terms(R, np.asarray(baseline, dtype=np.float64))
-        if history:
-            out |= {"min_acc": min_accuracy_terms(history), "wc_acc": [worst_case_accuracy(history)]}
-    return {name: np.asarray(terms, dtype=np.float64) for name, terms in out.items()}
+    there = {need for need, (is_there, _) in NEEDS.items() if is_there(scores)}
+    chosen = [metric for metric in METRICS.values() if there.issuperset(metric.needs)]
+    return {metric.name: np.asarray(metric.terms(scores), dtype=np.float64) for metric in chosen}
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils import metrics
+from utils.charts import (
+    CYCLE,
+    HEAT,
+    INK,
+    MAX_LABELLED,
+    MAX_NUMBERED,
+    figure_of,
+    task_colour_bar,
+    task_colours,
+    task_ticks,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,13 +30,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a scenario has the same colour in every plot.
 COLOURS = {"class-il": "#0072B2", "task-il": "#D55E00", "domain-il": "#009E73", "general-continual": "#CC79A7"}
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
-HEAT = ("#f7fbff", "#9ecae1", "#2171b5", "#08306b")  # 0, 33, 67 and 100 percent
-INK = "#222222"
 SCORES = {"r2": "R²"}  # how a score is written, where not by its name
-MARKERS = "os^DvP*X<>"  # of the classes, in turn
-MAX_LABELLED = 12  # tasks with an entry of their own in a legend; more get a colour bar
-MAX_NUMBERED = 25  # tasks up to which a matrix has room for its numbers
+BARS = {
+    "forgetting": ("Forgetting", "best minus last accuracy (points)"),
+    "bwt": ("Backward transfer", "change of accuracy (points)"),
+    "fwt": ("Forward transfer", "change of accuracy (points)"),
+}
 
 
 def worded(text: str, score: str) -> str:
@@ -40,30 +50,15 @@ def mean_curve(matrix: np.ndarray) -> np.ndarray:
     return np.array([matrix[t, : t + 1].mean() for t in range(len(matrix))])
 
 
-def forgetting_per_task(matrix: np.ndarray) -> np.ndarray:
-    """Drop of each task but the last from its best score to its last one, shape (n - 1,) for n trained tasks.
-
-    The best includes the last score, so no drop is negative: the terms of the metric `forgetting`. Empty where fewer
-    than two tasks were trained, or where the first rows are missing (joint training, a run that started later).
-    """
-    return metrics.forgetting_terms(metrics.trained_part(matrix))
-
-
-def backward_per_task(matrix: np.ndarray) -> dict[int, float]:
-    """What later tasks did to each task (numbered from 1): the terms of backward transfer that are defined."""
-    trained = metrics.trained_part(matrix)
-    return _defined(metrics.backward_transfer_terms(trained), 1) if len(trained) else {}
-
-
-def forward_per_task(matrix: np.ndarray, baseline: np.ndarray | None) -> dict[int, float]:
-    """What earlier tasks did for each task before it was trained: the terms of forward transfer that are defined.
+def terms_per_task(metric: str, matrix: np.ndarray, baseline: np.ndarray | None = None) -> dict[int, float]:
+    """The terms of 'forgetting', 'bwt' or 'fwt' that are defined, by task (from 1).
 
     Args:
-        baseline: scores (T,) of the untrained network; without them there is nothing to tell.
+        baseline: scores (T,) of the untrained network, for 'fwt'.
     """
-    if baseline is None:
-        return {}
-    return _defined(metrics.forward_transfer_terms(metrics.trained_part(matrix), np.asarray(baseline)), 2)
+    values = metrics.terms(matrix, baseline).get(metric, np.empty(0))
+    first = 2 if metric == "fwt" else 1  # forward transfer has no term for the first task, the others none for the last
+    return {task: value for task, value in enumerate(values.tolist(), first) if not np.isnan(value)}
 
 
 def accuracy_curves(matrix: np.ndarray, title: str = "", score: str = "accuracy") -> Figure:
@@ -73,7 +68,7 @@ def accuracy_curves(matrix: np.ndarray, title: str = "", score: str = "accuracy"
     figure, axes = _score_figure(
         score, 5.8, 3.5, title or "Accuracy of each task", "after training task", "accuracy (%)"
     )
-    colours = _task_colours(n)
+    colours = task_colours(n)
     steps = np.arange(1, n + 1)
     style = {"marker": "o", "markersize": 4, "linewidth": 1.6}
     for i in range(n):
@@ -82,7 +77,7 @@ def accuracy_curves(matrix: np.ndarray, title: str = "", score: str = "accuracy"
     _task_axis(axes, n)
     _percent_axis(axes, matrix)
     if n > MAX_LABELLED:
-        _task_colour_bar(figure, axes, colours)
+        task_colour_bar(figure, axes, colours)
     elif axes.lines:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
     return figure
@@ -153,7 +148,7 @@ def accuracy_matrix(matrix: np.ndarray, title: str = "", score: str = "accuracy"
                     fontsize=9 if n <= 10 else 7.5,
                     color="w" if dark else INK,
                 )
-    ticks = [t - 1 for t in _ticks(n)]
+    ticks = [t - 1 for t in task_ticks(n)]
     axes.set_xticks(ticks, [str(t + 1) for t in ticks])
     shown_rows = range(len(rows)) if len(rows) == 1 else ticks
     axes.set_yticks(list(shown_rows), [str(rows[r] + 1) for r in shown_rows])
@@ -165,129 +160,16 @@ def accuracy_matrix(matrix: np.ndarray, title: str = "", score: str = "accuracy"
     return figure
 
 
-def forgetting_bars(
-    matrices: Mapping[str, np.ndarray], title: str = "Forgetting of each task", score: str = "accuracy"
-) -> Figure:
-    """Drop of each task from its best to its last accuracy, one group of bars per task, one colour per scenario."""
-    figure, axes = _score_figure(score, 5.8, 3.5, title, "task", "best minus last accuracy (points)")
-    drops = {name: forgetting_per_task(matrix) for name, matrix in matrices.items()}
-    _bars(axes, {name: dict(enumerate(values.tolist(), start=1)) for name, values in drops.items()})
-    return figure
-
-
-def transfer_bars(
-    terms: Mapping[str, Mapping[int, float]], title: str = "Backward transfer of each task", score: str = "accuracy"
-) -> Figure:
-    """Change of each task's accuracy, backward or forward, one colour per scenario.
+def term_bars(metric: str, terms: Mapping[str, Mapping[int, float]], score: str = "accuracy") -> Figure:
+    """What became of each task, one colour per scenario.
 
     Args:
-        terms: scenario -> task, from 1 -> points.
+        metric: 'forgetting', 'bwt' or 'fwt'.
+        terms: scenario -> what `terms_per_task` returns.
     """
-    figure, axes = _score_figure(score, 5.8, 3.5, title, "task", "change of accuracy (points)")
+    title, ylabel = BARS[metric]
+    figure, axes = _score_figure(score, 5.8, 3.5, f"{title} of each task", "task", ylabel)
     _bars(axes, terms)
-    return figure
-
-
-def capacity_bars(owned: Sequence[int], total: int, title: str = "Parameters in use") -> Figure:
-    """Parameters owned after each task: by earlier tasks and by the task itself; the line is what there is to own."""
-    figure, axes = _figure(5.8, 3.5, title, "after training task", "parameters")
-    new, tasks = np.asarray(owned, dtype=np.float64), np.arange(1, len(owned) + 1)
-    before = np.cumsum(new) - new
-    axes.bar(tasks, before, 0.7, color="#c8c8c8", label="owned by earlier tasks")
-    bars = axes.bar(tasks, new, 0.7, bottom=before, color=CYCLE[0], label="owned by the task itself")
-    if len(new) <= MAX_LABELLED:
-        labels = [f"{100 * n / max(total, 1):.1f} %" for n in new]
-        axes.bar_label(bars, labels, fontsize=8, padding=2)
-    axes.axhline(total, color=INK, linestyle="--", linewidth=1, label=f"all there are: {total:,}")
-    axes.set_ylim(0, max(total, *np.cumsum(new)) * 1.1 or 1)
-    axes.set_xlim(0.4, len(new) + 0.6)
-    axes.set_xticks(_ticks(len(new)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
-    return figure
-
-
-def importance_histogram(counts: np.ndarray, edges: np.ndarray, zeros: float, title: str = "") -> Figure:
-    """How many parameters have an importance of which size, over powers of ten.
-
-    Args:
-        counts, edges: (B,) and, in powers of ten, (B + 1,).
-        zeros: share of the parameters whose importance is 0; they are in no bin.
-    """
-    figure, axes = _figure(5.8, 3.5, title or "Importance of the parameters", "importance", "parameters")
-    edges = np.asarray(edges, dtype=np.float64)
-    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=CYCLE[0])
-    axes.xaxis.set_major_formatter(lambda value, _: f"1e{value:g}")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
-    axes.text(0.99, 0.97, f"{100 * zeros:.1f} % are 0", ha="right", va="top", fontsize=9, transform=axes.transAxes)
-    return figure
-
-
-def embedding(
-    points: np.ndarray, tasks: np.ndarray, labels: np.ndarray, shares: Sequence[float], title: str = ""
-) -> Figure:
-    """Test examples by the network's features, on two principal axes: colour is the task, marker the class.
-
-    In a stream of one task the colour is the class.
-
-    Args:
-        points: (n, 2).
-        tasks, labels: (n,), from 0.
-        shares: of the variance, of each axis.
-    """
-    axis = [f"principal axis {k} ({100 * share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
-    figure, axes = _figure(6.4, 4.4, title or "Features of test examples", *axis)
-    several = len(set(tasks.tolist())) > 1
-    groups, word = (tasks, "task") if several else (labels, "class")
-    first = 1 if several else 0
-    colours = _task_colours(int(groups.max()) + 1)
-    for marker in dict.fromkeys(MARKERS[label % len(MARKERS)] for label in sorted(set(labels.tolist()))):
-        chosen = labels % len(MARKERS) == MARKERS.index(marker)
-        axes.scatter(*points[chosen].T, 16, colours[groups[chosen]], marker=marker, linewidths=0, alpha=0.75)
-    if len(colours) > MAX_LABELLED:
-        _task_colour_bar(figure, axes, colours, word, first)
-    else:
-        for task in sorted(set(groups.tolist())):
-            axes.scatter([], [], 30, color=colours[task], label=f"{word} {task + first}")
-    classes = sorted(set(labels.tolist()))
-    if several and len(classes) <= len(MARKERS):
-        for label in classes:
-            axes.scatter([], [], 22, color="#777777", marker=MARKERS[label % len(MARKERS)], label=f"class {label}")
-    if axes.get_legend_handles_labels()[0]:
-        beside = {"bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
-        below = {"bbox_to_anchor": (0, -0.13), "ncols": 5}  # the colour bar is beside
-        place = below if len(colours) > MAX_LABELLED else beside
-        axes.legend(loc="upper left", frameon=False, fontsize=8, **place)
-    return figure
-
-
-def confusion_matrix(
-    counts: np.ndarray, title: str = "Confusion matrix: class-il", what: str = "class", first: int = 0
-) -> Figure:
-    """Share of each true class (row, percent) that was predicted as each class (column); or task, numbered from
-    `first`.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-
-    counts = np.asarray(counts, dtype=np.float64)
-    n = len(counts)
-    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = float(np.clip(0.48 * n, 3.0, 6.2))
-    figure, axes = _figure(size + 1.5, size + 0.8, title, f"predicted {what}", f"true {what}")
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
-    image = axes.imshow(percent, cmap=colours, vmin=0, vmax=100, interpolation="nearest")
-    if n <= MAX_LABELLED:
-        for (true, predicted), value in np.ndenumerate(percent):
-            if value >= 0.5:
-                colour = "w" if value > 50 else INK
-                axes.text(predicted, true, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
-    ticks = range(0, n, next(step for step in (1, 2, 5, 10, 20) if n / step <= MAX_NUMBERED))
-    names = [str(tick + first) for tick in ticks]
-    axes.set_xticks(ticks, names)
-    axes.set_yticks(ticks, names)
-    axes.grid(False)
-    axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045, aspect=30, label=f"% of the true {what}")
     return figure
 
 
@@ -300,7 +182,7 @@ def comparison_bars(
         values: method -> (mean, standard deviation), drawn from the top.
         highest: end of the axis, by default a little beyond the longest bar.
     """
-    figure, axes = _figure(6.0, 1.3 + 0.32 * len(values), title, xlabel, "")
+    figure, axes = figure_of(6.0, 1.3 + 0.32 * len(values), title, xlabel, "")
     means, deviations = np.array(list(values.values())).T
     places = np.arange(len(values))
     whiskers = {"linewidth": 1, "ecolor": INK, "capsize": 2}
@@ -331,7 +213,7 @@ def loss_curves(
         losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged.
         task_ends: iterations at which a task ended, drawn as vertical lines.
     """
-    figure, axes = _figure(8.5, 3.2, title, "training iteration", ylabel)
+    figure, axes = figure_of(8.5, 3.2, title, "training iteration", ylabel)
     low, high, sizes = np.inf, -np.inf, []
     for k, name in enumerate(dict.fromkeys(name for _, terms, _ in losses for name in terms)):
         points = np.array([(step, terms[name]) for step, terms, _ in losses if name in terms], dtype=np.float64)
@@ -382,30 +264,9 @@ def matrix_image(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _figure(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """An empty figure (inches) in the common style."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    style(axes, title, xlabel, ylabel)
-    return figure, axes
-
-
 def _score_figure(score: str, width: float, height: float, *words: str) -> tuple[Figure, Axes]:
     """The same, in the words of another score than accuracy."""
-    return _figure(width, height, *(worded(text, score) for text in words))
-
-
-def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    """Bring axes into the common style."""
-    axes.set_title(title, fontsize=11, loc="left", color=INK)
-    axes.set_xlabel(xlabel, fontsize=10)
-    axes.set_ylabel(ylabel, fontsize=10)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    return figure_of(width, height, *(worded(text, score) for text in words))
 
 
 def _bars(axes: Axes, series: Mapping[str, Mapping[int, float]]) -> None:
@@ -428,30 +289,8 @@ def _bars(axes: Axes, series: Mapping[str, Mapping[int, float]]) -> None:
     axes.set_ylim(low - reach if low < 0 else 0, high + reach)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlim(min(tasks) - 0.6, max(tasks) + 0.6)
-    axes.set_xticks([task for task in _ticks(max(tasks)) if task >= min(tasks)])
+    axes.set_xticks([task for task in task_ticks(max(tasks)) if task >= min(tasks)])
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
-
-
-def _defined(terms: np.ndarray, first: int) -> dict[int, float]:
-    return {task: value for task, value in enumerate(terms.tolist(), start=first) if not np.isnan(value)}
-
-
-def _task_colours(n: int) -> np.ndarray:
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](np.linspace(0, 0.92, n))
-
-
-def _task_colour_bar(figure: Figure, axes: Axes, colours: np.ndarray, label: str = "task", first: int = 1) -> None:
-    """In place of a legend with more entries than one can tell apart."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
-    n = len(colours)
-    norm = BoundaryNorm(np.arange(first - 0.5, n + first), n)
-    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, label=label, pad=0.02)
-    bar.set_ticks([t - 1 + first for t in _ticks(n, most=10)])
-    bar.minorticks_off()
 
 
 def _finish_curves(axes: Axes, curves: list[np.ndarray]) -> None:
@@ -463,13 +302,7 @@ def _finish_curves(axes: Axes, curves: list[np.ndarray]) -> None:
 
 def _task_axis(axes: Axes, n: int) -> None:
     axes.set_xlim(0.7, n + 0.3)
-    axes.set_xticks(_ticks(n))
-
-
-def _ticks(n: int, most: int = 25) -> list[int]:
-    """Task numbers 1..n, thinned to about `most`."""
-    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, n) if n / s <= most)
-    return list(range(1, n + 1)) if stride == 1 else [1, *range(stride, n + 1, stride)]
+    axes.set_xticks(task_ticks(n))
 
 
 def _percent_axis(axes: Axes, values: np.ndarray) -> None:

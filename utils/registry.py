@@ -34,7 +34,7 @@ def names(kind: str) -> list[str]:
 
 def first_line(kind: str, name: str) -> str:
     """First line of the file's docstring, read without importing it."""
-    doc = ast.get_docstring(ast.parse(_path(kind, name).read_text(encoding="utf-8"))) or ""
+    doc = ast.get_docstring(ast.parse(find(kind, name).read_text(encoding="utf-8"))) or ""
     return doc.split("\n", 1)[0]
 
 
@@ -44,7 +44,7 @@ def load(kind: str, name: str) -> type:
     Raises:
         UserError: no such file (the nearest name is given), or the file holds no class with that NAME.
     """
-    path = _path(kind, name)
+    path = find(kind, name)
     stem = path.stem
     if path.parent == ROOT / FOLDERS[kind]:
         module = importlib.import_module(f"{FOLDERS[kind]}.{stem}")
@@ -64,7 +64,12 @@ def nearest(name: str, choices: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _path(kind: str, name: str) -> Path:
+def find(kind: str, name: str) -> Path:
+    """The file behind a name or a path; nothing is imported.
+
+    Raises:
+        UserError: no such file (the nearest name is given).
+    """
     if name.endswith(".py"):
         path = Path(name).resolve()
         if not path.is_file():

@@ -11,59 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from utils import criterion, metrics, plots
+from utils import charts, criterion, metrics, network_plots, plots
 from utils.args import NEUTRAL
 from utils.atomic import explained, write_bytes, write_text
+from utils.metrics import METRICS, NEEDS
 from utils.page import count, drawn, escape, image, page, section, table
 from utils.run import Run
 
 Summary = dict[str, dict[str, float]]
 SeedsTable = dict[str, dict[str, tuple[float, float, float, int]]]
 
-METRICS = {
-    "acc": ("Average accuracy (ACC)", "mean over all tasks after the last one was trained (%)"),
-    "aaa": (
-        "Average incremental accuracy (AAA)",
-        "mean over the tasks' ends of the mean accuracy on the tasks seen so far; also called AIA (%)",
-    ),
-    "anytime": (
-        "Anytime accuracy",
-        "the same mean over all evaluations, those during tasks included; called AAA in online learning (%)",
-    ),
-    "la": ("Learning accuracy (LA)", "plasticity: mean accuracy on each task right after it was trained (%)"),
-    "bwt": (
-        "Backward transfer (BWT)",
-        "last accuracy on a task minus that right after it was trained; mean over all tasks but the last (points)",
-    ),
-    "forgetting": (
-        "Forgetting",
-        "best minus last accuracy on a task, mean over all tasks but the last; the best includes the last evaluation, "
-        "so it is never below 0 (points)",
-    ),
-    "forgetting_chaudhry": (
-        "Forgetting (Chaudhry)",
-        "the same with the best taken before the last task was trained, so it may be below 0; "
-        "Chaudhry et al. 2018, the FM of prototype-augmented hypernetworks (points)",
-    ),
-    "stability": ("Stability", "100 minus forgetting (Chaudhry) (%)"),
-    "fwt": (
-        "Forward transfer (FWT)",
-        "accuracy on a task just before it is trained, minus the untrained network's (points)",
-    ),
-    "min_acc": (
-        "Minimum accuracy (min-ACC)",
-        "lowest accuracy of a task after it was learned, evaluations during tasks included (%)",
-    ),
-    "wc_acc": (
-        "Worst-case accuracy (WC-ACC)",
-        "accuracy on the last task weighed with min-ACC; De Lange et al. 2023 (%)",
-    ),
-    "wf10": (
-        "Windowed forgetting (WF10)",
-        "largest fall of a task's accuracy within 10 evaluations, mean over tasks; De Lange et al. 2023 (points)",
-    ),
-    "wp10": ("Windowed plasticity (WP10)", "largest rise of a task's accuracy within 10 evaluations (points)"),
-}
 # Options that change what a score means: a published score is not beside the same thing when one is given.
 PROTOCOL = (
     *("validation", "holdout", "joint", "label_perc", "noise_rate", "start_from", "stop_after", "debug_mode"),
@@ -214,8 +171,8 @@ def _metrics_table(run: Run, summary: Summary) -> str:
 
 def _about(metric: str, run: Run) -> tuple[str, str]:
     """A metric's name and definition, in the words of the run's score."""
-    name, definition = METRICS[metric]
-    return plots.worded(name, run.score), plots.worded(definition, run.score)
+    entry = METRICS[metric]
+    return plots.worded(entry.title, run.score), plots.worded(entry.definition, run.score)
 
 
 def _why_undefined(run: Run, scenario: str, metric: str) -> str:
@@ -225,13 +182,9 @@ def _why_undefined(run: Run, scenario: str, metric: str) -> str:
         return "nothing evaluated yet"
     if trained.size != trained[-1] + 1:
         return "needs a score after every task"
-    if trained.size < 2 and metric not in ("anytime", "wf10", "wp10"):
-        return "needs two trained tasks"
-    if metric == "fwt":
-        return "needs --enable_other_metrics"
-    if metric in ("anytime", "min_acc", "wc_acc", "wf10", "wp10"):
-        return "needs --eval_epochs"
-    return "some scores are missing"
+    scores = metrics.Scores(metrics.trained_part(matrix), *_measured(run, scenario)[1:])
+    missing = [NEEDS[need] for need in METRICS[metric].needs]
+    return next((reason for is_there, reason in missing if not is_there(scores)), "some scores are missing")
 
 
 def _published(run: Run, measured: Summary) -> str:
@@ -245,7 +198,7 @@ def _published(run: Run, measured: Summary) -> str:
             rows.append(
                 [
                     scenario,
-                    METRICS[metric][0],
+                    METRICS[metric].title,
                     *_comparison(run, entry[metric], std, value, row.get("comparable", True)),
                 ]
             )
@@ -306,8 +259,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
             plots.average_curve(run.matrices, score=run.score),
             False,
         )
-    if any(plots.forgetting_per_task(matrix).size for matrix in run.matrices.values()):
-        yield "forgetting", "forgetting of each task", plots.forgetting_bars(run.matrices, score=run.score), False
+    yield from _term_bars(run, "forgetting", "forgetting")
     for name, matrix in run.matrices.items() if curves else ():
         figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score)
         yield f"accuracy_{name}", f"accuracy of each task, {name}", figure, False
@@ -316,22 +268,13 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         yield f"matrix_{name}", f"accuracy matrix, {name}", figure, run.n_tasks > 10
     found = run.analysis
     if found and found.confusion is not None:
-        yield "confusion", "confusion matrix", plots.confusion_matrix(found.confusion), False
+        yield "confusion", "confusion matrix", charts.confusion_matrix(found.confusion), False
     if found and found.embedding:
-        yield "embedding", "features of test examples", plots.embedding(*found.embedding), False
-    backward = {name: plots.backward_per_task(matrix) for name, matrix in run.matrices.items()}
-    forward = {name: plots.forward_per_task(matrix, run.baselines.get(name)) for name, matrix in run.matrices.items()}
-    if any(backward.values()):
-        figure = plots.transfer_bars(backward, score=run.score)
-        yield "backward_transfer", "backward transfer of each task", figure, False
-    if any(forward.values()):
-        figure = plots.transfer_bars(forward, "Forward transfer of each task", run.score)
-        yield "forward_transfer", "forward transfer of each task", figure, False
-    if found and found.capacity:
-        yield "capacity", "parameters in use", plots.capacity_bars(**found.capacity), False
-    if found and found.importance:
-        yield "importance", "importance of the parameters", plots.importance_histogram(*found.importance), False
+        yield "embedding", "features of test examples", network_plots.embedding(*found.embedding), False
+    yield from _term_bars(run, "bwt", "backward_transfer")
+    yield from _term_bars(run, "fwt", "forward_transfer")
     if found:
+        yield from ((panel.name, panel.shows, panel.figure(), panel.wide) for panel in found.panels)
         yield from found.figures
     if run.epochs and run.tasks:
         from utils.vision_plots import stage_curves
@@ -349,6 +292,13 @@ def _figures(run: Run) -> Iterator[tuple[str, str, Any, bool]]:
         if any(terms for _, terms, _ in shares):
             figure = plots.loss_curves(shares, ends, "Shares in training", "share", linear=True)
             yield "shares", "shares that the method logs", figure, True
+
+
+def _term_bars(run: Run, metric: str, name: str) -> Iterator[tuple[str, str, Any, bool]]:
+    terms = {s: plots.terms_per_task(metric, matrix, run.baselines.get(s)) for s, matrix in run.matrices.items()}
+    if any(terms.values()):
+        words = f"{name.replace('_', ' ')} of each task"
+        yield name, words, plots.term_bars(metric, terms, run.score), False
 
 
 def _terms(run: Run, shares: bool) -> list[tuple[int, dict[str, float], float]]:

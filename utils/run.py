@@ -1,10 +1,12 @@
-"""One run as everything outside the training loop sees it: loggers, report, summary tables."""
+"""What a run is made of, where it stands, and what is known of it so far."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from utils.panels import Panel
 
 
 @dataclass
@@ -64,6 +66,52 @@ class Run:
 
 
 @dataclass
+class Position:
+    """A place in the stream: `batch` batches of `epoch` of `task` are done, `step` iterations in all; `inside` a task
+    that began.
+    """
+
+    task: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    inside: bool = False
+
+    def move(self) -> None:
+        """One batch further."""
+        self.batch += 1
+        self.step += 1
+        self.inside = True
+
+    def leave_task(self) -> None:
+        """Before the next task."""
+        self.task, self.epoch, self.batch, self.inside = self.task + 1, 0, 0, False
+
+
+@dataclass
+class Experiment:
+    """Everything a run is made of, built and not yet started.
+
+    Attributes:
+        model: the method, a `ContinualModel`.
+        dataset: the stream.
+        args: resolved options.
+        log: who listens, a `utils.events.Log`; `run` is its record.
+        stopper: who may end a task before its last epoch, a `utils.stopping.Stopper`.
+    """
+
+    model: Any
+    dataset: Any
+    args: Any
+    log: Any
+    stopper: Any
+
+    @property
+    def run(self) -> Run:
+        return self.log.run
+
+
+@dataclass
 class Evaluation:
     """One evaluation of the network on several tasks.
 
@@ -88,19 +136,16 @@ class Analysis:
 
     Attributes:
         costs: parameters; bytes of the network, of the replay buffers, and of all the method keeps besides the network.
-        capacity: what `ContinualModel.capacity` says.
-        importance: (counts (B,), edges (B + 1,) in powers of ten, share of the entries that are 0) of
-            `ContinualModel.importance`.
         embedding: (points (n, 2), task of each (n,), label of each (n,), the axes' shares of the variance (2,)):
             features of test examples on their first two principal axes.
-        numbers, figures: what `ContinualModel.findings` says.
         confusion: (C, C) counts, row the true class, column the predicted one, over the classes of the tasks trained.
+        numbers, panels: those of `ContinualModel.report`.
+        figures: (file name, what it shows, matplotlib Figure, whether it is wide) of the stream's pictures.
     """
 
     costs: dict[str, int]
-    capacity: dict[str, Any] | None = None
-    importance: tuple[np.ndarray, np.ndarray, float] | None = None
     embedding: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
     confusion: np.ndarray | None = None
     numbers: dict[str, float] = field(default_factory=dict)
+    panels: list[Panel] = field(default_factory=list)
     figures: list[tuple[str, str, Any, bool]] = field(default_factory=list)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils import checkpoint
 from utils.errors import Stopped
-from utils.training import Position
+from utils.run import Experiment, Position
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -49,15 +49,14 @@ class Saver:
     """Writes checkpoints of one run as the options ask.
 
     Args:
-        exp: the experiment (model, dataset, run, args).
+        exp: the experiment.
         signals: what asks for a checkpoint and an end.
-        loggers: flushed before a checkpoint is written, so that no event before it can be lost after it.
 
     `--savecheck task` keeps a file per task, every other occasion writes `<name>.pt` and keeps the one before it.
     """
 
-    def __init__(self, exp, signals: Signals, loggers: list):
-        self.exp, self.signals, self.loggers, args = exp, signals, loggers, exp.args
+    def __init__(self, exp: Experiment, signals: Signals):
+        self.exp, self.signals, args = exp, signals, exp.args
         self.folder: Path | None = exp.run.folder
         self.name = args.ckpt_name or "checkpoint"
         kind = args.savecheck or ("last" if args.resume or args.savecheck_minutes else None)
@@ -90,9 +89,9 @@ class Saver:
         """Write the state now."""
         if self.folder is None:
             return
-        for logger in self.loggers:
+        for logger in self.exp.log.loggers:  # no event before a checkpoint is lost after it
             logger.saving(self.exp.run)
-        state = checkpoint.capture(self.exp.model, self.exp.dataset, self.exp.run, position)
+        state = checkpoint.capture(self.exp, position)
         self.newest = self.folder / (name or f"{self.name}.pt")
         checkpoint.save(state, self.newest, keep_previous=name is None)
         self.next = time.monotonic() + self.seconds

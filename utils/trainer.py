@@ -16,8 +16,9 @@
 The strategies are the method files of models/; this module translates a configuration into their options.
 """
 
-import argparse
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,49 +31,18 @@ from backbone.utils.wrapped import Wrapped, output_size
 from datasets.utils.given import GivenLoader, GivenTasks, TestLoader
 from utils import checkpoint, registry
 from utils.analysis import analyse
-from utils.args import base_parser
 from utils.atomic import explained
 from utils.buffer import Buffer
-from utils.config import converted, declared_options
 from utils.environment import pick_device
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate, scenarios
+from utils.events import Log
 from utils.metrics import summarise
 from utils.report import summarise_run, write_report
-from utils.run import Run
-from utils.training import Position, restart_schedule, set_learning_rate
-
-# Keys that are called otherwise on the command line.
-STRATEGIES: dict[str, dict[str, str]] = {
-    "ewc": {"lambda": "e_lambda", "fisher": "ewc_fisher", "normalize": "ewc_normalize", "update": "ewc_update",
-            "mode": "ewc_mode"},
-    "si": {"update": "ewc_update"},
-    "mas": {"lambda": "mas_lambda", "update": "ewc_update"},
-    "rwalk": {"lambda": "e_lambda", "update": "ewc_update"},
-    "lwf": {"temperature": "softmax_temp"},
-    "gem": {"memory_size": "buffer_size", "margin": "gamma", "eps_rel": "gem_eps", "eps_abs": "gem_eps_abs"},
-    "agem": {"memory_size": "buffer_size", "ref_batch": "minibatch_size"},
-    "agem_r": {"memory_size": "buffer_size", "ref_batch": "minibatch_size"},
-    "er": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
-    "der": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
-    "derpp": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
-    "pnn": {"adapter": "pnn_adapter"},
-    "packnet": {"bias": "packnet_bias", "bn": "packnet_bn"},
-    "hat": {"lambda": "hat_lambda", "smax": "hat_smax"},
-}  # fmt: skip
-DEFAULTS = {"gem": {"buffer_size": 200}, "agem": {"buffer_size": 200}, "agem_r": {"buffer_size": 200},
-            "er": {"buffer_size": 500}, "der": {"buffer_size": 500, "alpha": 0.5},
-            "derpp": {"buffer_size": 500, "alpha": 0.5, "beta": 0.5}}  # fmt: skip
-WITHOUT_REPLAY = {
-    **dict.fromkeys(("er", "der", "derpp", "agem_r"), "keeps a replay buffer of its own"),
-    **dict.fromkeys(
-        ("pnn", "packnet", "hat"), "reaches a task's weights by the task alone, old examples have none here"
-    ),
-}
-OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
-             "nesterov": "optim_nesterov", "clip_grad": "clip_grad"}  # fmt: skip
-SCHEDULER = {"type": "lr_scheduler", "milestones": "lr_milestones", "gamma": "sched_multistep_lr_gamma"}
-PNN_SIZES = ("input_size", "hidden_sizes", "output_size")
+from utils.run import Experiment, Position, Run
+from utils.stopping import Stopper
+from utils.trainer_config import build_network, flat, read_config
+from utils.training import train_task as run_task
 
 
 class ContinualTrainer:
@@ -158,7 +128,7 @@ class ContinualTrainer:
         if task_id is not None and task_id != done:
             raise UserError(f"task_id is {task_id}: tasks are learned in order, the next one is {done}")
         self._prepare(train_loader)
-        self.tasks.add_task(train_loader, classes)
+        self.tasks.add_task(train_loader, classes, self._with_replay)
         method, tasks, args = self.method, self.tasks, self.args
         if method.COMPATIBILITY == ["task-il"] and tasks.SETTING == "domain-il":
             raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
@@ -168,56 +138,30 @@ class ContinualTrainer:
         if getattr(args, "minibatch_size", 0) is None:
             args.minibatch_size = args.batch_size
         method.train()
-        method.meta_begin_task(tasks)
-        restart_schedule(method, args)
-        epochs = []
-        for epoch in range(num_epochs):
-            method.meta_begin_epoch(epoch, tasks)
-            set_learning_rate(method, args, epoch, num_epochs)
-            facts = {"epoch": epoch, **self._one_pass(epoch, done)}
-            method.meta_end_epoch(epoch, tasks)
-            if val_loader is not None:
-                facts["val"] = self.evaluate(val_loader, done)
-            epochs.append(facts)
-            for callback in callbacks:
-                callback(self, facts)
-        method.meta_end_task(tasks)
+        log, epochs = _MeanLosses(self._run(), self._store), _Epochs(self, val_loader, callbacks)
+        at = Position(task=done, step=self.step)
+        run_task(Experiment(method, tasks, args, log, epochs), at)
         self.task_names.append(task_name or f"task {done}")
         if self.checkpoint_dir:
             self.save(self.checkpoint_dir / f"{self.experiment_name}_task{done}.pt")
-        return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs}
-
-    def _one_pass(self, epoch: int, task: int) -> dict[str, float]:
-        """One epoch; the mean of each loss term."""
-        totals: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for inputs, labels, _ in self.tasks.train_loader:
-            joined = self._with_replay(inputs, labels)
-            terms = self.method.meta_observe(*joined, joined[0], epoch)
-            terms = terms if isinstance(terms, dict) else {"loss": terms}
-            for name, value in terms.items():
-                value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
-                totals[name] = totals.get(name, 0) + value
-                counts[name] = counts.get(name, 0) + 1
-            if self.replay:
-                task_labels = torch.full((len(inputs),), task, device=inputs.device)
-                self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
-            self.step += 1
-        if not totals:
-            raise UserError(f"the loader of task {task} gives no batch")
-        means = {name: float(total) / counts[name] for name, total in totals.items()}
-        bad = [name for name, value in means.items() if value != value or abs(value) == float("inf")]
-        if bad:
-            raise TrainingFailed(f"{bad[0]} is {means[bad[0]]} in epoch {epoch} of task {task}: try a smaller lr")
-        return means
+        return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs.facts}
 
     def _with_replay(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch, joined by one of old examples where the configuration asks for replay."""
+        self._new = inputs, labels
         if not self.replay or self.method.replay_buffer.is_empty() or self.step % self.replay["every"]:
             return inputs, labels
         size = self.replay["batch_size"] or len(inputs)
         old_inputs, old_labels, _ = self.method.replay_buffer.get_data(size, balanced=self.replay["task_balanced"])
         return torch.cat((inputs, old_inputs)), torch.cat((labels, old_labels))
+
+    def _store(self) -> None:
+        """After a step: the new part of the batch goes into the replay buffer."""
+        if self.replay:
+            inputs, labels = self._new
+            task_labels = torch.full((len(inputs),), self._learned(), device=inputs.device)
+            self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
+        self.step += 1
 
     def evaluate(self, loader: Iterable, task_id: int) -> dict[str, float]:
         """Score in percent on a learned task, per scenario: class-IL and task-IL together, or domain-IL.
@@ -288,7 +232,7 @@ class ContinualTrainer:
         """
         if self.method is None:
             raise UserError("nothing to save: no task was learned yet")
-        state = checkpoint.capture(self.method, self.tasks, self._run(), Position(task=self._learned(), step=self.step))
+        state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
         state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(state, Path(path))
@@ -303,13 +247,12 @@ class ContinualTrainer:
         facts = state.get("trainer")
         if not isinstance(facts, dict):
             raise UserError(f"checkpoint {path} is of main.py: open it with --loadcheck")
-        run = self._run()
-        for name, mine in run.config.items():
+        for name, mine in self._run().config.items():
             saved = state["options"].get(name)
             if saved != str(mine):
                 raise UserError(f"checkpoint {path} was written with {name} {saved}, this trainer has {mine}")
         self._make(facts["n_classes"])
-        self.step = checkpoint.restore(state, self.method, self.tasks, run).step
+        self.step = checkpoint.restore(state, self._experiment()).step
         self.task_names, self.R = facts["task_names"], facts["R"]
 
     save_checkpoint, load_checkpoint = save, load
@@ -317,9 +260,12 @@ class ContinualTrainer:
     def _learned(self) -> int:
         return self.method.current_task
 
+    def _experiment(self) -> Experiment:
+        return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper())
+
     def _run(self) -> Run:
         """The trainer as the checkpoint's code sees it."""
-        config = {f"config.{key}": value for key, value in _flat(self.config).items()} | {"setting": self.setting}
+        config = {f"config.{key}": value for key, value in flat(self.config).items()} | {"setting": self.setting}
         return Run(
             model_name=self.strategy,
             dataset_name=GivenTasks.NAME,
@@ -352,104 +298,56 @@ class ContinualTrainer:
         self.method.memory  # noqa: B018 - notes what a freshly constructed method holds
 
 
-# ---- the configuration
+class _MeanLosses(Log):
+    """The mean of each loss term over an epoch, added up on the device."""
+
+    def __init__(self, run: Run, after_step: Callable[[], None]):
+        super().__init__(run)
+        self.store = after_step
+
+    @contextmanager
+    def progress(self, exp: Experiment, at: Position, plan: list[int]) -> Iterator[None]:
+        yield
+
+    def begin_epoch(self, at: Position) -> None:
+        self.totals: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def step(self, losses: Any, at: Position) -> None:
+        for name, value in (losses if isinstance(losses, dict) else {"loss": losses}).items():
+            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self.totals[name] = self.totals.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.store()
+
+    def means(self, at: Position) -> dict[str, float]:
+        """Term -> mean.
+
+        Raises:
+            UserError: there was no batch.
+            TrainingFailed: a mean is not finite.
+        """
+        if not self.totals:
+            raise UserError(f"the loader of task {at.task} gives no batch")
+        means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingFailed(f"{bad[0]} is {means[bad[0]]} in epoch {at.epoch} of task {at.task}: try a smaller lr")
+        return means
 
 
-def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[str, Any] | None]:
-    """The strategy's name, its options and the runner's as a method reads them, and the settings of replay.
+class _Epochs(Stopper):
+    """Scores the validation data after each epoch and calls back; never stops."""
 
-    Raises:
-        UserError: unknown keys, two strategies, impossible values; the line names the key.
-    """
-    _known(config, {"optimizer", "scheduler", "continual_strategy", "replay"}, "config")
-    strategies = config.get("continual_strategy") or {}
-    _known(strategies, set(STRATEGIES), "continual_strategy")
-    enabled = []
-    for name, section in strategies.items():
-        if not isinstance(section, dict) or not isinstance(section.get("enabled", True), bool):
-            raise UserError(f"config: continual_strategy.{name} must be a dict with 'enabled': True or False")
-        if section.get("enabled", True):
-            enabled.append(name)
-    if len(enabled) > 1:
-        raise UserError(f"config: continual_strategy enables {' and '.join(enabled)}: enable one")
-    strategy = enabled[0] if enabled else "sgd"
-    actions = {a.dest: a for a in base_parser()._actions}
-    own = {a.dest: a for a in declared_options(registry.load("model", strategy))._actions}
-    values = {dest: action.default for dest, action in (actions | own).items()} | {"lr": 0.01, "batch_size": 1}
-    values |= DEFAULTS.get(strategy, {})
-    for where, names in (("optimizer", OPTIMIZER), ("scheduler", SCHEDULER)):
-        _read_section(config.get(where) or {}, where, names, actions, values)
-    section = {key: value for key, value in strategies.get(strategy, {}).items() if key != "enabled"}
-    sizes = {key: section.pop(key) for key in PNN_SIZES if key in section} if strategy == "pnn" else {}
-    if sizes and len(sizes) < len(PNN_SIZES):
-        raise UserError(f"config: continual_strategy.pnn needs all of {', '.join(PNN_SIZES)}, or none of them")
-    names = {**{dest: dest for dest in own}, **STRATEGIES.get(strategy, {})}
-    _read_section(section, f"continual_strategy.{strategy}", names, own, values)
-    return strategy, argparse.Namespace(**values), _read_replay(config.get("replay"), strategy)
+    def __init__(self, trainer: ContinualTrainer, val_loader: Iterable | None, callbacks: Sequence[Callable]):
+        self.trainer, self.val_loader, self.callbacks = trainer, val_loader, callbacks
+        self.facts: list[dict[str, Any]] = []
 
-
-def _read_section(section: dict, where: str, names: dict[str, str], actions: dict, values: dict) -> None:
-    _known(section, set(names), where)
-    for key, value in section.items():
-        action = actions[names[key]]
-        if value is None and action.default is not None:
-            raise UserError(f"config: {where}.{key} is None: expected a value, or leave the key out")
-        values[action.dest] = converted(action, value, f"config: {where}.{key}")
-
-
-def _read_replay(section: dict | None, strategy: str) -> dict[str, Any] | None:
-    if section is None:
-        return None
-    if strategy in WITHOUT_REPLAY:
-        raise UserError(f"config: replay is not defined with {strategy}, which {WITHOUT_REPLAY[strategy]}: drop it")
-    _known(section, {"size", "buffer_size", "batch_size", "task_balanced", "every"}, "replay")
-    out = {"size": section.get("size", section.get("buffer_size", 1000)), "batch_size": section.get("batch_size"),
-           "task_balanced": section.get("task_balanced", True), "every": section.get("every", 1)}  # fmt: skip
-    for key in ("size", "batch_size", "every"):
-        value = out[key]
-        if not (value is None and key == "batch_size") and (type(value) is not int or value < 1):
-            raise UserError(f"config: replay.{key} is {value!r}: expected an integer >= 1")
-    if not isinstance(out["task_balanced"], bool):
-        raise UserError(f"config: replay.task_balanced is {out['task_balanced']!r}: expected True or False")
-    return out
-
-
-def _known(section: Any, allowed: set[str], where: str) -> None:
-    if not isinstance(section, dict):
-        raise UserError(f"config: {where} is {type(section).__name__}: expected a dict")
-    for key in section:
-        if key not in allowed:
-            hint = registry.nearest(str(key), sorted(allowed)) or f": expected {', '.join(sorted(allowed))}"
-            raise UserError(f"config: {where} has an unknown key {key!r}{hint}")
-
-
-def build_network(model: nn.Module | None, strategy: str, config: dict[str, Any]) -> nn.Module:
-    """The given network, or for 'pnn' the MLP of its sizes; both must agree where both are given."""
-    section = (config.get("continual_strategy") or {}).get(strategy, {})
-    sizes = None
-    if strategy == "pnn" and "input_size" in section:
-        sizes = [section["input_size"], *section["hidden_sizes"], section["output_size"]]
-        if not all(type(n) is int and n > 0 for n in sizes):
-            raise UserError(f"config: continual_strategy.pnn has sizes {sizes}: expected positive integers")
-    if model is None:
-        if sizes is None:
-            raise UserError("model is None: give a network (only pnn may be given by its sizes)")
-        layers = [nn.Flatten()]
-        for i, o in zip(sizes, sizes[1:], strict=False):
-            layers += [nn.Linear(i, o), nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model is {type(model).__name__}: expected a torch.nn.Module")
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    found = [m.in_features for m in linear] + [m.out_features for m in linear[-1:]]
-    if sizes is not None and sizes != found:
-        raise UserError(f"config: continual_strategy.pnn has sizes {sizes}, the network's linear layers have {found}")
-    return model
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    out = {}
-    for key, value in config.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
+    def end_epoch(self, exp: Experiment, at: Position) -> bool:
+        facts = {"epoch": at.epoch, **exp.log.means(at)}
+        if self.val_loader is not None:
+            facts["val"] = self.trainer.evaluate(self.val_loader, at.task)
+        self.facts.append(facts)
+        for callback in self.callbacks:
+            callback(self.trainer, facts)
+        return False

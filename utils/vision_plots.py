@@ -1,4 +1,4 @@
-"""Plots of a run on a stream of vision tasks, in the style of `utils.plots`; each function returns a matplotlib Figure.
+"""Plots of a run on vision tasks, in the style of `utils.charts`; each function returns a matplotlib Figure.
 
 Stages and epochs are numbered from 1.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.plots import CYCLE, INK, style
+from utils.charts import CYCLE, INK, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.scores import ClassScore
-from datasets.utils.sources import RawData
+from datasets.utils.source_files import RawData
+from datasets.utils.sources import Source
 from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
 from utils.errors import UserError
 from utils.randomness import generator, permutation
@@ -35,8 +36,10 @@ class ContinualDataset:
         KIND: what a task asks for: 'classification', 'language', 'regression', or 'vision' where that differs from
             task to task; `get_loss` and `get_score` go with it.
         INPUT: 'images', 'tokens' or 'vectors': which networks can read the stream.
+        RECORDS_EPOCHS: the mean loss of every epoch, and the held-out score after it, are kept for the report.
         PRESETS: as a method's.
-        SOURCE: function of `base_path` that returns RawData.
+        SOURCE: function of `base_path` that returns RawData. A `Source` also gives SIZE, N_CLASSES, MEAN and STD where
+            the class does not set them.
         N_TASKS: number of tasks.
         N_CLASSES_PER_TASK: int, or a list with one entry per task.
         N_CLASSES: classes over all tasks, the network's outputs.
@@ -61,6 +64,7 @@ class ContinualDataset:
     SETTINGS: tuple[str, ...] = ()
     KIND = "classification"
     INPUT = "images"
+    RECORDS_EPOCHS = False
     PRESETS: dict[str, dict] = {}
     SOURCE: Callable[[str], RawData]
     N_TASKS: int
@@ -71,6 +75,16 @@ class ContinualDataset:
     STD: tuple[float, ...] | None = None
     AUGMENT: dict | None = None
     DEFAULTS: dict
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        source = vars(cls).get("SOURCE")
+        if isinstance(source, Source):
+            for name in ("SIZE", "MEAN", "STD"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(source, name))
+            if not hasattr(cls, "N_CLASSES"):
+                cls.N_CLASSES = source.N_CLASSES
 
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed
@@ -130,6 +144,11 @@ class ContinualDataset:
             parts = [self._test_part(t, held_out=True) for t in (range(self.EVAL_TASKS) if self.args.joint else [task])]
             self.held_out_loader = self._make_test_loader(*_concatenate(parts))
         return self.train_loader
+
+    @property
+    def stages(self) -> list[range]:
+        """The scored tasks that are trained together: one at a time, all under `--joint`."""
+        return [range(self.EVAL_TASKS)] if self.args.joint else [range(t, t + 1) for t in range(self.EVAL_TASKS)]
 
     def get_data_loaders(self) -> tuple[TrainLoader, EvalLoader]:
         """Enter the next task; its train and test loaders."""

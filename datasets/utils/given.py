@@ -1,6 +1,6 @@
 """A stream whose tasks are handed over one by one as loaders, with no number of them known in advance."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,13 @@ class GivenLoader:
     Args:
         loader: iterable of (inputs, labels) batches.
         device: where they are wanted.
+        join: (inputs, labels) -> the same with more examples, for the batches that are trained on.
     """
 
-    def __init__(self, loader: Iterable, device: torch.device):
-        self.loader, self.device = loader, device
+    dataset: Sequence | None = None
+
+    def __init__(self, loader: Iterable, device: torch.device, join: Callable | None = None):
+        self.loader, self.device, self.join = loader, device, join
         self.batch_size = getattr(loader, "batch_size", None) or 1
 
     def __len__(self) -> int:
@@ -35,8 +38,12 @@ class GivenLoader:
             yield inputs, labels, inputs
 
     def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A pass; its order is the loader's affair."""
-        return iter(self)
+        """A pass of training; its order is the loader's affair."""
+        for inputs, labels, raw in self:
+            if self.join:
+                inputs, labels = self.join(inputs, labels)
+                raw = inputs
+            yield inputs, labels, raw
 
 
 class TestLoader(GivenLoader):
@@ -69,7 +76,7 @@ class GivenTasks:
         multi_head: whether 'task-il' is the loss's business; not for methods that look at their own head only.
     """
 
-    NAME, KIND = "given", "classification"
+    NAME, KIND, RECORDS_EPOCHS = "given", "classification", False
 
     def __init__(
         self,
@@ -102,17 +109,22 @@ class GivenTasks:
     def N_CLASSES_PER_TASK(self) -> list[int]:  # noqa: N802
         return [high - low for low, high in self.ranges]
 
-    def add_task(self, loader: Iterable, classes: tuple[int, int] | None = None) -> None:
+    def enter_task(self, task: int) -> GivenLoader:
+        """The loader of the latest task."""
+        return self.train_loader
+
+    def add_task(self, loader: Iterable, classes: tuple[int, int] | None = None, join: Callable | None = None) -> None:
         """Begin the next task.
 
         Args:
             loader: its training batches.
             classes: its first class, and one past its last; found by a pass over the loader by default.
+            join: see `GivenLoader`.
 
         Raises:
             UserError: labels that are no output of the network, or that an earlier task has.
         """
-        self.train_loader, task = GivenLoader(loader, self.device), len(self.ranges)
+        self.train_loader, task = GivenLoader(loader, self.device, join), len(self.ranges)
         found, self.sequences = labels_of(self.train_loader, whole=classes is None)
         classes = classes or found
         if self.setting is None:

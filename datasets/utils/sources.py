@@ -1,132 +1,60 @@
 """Raw data of the benchmarks: each source is read into one uint8 tensor per split.
 
 `source(base_path) -> RawData`, for the sources `digits`, `mnist`, `fashion_mnist`, `kmnist`, `cifar10`, `cifar100`,
-`svhn` and `tinyimagenet`. Files are looked for in torchvision's layout and downloaded when they are missing.
-Whatever the user can mend (missing, truncated or altered files, a folder without write permission) is a one-line
-`UserError`. The last two sources that were read stay in memory, so treat the tensors as read-only.
+`svhn` and `tinyimagenet` at the end of this file. Files are looked for in torchvision's layout and downloaded when they
+are missing. Whatever the user can mend (missing, truncated or altered files, a folder without write permission) is a
+one-line `UserError`. The last two sources that were read stay in memory, so treat the tensors as read-only.
 """
 
-import contextlib
 import functools
 import gzip
-import hashlib
-import io
 import math
 import os
-import socket
-import sys
-import tempfile
-import uuid
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from datasets.utils.source_files import REPLACE, RawData, checked, fetch, present, reading
+from datasets.utils.tinyimagenet import read_tinyimagenet
 from utils.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts the four .gz files. Only read.
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-# A cluster node behind a firewall would otherwise wait minutes for each connection.
-NETWORK_TIMEOUT_SECONDS = 30
-REPLACE = "replace it with the official file, or delete it to have it downloaded again"
 
 
-SPLITS = ("train_x", "train_y", "test_x", "test_y")
+@dataclass(frozen=True)
+class Source:
+    """A labelled image collection: what it is, and how it is read.
 
-
-@dataclass
-class RawData:
-    """Both splits of a source.
+    A stream whose `SOURCE` it is takes `SIZE`, `MEAN`, `STD` and `N_CLASSES` from it unless it sets them itself.
 
     Attributes:
-        train_x: (N, C, H, W) uint8.
-        train_y: (N,) int64 labels in [0, classes).
-        test_x: (M, C, H, W) uint8.
-        test_y: (M,) int64.
+        name: as torchvision has it, or the folder's.
+        read: (name, data folder) -> RawData.
+        citation: where it is from.
+        SIZE: (C, H, W).
+        N_CLASSES: number of classes.
+        MEAN, STD: per-channel statistics of inputs in [0, 1], None for inputs that are only scaled to [0, 1].
     """
 
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
+    name: str
+    read: Callable[[str, Path], RawData]
+    citation: str
+    SIZE: tuple[int, int, int]
+    N_CLASSES: int
+    MEAN: tuple[float, ...] | None = None
+    STD: tuple[float, ...] | None = None
 
-    @functools.cached_property
-    def checksum(self) -> str:
-        """BLAKE2b of pixels and labels, 32 hexadecimal digits: equal for equal data, however they are stored."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name in SPLITS:
-            digest.update(getattr(self, name).contiguous().numpy())
-        return digest.hexdigest()
+    def __call__(self, base_path: str) -> RawData:
+        """Both splits, from below `base_path` or downloaded to it.
 
-
-def digits(base_path: str) -> RawData:
-    """scikit-learn's embedded handwritten digits: 1 x 8 x 8, 10 classes, 1347 training and 450 test images.
-
-    Grey levels 0..16 become round(v * 255 / 16). The split is stratified and the same for every seed. Reads no file.
-    """
-    return _read(_read_digits, "digits", base_path)
-
-
-def mnist(base_path: str) -> RawData:
-    """MNIST: 1 x 28 x 28, 10 classes, 60000 / 10000; idx files, plain or .gz, in `<base_path>/MNIST/raw`."""
-    return _read(_read_idx_family, "MNIST", base_path)
-
-
-def fashion_mnist(base_path: str) -> RawData:
-    """Fashion-MNIST, as `mnist`, in `<base_path>/FashionMNIST/raw`, else where Debian's package installs it."""
-    return _read(_read_idx_family, "FashionMNIST", base_path)
-
-
-def has_fashion_mnist(base_path: str) -> bool:
-    """Whether `fashion_mnist` finds its files without a network."""
-    folders = (Path(base_path).expanduser() / "FashionMNIST/raw", SYSTEM_FASHION_MNIST)
-    return any(all(_present(folder / file) for file in IDX_FILES) for folder in folders)
-
-
-def kmnist(base_path: str) -> RawData:
-    """Kuzushiji-MNIST, as `mnist`, in `<base_path>/KMNIST/raw`."""
-    return _read(_read_idx_family, "KMNIST", base_path)
-
-
-def cifar10(base_path: str) -> RawData:
-    """CIFAR-10: 3 x 32 x 32, 10 classes, 50000 / 10000; Python batches in `<base_path>/cifar-10-batches-py`.
-
-    The official archive `cifar-10-python.tar.gz` in `<base_path>` is unpacked when the folder is incomplete.
-    """
-    return _read(_read_cifar, "CIFAR10", base_path)
-
-
-def cifar100(base_path: str) -> RawData:
-    """CIFAR-100 with its 100 fine labels, as `cifar10`, in `<base_path>/cifar-100-python`."""
-    return _read(_read_cifar, "CIFAR100", base_path)
-
-
-def svhn(base_path: str) -> RawData:
-    """SVHN, cropped digits: 3 x 32 x 32, 10 classes (digit 0 is class 0), 73257 / 26032; two .mat in `<base_path>`."""
-    return _read(_read_svhn, "SVHN", base_path)
-
-
-def tinyimagenet(base_path: str) -> RawData:
-    """Tiny ImageNet: 3 x 64 x 64, 200 classes in the order of their WordNet ids, 100000 / 10000 (its validation split).
-
-    Reads the official folder `<base_path>/tiny-imagenet-200`, else `<base_path>/tiny-imagenet-200.zip` in place. The
-    decoded pixels are kept in `<base_path>/tiny-imagenet-200-decoded.npz` for the next start. That file is written anew
-    when the number of source files or a modification time differs, and is enough on its own when folder and archive
-    are gone.
-    """
-    return _read(_read_tinyimagenet, "tiny-imagenet-200", base_path)
-
-
-def _read(reader: Callable[[str, Path], RawData], name: str, base_path: str) -> RawData:
-    return _read_once(reader, name, os.path.abspath(os.path.expanduser(base_path)))
+        Raises:
+            UserError: files are missing and cannot be had, or are damaged.
+        """
+        return _read_once(self.read, self.name, os.path.abspath(os.path.expanduser(base_path)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -143,14 +71,14 @@ def _read_digits(name: str, base: Path) -> RawData:
     train_x, test_x, train_y, test_y = train_test_split(
         images, data.target, test_size=0.25, random_state=0, stratify=data.target
     )
-    return RawData(*_checked(name, train_x, train_y, (1, 8, 8), 10), *_checked(name, test_x, test_y, (1, 8, 8), 10))
+    return RawData(*checked(name, train_x, train_y, (1, 8, 8), 10), *checked(name, test_x, test_y, (1, 8, 8), 10))
 
 
 def _read_idx_family(name: str, base: Path) -> RawData:
     raw = Path(name) / "raw"
-    files = [_present(base / raw / file) for file in IDX_FILES]
+    files = [present(base / raw / file) for file in IDX_FILES]
     if not all(files) and name == "FashionMNIST":
-        files = [_present(SYSTEM_FASHION_MNIST / file) for file in IDX_FILES]
+        files = [present(SYSTEM_FASHION_MNIST / file) for file in IDX_FILES]
     if not all(files):
         from torchvision import datasets
 
@@ -158,19 +86,19 @@ def _read_idx_family(name: str, base: Path) -> RawData:
         advice = f"put the four .gz files of {source.mirrors[0]} into {base / raw}"
         if name == "FashionMNIST":
             advice += f", or Debian's package dataset-fashion-mnist into {SYSTEM_FASHION_MNIST}"
-        _fetch(
+        fetch(
             name,
             base,
             wanted=[raw / file for file in IDX_FILES],
             download=lambda folder: source(folder, download=True),
             advice=advice,
         )
-        files = [_present(base / raw / file) for file in IDX_FILES]
+        files = [present(base / raw / file) for file in IDX_FILES]
     arrays = [_read_idx(name, file) for file in files]
     splits = []
     for first in (0, 2):
         images, labels = arrays[first : first + 2]
-        splits += _checked(f"{files[first]} and {files[first + 1].name}", images[:, None], labels, (1, 28, 28), 10)
+        splits += checked(f"{files[first]} and {files[first + 1].name}", images[:, None], labels, (1, 28, 28), 10)
     return RawData(*splits)
 
 
@@ -184,7 +112,7 @@ def _read_idx(name: str, path: Path) -> np.ndarray:
         official = dict(getattr(datasets, name).resources)
         return [] if check_integrity(path, official.get(path.name)) else [path]
 
-    with _reading(path, is_altered):
+    with reading(path, is_altered):
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
@@ -217,19 +145,19 @@ def _read_cifar(name: str, base: Path) -> RawData:
         else:
             raise UserError(f"{archive}: wrong MD5 checksum, the file is truncated or altered: {REPLACE}")
 
-    _fetch(
+    fetch(
         name,
         base,
         wanted=[Path(source.base_folder) / file for file in checksums],
         download=download,
         advice=f"put {source.url} into {base}",
     )
-    with _reading(folder, lambda: [folder / f for f, md5 in checksums.items() if not check_integrity(folder / f, md5)]):
+    with reading(folder, lambda: [folder / f for f, md5 in checksums.items() if not check_integrity(folder / f, md5)]):
         train, test = (source(str(base), train=flag) for flag in (True, False))
     shape, classes = (3, 32, 32), len(train.classes)
     return RawData(
-        *_checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes),
-        *_checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes),
+        *checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes),
+        *checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes),
     )
 
 
@@ -244,7 +172,7 @@ def _read_svhn(name: str, base: Path) -> RawData:
             if not (base / file).is_file():
                 SVHN(staging, split, download=True)
 
-    _fetch(
+    fetch(
         name,
         base,
         wanted=[Path(file) for _, file, _ in files.values()],
@@ -254,296 +182,48 @@ def _read_svhn(name: str, base: Path) -> RawData:
     splits = []
     for split, (_, file, md5) in files.items():
         path = base / file
-        with _reading(path, lambda path=path, md5=md5: [] if check_integrity(path, md5) else [path]):
+        with reading(path, lambda path=path, md5=md5: [] if check_integrity(path, md5) else [path]):
             data = SVHN(str(base), split)
-        splits += _checked(path, data.data, data.labels, (3, 32, 32), 10)
+        splits += checked(path, data.data, data.labels, (3, 32, 32), 10)
     return RawData(*splits)
 
 
-def _read_tinyimagenet(name: str, base: Path) -> RawData:
-    cache = base / f"{name}-decoded.npz"
-    if _tiny_origin(base / name) is None:
-        # Somebody may have kept only the decoded pixels: a hundred thousand small files are a burden on a cluster.
-        if (data := _load_decoded(cache, None)) is not None:
-            return data
-        _fetch_tiny(name, base)
-    origin, state = _tiny_origin(base / name)
-    if (data := _load_decoded(cache, state)) is not None:
-        return data
-    with contextlib.ExitStack() as stack:
-        # In a folder that cannot be written there is neither a cache nor anything to guard.
-        with contextlib.suppress(OSError):
-            stack.enter_context(_lock(base, name))
-        # Another process may have decoded while this one waited.
-        if (data := _load_decoded(cache, state)) is None:
-            data = _decode_tiny(origin)
-            _save_decoded(cache, state, data)
-    return data
+def has_fashion_mnist(base_path: str) -> bool:
+    """Whether `fashion_mnist` finds its files without a network."""
+    folders = (Path(base_path).expanduser() / "FashionMNIST/raw", SYSTEM_FASHION_MNIST)
+    return any(all(present(folder / file) for file in IDX_FILES) for folder in folders)
 
 
-def _fetch_tiny(name: str, base: Path) -> None:
-    from torchvision.datasets.utils import download_url
+# Grey levels 0..16 become round(v * 255 / 16). 1347 training and 450 test images, split alike for every seed; reads no
+# file.
+digits = Source("digits", _read_digits, "scikit-learn's embedded digits", (1, 8, 8), 10, (0.5,), (0.5,))
 
-    archive = f"{name}.zip"
-    _fetch(
-        name,
-        base,
-        wanted=[Path(archive)],
-        download=lambda staging: download_url(TINY_URL, staging, archive, TINY_MD5),
-        advice=f"put {TINY_URL} or the folder unpacked from it into {base}",
-    )
+# 60000 / 10000: idx files, plain or .gz, in `<base_path>/<name>/raw`; Fashion-MNIST's else where Debian installs them.
+# Scaled to [0, 1] and not normalised further: the published protocol.
+mnist = Source("MNIST", _read_idx_family, "LeCun et al. 1998", (1, 28, 28), 10)
+fashion_mnist = Source("FashionMNIST", _read_idx_family, "Xiao et al. 2017", (1, 28, 28), 10)
+kmnist = Source("KMNIST", _read_idx_family, "Clanuwat et al. 2018", (1, 28, 28), 10)
 
+# 50000 / 10000: Python batches in `<base_path>/cifar-10-batches-py` or `cifar-100-python` (its 100 fine labels); the
+# official archive in `<base_path>` is unpacked when the folder is incomplete.
+cifar10 = Source(
+    *("CIFAR10", _read_cifar, "Krizhevsky 2009", (3, 32, 32), 10),
+    *((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)),
+)
+cifar100 = Source(
+    *("CIFAR100", _read_cifar, "Krizhevsky 2009", (3, 32, 32), 100),
+    *((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+)
 
-def _tiny_origin(folder: Path) -> tuple[Path, str] | None:
-    """Returns the folder or the archive beside it, and a text that changes when its content does; None without both.
+# 73257 / 26032 cropped digits, digit 0 being class 0: two .mat in `<base_path>`.
+svhn = Source(
+    *("SVHN", _read_svhn, "Netzer et al. 2011", (3, 32, 32), 10),
+    *((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+)
 
-    A directory's modification time changes with every file added, removed or renamed in it; asking for the time of each
-    image would take minutes on a network file system.
-    """
-    if folder.is_dir():
-        files, times = 0, 0
-        for part in ("train", "val"):
-            for directory, _, names in os.walk(folder / part):
-                files += len(names)
-                times += os.stat(directory).st_mtime_ns
-        for text in (folder / "wnids.txt", folder / "val/val_annotations.txt"):
-            times += text.stat().st_mtime_ns if text.is_file() else 0
-        return folder, f"folder, {files} files, times {times}"
-    archive = folder.with_suffix(".zip")
-    if archive.is_file():
-        stat = archive.stat()
-        return archive, f"archive, {stat.st_size} bytes, time {stat.st_mtime_ns}"
-    return None
-
-
-@contextlib.contextmanager
-def _open_tiny(origin: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """Yields the names of the training images, relative to the folder, and a function that reads such a file."""
-    if origin.is_dir():
-        yield (
-            [path.relative_to(origin).as_posix() for path in origin.glob("train/*/images/*.JPEG")],
-            lambda name: (origin / name).read_bytes(),
-        )
-    else:
-        import zipfile
-
-        root = f"{origin.stem}/"
-        with _reading(origin):
-            archive = zipfile.ZipFile(origin)
-        with archive:
-            names = [name.removeprefix(root) for name in archive.namelist() if name.endswith(".JPEG")]
-            yield [name for name in names if name.startswith("train/")], lambda name: archive.read(root + name)
-
-
-def _decode_tiny(origin: Path) -> RawData:
-    with _open_tiny(origin) as (listing, read):
-        with _reading(origin / "wnids.txt"):
-            wnids = sorted(read("wnids.txt").decode().split())
-        with _reading(origin / "val/val_annotations.txt"):
-            annotations = [line.split("\t")[:2] for line in read("val/val_annotations.txt").decode().splitlines()]
-            label_of = {wnid: label for label, wnid in enumerate(wnids)}
-            test_y = [label_of[wnid] for _, wnid in annotations]
-        images = {wnid: [] for wnid in wnids}
-        for name in sorted(listing):
-            wnid = name.split("/")[1]
-            if wnid in images:
-                images[wnid].append(name)
-        # The official classes are equally large; an unpacking that was interrupted leaves some smaller.
-        largest = max(map(len, images.values()), default=0)
-        for wnid, names in images.items():
-            if len(names) < max(largest, 1):
-                raise UserError(
-                    f"{origin}: train/{wnid}/images holds {len(names)} images, other classes {largest}: "
-                    "the copy is incomplete, unpack or download the archive again"
-                )
-        train_x = _decode_images(origin, read, [name for names in images.values() for name in names])
-        test_x = _decode_images(origin, read, [f"val/images/{file}" for file, _ in annotations])
-        train_y = [label for label, names in enumerate(images.values()) for _ in names]
-        shape = (3, 64, 64)
-        return RawData(
-            *_checked(origin / "train", train_x, train_y, shape, len(wnids)),
-            *_checked(origin / "val", test_x, test_y, shape, len(wnids)),
-        )
-
-
-def _decode_images(origin: Path, read: Callable[[str], bytes], names: list[str]) -> np.ndarray:
-    """Decodes JPEG files to (N, 3, 64, 64) uint8; grey ones become RGB. Decoding releases the GIL, so threads help."""
-    from PIL import Image
-
-    pixels = np.empty((len(names), 3, 64, 64), np.uint8)
-
-    def decode(indices: range) -> None:
-        for i in indices:
-            with _reading(origin / names[i]):
-                image = Image.open(io.BytesIO(read(names[i]))).convert("RGB")
-                if image.size != (64, 64):
-                    raise ValueError(f"{image.width}x{image.height} pixels, expected 64x64")
-            pixels[i] = np.asarray(image).transpose(2, 0, 1)
-
-    step = 500
-    chunks = [range(first, min(first + step, len(names))) for first in range(0, len(names), step)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(decode, chunks):
-            pass
-    return pixels
-
-
-def _load_decoded(cache: Path, state: str | None) -> RawData | None:
-    """Reads the decoded pixels; None when there are none, they are damaged, or they belong to another `state`."""
-    # A damaged copy is only worth decoding again: whatever numpy raises for it means the same.
-    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as arrays:
-        if state is None or str(arrays["state"]) == state:
-            return RawData(*(torch.from_numpy(arrays[key]) for key in SPLITS))
-    return None
-
-
-def _save_decoded(cache: Path, state: str, data: RawData) -> None:
-    """Writes the decoded pixels in one step, so that no reader ever meets half a file."""
-    partial = cache.with_name(f".{cache.stem}-{uuid.uuid4().hex}.npz")
-    try:
-        with partial.open("xb") as file:
-            np.savez(file, state=np.array(state), **{key: getattr(data, key).numpy() for key in SPLITS})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, cache)
-    except OSError as error:
-        warnings.warn(
-            f"{cache}: cannot be written ({_one_line(error)}); the images will be decoded again at the next start",
-            stacklevel=2,
-        )
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-def _checked(
-    where: Path | str, images: np.ndarray, labels: Sequence[int], shape: tuple[int, int, int], classes: int
-) -> tuple[Tensor, Tensor]:
-    """Returns one split as tensors (N, *shape) uint8 and (N,) int64 after checking that the two belong together."""
-    if len(images) == 0 or images.shape[1:] != shape or images.dtype != np.uint8:
-        raise UserError(
-            f"{where}: images {tuple(images.shape)} {images.dtype}, expected (N, {', '.join(map(str, shape))}) uint8 "
-            f"with N >= 1: {REPLACE}"
-        )
-    x = torch.from_numpy(np.require(images, requirements="CW"))
-    y = torch.as_tensor(np.array(labels, dtype=np.int64))
-    if len(x) != len(y):
-        raise UserError(f"{where}: {len(x)} images but {len(y)} labels, the two do not belong together: {REPLACE}")
-    if y.min() < 0 or y.max() >= classes:
-        raise UserError(f"{where}: labels from {y.min()} to {y.max()}, expected 0 to {classes - 1}: {REPLACE}")
-    return x, y
-
-
-def _present(path: Path) -> Path | None:
-    """Returns the file, else its .gz form, else None."""
-    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-@contextlib.contextmanager
-def _reading(path: Path, find_altered: Callable[[], list[Path]] = list) -> Iterator[None]:
-    """Turns whatever a reader of foreign files raises into one line that names the file.
-
-    Args:
-        path: the file or folder being read.
-        find_altered: finds the files whose checksum is not the official one. Asked only after a failure.
-    """
-    try:
-        yield
-    except (UserError, MemoryError, ImportError):
-        raise
-    except OSError as error:
-        # Without an error number it is a decoder's word for bad content.
-        if error.errno is None:
-            raise _damaged(path, error, find_altered()) from error
-        raise UserError(
-            f"{path}: cannot be read ({_one_line(error)}): check that it exists and its permissions"
-        ) from error
-    except Exception as error:
-        raise _damaged(path, error, find_altered()) from error
-
-
-def _damaged(path: Path, error: Exception, altered: list[Path]) -> UserError:
-    if altered:
-        names = ", ".join(map(str, altered))
-        return UserError(f"{names}: truncated or altered, the MD5 checksum is not the official one: {REPLACE}")
-    return UserError(f"{path}: truncated or damaged ({_one_line(error)}): {REPLACE}")
-
-
-@contextlib.contextmanager
-def _lock(base: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time into the block.
-
-    The lock file is removed at the end. Processes that then hold different lock files do no harm: what they write,
-    they write elsewhere and put in place in one step.
-    """
-    from filelock import FileLock
-
-    path = base / f".{name}.lock"
-    with FileLock(path):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], object], advice: str) -> None:
-    """Downloads what is missing into a folder of its own, then moves each complete file into place.
-
-    A process that is killed meanwhile leaves at most its `.download-*` folder, which nobody reads.
-
-    Args:
-        name: the source, for messages and the lock.
-        base: the data folder; made when it does not exist, and removed again when nothing came.
-        wanted: the files, relative to `base`; one that is there as .gz counts as present.
-        download: fills the folder whose path it is given with the wanted files, checksums verified.
-        advice: what somebody without a network can do, for the message.
-
-    Raises:
-        UserError: files are missing and the download failed, or `download` raised it.
-    """
-
-    def missing() -> list[Path]:
-        return [file for file in wanted if _present(base / file) is None]
-
-    if not missing():
-        return
-    new_folders = [folder for folder in (base, *base.parents) if not folder.exists()]
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        with _lock(base, name):
-            # Another process may have finished the download while this one waited.
-            if missing():
-                with tempfile.TemporaryDirectory(dir=base, prefix=".download-") as staging, _patient_network():
-                    download(staging)
-                    for file in missing():
-                        (base / file).parent.mkdir(parents=True, exist_ok=True)
-                        os.replace(Path(staging) / file, base / file)
-    except (UserError, MemoryError, ImportError):
-        raise
-    except Exception as error:
-        names = ", ".join(file.name for file in missing())
-        raise UserError(
-            f"{name}: {names} not found in {base / wanted[0].parent} and not downloaded: {advice}, or name another "
-            f"folder with --base_path, or try the embedded data of --dataset seq-digits ({_one_line(error)})"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            for folder in new_folders:
-                folder.rmdir()
-
-
-@contextlib.contextmanager
-def _patient_network() -> Iterator[None]:
-    """A time limit for silent connections, and no progress bars in log files."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_SECONDS)
-    try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(timeout)
+# 100000 / 10000 (its validation split), classes in the order of their WordNet ids: `<base_path>/tiny-imagenet-200` or
+# its .zip, decoded once into `<base_path>/tiny-imagenet-200-decoded.npz`.
+tinyimagenet = Source(
+    *("tiny-imagenet-200", read_tinyimagenet, "the 64x64 subset of ImageNet used at Stanford", (3, 64, 64), 200),
+    *((0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)),
+)

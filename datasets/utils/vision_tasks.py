@@ -107,6 +107,7 @@ class VisionStream(ContinualDataset):
 
     SETTING = "task-il"
     KIND = "vision"
+    RECORDS_EPOCHS = True
     INPUT = "images"
     mirror = True
     N_TASKS = len(TASKS)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.utils.memory import Memory
 from models.utils.vision import give_heads
+from utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -35,7 +36,6 @@ class ContinualModel(nn.Module):
         DEFAULTS: {option: value} that the method needs whatever the stream's defaults are (a network, an optimiser and
             its learning rate); the stored hyperparameters and the command line come after.
         INFERS_TASK: on a domain-il stream the method finds out the task; it is then also scored with the task given.
-        SHARES: terms of `observe` that are shares, in [0, 1], and no losses: the report draws them apart.
         WAITS: why `observe` waits for the device, where it cannot do without; empty for nearly all methods.
 
     Args:
@@ -63,7 +63,6 @@ class ContinualModel(nn.Module):
     DEFAULTS: dict[str, object] = {}
     UNUSED: tuple[str, ...] = ()
     INFERS_TASK = False
-    SHARES: tuple[str, ...] = ()
     WAITS = ""
 
     @staticmethod
@@ -165,30 +164,12 @@ class ContinualModel(nn.Module):
         """
         return False
 
-    def capacity(self) -> dict | None:
-        """{'owned': number of parameters that each task so far owns, 'total': those there are to own}, for methods that
-        divide a network among tasks; drawn at the end of a run.
+    def report(self, dataset, tasks: range) -> Report:
+        """What there is to tell of this method, for the report: notes, numbers and pictures as plain data.
+
+        Asked before training, `tasks` being empty, for the notes and the shares; and at the end of a run, in eval mode
+        and without gradients, for numbers and panels about the `tasks` trained.
         """
-        return None
-
-    def importance(self) -> Tensor | None:
-        """How much each parameter matters to past tasks (P,), for methods that estimate it; its histogram is drawn at
-        the end of a run.
-        """
-        return None
-
-    def findings(self, dataset, tasks: range) -> tuple[dict[str, float], list[tuple[str, str, object, bool]]]:
-        """What there is to tell of this method alone at the end of a run, after training `tasks`; for the report.
-
-        Called in eval mode and without gradients.
-
-        Returns:
-            name -> number; (file name, what it shows, matplotlib Figure, whether it is wide) of every picture.
-        """
-        return {}, []
-
-    def evaluation_notes(self) -> dict[str, str]:
-        """What a reader of the scores must know; printed in the report."""
         notes = {}
         told_the_task = "class-il" not in self.COMPATIBILITY and "task-il" in self.COMPATIBILITY
         if told_the_task and self.scores_class_il and not self.vision:
@@ -197,7 +178,7 @@ class ContinualModel(nn.Module):
             )
         if self.vision:
             notes["parameters"] = self.net.describe()
-        return notes
+        return Report(notes)
 
     @property
     def scores_class_il(self) -> bool:

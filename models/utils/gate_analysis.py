@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.utils.gates import agent_macs, dense_macs, kept_fractions, kept_macs, soft_jaccard
 from utils.evaluation import looking_only
+from utils.panels import Panel
 
 EXAMINED = 1000  # test images, of all tasks together
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -109,6 +110,28 @@ def gate_numbers(found: dict[str, Any]) -> dict[str, float]:
         "rank correlation of overlap with likeness": found["correlation"],
     }
     return {name: value for name, value in numbers.items() if np.isfinite(value)}
+
+
+def gate_panels(found: dict[str, Any]) -> list[Panel]:
+    """The pictures of what `gate_analysis` returns."""
+    parts = (
+        ("gate_rates", "share of each class's test images that keep each filter", ("rates", "classes", "slices")),
+        (
+            "gate_overlap",
+            "overlap of the filters that two classes use, against the likeness of their mean images",
+            ("overlap", "similarity", "classes"),
+        ),
+        (
+            "gate_accuracy",
+            "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies",
+            ("curve", "images"),
+        ),
+    )
+    draw = "models.utils.gate_plots:{}"
+    return [
+        Panel(name, shows, draw.format(name), {key: found[key] for key in keys}, wide=name == "gate_rates")
+        for name, shows, keys in parts
+    ]
 
 
 def _test_images(dataset, tasks: range) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,6 @@ class GatedModel(ContinualModel):
     """A method on the gated ResNet."""
 
     DEFAULTS = {"backbone": GatedResNet.NAME}
-    SHARES = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         if not isinstance(backbone, GatedResNet):
@@ -91,6 +90,24 @@ class GatedModel(ContinualModel):
             return SparseNet(self.net)(x)
         return self.net(x)
 
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        self.opt.zero_grad()
+        if self.warming_up():
+            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
+            return {"loss": loss, "ce": loss}
+        logits, trace = self.net.traced(inputs)
+        terms = self.pass_terms(logits, trace, labels) | self.replayed_terms()
+        loss = self.step_on(terms)
+        self.store(not_aug_inputs, labels, logits.detach(), trace.v.detach())
+        return {"loss": loss, **terms, **self.kept(trace)}
+
+    def replayed_terms(self) -> dict[str, Tensor]:
+        """Weighted losses on a draw from a buffer; none without one."""
+        return {}
+
+    def store(self, raw: Tensor, labels: Tensor, logits: Tensor, vectors: Tensor) -> None:
+        """Keep what a method with a buffer replays: images, labels (B,), logits (B, C) and agents' vectors (B, A)."""
+
     def warming_up(self) -> bool:
         """Whether this iteration is one without gates; counts it."""
         self.net.gating = not self.args.warmup or self.count >= WARMUP
@@ -125,11 +142,13 @@ class GatedModel(ContinualModel):
         macs = kept_macs(kept, *shape).mean() / dense_macs(*shape)
         return {f"kept_{g}": k for g, k in enumerate(kept.mean(0).unbind(), start=1)} | {"macs": macs}
 
-    def findings(self, dataset, tasks):
-        from models.utils.gate_analysis import gate_analysis, gate_numbers
-        from utils.gate_plots import gate_figures
+    def report(self, dataset, tasks):
+        report = super().report(dataset, tasks)
+        report.shares = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
+        if tasks and self.net.gating:
+            from models.utils.gate_analysis import gate_analysis, gate_numbers, gate_panels
 
-        if not self.net.gating:
-            return {}, []
-        found = gate_analysis(self, dataset, tasks)
-        return gate_numbers(found), gate_figures(found)
+            found = gate_analysis(self, dataset, tasks)
+            report.numbers = gate_numbers(found)
+            report.show(*gate_panels(found))
+        return report

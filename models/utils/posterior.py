@@ -295,15 +295,14 @@ class Posterior(ContinualModel):
             return CRITERIA[:1] if self.samples > 1 else ()
         return CRITERIA if self.samples > 1 else CRITERIA[:2]
 
-    def evaluation_notes(self):
-        if self.joint_softmax or self.n_tasks == 1:
-            return super().evaluation_notes()
-        what = "the entropy of the mean prediction"
-        if self.regression:
-            what = "the spread of the predictions" if self.criteria else "the newest task: a point has no spread"
-        return super().evaluation_notes() | {"TGiven, TInfer": f"task-IL; {self.dataset.SETTING}, by {what}"}
-
-    def findings(self, dataset, tasks):
-        if not self.n_begun or self.args.joint:
-            return super().findings(dataset, tasks)
-        return posterior_view.findings(self, dataset, tasks)
+    def report(self, dataset, tasks):
+        report = super().report(dataset, tasks)
+        if not self.joint_softmax and self.n_tasks > 1:
+            what = "the entropy of the mean prediction"
+            if self.regression:
+                what = "the spread of the predictions" if self.criteria else "the newest task: a point has no spread"
+            report.notes["TGiven, TInfer"] = f"task-IL; {self.dataset.SETTING}, by {what}"
+        if tasks and self.n_begun and not self.args.joint:
+            report.numbers, panels = posterior_view.numbers_and_panels(self, dataset, tasks)
+            report.show(*panels)
+        return report

@@ -1,7 +1,7 @@
 """What the posteriors of a run say about the tests at its end: calibration, uncertainty on their own and on other
 tasks' data, and pictures of both.
 
-`Posterior.findings` returns what `findings` finds. Own data of posterior j are the test examples of task j, other data
+`Posterior.report` tells it. Own data of posterior j are the test examples of task j, other data
 those of all other tasks trained; every number is a mean over tasks. At most 2000 examples of a task and 40000 in all
 are looked at.
 """
@@ -11,35 +11,35 @@ import torch
 from torch import Tensor
 
 from models.utils.calibration import auroc, ece, reliability
-from utils import plots, posterior_plots
+from utils.panels import Panel
 
 LOOKED_AT, IN_ALL = 2000, 40000  # examples per task, and of all tasks together
 CRITERIA = ("ent", "agree")  # of task inference, by which own and other data are told apart
 GRID = 100  # points along each side of a map
 NAMES = {"given": "task given", "inferred": "task inferred", "joint": "one softmax"}
 
-Figures = list[tuple[str, str, object, bool]]
+PLOTS = "models.utils.posterior_plots"
 
 
-def findings(model, dataset, tasks: range) -> tuple[dict[str, float], Figures]:
-    """Numbers and pictures as `ContinualModel.findings` wants them; every task of `tasks` has a posterior."""
+def numbers_and_panels(model, dataset, tasks: range) -> tuple[dict[str, float], list[Panel]]:
+    """Numbers and pictures of a `Report`; every task of `tasks` has a posterior."""
     seen = gather(model, dataset, tasks)
     numbers = regression_numbers(seen) if model.regression else calibration_numbers(seen)
     numbers |= {} if model.joint_softmax else uncertainty_numbers(model, seen) | own_numbers(model)
     numbers = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
-    figures = [] if model.joint_softmax else uncertainty_figures(model, seen)
+    panels = [] if model.joint_softmax else uncertainty_panels(model, seen)
     if not model.regression:
         bins = {
             name: reliability(seen[f"{kind} confidence"], seen[f"{kind} correct"])
             for kind, name in NAMES.items()
             if f"{kind} correct" in seen
         }
-        figures.append(("reliability", "reliability diagram", posterior_plots.reliability(bins), False))
+        panels.append(Panel("reliability", "reliability diagram", f"{PLOTS}:reliability", {"bins": bins}))
     if model.regression and hasattr(dataset, "plot_inputs"):
-        figures.append(("functions", "predictions during and after", functions(model, dataset, tasks), True))
+        panels.append(functions(model, dataset, tasks))
     if hasattr(dataset, "plot_grid"):
-        figures += maps(model, dataset, tasks)
-    return numbers, figures
+        panels += maps(model, dataset, tasks)
+    return numbers, panels
 
 
 # ---- what is looked at
@@ -169,21 +169,20 @@ def own_numbers(model) -> dict[str, float]:
 # ---- pictures
 
 
-def uncertainty_figures(model, seen: dict[str, np.ndarray]) -> Figures:
+def uncertainty_panels(model, seen: dict[str, np.ndarray]) -> list[Panel]:
     """Histogram of the uncertainty, and which task is inferred for which; where there are two tasks."""
     if len(np.unique(seen["task"])) < 2 or not model.criteria:
         return []
     values, what = seen["by ent"], "spread" if model.regression else "entropy"
     n = len(values)
     own = seen["task"] == np.arange(n)[:, None]
-    histogram = posterior_plots.uncertainty_histogram(values[own], values[~own], what)
+    histogram = {"own": values[own], "other": values[~own], "what": what}
     pairs = (seen["task"] * n + seen["inferred"]).astype(np.int64)
     counts = np.bincount(pairs, minlength=n * n).reshape(n, n)
-    matrix = plots.confusion_matrix(counts, f"Task inferred by the {what}", "task", 1)
-    matrix.axes[0].set_xlabel("inferred task")
+    matrix = {"counts": counts, "what": what}
     return [
-        ("uncertainty", f"{what} on own and other tasks' data", histogram, False),
-        ("task_inference", "task inferred for each task", matrix, False),
+        Panel("uncertainty", f"{what} on own and other tasks' data", f"{PLOTS}:uncertainty_histogram", histogram),
+        Panel("task_inference", "task inferred for each task", f"{PLOTS}:task_inference", matrix),
     ]
 
 
@@ -193,20 +192,22 @@ def curve(model, inputs: Tensor) -> Tensor:
     return torch.stack([torch.stack([m[:, 0], s[:, 0]]) for m, s in zip(look.means, look.spread, strict=True)])
 
 
-def functions(model, dataset, tasks: range):
-    """Figure of every task's prediction, right after the task was learned and now."""
+def functions(model, dataset, tasks: range) -> Panel:
+    """Every task's prediction, right after the task was learned and now."""
     x = dataset.plot_inputs()
     now = curve(model, x).cpu().numpy()
     then = [model.curves[task].cpu().numpy() if task in model.curves else None for task in tasks]
     targets = [dataset.target(task, x)[:, 0].cpu().numpy() for task in tasks]
-    data = [dataset.task_data(task) for task in tasks]
-    points = [(part.data[:, 0].cpu().numpy(), part.targets[:, 0].cpu().numpy()) for part in data]
+    parts = [dataset.task_data(task) for task in tasks]
+    points = [(part.data[:, 0].cpu().numpy(), part.targets[:, 0].cpu().numpy()) for part in parts]
     rows = {"right after the task": then, "at the end": list(now)}
     domains = [dataset.domain(task) for task in tasks]
-    return posterior_plots.functions(x[:, 0].numpy(), rows, targets, domains, points, dataset.SIGMA)
+    data = {"x": x[:, 0].numpy(), "rows": rows, "targets": targets, "domains": domains, "points": points}
+    data["noise"] = dataset.SIGMA
+    return Panel("functions", "predictions during and after", f"{PLOTS}:functions", data, wide=True)
 
 
-def maps(model, dataset, tasks: range) -> Figures:
+def maps(model, dataset, tasks: range) -> list[Panel]:
     """What is predicted over the plane, and how uncertain every posterior is there."""
     grid = dataset.plot_grid(GRID).to(model.device)
     classes, entropies = [], []
@@ -223,10 +224,10 @@ def maps(model, dataset, tasks: range) -> Figures:
     points = [(part.data.cpu().numpy(), part.targets.cpu().numpy()) for part in data]
     predicted = torch.cat(classes).view(GRID, GRID).cpu().numpy()
     title = "Predicted class" if model.joint_softmax else "Predicted class, task inferred"
-    figures = [("class_map", "predicted class", posterior_plots.class_map(predicted, extent, points, title), False)]
+    panels = [Panel("class_map", "predicted class", f"{PLOTS}:class_map",
+                    {"predicted": predicted, "extent": extent, "points": points, "title": title})]  # fmt: skip
     if entropies:
-        values = torch.cat(entropies, 1).view(-1, GRID, GRID).cpu().numpy()
-        figures.append(
-            ("entropy_map", "entropy over the plane", posterior_plots.entropy_maps(values, extent, points), True)
-        )
-    return figures
+        data = {"entropies": torch.cat(entropies, 1).view(-1, GRID, GRID).cpu().numpy()}
+        data |= {"extent": extent, "points": points}
+        panels.append(Panel("entropy_map", "entropy over the plane", f"{PLOTS}:entropy_maps", data, wide=True))
+    return panels

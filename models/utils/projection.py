@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 
@@ -36,6 +35,8 @@ def project(gradient: Tensor, past: Tensor, margin: float = 0.0, eps: float = 1e
 
 def solve_dual(gram: np.ndarray, violations: np.ndarray, margin: float, eps: float, relative: bool) -> np.ndarray:
     """v (t,) >= margin from G G' (t, t) and G g (t,)."""
+    from scipy.optimize import nnls  # half a second, which a refused command line should not take
+
     mean_diagonal = np.trace(gram) / len(gram)
     e = max(eps * mean_diagonal if relative else eps, np.finfo(float).tiny)
     # The symmetric root in place of Cholesky's: it exists however dependent the rows are.

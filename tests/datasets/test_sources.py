@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.utils import sources
+from datasets.utils import sources, tinyimagenet
 from datasets.utils.sources import IDX_FILES, RawData
 from tests.datasets import formats
 from utils.errors import UserError
@@ -360,7 +360,7 @@ def test_tinyimagenet(tmp_path, monkeypatch, as_zip):
     assert contents(tmp_path) == sorted([*before, CACHE])
 
     # The second start decodes nothing.
-    monkeypatch.setattr(sources, "_decode_tiny", lambda origin: pytest.fail("decoded again"))
+    monkeypatch.setattr(tinyimagenet, "_decode_tiny", lambda origin: pytest.fail("decoded again"))
     sources._read_once.cache_clear()
     again = sources.tinyimagenet(str(tmp_path))
     assert equal(again, expected) and again is not data
@@ -474,7 +474,7 @@ def test_truncated_tinyimagenet_archive_is_named(tmp_path):
 
 def test_missing_tinyimagenet(tmp_path):
     message = error_of(sources.tinyimagenet, tmp_path / "new")
-    assert sources.TINY_URL in message and "--dataset seq-digits" in message
+    assert tinyimagenet.TINY_URL in message and "--dataset seq-digits" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
+from datasets.utils import sources
 from datasets.utils.continual_dataset import noisy_labels, stratified_mask
 from datasets.utils.loaders import EvalLoader, Split, TrainLoader
 from datasets.utils.sources import digits
-from datasets.utils.streams import interleave
+from datasets.utils.streams import ClassIncremental, Rotated, interleave
 from tests.datasets import formats
 from tests.models.helpers import experiment
 from utils import registry
@@ -20,6 +21,25 @@ from utils.errors import UserError
 def stream(name: str, *more: str, model: str = "sgd"):
     config = resolve(["--model", model, "--dataset", name, *more])
     return config.dataset_class(config.args)
+
+
+def test_a_source_tells_its_streams_what_they_do_not_say():
+    class Own(ClassIncremental):
+        SOURCE = sources.digits
+        SIZE, N_CLASSES, MEAN, STD = (1, 8, 9), 4, (0.1,), (0.2,)
+
+    class Plain(ClassIncremental):
+        SOURCE = staticmethod(lambda base_path: None)
+        SIZE = (1, 2, 2)
+
+    class Colours(Rotated):
+        SOURCE = sources.cifar10
+
+    assert (Own.SIZE, Own.N_CLASSES, Own.MEAN, Own.STD) == ((1, 8, 9), 4, (0.1,), (0.2,))
+    assert (Plain.SIZE, Plain.MEAN, hasattr(Plain, "N_CLASSES")) == ((1, 2, 2), None, False)
+    assert (Colours.SIZE, Colours.N_CLASSES_PER_TASK, Colours.MEAN) == ((3, 32, 32), 10, sources.cifar10.MEAN)
+    turning = registry.load("dataset", "digits-360")
+    assert (turning.SIZE, turning.N_CLASSES, turning.STD) == ((1, 8, 8), 9, (0.5,))
 
 
 def test_class_incremental_tasks_partition_the_data():

@@ -8,7 +8,8 @@ from torch import nn
 
 from backbone.utils.base import Backbone
 from utils.config import resolve
-from utils.experiment import Experiment, build
+from utils.experiment import build
+from utils.run import Experiment
 from utils.training import train
 
 QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1"]
@@ -60,7 +61,7 @@ def experiment(model: str, *more: str, dataset: str = "seq-digits") -> Experimen
 def finished(model: str, *more: str, dataset: str = "seq-digits") -> Experiment:
     """A trained experiment."""
     exp = experiment(model, *more, dataset=dataset)
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     return exp
 
 

@@ -221,7 +221,7 @@ def test_observe_never_waits_and_leaves_the_stream_alone(name, folder):
 
 def test_old_boxes_are_replayed_and_distilled(folder):
     exp = build(case("balanced-ewc", folder).config("--detection", "boxes", "--vision_order", "det,seg,cls"))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     assert look_at_tests(exp.model, exp.dataset, range(3)) == (None, None)  # no label is one class per image
     assert all(math.isfinite(v) for _, means, _ in exp.run.losses for v in means.values())
     assert "AP50" in exp.run.history[-1].others
@@ -253,13 +253,14 @@ def test_branches_of_finished_tasks_do_not_move(name, folder):
         state = exp.model.net.state_dict()
         seen.append({k: v.clone() for k, v in state.items() if k.startswith("heads.seg.") or ".norms.seg." in k})
 
-    train(exp.model, exp.dataset, exp.run, exp.args, [], after_task=own)
+    exp.log.after_task = own
+    train(exp)
     assert all(torch.equal(seen[0][key], seen[2][key]) for key in seen[0])
 
 
 def test_scores_of_unlike_tasks_stand_side_by_side(folder):
     exp = build(case("sgd", folder).config("--enable_other_metrics"))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     assert all(math.isfinite(v) for v in exp.run.matrices["task-il"].flatten())
     scores, others = measure(exp.model, exp.dataset, range(3), 2)
     assert scores == exp.run.history[-1].scores and len(scores["task-il"]) == 3
@@ -288,7 +289,7 @@ def test_the_best_epoch_is_restored(folder):
         seen.append([p.detach().clone() for p in exp.model.net.parameters()])
 
     exp.model.meta_end_epoch = noted
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     now = list(exp.model.net.parameters())
     assert any(all(torch.equal(a, b) for a, b in zip(now, then, strict=True)) for then in seen)
 
@@ -352,7 +353,7 @@ def test_losses_are_divided_by_their_mean_over_the_first_epoch(folder):
 
 def test_without_images_beside_those_to_train_on_there_is_no_value(folder):
     exp = build(case("balanced-ewc", folder).config("--vision_subset", "10", "--batch_size", "4", "--n_epochs", "1"))
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     assert all(map(math.isnan, exp.model.bases)) and not exp.model.finetuned
 
 
@@ -383,8 +384,7 @@ def test_a_missed_target_is_fine_tuned_for(folder):
     assert model.finetuned and len(asked) == 10 and not torch.equal(model.net.get_params(), before)
     seg, det, cls = asked[0]
     assert seg.grad == 1 and det.grad is None and cls.grad is None  # the weight of a task that passes is 0
-    numbers, _ = model.findings(dataset, range(3))
-    assert numbers["fine-tuned at the end"] == 1
+    assert model.report(dataset, range(3)).numbers["fine-tuned at the end"] == 1
 
 
 def test_a_fine_tuning_that_helps_nobody_is_undone(folder):

@@ -309,7 +309,7 @@ def gates_from(dataset: str = "seq-digits", **changed) -> tuple[int, int, int] |
         return out
 
     model.observe = watched
-    train(model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     return first[0] if first else None
 
 
@@ -472,12 +472,13 @@ def test_gate_analysis_by_hand(trained):
 
 def test_findings(trained):
     with torch.no_grad():
-        numbers, figures = trained.model.eval().findings(trained.dataset, range(2))
-    assert [name for name, *_ in figures] == ["gate_rates", "gate_overlap", "gate_accuracy"]
+        report = trained.model.eval().report(trained.dataset, range(2))
+    numbers = report.numbers
+    assert [panel.name for panel in report.panels] == ["gate_rates", "gate_overlap", "gate_accuracy"]
     assert 0.3 < numbers["kept by agent 4"] <= 1 and 0.5 < numbers["multiply-accumulates / without gates"] <= 1.1
-    for _, _, figure, _ in figures:
-        figure.canvas.draw()
+    for panel in report.panels:
+        panel.figure().canvas.draw()
     drawn = {name: [line.get_label() for line in figure.axes[0].lines] for name, _, figure, _ in _figures(trained.run)}
     names = ["loss", "ce", "policy", "prototype", "logits", "vectors", "replay", "replay_policy", "replay_prototype"]
     assert [name for name in drawn["loss"] if not name.startswith("_")] == names
-    assert [name for name in drawn["shares"] if not name.startswith("_")] == list(trained.model.SHARES)
+    assert [name for name in drawn["shares"] if not name.startswith("_")] == list(report.shares)

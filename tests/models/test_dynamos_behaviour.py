@@ -61,7 +61,7 @@ def result(name: str, seed: int, full: bool = False, *more: str, nf: int | None 
     exp = experiment(*METHODS[name], *COMMON, *size, "--seed", str(seed), *more, dataset="seq-fmnist")
     if name == "dynamos, blank slots":
         exp.model.buffer = BlankSlots(exp.args.buffer_size)
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     last = [exp.run.matrices[scenario][-1] for scenario in ("class-il", "task-il")]
     gates = {}
     if name.startswith("dynamos"):

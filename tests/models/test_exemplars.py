@@ -88,7 +88,7 @@ def test_every_exemplar_is_seen_once_an_epoch(method):
     model.buffer.get_data_by_index = lambda rows, **k: seen.extend(rows.tolist()) or original(rows, **k)
     begin, epochs = model.begin_epoch, []
     model.begin_epoch = lambda *a: epochs.append(len(seen)) or begin(*a)
-    train(model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     assert epochs[:3] == [0, 0, 0]  # none in the first task
     first = seen[: epochs[3]]
     # Two classes of 30; bic keeps a tenth of each from training.
@@ -223,7 +223,7 @@ def test_bic_never_trains_on_validation_examples():
     trained, original = set(), exp.model.observe
     digest = lambda x: [bytes(row.flatten().tolist()) for row in x]  # noqa: E731
     exp.model.observe = lambda i, y, raw, **k: trained.update(digest(raw)) or original(i, y, raw, **k)
-    train(exp.model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     model, examples = exp.model, exp.model.buffer.get_all_data()[0]
     assert model.sizes == [10] * 6
     kept = torch.cat([model.slots(c, validation=True) for c in range(6)])

@@ -14,7 +14,7 @@ from models.utils.continual_model import ContinualModel
 from tests.models.helpers import FakeStream, Flat, options
 from utils import checkpoint, conformance
 from utils.errors import UserError
-from utils.training import Position
+from utils.run import Position
 
 REFUSED = (UserError, ValueError, KeyError)
 HEADER = """
@@ -510,11 +510,11 @@ def test_what_cannot_be_kept_is_refused_by_name(what, tmp_path):
     path.write_text(path.read_text() + EXTRA)
     exp = conformance.build(conformance.Case(str(path), "class-il").config("--n_epochs", "1"))
     if hook == "begin":
-        checkpoint.capture(exp.model, exp.dataset, exp.run, Position())
+        checkpoint.capture(exp, Position())
     exp.dataset.enter_task(0)
     exp.model.meta_begin_task(exp.dataset)
     with pytest.raises(UserError, match=rf"attribute '[^']*{name}.* of refused .* cannot be kept") as e:
-        checkpoint.capture(exp.model, exp.dataset, exp.run, Position())
+        checkpoint.capture(exp, Position())
     assert "\n" not in str(e.value)
 
 
@@ -649,9 +649,9 @@ def test_a_hostile_parameter_name_is_refused():
 def test_a_checkpoint_with_a_hostile_state_ends_in_one_line(tmp_path):
     case = conformance.Case("sgd", "class-il")
     first, second = conformance.build(case.config()), conformance.build(case.config())
-    state = checkpoint.capture(first.model, first.dataset, first.run, Position())
+    state = checkpoint.capture(first, Position())
     state["model"]["_extra_state"]["attributes"][""]["observe"] = {"is": "list", "items": []}
     checkpoint.save(state, tmp_path / "a.pt")
     with pytest.raises(UserError, match="observe"):
-        checkpoint.restore(checkpoint.load(tmp_path / "a.pt"), second.model, second.dataset, second.run)
+        checkpoint.restore(checkpoint.load(tmp_path / "a.pt"), second)
     assert "observe" not in vars(second.model)

@@ -412,7 +412,7 @@ def test_presets_set_what_they_name_and_the_command_line_wins():
 def test_the_reference_preset_runs():
     exp = finished("pah", "--pah_preset", "reference", "--pah_crop", "center", "--stop_after", "3", "--n_epochs", "2")
     assert exp.run.matrices["task-il"][2, :3].min() > 40
-    assert "transductive" in exp.model.evaluation_notes()["evaluation mode"]
+    assert "transductive" in exp.model.report(exp.dataset, range(0)).notes["evaluation mode"]
     assert exp.model.embeddings[0].shape[0] == 5 and len(exp.model.embeddings) == 1
 
 

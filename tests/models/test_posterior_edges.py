@@ -71,7 +71,7 @@ def test_one_task_is_not_inferred():
     assert not any(name.startswith(("task_inference", "accuracy_")) for name in exp.run.history[-1].others)
     one_softmax = experiment("ewc_post", "--ewc_head", "growing", dataset="seq-gmm2d").model
     for model in (exp.model, one_softmax):
-        assert "TGiven, TInfer" not in model.evaluation_notes()
+        assert "TGiven, TInfer" not in model.report(model.dataset, range(0)).notes
 
 
 def test_gaussian_initialisation_keeps_the_deviations_beside_means_of_an_ordinary_network():

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.utils import posterior_view
+from models.utils import posterior_plots, posterior_view
 from models.utils.calibration import auroc, ece, reliability
 from models.utils.posterior import Look
 from tests.models.helpers import Command, finished
-from utils import plots, posterior_plots
+from utils import plots
 from utils.analysis import analyse
 from utils.checkpoint import fingerprint
 from utils.config import resolve
@@ -117,9 +117,9 @@ def test_every_method_finds_what_it_can(model, dataset, more, pictures, tmp_path
     before = fingerprint([exp.model.state_dict(), random_state()])
     found = analyse(exp.model, exp.dataset, exp.run.history[-1].task)
     assert fingerprint([exp.model.state_dict(), random_state()]) == before
-    assert {name for name, *_ in found.figures} == pictures
-    for name, _, figure, _ in found.figures:
-        figure.savefig(tmp_path / f"{name}.png", dpi=40)
+    assert {panel.name for panel in found.panels if panel.name != "importance"} == pictures
+    for panel in found.panels:
+        panel.figure().savefig(tmp_path / f"{panel.name}.png", dpi=40)
     assert bool(found.numbers) == bool(pictures) and all(map(math.isfinite, found.numbers.values()))
 
 

@@ -205,7 +205,7 @@ def test_normalised_fisher(normalize):
     exp = experiment("ewc", "--ewc_normalize", normalize, "--n_fisher", "20")
     model, _ = first_batch(exp)
     model.end_task(exp.dataset)
-    assert getattr(model.importance(), normalize)().item() == pytest.approx(1, rel=1e-5)
+    assert getattr(model.penalty.weight, normalize)().item() == pytest.approx(1, rel=1e-5)
 
 
 # ---- SI, MAS, RWalk
@@ -231,8 +231,8 @@ def test_mas_importance_by_hand():
 
 def test_mas_adds_the_tasks_and_keeps_the_last_centre():
     exp = finished("mas", "--stop_after", "2", "--n_epochs", "1")
-    first = finished("mas", "--stop_after", "1", "--n_epochs", "1").model.importance()
-    assert (exp.model.importance() >= first).all() and not torch.equal(exp.model.importance(), first)
+    first = finished("mas", "--stop_after", "1", "--n_epochs", "1").model.penalty.weight
+    assert (exp.model.penalty.weight >= first).all() and not torch.equal(exp.model.penalty.weight, first)
     assert torch.equal(exp.model.penalty.centre, exp.model.net.get_params())
 
 
@@ -249,14 +249,14 @@ def test_si_importance_by_hand():
         model.observe(image(0, 0), torch.tensor([0]), None)
     assert model.path[0].item() == pytest.approx(1.25)
     model.end_task(None)
-    assert model.importance()[0].item() == pytest.approx(0.531915, rel=1e-5)
+    assert model.penalty.weight[0].item() == pytest.approx(0.531915, rel=1e-5)
     moved = torch.zeros(12)
     moved[0] = 2.5
     assert 2 * 0.1 * model.penalty.value(moved).item() == pytest.approx(0.0531915, rel=1e-5)
 
 
 def test_rwalk_score_by_hand():
-    model = small(RWalk, "--delta_t", "1", "--alpha", "0.5", "--rwalk_eps", "0.01")
+    model = small(RWalk, "--delta_t", "1", "--alpha", "0.5")
     model.begin_task(None)
     gradient, target = torch.zeros(12), torch.zeros(12)
     gradient[0], target[0] = -2.0, 0.5
@@ -267,7 +267,7 @@ def test_rwalk_score_by_hand():
     assert model.fisher[0].item() == pytest.approx(2)
     assert model.score[0].item() == pytest.approx(1 / 0.26, rel=1e-5)
     model.end_task(None)
-    assert model.importance()[0].item() == pytest.approx(2)  # both scaled to 1
+    assert model.penalty.weight[0].item() == pytest.approx(2)  # both scaled to 1
     assert model.score[0].item() == pytest.approx(0.5 / 0.26, rel=1e-5)
 
 

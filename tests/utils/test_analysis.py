@@ -10,8 +10,9 @@ from torch import nn
 
 import main as entry
 from tests.models.helpers import experiment, finished, small
-from utils import analysis, checkpoint
+from utils import analysis, checkpoint, panels
 from utils.analysis import analyse, costs
+from utils.panels import Report
 from utils.randomness import random_state
 from utils.registry import load
 
@@ -73,22 +74,19 @@ def test_a_teacher_is_a_cost():
 
 def test_importance_over_powers_of_ten():
     model = small(load("model", "ewc_on"), "--e_lambda", "1", "--gamma", "1")
-    assert analysis.importance(model) is None
+    assert not analysis.report_of(model, None, range(0)).panels
     model.penalty.replace(torch.tensor([0.0, 1e-3, 1e-1, 0.0]), torch.zeros(4))
-    counts, edges, zeros = analysis.importance(model)
+    (panel,) = analysis.report_of(model, None, range(1)).panels
+    counts, edges, zeros = panel.data.values()
     assert counts[[0, -1]].tolist() == [1, 1] and counts.sum() == 2
     assert edges[[0, -1]] == pytest.approx([-3, -1]) and zeros == 0.5
-    model.penalty.replace(torch.zeros(4), torch.zeros(4))
-    assert analysis.importance(model)[2] == 1
+    assert panels.importance(torch.zeros(4)).data["zeros"] == 1
 
 
-def test_capacity_and_what_is_something_else_under_that_name():
+def test_what_is_something_else_under_the_name_report():
     model = small(load("model", "sgd"))
-    assert analysis.capacity(model) is None
-    model.capacity = lambda: {"owned": [torch.tensor(3), 2], "total": 12}
-    assert analysis.capacity(model) == {"owned": [3, 2], "total": 12}
-    model.capacity, model.importance = 7, {"w": torch.ones(2)}
-    assert analysis.capacity(model) is analysis.importance(model) is None
+    for model.report in (7, lambda: "mine", lambda dataset, tasks: {"w": 1}):
+        assert analysis.report_of(model, None, range(1)) == Report()
 
 
 class NoFeatures(nn.Module):

@@ -117,8 +117,8 @@ def test_an_impossible_folder_is_one_line(tmp_path):
 def test_summary_row_worked_example(tmp_path):
     row = summary_row(a_run(tmp_path, {"class-il": R}), "class-il", SUMMARY)
     assert list(row) == [
-        *("task1", "task2", "task3", "forward_transfer", "backward_transfer", "forgetting", "forgetting_chaudhry"),
-        *("learning_accuracy", "run_id", "seed", "lr", "joint", "notes"),
+        *("task1", "task2", "task3", "learning_accuracy", "backward_transfer", "forgetting", "forgetting_chaudhry"),
+        *("forward_transfer", "run_id", "seed", "lr", "joint", "notes"),
     ]
     assert (row["task1"], row["task2"], row["task3"]) == (90.0, 70.0, 60.0)
     assert row["forward_transfer"] is None

@@ -7,38 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import metrics, plots
+from utils import charts, network_plots, plots
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
 STOPPED = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [np.nan] * 3])
 JOINT = np.array([[np.nan] * 3, [np.nan] * 3, [70.0, 60.0, 90.0]])
 
 
-def test_curves_and_drops_worked_example():
+def test_curves_worked_example():
     assert plots.mean_curve(R).tolist() == pytest.approx([90.0, 70.0, 220 / 3])
-    assert plots.forgetting_per_task(R).tolist() == [20.0, 20.0]
-    assert plots.forgetting_per_task(STOPPED).tolist() == [30.0]
-    assert plots.forgetting_per_task(JOINT).size == 0
-    assert plots.forgetting_per_task(np.array([[90.0, 0], [95.0, 80.0]])).tolist() == [0.0]
 
 
-def test_drops_are_the_terms_of_forgetting():
-    matrix = np.random.default_rng(0).uniform(0, 100, (6, 6))
-    assert plots.forgetting_per_task(matrix).mean() == pytest.approx(metrics.forgetting(matrix))
-
-
-def test_transfer_worked_example():
-    assert plots.backward_per_task(R) == {1: -20.0, 2: -20.0}
-    assert plots.backward_per_task(STOPPED) == {1: -30.0}
-    assert plots.backward_per_task(JOINT) == plots.backward_per_task(np.array([[80.0]])) == {}
+def test_terms_by_task_worked_example():
+    assert plots.terms_per_task("forgetting", R) == {1: 20.0, 2: 20.0}
+    assert plots.terms_per_task("forgetting", STOPPED) == {1: 30.0}
+    assert plots.terms_per_task("forgetting", JOINT) == {}
+    assert plots.terms_per_task("forgetting", np.array([[90.0, 0], [95.0, 80.0]])) == {1: 0.0}
+    assert plots.terms_per_task("bwt", R) == {1: -20.0, 2: -20.0}
+    assert plots.terms_per_task("bwt", STOPPED) == {1: -30.0}
+    assert plots.terms_per_task("bwt", JOINT) == plots.terms_per_task("bwt", np.array([[80.0]])) == {}
     full = np.array([[90.0, 45.0, np.nan], [60.0, 80.0, 50.0], [70.0, 60.0, 90.0]])
-    assert plots.forward_per_task(full, [10.0, 20.0, 35.0]) == {2: 25.0, 3: 15.0}
-    assert plots.forward_per_task(full, [10.0, np.nan, 35.0]) == {3: 15.0}
-    assert plots.forward_per_task(full, None) == {}
+    assert plots.terms_per_task("fwt", full, [10.0, 20.0, 35.0]) == {2: 25.0, 3: 15.0}
+    assert plots.terms_per_task("fwt", full, [10.0, np.nan, 35.0]) == {3: 15.0}
+    assert plots.terms_per_task("fwt", full) == {}
 
 
 def test_capacity_rises():
-    axes = plots.capacity_bars([500, 200, 100], 1000).axes[0]
+    axes = network_plots.capacity_bars([500, 200, 100], 1000).axes[0]
     before, own = axes.containers
     assert [bar.get_height() for bar in before] == [0, 500, 700]
     assert [bar.get_y() + bar.get_height() for bar in own] == [500, 700, 800]
@@ -46,7 +41,7 @@ def test_capacity_rises():
 
 
 def test_confusion_is_in_percent_of_the_true_class():
-    image = plots.confusion_matrix(np.array([[3, 1], [0, 0]])).axes[0].images[0]
+    image = charts.confusion_matrix(np.array([[3, 1], [0, 0]])).axes[0].images[0]
     assert image.get_array().tolist() == [[75.0, 25.0], [0.0, 0.0]]
 
 
@@ -54,7 +49,9 @@ def test_confusion_is_in_percent_of_the_true_class():
 def test_embedding_draws_every_point_once(tasks, classes, tmp_path):
     rng = np.random.default_rng(0)
     task = np.repeat(np.arange(tasks), 40)
-    figure = plots.embedding(rng.normal(size=(len(task), 2)), task, rng.integers(0, classes, len(task)), [0.5, 0.1])
+    figure = network_plots.embedding(
+        rng.normal(size=(len(task), 2)), task, rng.integers(0, classes, len(task)), [0.5, 0.1]
+    )
     assert sum(len(part.get_offsets()) for part in figure.axes[0].collections) == len(task)
     figure.savefig(tmp_path / "x.png", dpi=40)
 
@@ -68,11 +65,10 @@ def test_plots_of_any_length_draw(n, tmp_path):
         plots.accuracy_curves(matrix),
         plots.average_curve(matrices),
         plots.accuracy_matrix(matrix),
-        plots.forgetting_bars(matrices),
-        plots.transfer_bars({name: plots.backward_per_task(m) for name, m in matrices.items()}),
-        plots.capacity_bars([10] * n, 10 * n),
-        plots.importance_histogram(np.arange(n), np.arange(n + 1.0), 0.1),
-        plots.confusion_matrix(matrix),
+        plots.term_bars("bwt", {name: plots.terms_per_task("bwt", m) for name, m in matrices.items()}),
+        network_plots.capacity_bars([10] * n, 10 * n),
+        network_plots.importance_histogram(np.arange(n), np.arange(n + 1.0), 0.1),
+        charts.confusion_matrix(matrix),
         plots.comparison_bars({f"method {k}": (50.0 - k, 1.0) for k in range(n)}, "accuracy (%)", "Comparison"),
         plots.seed_curves({"class-il": np.stack([curve, curve])}),
         plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}, 0.1) for k in range(3 * n)]),
@@ -103,9 +99,12 @@ def test_scores_below_zero_stay_on_the_plot():
     assert axes.get_ylim()[0] < -20
 
 
-def test_plots_leave_pyplot_alone():
+def test_plots_leave_pyplot_alone_and_methods_import_no_picture_code():
     code = (
-        "import io, sys; import numpy as np; from utils import plots;"
+        "import importlib, io, sys; from pathlib import Path; import numpy as np;"
+        "[importlib.import_module(f'models.{path.stem}') for path in Path('models').glob('*.py')];"
+        "assert not [name for name in sys.modules if 'plots' in name or name == 'matplotlib'];"
+        "from utils import plots;"
         "assert 'matplotlib' not in sys.modules;"
         "plots.accuracy_matrix(np.eye(3)).savefig(io.BytesIO(), format='png');"
         "assert 'matplotlib.pyplot' not in sys.modules"

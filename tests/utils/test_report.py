@@ -6,8 +6,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
-from utils.report import METRICS, summarise_run, summarise_seeds, write_report, write_seeds_report
+from utils import panels
+from utils.metrics import METRICS
+from utils.report import summarise_run, summarise_seeds, write_report, write_seeds_report
 from utils.run import Analysis, Evaluation, Run
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
@@ -229,8 +232,7 @@ def test_undefined_terms_are_told(tmp_path):
 
 ANALYSIS = Analysis(
     costs={"parameters": 89610, "network_bytes": 358440, "buffer_bytes": 500, "method_bytes": 3 * 2**20},
-    capacity={"owned": [500, 200, 100], "total": 1000},
-    importance=(np.array([3, 5, 2]), np.array([-4.0, -3.0, -2.0, -1.0]), 0.25),
+    panels=[panels.capacity([500, 200, 100], 1000), panels.importance(torch.tensor([0.0, 1e-4, 1e-2, 0.1]))],
     embedding=(np.arange(12.0).reshape(6, 2), np.repeat([0, 1, 2], 2), np.arange(6), np.array([0.7, 0.2])),
     confusion=np.arange(36).reshape(6, 6),
 )

@@ -15,9 +15,11 @@ from tests.models.helpers import experiment, finished
 from utils import checkpoint, conformance
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate
+from utils.events import FLUSH_EVERY
 from utils.loggers import Logger
-from utils.run import Evaluation
-from utils.training import FLUSH_EVERY, Position, epochs, set_learning_rate, train
+from utils.run import Evaluation, Position
+from utils.schedule import set_learning_rate
+from utils.training import batches_per_epoch, train
 
 
 def test_hooks_are_called_in_order_with_the_counters_of_the_task(monkeypatch):
@@ -72,7 +74,8 @@ def test_losses_reach_the_loggers_as_means_of_a_window(monkeypatch, returned):
             seen.append((step, losses, lr))
 
     exp = experiment("sgd", "--stop_after", "1", "--n_epochs", "7")
-    train(exp.model, exp.dataset, exp.run, exp.args, [Recorder()])
+    exp.log.loggers = [Recorder()]
+    train(exp)
     assert [s for s, _, _ in seen] == [FLUSH_EVERY, 63] and seen[0][2] == exp.args.lr
     assert seen[0][1]["loss"] == pytest.approx(np.mean(range(50))) and seen[1][1]["loss"] == pytest.approx(56)
     if returned == "dict":
@@ -86,16 +89,15 @@ def test_the_step_with_the_first_bad_loss_is_named(monkeypatch):
     )
     exp = experiment("sgd", "--stop_after", "2", "--n_epochs", "15")
     with pytest.raises(TrainingFailed, match=r"loss is nan at step 60 \(task 0; loss nan\)"):
-        train(exp.model, exp.dataset, exp.run, exp.args, [])
+        train(exp)
 
 
 def test_epochs_and_iterations():
     args = experiment("sgd").args
     args.n_epochs = 2
-    assert list(epochs(args, 9, Position())) == [(0, 0, 9), (1, 0, 9)]
-    assert list(epochs(args, 9, Position(epoch=1, batch=4))) == [(1, 4, 9)]
+    assert batches_per_epoch(args, range(9)) == [9, 9]
     args.fitting_mode, args.n_iters = "iters", 20
-    assert list(epochs(args, 9, Position())) == [(0, 0, 9), (1, 0, 9), (2, 0, 2)]
+    assert batches_per_epoch(args, range(9)) == [9, 9, 2]
 
 
 def test_a_number_of_iterations_ends_a_task():
@@ -142,7 +144,7 @@ def test_early_stopping_needs_patience_and_restores_the_best(monkeypatch):
         weights.append(model.net.get_params())
         return {"accuracy": next(scores), "loss": 1.0}
 
-    monkeypatch.setattr("utils.training.held_out_scores", fake)
+    monkeypatch.setattr("utils.stopping.held_out_scores", fake)
     exp = finished("sgd", "--fitting_mode", "early_stopping", "--holdout", "10", "--early_stopping_patience", "2",
                    "--stop_after", "1", "--n_epochs", "10")  # fmt: skip
     assert len(weights) == 4
@@ -245,14 +247,15 @@ def test_a_checkpoint_survives_the_disk_and_continues(tmp_path):
 
     def save(position):
         if position.task == 2 and position.batch == 5:
-            checkpoint.save(checkpoint.capture(half.model, half.dataset, half.run, position), path)
+            checkpoint.save(checkpoint.capture(half, position), path)
             raise Stop
 
     with pytest.raises(Stop):
-        train(half.model, half.dataset, half.run, half.args, [], after_step=save)
+        half.log.after_step = save
+        train(half)
     other = experiment("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
-    start = checkpoint.restore(checkpoint.load(path), other.model, other.dataset, other.run)
-    train(other.model, other.dataset, other.run, other.args, [], start=start)
+    start = checkpoint.restore(checkpoint.load(path), other)
+    train(other, start)
     assert torch.equal(whole.model.net.get_params(), other.model.net.get_params())
     assert torch.equal(whole.model.buffer.logits, other.model.buffer.logits)
     assert whole.run.history == other.run.history and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
@@ -315,17 +318,17 @@ def test_an_evaluation_is_plain_data():
 
 def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
     exp = finished("sgd", "--stop_after", "1", "--n_epochs", "1")
-    state = checkpoint.capture(exp.model, exp.dataset, exp.run, Position(task=1))
+    state = checkpoint.capture(exp, Position(task=1))
     for option, words in (
         (["--seed", "1"], "--seed 0, this run has 1"),
         (["--permute_classes"], "--permute_classes False"),
     ):
         other = experiment("sgd", *option)
         with pytest.raises(UserError, match=words):
-            checkpoint.restore(state, other.model, other.dataset, other.run)
+            checkpoint.restore(state, other)
     other = experiment("sgd", "--backbone", "mnistmlp")
     with pytest.raises(UserError, match="saved with --backbone convnet, this run has mnistmlp"):
-        checkpoint.restore(state, other.model, other.dataset, other.run)
+        checkpoint.restore(state, other)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +358,7 @@ def test_a_state_with_weights_that_are_not_finite_is_not_kept():
     with torch.no_grad():
         next(exp.model.net.parameters()).fill_(math.inf)
     with pytest.raises(TrainingFailed, match=r"not finite after step 7 \(task 1\)"):
-        checkpoint.capture(exp.model, exp.dataset, exp.run, Position(task=1, step=7))
+        checkpoint.capture(exp, Position(task=1, step=7))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,4 +1,4 @@
-"""Plots of what posteriors over weights say, in the style of `utils.plots`; each function returns a matplotlib Figure.
+"""Plots of what posteriors over weights say, in the style of `utils.charts`; each function returns a matplotlib Figure.
 
 Tasks are numbered from 1.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.plots import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, style
+from utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +71,13 @@ def reliability(bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -
     axes.set_xlim(-2, 102)
     axes.set_ylim(-3, 103)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+    return figure
+
+
+def task_inference(counts: np.ndarray, what: str) -> Figure:
+    """Share of each task's examples (row, percent) for which each task is inferred, by the entropy or the spread."""
+    figure = confusion_matrix(counts, f"Task inferred by the {what}", "task", 1)
+    figure.axes[0].set_xlabel("inferred task")
     return figure
 
 

@@ -1,47 +1,23 @@
-"""Plots of what `models.utils.gate_analysis` finds, in the style of `utils.plots`."""
+"""Plots of what `models.utils.gate_analysis` finds, in the style of `utils.charts`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.plots import CYCLE, HEAT, INK, _figure
+from utils.charts import CYCLE, HEAT, INK, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def gate_figures(found: dict[str, Any]) -> list[tuple[str, str, Figure, bool]]:
-    """(file name, what it shows, figure, whether it is wide) of everything that `gate_analysis` returns."""
-    return [
-        (
-            "gate_rates",
-            "share of each class's test images that keep each filter",
-            gate_rates(found["rates"], found["classes"], found["slices"]),
-            True,
-        ),
-        (
-            "gate_overlap",
-            "overlap of the filters that two classes use, against the likeness of their mean images",
-            gate_overlap(found["overlap"], found["similarity"], found["classes"]),
-            False,
-        ),
-        (
-            "gate_accuracy",
-            "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies",
-            accuracy_against_macs(found["curve"], found["images"]),
-            False,
-        ),
-    ]
-
-
 def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Figure:
     """Share of each class's images (row, percent) that keep each filter (column), lines between the agents."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    figure, axes = _figure(8.5, 1.4 + 0.2 * len(classes), "Filters in use", "filter, by agent", "class")
+    figure, axes = figure_of(8.5, 1.4 + 0.2 * len(classes), "Filters in use", "filter, by agent", "class")
     colours = LinearSegmentedColormap.from_list("heat", HEAT)
     image = axes.imshow(100 * rates, cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     for place in slices[1:-1]:
@@ -60,18 +36,18 @@ def gate_overlap(overlap: np.ndarray, similarity: np.ndarray, classes: np.ndarra
     """Soft Jaccard index of the rates of two classes against the cosine of their mean images, a point per pair."""
     first, second = np.triu_indices(len(classes), 1)
     title = "Shared filters and likeness of classes"
-    figure, axes = _figure(5.8, 3.5, title, "cosine of the mean images", "overlap of the filters")
+    figure, axes = figure_of(5.8, 3.5, title, "cosine of the mean images", "overlap of the filters")
     axes.scatter(similarity[first, second], overlap[first, second], 18, CYCLE[0], linewidths=0, alpha=0.8)
     names = [f"{classes[i]}-{classes[j]}" for i, j in zip(first, second, strict=True)]
     _label(axes, similarity[first, second], overlap[first, second], names)
     return figure
 
 
-def accuracy_against_macs(curve: list[tuple[float, float, float, float]], images: int) -> Figure:
+def gate_accuracy(curve: list[tuple[float, float, float, float]], images: int) -> Figure:
     """Accuracy on so many images against the share of multiply-accumulates, a point per threshold."""
     title = f"Accuracy and computation by threshold tau, {images:,} images"
     xlabel = "multiply-accumulates (% of the plain network)"
-    figure, axes = _figure(5.8, 3.5, title, xlabel, "accuracy (%)")
+    figure, axes = figure_of(5.8, 3.5, title, xlabel, "accuracy (%)")
     thresholds, _, macs, accuracy = np.array(curve).T
     axes.plot(100 * macs, accuracy, "-o", color=CYCLE[0], markersize=4)
     axes.margins(0.08, 0.15)

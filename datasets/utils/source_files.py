@@ -1,0 +1,182 @@
+"""Files that others have made: read with errors of one line, and downloaded into place in one step."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+# A cluster node behind a firewall would otherwise wait minutes for each connection.
+NETWORK_TIMEOUT_SECONDS = 30
+REPLACE = "replace it with the official file, or delete it to have it downloaded again"
+SPLITS = ("train_x", "train_y", "test_x", "test_y")
+
+
+@dataclass
+class RawData:
+    """Both splits of a source.
+
+    Attributes:
+        train_x: (N, C, H, W) uint8.
+        train_y: (N,) int64 labels in [0, classes).
+        test_x: (M, C, H, W) uint8.
+        test_y: (M,) int64.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """BLAKE2b of pixels and labels, 32 hexadecimal digits: equal for equal data, however they are stored."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in SPLITS:
+            digest.update(getattr(self, name).contiguous().numpy())
+        return digest.hexdigest()
+
+
+def checked(
+    where: Path | str, images: np.ndarray, labels: Sequence[int], shape: tuple[int, int, int], classes: int
+) -> tuple[Tensor, Tensor]:
+    """Returns one split as tensors (N, *shape) uint8 and (N,) int64 after checking that the two belong together."""
+    if len(images) == 0 or images.shape[1:] != shape or images.dtype != np.uint8:
+        raise UserError(
+            f"{where}: images {tuple(images.shape)} {images.dtype}, expected (N, {', '.join(map(str, shape))}) uint8 "
+            f"with N >= 1: {REPLACE}"
+        )
+    x = torch.from_numpy(np.require(images, requirements="CW"))
+    y = torch.as_tensor(np.array(labels, dtype=np.int64))
+    if len(x) != len(y):
+        raise UserError(f"{where}: {len(x)} images but {len(y)} labels, the two do not belong together: {REPLACE}")
+    if y.min() < 0 or y.max() >= classes:
+        raise UserError(f"{where}: labels from {y.min()} to {y.max()}, expected 0 to {classes - 1}: {REPLACE}")
+    return x, y
+
+
+def present(path: Path) -> Path | None:
+    """Returns the file, else its .gz form, else None."""
+    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+@contextlib.contextmanager
+def reading(path: Path, find_altered: Callable[[], list[Path]] = list) -> Iterator[None]:
+    """Turns whatever a reader of foreign files raises into one line that names the file.
+
+    Args:
+        path: the file or folder being read.
+        find_altered: finds the files whose checksum is not the official one. Asked only after a failure.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, ImportError):
+        raise
+    except OSError as error:
+        # Without an error number it is a decoder's word for bad content.
+        if error.errno is None:
+            raise _damaged(path, error, find_altered()) from error
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}): check that it exists and its permissions"
+        ) from error
+    except Exception as error:
+        raise _damaged(path, error, find_altered()) from error
+
+
+def _damaged(path: Path, error: Exception, altered: list[Path]) -> UserError:
+    if altered:
+        names = ", ".join(map(str, altered))
+        return UserError(f"{names}: truncated or altered, the MD5 checksum is not the official one: {REPLACE}")
+    return UserError(f"{path}: truncated or damaged ({one_line(error)}): {REPLACE}")
+
+
+@contextlib.contextmanager
+def lock(base: Path, name: str) -> Iterator[None]:
+    """Lets one process at a time into the block.
+
+    The lock file is removed at the end. Processes that then hold different lock files do no harm: what they write,
+    they write elsewhere and put in place in one step.
+    """
+    from filelock import FileLock
+
+    path = base / f".{name}.lock"
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], object], advice: str) -> None:
+    """Downloads what is missing into a folder of its own, then moves each complete file into place.
+
+    A process that is killed meanwhile leaves at most its `.download-*` folder, which nobody reads.
+
+    Args:
+        name: the source, for messages and the lock.
+        base: the data folder; made when it does not exist, and removed again when nothing came.
+        wanted: the files, relative to `base`; one that is there as .gz counts as present.
+        download: fills the folder whose path it is given with the wanted files, checksums verified.
+        advice: what somebody without a network can do, for the message.
+
+    Raises:
+        UserError: files are missing and the download failed, or `download` raised it.
+    """
+
+    def missing() -> list[Path]:
+        return [file for file in wanted if present(base / file) is None]
+
+    if not missing():
+        return
+    new_folders = [folder for folder in (base, *base.parents) if not folder.exists()]
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with lock(base, name):
+            # Another process may have finished the download while this one waited.
+            if missing():
+                with tempfile.TemporaryDirectory(dir=base, prefix=".download-") as staging, _patient_network():
+                    download(staging)
+                    for file in missing():
+                        (base / file).parent.mkdir(parents=True, exist_ok=True)
+                        os.replace(Path(staging) / file, base / file)
+    except (UserError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        names = ", ".join(file.name for file in missing())
+        raise UserError(
+            f"{name}: {names} not found in {base / wanted[0].parent} and not downloaded: {advice}, or name another "
+            f"folder with --base_path, or try the embedded data of --dataset seq-digits ({one_line(error)})"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in new_folders:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _patient_network() -> Iterator[None]:
+    """A time limit for silent connections, and no progress bars in log files."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT_SECONDS)
+    try:
+        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)
