@@ -16,13 +16,14 @@ from models.balanced_ewc import normalised, warm_restarts
 from models.utils.fisher import fisher_diagonal
 from models.utils.quadratic import Quadratic, step_sizes
 from models.utils.vision import covering, distillation, plain_batches
+from tests.models.helpers import enter
 from utils import conformance
 from utils.analysis import look_at_tests
 from utils.criterion import of_run, passes, remarks, verdicts
 from utils.errors import UserError
 from utils.evaluation import measure
 from utils.experiment import build
-from utils.training import enter_task, train
+from utils.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -124,7 +125,8 @@ def test_learning_rate_with_warm_restarts():
 def test_learning_rate_of_each_task(folder):
     exp = build(case("balanced-ewc", folder).config("--task_lrs", "0.1,0.2,0.4", "--lr_decay", "0.5", "--T_0", "2"))
     model, rates = exp.model, []
-    for model._current_task in range(3):
+    for task in range(3):
+        enter(model, exp.dataset, task)
         for epoch in range(2):
             model.begin_epoch(epoch, exp.dataset)
             rates.append(model.opt.param_groups[0]["lr"])
@@ -299,10 +301,7 @@ def at_the_end(folder, values: list[float], bases: list[float], *more: str):
     exp = build(case("balanced-ewc", folder).config(*more))
     model, dataset = exp.model, exp.dataset
     for task in range(3):
-        dataset.enter_task(task)
-        model.net.begin_tasks([dataset.tasks[task].name])
-        model.keep_images(dataset, task)
-        model._current_task = task
+        enter(model, dataset, task).keep_images(dataset, task)
     model.bases = bases
     model.value = lambda k: values[k]
     return model, dataset
@@ -337,8 +336,7 @@ def test_losses_are_divided_by_their_mean_over_the_first_epoch(folder):
     exp = build(case("balanced-ewc", folder).config("--replay_per_task", "4"))
     model, told = exp.model, []
     loss, model.loss = model.loss, lambda z, y: told.append(loss(z, y)) or told[-1]
-    enter_task(model, exp.dataset, 0)
-    model.meta_begin_task(exp.dataset)
+    enter(model, exp.dataset, 0)
     for epoch in range(2):
         for batch in exp.dataset.train_loader.epoch(epoch):
             step = model.meta_observe(*batch, epoch)

@@ -10,7 +10,7 @@ from backbone.utils.hypernetwork import HeadHypernetwork
 from models.pah import PAH
 from models.utils.distillation import kd
 from models.utils.generated_heads import task_logits
-from tests.models.helpers import FakeStream, clones, experiment, finished, first_batch, options
+from tests.models.helpers import FakeStream, clones, enter, experiment, finished, first_batch, options
 from utils.config import resolve
 
 D = torch.float64
@@ -351,8 +351,7 @@ def test_first_step_of_a_later_task(dense, factor):
         model.embeddings[0].grad = torch.zeros_like(model.embeddings[0])
         model.opt.step()
     model.meta_end_task(exp.dataset)
-    exp.dataset.enter_task(1)
-    model.meta_begin_task(exp.dataset)
+    enter(model, exp.dataset, 1)
     batch = next(iter(exp.dataset.train_loader))
     before = model.rows(2)[1].detach().clone()
     model.meta_observe(*batch, 0)
