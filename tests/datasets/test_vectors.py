@@ -12,7 +12,6 @@ from datasets.seq_poly1d import SequentialPoly1D
 from datasets.utils.scores import RegressionScore
 from tests.models.helpers import Command, experiment, finished
 from utils import conformance, plots, registry
-from utils.buffer import Buffer
 from utils.config import resolve
 from utils.errors import UserError
 from utils.evaluation import held_out_scores
@@ -222,14 +221,6 @@ def test_what_does_not_fit_is_refused_in_one_line(argv, words):
     with pytest.raises(UserError, match=words) as e:
         experiment(argv[0], *required, *argv[2:], dataset=argv[1])
     assert "\n" not in str(e.value)
-
-
-def test_buffers_keep_real_numbers():
-    buffer = Buffer(4)
-    x, y = torch.randn(3, 2), torch.randn(3, 1)
-    buffer.add_data(x, labels=y)
-    stored, targets = buffer.get_all_data()
-    assert torch.equal(stored, x) and torch.equal(targets, y) and stored.dtype == targets.dtype == torch.float32
 
 
 def test_the_documented_example(tmp_path):

@@ -281,21 +281,6 @@ def test_gradients_are_clipped(folder):
     assert norm <= 1 + 1e-6
 
 
-def test_the_best_epoch_is_restored(folder):
-    more = ["--fitting_mode", "early_stopping", "--early_stopping_patience", "1", "--holdout", "25"]
-    exp = build(case("balanced-ewc", folder).config(*more, "--n_epochs", "3", "--stop_after", "1"))
-    seen, original = [], exp.model.meta_end_epoch
-
-    def noted(epoch, dataset):
-        original(epoch, dataset)
-        seen.append([p.detach().clone() for p in exp.model.net.parameters()])
-
-    exp.model.meta_end_epoch = noted
-    train(exp)
-    now = list(exp.model.net.parameters())
-    assert any(all(torch.equal(a, b) for a, b in zip(now, then, strict=True)) for then in seen)
-
-
 def at_the_end(folder, values: list[float], bases: list[float], *more: str):
     """Balanced EWC before its last stage, with these scores on what it keeps."""
     exp = build(case("balanced-ewc", folder).config(*more))
