@@ -159,8 +159,8 @@ def learns(case: Case) -> None:
     several = case.setting in ("class-il", "vision")
     name = "task-il" if several else case.setting
     # Most methods need few epochs; the others get more.
-    for epochs in (["--n_epochs", "3"], ["--n_epochs", "8"]) if several else ([],):
-        exp = run(case, *epochs, share=0.5 if case.setting == "vision" else 1, tasks=2)
+    for epochs, tasks in ((["--n_epochs", "3"], 2), (["--n_epochs", "8"], 3)) if several else (([], 3),):
+        exp = run(case, *epochs, share=0.5 if case.setting == "vision" else 1, tasks=tasks)
         matrix = exp.run.matrices[name]
         scores = matrix[-1] if exp.model.JOINT else [row[t] for t, row in enumerate(matrix) if not math.isnan(row[0])]
         learned = sum(scores) / len(scores)

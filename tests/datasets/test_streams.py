@@ -305,18 +305,6 @@ def test_number_of_tasks_of_cifar100(tmp_path, monkeypatch):
         stream("seq-cifar100", "--n_tasks", "7")
 
 
-def test_missing_data_is_one_line(tmp_path, monkeypatch):
-    from urllib.error import URLError
-
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(UserError) as e:
-        stream("seq-mnist", "--base_path", str(tmp_path))
-    assert "seq-digits" in str(e.value) and str(tmp_path) in str(e.value) and "\n" not in str(e.value)
-
-
 @pytest.mark.parametrize("name", registry.names("dataset"))
 def test_a_dataset_file_declares_what_it_must(name):
     cls = registry.load("dataset", name)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbone.utils.base import Backbone
+from datasets.utils.loaders import Split, TrainLoader
 from models.utils import state
 from utils.config import resolve
 from utils.experiment import build
 from utils.run import Experiment
-from utils.training import train
+from utils.training import enter_task, train
 
 QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1"]
 
@@ -49,6 +50,15 @@ class FakeStream:
     def cpt(self, task):
         return self.N_CLASSES_PER_TASK
 
+    def enter_task(self, task):
+        """The loader of a task: two white images of each class."""
+        labels = torch.arange(*self.get_offsets(task)).repeat(2)
+        split = Split(torch.full((len(labels), *self.SIZE), 255, dtype=torch.uint8), labels)
+        return TrainLoader(split, torch.arange(len(labels)), 4, lambda x: x, lambda n, epoch: torch.arange(n))
+
+    def task_data(self, task):
+        return self.enter_task(task).dataset
+
 
 def options(model: str, *more: str, dataset: str = "seq-digits") -> argparse.Namespace:
     """Resolved options of a command line."""
@@ -67,19 +77,38 @@ def finished(model: str, *more: str, dataset: str = "seq-digits") -> Experiment:
     return exp
 
 
-def first_batch(exp: Experiment, task: int = 0):
-    """Enter a task as the loop does and return (model, batch)."""
-    from utils.training import enter_task
+class Command:
+    """What the conformance checks ask of a case: a command line to which they add options."""
 
+    def __init__(self, model: str, *argv: str, dataset: str):
+        self.argv = ["--model", model, "--dataset", dataset, *QUIET, *argv]
+
+    def config(self, *more: str):
+        return resolve([*self.argv, *more])
+
+
+def enter(model, dataset, task: int):
+    """Place a method at the beginning of a task, as the loop does and whatever it has learned until then: the loaders
+    of the stream, the method's counts of tasks and classes, its `begin_task`. Returns the method.
+    """
+    enter_task(model, dataset, task)
+    model.meta_begin_task(dataset)
+    return model
+
+
+def learn_task(exp: Experiment, task: int) -> None:
+    """One epoch of a task, its beginning and its end included."""
+    enter(exp.model, exp.dataset, task)
+    for batch in exp.dataset.train_loader:
+        exp.model.meta_observe(*batch, 0)
+    exp.model.meta_end_task(exp.dataset)
+
+
+def first_batch(exp: Experiment, task: int = 0):
+    """(method, first batch) at the beginning of a task, those before it learned for an epoch each."""
     while exp.model.current_task < task:
-        enter_task(exp.model, exp.dataset, exp.model.current_task)
-        exp.model.meta_begin_task(exp.dataset)
-        for batch in exp.dataset.train_loader:
-            exp.model.meta_observe(*batch, 0)
-        exp.model.meta_end_task(exp.dataset)
-    enter_task(exp.model, exp.dataset, task)
-    exp.model.meta_begin_task(exp.dataset)
-    return exp.model, next(iter(exp.dataset.train_loader))
+        learn_task(exp, exp.model.current_task)
+    return enter(exp.model, exp.dataset, task), next(iter(exp.dataset.train_loader))
 
 
 def clones(parameters) -> list[torch.Tensor]:
@@ -88,13 +117,14 @@ def clones(parameters) -> list[torch.Tensor]:
 
 
 def small(cls, *more, n_tasks=2):
-    """A method around a linear classifier of two inputs and zero weights, learning rate 0.1."""
+    """A method at the beginning of its first task, around a linear classifier of two inputs and zero weights, learning
+    rate 0.1, two classes a task.
+    """
     args = options(cls.NAME, "--lr", "0.1", *more)
     net = Flat(2, 2 * n_tasks)
     net.set_params(torch.zeros_like(net.get_params()))
-    model = cls(net, F.cross_entropy, args, lambda x: x.float(), FakeStream(n_tasks, 2, (1, 1, 2)))
-    model._n_classes_current_task = 2
-    return model
+    stream = FakeStream(n_tasks, 2, (1, 1, 2))
+    return enter(cls(net, F.cross_entropy, args, lambda x: x.float(), stream), stream, 0)
 
 
 def image(*values):

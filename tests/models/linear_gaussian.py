@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbone.utils.base import Backbone
-from tests.models.helpers import options
+from tests.models.helpers import enter, options
 from utils import registry
 
 NOISE, EXAMPLES = 0.5, 8  # standard deviation; x = 1 so many times: precision 32 per task
@@ -44,9 +44,10 @@ class LinearStream:
     def __iter__(self):
         yield self.batch
 
-    def enter(self, task):
+    def enter_task(self, task):
         x = torch.ones(EXAMPLES, 1)
         self.batch = x, torch.full((EXAMPLES, 1), float(self.targets[task])), x
+        return self
 
     def get_normalization_transform(self):
         return lambda x: x
@@ -68,8 +69,7 @@ def learn(method: str, targets, *more: str, steps: int = 700, lr: float = 0.03):
     model.train()
     after = []
     for task in range(len(targets)):
-        stream.enter(task)
-        model.meta_begin_task(stream)
+        enter(model, stream, task)
         for step in range(steps):
             for group in model.opt.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2

@@ -17,7 +17,7 @@ from models.utils.exemplars import class_means, features_of, herding, nearest_me
 from models.utils.extended_dark import excess, implant
 from models.xder import supcon
 from models.xder_rpc import simplex
-from tests.models.helpers import FakeStream, Flat, experiment, finished, first_batch, options
+from tests.models.helpers import FakeStream, Flat, enter, experiment, finished, first_batch, image, options
 from utils.buffer import Buffer
 from utils.errors import UserError
 from utils.training import train
@@ -30,12 +30,7 @@ def small(cls, *more, n_tasks=2, task=0):
     torch.manual_seed(0)
     stream = FakeStream(n_tasks, 2, (1, 1, 2))
     model = cls(Flat(2, 2 * n_tasks), F.cross_entropy, options(cls.NAME, *more), lambda x: x.float(), stream)
-    model._current_task, model._n_past_classes, model._n_classes_current_task = task, 2 * task, 2
-    return model
-
-
-def image(*values):
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 2)
+    return enter(model, stream, task)
 
 
 # ---- the store
@@ -265,8 +260,7 @@ def test_lucir_classifier_by_hand():
 def test_lucir_new_classes_start_at_their_mean():
     exp = finished("lucir", *BUFFER, "--stop_after", "1", "--n_epochs", "1")
     model, dataset = exp.model, exp.dataset
-    dataset.enter_task(1)
-    model.meta_begin_task(dataset)
+    enter(model, dataset, 1)
     data, weight = dataset.task_data(1), model.net.classifier.weight
     features = F.normalize(features_of(model.net, data.data[data.targets == 3], model.normalization_transform))
     torch.testing.assert_close(F.normalize(weight[3], dim=0), F.normalize(features.mean(0), dim=0))
@@ -326,7 +320,7 @@ def test_xder_terms():
     gaps += [max(row[4:]) + 0.4 - max(row[:2]) for row in torch.cat((r1, r2)).tolist()]
     assert terms["future"].item() == pytest.approx(0.2 * mean_positive(gaps), rel=1e-4)
     assert "consistency" in terms
-    model._current_task, model._n_past_classes = 4, 8
+    enter(model, exp.dataset, 4)
     assert not {"future", "consistency"} & set(model.observe(x, y + 6, raw))
 
 

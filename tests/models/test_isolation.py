@@ -14,9 +14,8 @@ from models.hat import HAT
 from models.packnet import CapacityError, PackNet
 from models.pnn import PNN
 from models.utils.held import Held
-from tests.models.helpers import FakeStream, experiment, options
+from tests.models.helpers import FakeStream, enter, experiment, learn_task, options
 from utils.errors import UserError
-from utils.training import enter_task
 
 
 def sequential(*widths):
@@ -38,11 +37,6 @@ def method(cls, net, n_tasks, cpt, *more):
 def capacity(model):
     (panel,) = model.report(model.dataset, range(0)).panels
     return panel.data
-
-
-def begin(model, task):
-    model._current_task = task
-    model.begin_task(model.dataset)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +104,6 @@ CASES = [
 ]
 
 
-def learn(exp, task):
-    enter_task(exp.model, exp.dataset, task)
-    exp.model.meta_begin_task(exp.dataset)
-    for batch in exp.dataset.train_loader.epoch(0):
-        exp.model.meta_observe(*batch, 0)
-    exp.model.meta_end_task(exp.dataset)
-
-
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 @pytest.mark.parametrize("optimizer", ["sgd --optim_mom 0.9", "adam", "adamw"])
 def test_old_outputs_stay_bit_for_bit(case, optimizer):
@@ -125,7 +111,7 @@ def test_old_outputs_stay_bit_for_bit(case, optimizer):
     flags = ["--backbone", net, *more, "--optimizer", *optimizer.split(), "--optim_wd", "0.1", "--batch_size", "64"]
     exp = experiment(name, *flags, "--lr", "0.03", "--n_epochs", "1")
     model = exp.model
-    learn(exp, 0)
+    learn_task(exp, 0)
     x = next(iter(exp.dataset.train_loader))[0]
 
     def outputs(task):
@@ -136,10 +122,10 @@ def test_old_outputs_stay_bit_for_bit(case, optimizer):
         return out
 
     after_first = outputs(0)
-    learn(exp, 1)
+    learn_task(exp, 1)
     after_second = outputs(1)
     assert torch.equal(outputs(0), after_first)
-    learn(exp, 2)
+    learn_task(exp, 2)
     assert torch.equal(outputs(0), after_first) and torch.equal(outputs(1), after_second)
     assert not torch.equal(outputs(1), outputs(2))
 
@@ -148,7 +134,7 @@ def test_old_outputs_stay_bit_for_bit(case, optimizer):
 
 
 def owned_by_first(model, weights):
-    begin(model, 0)
+    enter(model, model.dataset, 0)
     model.net.net[0].weight.data.copy_(torch.tensor([weights]))
 
 
@@ -187,7 +173,7 @@ def test_packnet_may_rank_by_gradient_times_weight():
 def test_packnet_shares(flags, owned):
     model = method(PackNet, sequential(1000, 1, 8), 4, 2, *flags)
     for task in range(4):
-        begin(model, task)
+        enter(model, model.dataset, task)
         free = model.owners()["net.0.weight"] == task + 1
         model.net.net[0].weight.data[free] = torch.randn(int(free.sum()))
         if share := model.share(model.dataset):
@@ -209,11 +195,11 @@ def test_packnet_equal_shares():
 
 def test_packnet_without_room_names_layer_and_task():
     model = method(PackNet, sequential(1, 1, 6), 3, 2, "--prune_percentage", "0.5")
-    begin(model, 0)
+    enter(model, model.dataset, 0)
     with pytest.warns(UserWarning, match="nothing to prune in net.0.weight"):
         model.prune(0.5, None)  # round(.5) = 0
     with pytest.raises(CapacityError, match="net.0.weight for task 1"):
-        begin(model, 1)
+        enter(model, model.dataset, 1)
     with pytest.raises(UserError, match="--prune_percentage 1: expected"):
         method(PackNet, sequential(1, 1, 6), 3, 2, "--prune_percentage", "1")
 
@@ -232,7 +218,7 @@ def test_pnn_parameter_counts(flags, totals):
     model = method(PNN, sequential(784, 256, 128, 50), 5, 10, *flags)
     found = {}
     for task in range(5):
-        begin(model, task)
+        enter(model, model.dataset, task)
         model._current_task = task + 1
         found[task + 1] = capacity(model)["total"]
     assert {k: found[k] for k in totals} == totals
@@ -244,7 +230,7 @@ def test_pnn_parameter_counts(flags, totals):
 def test_pnn_laterals_reach_the_new_column_alone(flags):
     torch.manual_seed(0)
     model = method(PNN, sequential(6, 16, 16, 4), 2, 2, *flags)
-    begin(model, 0), begin(model, 1)
+    enter(model, model.dataset, 0), enter(model, model.dataset, 1)
     x, new = torch.randn(8, 6), model.columns[1]
     model.observe(x, torch.tensor([2, 3] * 4), None)
     assert all(lateral.out.weight.grad.abs().sum() > 0 for lateral in new.laterals)
@@ -260,7 +246,7 @@ def test_pnn_laterals_reach_the_new_column_alone(flags):
 
 def test_pnn_layer_by_hand():
     model = method(PNN, sequential(1, 1, 4), 2, 2, "--alpha_init", "0.5")
-    begin(model, 0), begin(model, 1)
+    enter(model, model.dataset, 0), enter(model, model.dataset, 1)
     for column in model.columns:
         for parameter in column.parameters():
             parameter.data.fill_(1.0)
@@ -288,7 +274,7 @@ def named_layers(model):
 def test_hat_step_by_hand():
     model = method(HAT, sequential(1, 2, 4), 2, 2, "--hat_lambda", "2", "--hat_smax", "4")
     model.dataset.train_loader = [None] * 5
-    begin(model, 0)
+    enter(model, model.dataset, 0)
     model._epoch_iteration = 2  # the third of five batches: s = 1/4 + (4 - 1/4) / 2
     s, e = 2.125, torch.tensor([0.5, -1.0])
     model.embeddings[0].data.copy_(e)
@@ -307,7 +293,7 @@ def test_hat_step_by_hand():
 
 def test_hat_capacity_counts_what_each_task_holds_first():
     model = method(HAT, sequential(2, 2, 4), 2, 2)
-    begin(model, 0), begin(model, 1)
+    enter(model, model.dataset, 0), enter(model, model.dataset, 1)
     model.embeddings[0].data.copy_(torch.tensor([1.0, -1.0]))
     model.embeddings[1].data.copy_(torch.tensor([1.0, 1.0]))
     model._current_task = 2

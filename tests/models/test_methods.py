@@ -12,7 +12,7 @@ from models.er import ER
 from models.lwf import LwF
 from models.sgd import SGD
 from models.utils.snapshot import Snapshot
-from tests.models.helpers import Flat, clones, experiment, finished, first_batch, image, reload, small
+from tests.models.helpers import Flat, clones, enter, experiment, finished, first_batch, image, reload, small
 
 
 def test_sgd_step_by_hand():
@@ -64,10 +64,9 @@ def test_lwf_softmax_is_per_old_task():
     biases = torch.tensor([0.0, 0, 3, 3, 0, 0])
     with torch.no_grad():
         model.net.classifier.bias.copy_(biases)
-    model.teacher.take(model.net)
+    enter(model, model.dataset, 2).head_sizes = [2, 2]
     with torch.no_grad():
         model.net.classifier.bias[:2] = torch.tensor([2.0, 0.0])
-    model._current_task, model._n_past_classes, model.head_sizes = 2, 4, [2, 2]
     # Only task 0 differs; under one softmax over four classes its divergence would be far smaller.
     terms = model.observe(image(0, 0), torch.tensor([4]), None)
     assert terms["kd"].item() == pytest.approx(4 * 0.120115, rel=1e-4)
@@ -92,10 +91,9 @@ def test_lwf_terms_by_hand():
     model = small(LwF, "--alpha", "2", "--softmax_temp", "2")
     with torch.no_grad():
         model.net.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1.0, -1.0]))
-    model.teacher.take(model.net)
+    enter(model, model.dataset, 1).head_sizes = [2]
     with torch.no_grad():
         model.net.classifier.bias[:2] = torch.tensor([2.0, 0.0])
-    model._current_task, model._n_past_classes, model.head_sizes = 1, 2, [2]
     terms = model.observe(image(0, 0), torch.tensor([3]), None)
     assert terms["ce"].item() == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
     # teacher (1/2, 1/2), student softmax(1, 0) = (.731059, .268941): KL(teacher || student) = .120115, times 2^2 * 2.

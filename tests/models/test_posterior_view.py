@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from models.utils import posterior_plots, posterior_view
 from models.utils.calibration import auroc, ece, reliability
 from models.utils.posterior import Look
-from tests.models.helpers import QUIET, finished
+from tests.models.helpers import Command, finished
 from utils import plots
 from utils.analysis import analyse
 from utils.checkpoint import fingerprint
@@ -124,6 +123,7 @@ def test_every_method_finds_what_it_can(model, dataset, more, pictures, tmp_path
     assert bool(found.numbers) == bool(pictures) and all(map(math.isfinite, found.numbers.values()))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_has_the_findings(tmp_path):
     argv = ["--model", "pr_bbb", "--dataset", "seq-poly1d", "--n_iters", "30", *FEW["pr_bbb"], "--num_threads", "1"]
     done, _ = execute(resolve([*argv, "--no_tensorboard", "--non_verbose", "--results_path", str(tmp_path)]))
@@ -145,20 +145,9 @@ def test_every_stride_th_example_is_looked_at(monkeypatch):
     assert seen["given error"][17:34] == pytest.approx((look.means[1] - y).square()[:, 0].numpy(), rel=1e-5)
 
 
-@dataclass
-class OnALine:
-    """A case of the conformance suite on the regression stream."""
-
-    model: str
-
-    def config(self, *more):
-        argv = ["--model", self.model, "--dataset", "seq-poly1d", *QUIET, *FEW[self.model]]
-        return resolve([*argv, "--n_iters", "4", *more])
-
-
 @pytest.mark.parametrize("model", ["pr_bbb", "ewc_post"])
 def test_curves_survive_a_resume_and_training_does_not_feel_them(model, monkeypatch):
-    case = OnALine(model)
+    case = Command(model, *FEW[model], "--n_iters", "4", dataset="seq-poly1d")
     whole = run(case)
     assert {*whole.model.curves} == {0, 1, 2} and whole.model.curves[0].shape == (2, 200)
     for step in (6, -8):  # in the second task, and right after it

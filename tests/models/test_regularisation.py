@@ -20,7 +20,7 @@ from models.utils.episodic import add_task
 from models.utils.fisher import examples, fisher_diagonal, sum_over_gradients
 from models.utils.projection import project, project_one, solve_dual
 from models.utils.quadratic import Quadratic
-from tests.models.helpers import Flat, experiment, finished, first_batch, image, small
+from tests.models.helpers import Flat, enter, experiment, finished, first_batch, image, small
 from utils.buffer import Buffer
 from utils.errors import UserError
 
@@ -278,10 +278,9 @@ def test_lwf_divergence_without_the_factor():
     model = small(LwF, "--alpha", "1", "--softmax_temp", "2", "--kd_scale", "none")
     with torch.no_grad():
         model.net.classifier.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
-    model.teacher.take(model.net)
+    enter(model, model.dataset, 1).head_sizes = [2]
     with torch.no_grad():
         model.net.classifier.bias.zero_()
-    model._current_task, model._n_past_classes, model.head_sizes = 1, 2, [2]
     before = model.net.classifier.bias.detach().clone()
     terms = model.observe(image(0, 0), torch.tensor([3]), None)
     assert terms["kd"].item() == pytest.approx(0.110944, rel=1e-5)

@@ -15,7 +15,7 @@ from models.gss import GSS
 from models.hal import find_anchors
 from models.mer import MER
 from models.mir import MIR
-from tests.models.helpers import Flat, experiment, finished, first_batch, image, small
+from tests.models.helpers import Flat, enter, experiment, finished, first_batch, image, small
 
 REPLAY = ["--buffer_size", "4", "--minibatch_size", "1", "--batch_size", "1"]
 
@@ -32,7 +32,7 @@ def test_der_by_hand():
 def test_er_ace_leaves_old_classes_out_for_new_images():
     model = small(ERACE, *REPLAY)
     model.observe(image(1, 0), torch.tensor([0]), image(1, 0))
-    model._current_task, model._n_past_classes = 1, 2
+    enter(model, model.dataset, 1)
     with torch.no_grad():
         model.net.classifier.weight.zero_()
         model.net.classifier.bias.copy_(torch.tensor([9.0, 9.0, 1.0, 0.0]))

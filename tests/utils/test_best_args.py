@@ -9,66 +9,39 @@ MULTISTEP = {"lr_scheduler": "multisteplr", "lr_milestones": [35, 45], "sched_mu
 CLASS_IL = {"seq-mnist", "seq-cifar10", "seq-tinyimg"}
 
 
-@pytest.mark.parametrize(
-    ("method", "dataset", "buffer_size", "args", "published", "verified"),
-    [
-        (
-            *("er", "seq-mnist", 500, {"lr": 0.1, "minibatch_size": 10, "batch_size": 10, "n_epochs": 1}),
-            *({"class-il": {"acc": 86.12, "std": 1.89}, "task-il": {"acc": 99.04, "std": 0.18}}, False),
-        ),
-        (
-            *("derpp", "seq-tinyimg", 500),
-            {"lr": 0.03, "minibatch_size": 32, "alpha": 0.2, "beta": 0.5, "batch_size": 32, "n_epochs": 100},
-            *({"class-il": {"acc": 19.38, "std": 1.41}, "task-il": {"acc": 51.91, "std": 0.68}}, True),
-        ),
-        (
-            *("ewc_on", "perm-mnist", None),
-            {"lr": 0.1, "e_lambda": 0.7, "gamma": 1.0, "ewc_update": "explicit", "batch_size": 128, "n_epochs": 1},
-            *({"domain-il": {"acc": 75.79, "std": 2.25}}, False),
-        ),
-        (
-            *("lwf", "seq-cifar10", None),
-            {"lr": 0.01, "alpha": 3.0, "softmax_temp": 2.0, "batch_size": 32, "n_epochs": 50, "optim_wd": 0.0005},
-            *({"class-il": {"acc": 19.61, "std": 0.05}, "task-il": {"acc": 63.29, "std": 2.35}}, True),
-        ),
-        (
-            *("joint", "seq-cifar10", None, {"lr": 0.1, "batch_size": 32, "n_epochs": 50}),
-            *({"class-il": {"acc": 92.20, "std": 0.15}, "task-il": {"acc": 98.31, "std": 0.12}}, True),
-        ),
-        (
-            *("sgd", "rot-mnist", None, {"lr": 0.2, "batch_size": 128, "n_epochs": 1}),
-            *({"domain-il": {"acc": 67.66, "std": 8.53}}, False),
-        ),
-        (
-            *("er", "mnist-360", 1000, {"lr": 0.2, "batch_size": 4, "minibatch_size": 16, "n_epochs": 1}),
-            *({"general-continual": {"acc": 75.18, "std": 1.50}}, False),
-        ),
-        (
-            *("joint", "mnist-360", None, {"lr": 0.1, "batch_size": 4, "n_epochs": 1}),
-            *({"general-continual": {"acc": 82.98, "std": 3.24}}, False),
-        ),
-        (
-            *("derpp", "seq-cifar100", 2000),
-            {"lr": 0.03, "optim_mom": 0, "optim_wd": 0, "alpha": 0.1, "beta": 0.5, "n_epochs": 50, "batch_size": 32}
-            | {"minibatch_size": 32, **MULTISTEP},
-            *({"class-il": {"acc": 53.63, "std": None, "forgetting": 33.66}}, True),
-        ),
-        (
-            *("joint", "seq-cifar100", None),
-            {"lr": 0.03, "optim_mom": 0, "optim_wd": 0, "n_epochs": 50, "batch_size": 32, **MULTISTEP},
-            *({"class-il": {"acc": 70.44, "std": None}}, True),
-        ),
-        (
-            *("pah", "seq-cifar100", None),
-            {"pah_preset": "reference", "backbone": "resnet18-imagenet", "pretrained": True, "batch_size": 64}
-            | {"n_epochs": 15},
-            *(
-                {"task-il": {"acc": 74.46, "std": 0.08, "forgetting_chaudhry": 1.71, "forgetting_chaudhry_std": 0.02}},
-                True,
-            ),
-        ),
-    ],
-)
+PUBLISHED = [
+    ("er", "seq-mnist", 500, {"lr": 0.1, "minibatch_size": 10, "batch_size": 10, "n_epochs": 1},
+     {"class-il": {"acc": 86.12, "std": 1.89}, "task-il": {"acc": 99.04, "std": 0.18}}, False),
+    ("derpp", "seq-tinyimg", 500,
+     {"lr": 0.03, "minibatch_size": 32, "alpha": 0.2, "beta": 0.5, "batch_size": 32, "n_epochs": 100},
+     {"class-il": {"acc": 19.38, "std": 1.41}, "task-il": {"acc": 51.91, "std": 0.68}}, True),
+    ("ewc_on", "perm-mnist", None,
+     {"lr": 0.1, "e_lambda": 0.7, "gamma": 1.0, "ewc_update": "explicit", "batch_size": 128, "n_epochs": 1},
+     {"domain-il": {"acc": 75.79, "std": 2.25}}, False),
+    ("lwf", "seq-cifar10", None,
+     {"lr": 0.01, "alpha": 3.0, "softmax_temp": 2.0, "batch_size": 32, "n_epochs": 50, "optim_wd": 0.0005},
+     {"class-il": {"acc": 19.61, "std": 0.05}, "task-il": {"acc": 63.29, "std": 2.35}}, True),
+    ("joint", "seq-cifar10", None, {"lr": 0.1, "batch_size": 32, "n_epochs": 50},
+     {"class-il": {"acc": 92.20, "std": 0.15}, "task-il": {"acc": 98.31, "std": 0.12}}, True),
+    ("sgd", "rot-mnist", None, {"lr": 0.2, "batch_size": 128, "n_epochs": 1},
+     {"domain-il": {"acc": 67.66, "std": 8.53}}, False),
+    ("er", "mnist-360", 1000, {"lr": 0.2, "batch_size": 4, "minibatch_size": 16, "n_epochs": 1},
+     {"general-continual": {"acc": 75.18, "std": 1.50}}, False),
+    ("joint", "mnist-360", None, {"lr": 0.1, "batch_size": 4, "n_epochs": 1},
+     {"general-continual": {"acc": 82.98, "std": 3.24}}, False),
+    ("derpp", "seq-cifar100", 2000,
+     {"lr": 0.03, "optim_mom": 0, "optim_wd": 0, "alpha": 0.1, "beta": 0.5, "n_epochs": 50, "batch_size": 32,
+      "minibatch_size": 32, **MULTISTEP}, {"class-il": {"acc": 53.63, "std": None, "forgetting": 33.66}}, True),
+    ("joint", "seq-cifar100", None,
+     {"lr": 0.03, "optim_mom": 0, "optim_wd": 0, "n_epochs": 50, "batch_size": 32, **MULTISTEP},
+     {"class-il": {"acc": 70.44, "std": None}}, True),
+    ("pah", "seq-cifar100", None,
+     {"pah_preset": "reference", "backbone": "resnet18-imagenet", "pretrained": True, "batch_size": 64, "n_epochs": 15},
+     {"task-il": {"acc": 74.46, "std": 0.08, "forgetting_chaudhry": 1.71, "forgetting_chaudhry_std": 0.02}}, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "dataset", "buffer_size", "args", "published", "verified"), PUBLISHED)
 def test_rows_are_the_published_ones(method, dataset, buffer_size, args, published, verified):
     row = find_row(method, dataset, buffer_size)
     assert row["args"] == args | ({} if buffer_size is None else {"buffer_size": buffer_size})

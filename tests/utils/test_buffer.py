@@ -1,7 +1,5 @@
 """The buffer: reservoir sampling in distribution, draws, fields, state."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -11,17 +9,6 @@ from scipy import stats
 
 from tests.models.helpers import reload
 from utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
-
-
-def one_by_one(n: int, capacity: int, rng: random.Random) -> list[int]:
-    """Algorithm R as in the textbook: which stream items are in which slot."""
-    slots = [-1] * capacity
-    for k in range(n):
-        if k < capacity:
-            slots[k] = k
-        elif (r := rng.randint(0, k)) < capacity:
-            slots[r] = k
-    return slots
 
 
 def in_batches(n: int, capacity: int, batch: int, rng: np.random.Generator) -> list[int]:
@@ -73,18 +60,6 @@ def test_every_item_is_kept_with_the_same_probability():
     # Inclusions of one run are not independent (their sum is fixed), hence the factor (n - 1) / (n - capacity).
     chi2 = ((counts - expected) ** 2 / expected).sum() * (n - 1) / (n - capacity)
     assert stats.chi2.sf(chi2, n - 1) > 1e-3
-
-
-def test_slots_are_distributed_as_with_one_by_one_insertion():
-    capacity, n, runs = 3, 12, 6000
-    rng, reference = np.random.default_rng(1), random.Random(1)
-    tables = np.zeros((2, capacity, n))
-    for _ in range(runs):
-        tables[0, np.arange(capacity), in_batches(n, capacity, 5, rng)] += 1
-        tables[1, np.arange(capacity), one_by_one(n, capacity, reference)] += 1
-    for slot in range(capacity):
-        used = tables[:, slot].sum(0) > 0
-        assert stats.chi2_contingency(tables[:, slot][:, used]).pvalue > 1e-3
 
 
 def filled(n=30, capacity=10):
@@ -148,12 +123,6 @@ def test_empty_and_wrong_fields():
         Buffer(0)
 
 
-def test_extra_fields_are_stored():
-    buffer = Buffer(4)
-    buffer.add_data(examples=torch.zeros(3, 1), policy=torch.ones(3, 2, dtype=torch.bool))
-    assert buffer.get_all_data()[1].dtype == torch.bool
-
-
 def test_state_goes_on_exactly():
     first = filled()
     torch.manual_seed(5)
@@ -208,38 +177,6 @@ def test_balanced_draws_are_uniform_within_a_task():
     assert ((counts[:5] - 600).abs() < 100).all() and ((counts[5:] - 1000).abs() < 130).all()
 
 
-def test_scripted_draws():
-    class Scripted:
-        def __init__(self, *slots):
-            self.slots = list(slots)
-
-        def random(self, n):
-            taken, self.slots = self.slots[:n], self.slots[n:]
-            return np.array(taken)
-
-    # Items a..e into two slots; item k >= 2 draws slot floor(u * (k + 1)): 1, 3, 0.
-    kept, stream = [None, None], "abcde"
-    draws = Scripted(0, 0, 1.5 / 3, 3.5 / 4, 0.5 / 5)
-    for item, slot in zip(*reservoir_slots(0, 5, 2, draws), strict=True):
-        kept[slot] = stream[item]
-    assert kept == ["e", "c"]
-
-
-def test_kept_items_pass_a_chi_squared_test():
-    # n = 20, k = 5, 10,000 runs; the statistic is chi-squared with 19 degrees of freedom, and far off for a draw from
-    # 0..k-1 or 0..k+1 in place of 0..k.
-    n, k, runs, rng = 20, 5, 10_000, np.random.default_rng(0)
-    counts = np.zeros(n)
-    for _ in range(runs):
-        slots = np.full(k, -1)
-        items, where = reservoir_slots(0, n, k, rng)
-        slots[where] = items
-        counts[slots] += 1
-    expected = runs * k / n
-    statistic = ((counts - expected) ** 2).sum() / (runs * (k / n) * (1 - k / n)) * (n - 1) / n
-    assert stats.chi2.sf(statistic, n - 1) > 1e-4
-
-
 def test_buffers_leave_the_global_generators_alone():
     torch.manual_seed(0)
     buffer = Buffer(4)
@@ -282,13 +219,6 @@ def test_a_selective_buffer_is_a_reservoir_over_the_admitted(capacity, n, batch,
     assert torch.equal(labels, stored[:, 0] + 100)
     assert int(buffer.num_admitted) == count and buffer.num_seen_examples == n and len(buffer) == min(count, capacity)
     assert buffer.is_empty() == (count == 0)
-
-
-def test_refused_examples_take_no_slot():
-    buffer = SelectiveBuffer(4)
-    right = torch.tensor([True, False, True, True, False, True])
-    buffer.add_data(torch.arange(1, 7), admitted=right, labels=torch.arange(1, 7))
-    assert buffer.get_all_data()[0].tolist() == [1, 3, 4, 6] and int(buffer.num_admitted) == 4
 
 
 def test_a_selective_buffer_draws_filled_slots():

@@ -243,6 +243,7 @@ def test_tensorboard_of_one_scenario_has_plain_tags(tmp_path):
     assert found.Tags()["images"] == ["accuracy_matrix"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tensorboard_shows_the_plots_of_the_report(tmp_path):
     run = a_run(tmp_path, ("domain-il",))
     loggers = [ReportLogger(), TensorBoardLogger()]
@@ -260,6 +261,7 @@ def test_tensorboard_shows_the_plots_of_the_report(tmp_path):
     assert [e.step for e in found.Images("plots/forgetting")] == [200]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_now_and_then_and_at_the_end(tmp_path):
     run = a_run(tmp_path)
     go(run, ReportLogger(), end=False)

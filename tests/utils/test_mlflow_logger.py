@@ -26,6 +26,7 @@ from utils.loggers import CSVLogger
 from utils.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
 from utils.registry import ROOT
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2", "--num_threads", "1",
           "--non_verbose", "--no_tensorboard"]  # fmt: skip
 installed = pytest.mark.skipif(

@@ -56,7 +56,7 @@ def test_embedding_draws_every_point_once(tasks, classes, tmp_path):
     figure.savefig(tmp_path / "x.png", dpi=40)
 
 
-@pytest.mark.parametrize("n", [1, 5, 20, 40])
+@pytest.mark.parametrize("n", [1, 20])
 def test_plots_of_any_length_draw(n, tmp_path):
     matrix = np.random.default_rng(0).uniform(0, 100, (n, n))
     matrices = {"class-il": matrix, "task-il": matrix}
