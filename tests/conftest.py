@@ -4,6 +4,36 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Figures are saved as the numbers and titles they show and not as pictures, here and in forked processes: drawing
+    takes most of the time of a short run. Other contents are other bytes all the same.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image, PngImagePlugin
+
+    def save_contents(figure, file, format, **_):
+        contents = []
+        for axes in figure.axes:
+            shown = [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
+            shown += [line.get_xydata().tolist() for line in axes.lines]
+            shown += [patch.get_path().vertices.tolist() + [patch.get_window_extent().bounds] for patch in axes.patches]
+            shown += [image.get_array().tolist() for image in axes.images]
+            shown += [points.get_offsets().tolist() for points in axes.collections]
+            contents.append(shown)
+        if format == "png":  # TensorBoard reads it back
+            text = PngImagePlugin.PngInfo()
+            text.add_text("contents", repr(contents))
+            Image.new("L", (1, 1)).save(file, "PNG", pnginfo=text)
+        else:
+            file.write(repr(contents).encode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_contents)
+        yield

@@ -14,10 +14,10 @@ import main as entry
 from models.sgd import SGD
 from tests.kills import run_folder
 from utils import checkpoint
-from utils.registry import ROOT
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--num_threads", "1", "--non_verbose", "--n_epochs", "3"]
-ARGV += ["--savecheck", "5", "--resume", "--optimizer", "adam", "--lr", "0.001"]
+ARGV += ["--savecheck", "5", "--resume", "--optimizer", "adam", "--lr", "0.001", "--stop_after", "3"]
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,6 @@ def undisturbed(tmp_path_factory) -> bytes:
 def completed(results: Path) -> bytes:
     assert entry.main([*ARGV, "--results_path", str(results)]) == 0
     return (run_folder(results) / "metrics.csv").read_bytes()
-
-
-def shell(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "main.py", *argv], capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 def mount(*argv: str) -> None:
@@ -57,12 +53,12 @@ def small_disk(folder: Path, size: str):
 
 
 @pytest.mark.parametrize("size", ["16k", "100k", "1m"])
-def test_a_full_disk_is_one_line_and_the_run_completes_with_more_room(tmp_path, undisturbed, size):
+def test_a_full_disk_is_one_line_and_the_run_completes_with_more_room(tmp_path, undisturbed, capsys, size):
     results = tmp_path / "disk"
     with small_disk(results, size):
-        done = shell(*ARGV, "--results_path", str(results))
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "No space left on device" in done.stderr and "free some space" in done.stderr
+        assert entry.main([*ARGV, "--results_path", str(results)]) == 2
+        err = capsys.readouterr().err
+        assert "No space left on device" in err and "free some space" in err and err.count("\n") == 1
         for file in results.rglob("*.pt"):
             assert checkpoint.verify(file)
         mount("-o", "remount,size=64m", str(results))

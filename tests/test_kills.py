@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 import main as entry
+from models.er import ER
+from models.sgd import SGD
 from tests import kills
 from utils import checkpoint, registry
 from utils.registry import ROOT
 
-ER = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "50", "--num_threads", "1", "--non_verbose"]
+ARGV = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "50", "--num_threads", "1", "--non_verbose"]
+
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,70 +48,57 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(model):
     assert not found and len(steps) == 30
 
 
-def started(*argv: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "main.py", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                            stdout=subprocess.DEVNULL)  # fmt: skip
+def signal_at(monkeypatch, method, call: int, number: int) -> None:
+    """A method whose `observe` sends this process a signal at one call."""
+    original, calls = method.observe, []
 
+    def observe(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
 
-def training(results: Path, process: subprocess.Popen) -> Path:
-    """Waits until a run trains; its folder."""
-    for _ in range(600):
-        if folders := list(results.glob("*/*/*/*/events*")):
-            time.sleep(0.5)
-            return folders[0].parent
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    raise AssertionError("the run did not start")
+    monkeypatch.setattr(method, "observe", observe)
 
 
 @pytest.mark.parametrize("name, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
-def test_a_signal_leaves_a_checkpoint_and_its_exit_status(tmp_path, capsys, name, status):
-    argv = [*ER, "--n_epochs", "60", "--results_path", str(tmp_path)]
-    process = started(*argv)
-    folder = training(tmp_path, process)
-    process.send_signal(getattr(signal, name))
-    assert process.wait(60) == status
-    last = process.stderr.read().strip().splitlines()[-1]
-    step = int(re.search(rf"stopped by {name} after iteration (\d+)", last)[1])
-    assert checkpoint.verify(folder / "checkpoint.pt").step == step and "--resume goes on" in last
-    if name == "SIGTERM":
-        assert entry.main([*argv, "--resume"]) == 0
-        assert f"from iteration {step}" in capsys.readouterr().out
-        assert (folder / "result.yaml").is_file() and not list(folder.glob(".*.tmp"))
+def test_a_signal_leaves_a_checkpoint_and_its_exit_status(tmp_path, capsys, monkeypatch, name, status):
+    argv = [*ARGV, "--n_epochs", "1", "--stop_after", "2", "--results_path", str(tmp_path)]
+    signal_at(monkeypatch, ER, 12, getattr(signal, name))
+    assert entry.main(argv) == status
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"stopped by {name} after iteration 12" in last and "--resume goes on" in last
+    folder = kills.run_folder(tmp_path)
+    assert checkpoint.verify(folder / "checkpoint.pt").step == 12
+    assert entry.main([*argv, "--resume"]) == 0
+    assert "from iteration 12" in capsys.readouterr().out
+    assert (folder / "result.yaml").is_file() and not list(folder.glob(".*.tmp"))
 
 
 def test_a_second_signal_ends_at_once_and_a_second_process_is_refused(tmp_path, capsys):
-    argv = [*ER, "--n_epochs", "60", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
-    process = started(*argv)
-    folder = training(tmp_path, process)
+    argv = [*ARGV, "--n_epochs", "60", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
+    process = subprocess.Popen([sys.executable, "main.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("*/*/*/*/events*")):  # until it trains
+        assert process.poll() is None
+        time.sleep(0.1)
     assert entry.main(argv) == 2
     err = capsys.readouterr().err
     assert "another process is running this configuration" in err and err.count("\n") == 1
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) == 143
-    assert checkpoint.newest(folder)[0] is None or checkpoint.verify(checkpoint.newest(folder)[0])
+    newest = checkpoint.newest(kills.run_folder(tmp_path))[0]
+    assert newest is None or checkpoint.verify(newest)
 
 
 def test_without_a_folder_a_signal_ends_the_run_and_says_that_nothing_is_kept(capsys, monkeypatch):
-    from models.sgd import SGD
-
-    original, calls = SGD.observe, []
-
-    def observe(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(SGD, "observe", observe)
-    argv = ["--model", "sgd", "--dataset", "seq-digits", "--disable_log", "--n_epochs", "1"]
-    assert entry.main(argv) == 143 and len(calls) == 5
+    signal_at(monkeypatch, SGD, 5, signal.SIGTERM)
+    assert entry.main(["--model", "sgd", "--dataset", "seq-digits", "--disable_log", "--n_epochs", "1"]) == 143
     assert "nothing kept" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, capsys):
-    argv = [*ER, "--n_epochs", "2", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
+    argv = [*ARGV, "--n_epochs", "2", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
     assert entry.main(argv) == 0
     folder = kills.run_folder(tmp_path)
     whole = (folder / "metrics.csv").read_bytes(), (folder / "result.yaml").read_bytes()
@@ -116,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     capsys.readouterr()
-    assert entry.main([*ER, "--n_epochs", "2", "--loadcheck", str(file), "--inference_only", "--disable_log"]) == 2
+    assert entry.main([*ARGV, "--n_epochs", "2", "--loadcheck", str(file), "--inference_only", "--disable_log"]) == 2
     err = capsys.readouterr().err
     assert "altered" in err and "checkpoint.previous.pt" in err and err.count("\n") == 1
     assert entry.main(argv) == 0
@@ -128,7 +120,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
 
 
 def test_several_seeds_are_resumed_and_finished_ones_are_shown(tmp_path, capsys):
-    argv = [*ER, "--n_epochs", "1", "--results_path", str(tmp_path), "--resume", "--seeds", "0", "1"]
+    argv = [*ARGV, "--n_epochs", "1", "--results_path", str(tmp_path), "--resume", "--seeds", "0", "1"]
     assert entry.main(argv) == 0
     first = capsys.readouterr().out
     assert entry.main(argv) == 0
@@ -139,7 +131,7 @@ def test_several_seeds_are_resumed_and_finished_ones_are_shown(tmp_path, capsys)
 
 def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, capsys):
     results = ["--results_path", str(tmp_path / "a")]
-    assert entry.main([*ER, "--n_epochs", "1", *results]) == 0
+    assert entry.main([*ARGV, "--n_epochs", "1", "--stop_after", "2", *results]) == 0
     folder = kills.run_folder(tmp_path / "a")
     capsys.readouterr()
     again = ["--rerun", str(folder), "--results_path", str(tmp_path / "b")]
@@ -160,9 +152,9 @@ def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, cap
 
 
 def test_loggers_evaluation_and_saving_do_not_change_the_result(tmp_path):
-    states = set()
+    argv, states = [*ARGV, "--n_epochs", "2", "--stop_after", "2", "--results_path"], set()
     for i, more in enumerate([[], ["--no_tensorboard", "--no_csv_log"], ["--savecheck", "3"], ["--eval_epochs", "1"]]):
-        assert entry.main([*ER, "--n_epochs", "2", "--results_path", str(tmp_path / str(i)), *more]) == 0
+        assert entry.main([*argv, str(tmp_path / str(i)), *more]) == 0
         (result,) = (tmp_path / str(i)).glob("*/*/*/*/result.yaml")
         states.add(re.search("state: (.*)", result.read_text())[1])
     assert len(states) == 1

@@ -13,6 +13,7 @@ import yaml
 import main as entry
 from utils.registry import ROOT
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--dataset", "seq-digits", "--num_threads", "1", "--n_epochs", "1"]
 
 
@@ -41,11 +42,11 @@ def test_help_and_list_need_no_data_and_little_time():
         assert name in listing
 
 
-def test_help_of_a_method_shows_its_options():
-    done = shell("--model", "er", "--help")
-    assert done.returncode == 0 and "--buffer_size" in done.stdout
-    with_all = shell("--model", "pah", "--dataset", "seq-cifar100", "--help").stdout
-    assert "--pah_w_sm" in with_all and "--n_tasks" in with_all and "--num_filters" in with_all
+def test_help_of_a_method_shows_its_options(capsys):
+    status, out, _ = call(capsys, "--model", "er", "--help")
+    assert status == 0 and "--buffer_size" in out
+    _, out, _ = call(capsys, "--model", "pah", "--dataset", "seq-cifar100", "--help")
+    assert "--pah_w_sm" in out and "--n_tasks" in out and "--num_filters" in out
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--model", "er", "--dataset", "nope"]])
@@ -251,10 +252,11 @@ def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
     assert status == 130 and "interrupted" in err
 
 
-def test_check_runs_the_conformance_suite():
-    done = shell("--check", str(ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"))
-    assert done.returncode == 1
-    assert "plain_replay on seq-digits (class-il)" in done.stdout and "item at plain_replay.py" in done.stdout
+def test_check_runs_the_conformance_suite(capsys):
+    path = ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"
+    status, out, _ = call(capsys, "--check", str(path))
+    assert status == 1
+    assert "plain_replay on seq-digits (class-il)" in out and "item at plain_replay.py" in out
 
 
 def readme_commands() -> list[str]:

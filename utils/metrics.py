@@ -64,33 +64,26 @@ NEEDS: dict[str, tuple[Callable[[Scores], bool], str]] = {
 }
 
 
-# ---- terms: one number per task, nan where it is not defined
+# ---- terms that take more than a line
 
 
-def backward_transfer_terms(R: np.ndarray) -> np.ndarray:
-    """R[T-1, i] - R[i, i] for tasks i < T-1."""
-    return R[-1, :-1] - np.diag(R)[:-1]
-
-
-def forgetting_terms(R: np.ndarray) -> np.ndarray:
-    """max_{i<=t<=T-1} R[t, i] - R[T-1, i] for tasks i < T-1."""
-    return np.array([_known(max, R[i:, i]) - R[-1, i] for i in range(len(R) - 1)])
-
-
-def forgetting_chaudhry_terms(R: np.ndarray) -> np.ndarray:
-    """max_{i<=t<T-1} R[t, i] - R[T-1, i] for tasks i < T-1."""
-    return np.array([_known(max, R[i:-1, i]) - R[-1, i] for i in range(len(R) - 1)])
-
-
-def forward_transfer_terms(R: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """R[i-1, i] - b_i for tasks i >= 1."""
-    return np.array([R[i - 1, i] - baseline[i] for i in range(1, len(R))])
+def best_minus_last(R: np.ndarray, last_counts: bool) -> np.ndarray:
+    """max_t R[t, i] - R[T-1, i] for tasks i < T-1, over i <= t <= T-1, or i <= t < T-1 unless the last row counts."""
+    end = len(R) if last_counts else len(R) - 1
+    return np.array([_known(max, R[i:end, i]) - R[-1, i] for i in range(len(R) - 1)])
 
 
 def min_accuracy_terms(history: History) -> np.ndarray:
     """Lowest score of each task after it was learned, for all tasks but the last."""
     last = max(task for task, _ in history)
     return np.array([_known(min, [scores[i] for task, scores in history if task > i]) for i in range(last)])
+
+
+def worst_case_accuracy(history: History) -> float:
+    """WC-ACC = (1/k) * (last score on the current task k) + (1 - 1/k) * min-ACC."""
+    task, scores = history[-1]
+    k = task + 1
+    return float(scores[task] if k == 1 else scores[task] / k + (1 - 1 / k) * _mean(min_accuracy_terms(history)))
 
 
 def windowed_terms(history: History, window: int, falling: bool) -> np.ndarray:
@@ -104,139 +97,59 @@ def windowed_terms(history: History, window: int, falling: bool) -> np.ndarray:
     return np.array(out)
 
 
-def incremental_terms(R: np.ndarray) -> np.ndarray:
-    """mean_{i<=t} R[t, i] for each task t."""
-    return np.array([np.mean(R[t, : t + 1]) for t in range(len(R))])
-
-
-def anytime_terms(history: History) -> np.ndarray:
-    """Mean score on the tasks seen so far at each evaluation."""
-    return np.array([np.mean(scores[: task + 1]) for task, scores in history])
-
-
-def worst_case_accuracy(history: History) -> float:
-    """WC-ACC = (1/k) * (last score on the current task k) + (1 - 1/k) * min-ACC."""
-    task, scores = history[-1]
-    k = task + 1
-    return float(scores[task] if k == 1 else scores[task] / k + (1 - 1 / k) * _mean(min_accuracy_terms(history)))
-
-
 # ---- the table
 
-_TABLE = [
-    Metric(
-        "acc",
-        "Average accuracy (ACC)",
-        "mean over all tasks after the last one was trained (%)",
-        "mean_i R[T-1][i]",
-        lambda scores: scores.R[-1],
-    ),
-    Metric(
-        "aaa",
-        "Average incremental accuracy (AAA)",
-        "mean over the tasks' ends of the mean accuracy on the tasks seen so far; also called AIA (%)",
-        "mean_t mean_{i<=t} R[t][i]: the tasks' ends alone",
-        lambda scores: incremental_terms(scores.R),
-    ),
-    Metric(
-        "la",
-        "Learning accuracy (LA)",
-        "plasticity: mean accuracy on each task right after it was trained (%)",
-        "mean_i R[i][i]",
-        lambda scores: np.diag(scores.R),
-        column="learning_accuracy",
-    ),
-    Metric(
-        "anytime",
-        "Anytime accuracy",
-        "mean over all evaluations, those during tasks included, of the mean accuracy on the tasks seen so far; called "
-        "AAA in online learning (%)",
-        "mean_n mean_{i<=k(n)} a_n(i): all evaluation points",
-        lambda scores: anytime_terms(scores.history),
-        needs=("history",),
-    ),
-    Metric(
-        "wf10",
-        "Windowed forgetting (WF10)",
-        "largest fall of a task's accuracy within 10 evaluations, mean over tasks; De Lange et al. 2023 (points)",
-        "mean_i of the largest a_m(i) - a_n(i), m <= n < m + 10, from the training of task i on",
-        lambda scores: windowed_terms(scores.history, WINDOW, falling=True),
-        needs=("history",),
-        better="lower",
-    ),
-    Metric(
-        "wp10",
-        "Windowed plasticity (WP10)",
-        "largest rise of a task's accuracy within 10 evaluations (points)",
-        "the same of a_n(i) - a_m(i): the largest rise (De Lange et al. 2023)",
-        lambda scores: windowed_terms(scores.history, WINDOW, falling=False),
-        needs=("history",),
-    ),
-    Metric(
-        "bwt",
-        "Backward transfer (BWT)",
-        "last accuracy on a task minus that right after it was trained; mean over all tasks but the last (points)",
-        "mean_{i<T-1} (R[T-1][i] - R[i][i])",
-        lambda scores: backward_transfer_terms(scores.R),
-        needs=("two tasks",),
-        column="backward_transfer",
-    ),
-    Metric(
-        "forgetting",
-        "Forgetting",
-        "best minus last accuracy on a task, mean over all tasks but the last; the best includes the last evaluation, "
-        "so it is never below 0 (points)",
-        "mean_{i<T-1} (max_{i<=t<=T-1} R[t][i] - R[T-1][i]): the last row counts, never below 0",
-        lambda scores: forgetting_terms(scores.R),
-        needs=("two tasks",),
-        better="lower",
-        column="forgetting",
-    ),
-    Metric(
-        "forgetting_chaudhry",
-        "Forgetting (Chaudhry)",
-        "the same with the best taken before the last task was trained, so it may be below 0; "
-        "Chaudhry et al. 2018, the FM of prototype-augmented hypernetworks (points)",
-        'the same with max over i<=t<T-1: may be negative (Chaudhry et al. 2018; "FM" of PAH)',
-        lambda scores: forgetting_chaudhry_terms(scores.R),
-        needs=("two tasks",),
-        better="lower",
-        column="forgetting_chaudhry",
-    ),
-    Metric(
-        "stability",
-        "Stability",
-        "100 minus forgetting (Chaudhry) (%)",
-        "100 - `forgetting_chaudhry`: above 100 where tasks learned later helped",
-        lambda scores: 100.0 - forgetting_chaudhry_terms(scores.R),
-        needs=("two tasks",),
-    ),
-    Metric(
-        "fwt",
-        "Forward transfer (FWT)",
-        "accuracy on a task just before it is trained, minus the untrained network's (points)",
-        "mean_{i>=1} (R[i-1][i] - b_i)",
-        lambda scores: forward_transfer_terms(scores.R, scores.baseline),
-        needs=("two tasks", "untrained"),
-        column="forward_transfer",
-    ),
-    Metric(
-        "min_acc",
-        "Minimum accuracy (min-ACC)",
-        "lowest accuracy of a task after it was learned, evaluations during tasks included (%)",
-        "mean over all tasks but the last of the lowest score each had after it was learned",
-        lambda scores: min_accuracy_terms(scores.history),
-        needs=("two tasks", "history"),
-    ),
-    Metric(
-        "wc_acc",
-        "Worst-case accuracy (WC-ACC)",
-        "accuracy on the last task weighed with min-ACC; De Lange et al. 2023 (%)",
-        "R[T-1][T-1] / T + (1 - 1/T) `min_acc` (De Lange et al. 2023)",
-        lambda scores: [worst_case_accuracy(scores.history)],
-        needs=("two tasks", "history"),
-    ),
-]
+_TABLE = (
+    Metric("acc", "Average accuracy (ACC)", "mean over all tasks after the last one was trained (%)",
+           "mean_i R[T-1][i]", lambda s: s.R[-1]),
+    Metric("aaa", "Average incremental accuracy (AAA)",
+           "mean over the tasks' ends of the mean accuracy on the tasks seen so far; also called AIA (%)",
+           "mean_t mean_{i<=t} R[t][i]: the tasks' ends alone",
+           lambda s: [np.mean(s.R[t, : t + 1]) for t in range(len(s.R))]),
+    Metric("la", "Learning accuracy (LA)", "plasticity: mean accuracy on each task right after it was trained (%)",
+           "mean_i R[i][i]", lambda s: np.diag(s.R), column="learning_accuracy"),
+    Metric("anytime", "Anytime accuracy",
+           "mean over all evaluations, those during tasks included, of the mean accuracy on the tasks seen so far; "
+           "called AAA in online learning (%)",
+           "mean_n mean_{i<=k(n)} a_n(i): all evaluation points",
+           lambda s: [np.mean(scores[: task + 1]) for task, scores in s.history], ("history",)),
+    Metric("wf10", "Windowed forgetting (WF10)",
+           "largest fall of a task's accuracy within 10 evaluations, mean over tasks; De Lange et al. 2023 (points)",
+           "mean_i of the largest a_m(i) - a_n(i), m <= n < m + 10, from the training of task i on",
+           lambda s: windowed_terms(s.history, WINDOW, falling=True), ("history",), "lower"),
+    Metric("wp10", "Windowed plasticity (WP10)", "largest rise of a task's accuracy within 10 evaluations (points)",
+           "the same of a_n(i) - a_m(i): the largest rise (De Lange et al. 2023)",
+           lambda s: windowed_terms(s.history, WINDOW, falling=False), ("history",)),
+    Metric("bwt", "Backward transfer (BWT)",
+           "last accuracy on a task minus that right after it was trained; mean over all tasks but the last (points)",
+           "mean_{i<T-1} (R[T-1][i] - R[i][i])", lambda s: s.R[-1, :-1] - np.diag(s.R)[:-1],
+           ("two tasks",), column="backward_transfer"),
+    Metric("forgetting", "Forgetting",
+           "best minus last accuracy on a task, mean over all tasks but the last; the best includes the last "
+           "evaluation, so it is never below 0 (points)",
+           "mean_{i<T-1} (max_{i<=t<=T-1} R[t][i] - R[T-1][i]): the last row counts, never below 0",
+           lambda s: best_minus_last(s.R, last_counts=True), ("two tasks",), "lower", "forgetting"),
+    Metric("forgetting_chaudhry", "Forgetting (Chaudhry)",
+           "the same with the best taken before the last task was trained, so it may be below 0; "
+           "Chaudhry et al. 2018, the FM of prototype-augmented hypernetworks (points)",
+           'the same with max over i<=t<T-1: may be negative (Chaudhry et al. 2018; "FM" of PAH)',
+           lambda s: best_minus_last(s.R, last_counts=False), ("two tasks",), "lower", "forgetting_chaudhry"),
+    Metric("stability", "Stability", "100 minus forgetting (Chaudhry) (%)",
+           "100 - `forgetting_chaudhry`: above 100 where tasks learned later helped",
+           lambda s: 100.0 - best_minus_last(s.R, last_counts=False), ("two tasks",)),
+    Metric("fwt", "Forward transfer (FWT)",
+           "accuracy on a task just before it is trained, minus the untrained network's (points)",
+           "mean_{i>=1} (R[i-1][i] - b_i)", lambda s: [s.R[i - 1, i] - s.baseline[i] for i in range(1, len(s.R))],
+           ("two tasks", "untrained"), column="forward_transfer"),
+    Metric("min_acc", "Minimum accuracy (min-ACC)",
+           "lowest accuracy of a task after it was learned, evaluations during tasks included (%)",
+           "mean over all tasks but the last of the lowest score each had after it was learned",
+           lambda s: min_accuracy_terms(s.history), ("two tasks", "history")),
+    Metric("wc_acc", "Worst-case accuracy (WC-ACC)",
+           "accuracy on the last task weighed with min-ACC; De Lange et al. 2023 (%)",
+           "R[T-1][T-1] / T + (1 - 1/T) `min_acc` (De Lange et al. 2023)",
+           lambda s: [worst_case_accuracy(s.history)], ("two tasks", "history")),
+)  # fmt: skip
 METRICS = {metric.name: metric for metric in _TABLE}
 
 

@@ -530,12 +530,12 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_is_the_uninterrupted_one(b
     def keep(position):  # two of the three batches of the second epoch are done
         if position.step == 5:
             file = io.BytesIO()
-            torch.save(capture(exp.model, exp.dataset, exp.run, position), file)
+            torch.save(capture(exp, position), file)
             states[position.step] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
     exp.log.after_step = keep
     train(exp)
-    start = restore(states[5], fresh.model, fresh.dataset, fresh.run)
+    start = restore(states[5], fresh)
     train(fresh, start)
     assert all(map(torch.equal, exp.model.parameters(), fresh.model.parameters()))
     assert exp.run.history[-1].scores == fresh.run.history[-1].scores

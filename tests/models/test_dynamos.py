@@ -309,7 +309,7 @@ def gates_from(dataset: str = "seq-digits", **changed) -> tuple[int, int, int] |
         return out
 
     model.observe = watched
-    train(model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     return first[0] if first else None
 
 

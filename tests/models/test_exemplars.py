@@ -88,7 +88,7 @@ def test_every_exemplar_is_seen_once_an_epoch(method):
     model.buffer.get_data_by_index = lambda rows, **k: seen.extend(rows.tolist()) or original(rows, **k)
     begin, epochs = model.begin_epoch, []
     model.begin_epoch = lambda *a: epochs.append(len(seen)) or begin(*a)
-    train(model, exp.dataset, exp.run, exp.args, [])
+    train(exp)
     assert epochs[:3] == [0, 0, 0]  # none in the first task
     first = seen[: epochs[3]]
     # Two classes of 30; bic keeps a tenth of each from training.

@@ -402,9 +402,9 @@ def test_masked_logits_are_the_heads_own_prediction():
 
 def test_a_saved_state_reproduces_logits_teacher_and_optimisers():
     exp = finished("pah", "--stop_after", "2", "--n_epochs", "2")
-    state = capture(exp.model, exp.dataset, exp.run, Position(task=2))
+    state = capture(exp, Position(task=2))
     fresh = experiment("pah", "--stop_after", "2", "--n_epochs", "2")
-    restore(state, fresh.model, fresh.dataset, fresh.run)
+    restore(state, fresh)
     x, _ = next(iter(exp.dataset.test_loaders[0]))
     assert torch.equal(exp.model(x), fresh.model(x))
     assert torch.equal(exp.model.teacher(x, "features"), fresh.model.teacher(x, "features"))

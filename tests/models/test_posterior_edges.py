@@ -10,8 +10,8 @@ import torch
 from backbone.utils.task_hypernetwork import TaskHypernetwork
 from models.utils.task_inference import mean_log_probabilities, uncertainties
 from tests.models.helpers import experiment, finished, first_batch
-from utils.conformance import Waiting
 from utils.errors import UserError
+from utils.waiting import Waiting
 
 SHORT = ["--n_iters", "2", "--train_sample_size", "2", "--val_sample_size", "3", "--hnet_arch", "4"]
 

@@ -51,9 +51,9 @@ def test_a_run_that_forgets():
 
 
 def test_a_run_in_which_a_task_gains_later():
-    assert metrics.forgetting_chaudhry_terms(EX2) == pytest.approx([-2, 5])
+    assert metrics.terms(EX2)["forgetting_chaudhry"] == pytest.approx([-2, 5])
     assert metrics.compute("forgetting_chaudhry", EX2) == pytest.approx(1.5)
-    assert metrics.forgetting_terms(EX2) == pytest.approx([0, 5])
+    assert metrics.terms(EX2)["forgetting"] == pytest.approx([0, 5])
     assert metrics.compute("forgetting", EX2) == pytest.approx(2.5)
     assert metrics.compute("bwt", EX2) == pytest.approx(1)
 

@@ -1,0 +1,65 @@
+"""Finds the calls of a method's `observe` that would make the training loop wait for the device."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Waiting(TorchFunctionMode):
+    """Notes every call that would wait for a GPU, wherever the tensors live now; the optimisers' own bookkeeping is
+    left out.
+    """
+
+    NAMES = {
+        "item", "tolist", "numpy", "cpu", "nonzero", "masked_select", "unique", "equal", "allclose", "argwhere",
+        "is_nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__",
+    }  # fmt: skip
+
+    def __init__(self, calls: list[str]):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", str(func))
+        by_mask = name == "__getitem__" and _has_mask(args[1])
+        to_host = name == "to" and any(isinstance(a, str) and a == "cpu" for a in (*args[1:], *(kwargs or {}).values()))
+        if name in self.NAMES or by_mask or to_host:
+            place = _caller()
+            if place:
+                self.calls.append(f"{'boolean-mask indexing' if by_mask else name} at {place}")
+        return func(*args, **(kwargs or {}))
+
+
+def _has_mask(index) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(p, Tensor) and p.dtype == torch.bool for p in parts)
+
+
+def _caller() -> str | None:
+    """File and line outside torch that made a call, None when it was made inside torch's optimisers."""
+    frame = inspect.currentframe().f_back.f_back
+    place = None
+    while frame:
+        path = frame.f_code.co_filename.replace("\\", "/")
+        if "/torch/optim/" in path:
+            return None
+        if place is None and "/torch/" not in path:
+            place = f"{path.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        if frame.f_code.co_name == "watched":
+            return place
+        frame = frame.f_back
+    return place
+
+
+@contextmanager
+def cuda_waits_are_errors() -> Iterator[None]:
+    """On a GPU: any synchronisation raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
