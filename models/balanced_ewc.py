@@ -125,7 +125,7 @@ class BalancedEWC(ContinualModel):
         self.kept_strengths = [1.0] * len(dataset.tasks)  # a_k
         self.quadratics = nn.ModuleList(Quadratic() for _ in dataset.tasks)
         self.penalty = Quadratic()  # of all old tasks
-        self.teacher = Snapshot(backbone)
+        self.teacher = Snapshot()
         for name in ("loss_sums", "loss_steps"):  # of each task's first epoch
             self.register_buffer(name, torch.zeros(len(dataset.tasks), device=self.device))
         self.probes: list[list] = []  # task -> [(raw images, labels)], scored only

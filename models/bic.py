@@ -48,7 +48,7 @@ class BiC(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot(backbone)
+        self.teacher = Snapshot()
         self.sizes: list[int] = []
         self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         # Factor and summand of every logit: now, and of the teacher's.

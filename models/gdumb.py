@@ -42,7 +42,7 @@ class GDumb(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         self.buffer = Buffer(args.buffer_size, self.device)
         self.sizes: list[int] = []  # rows of each class
-        self.first = Snapshot(backbone)
+        self.first = Snapshot()
         self.first.take(backbone)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from models.utils.continual_model import ContinualModel
-from models.utils.growing import GrowingParameters
 from models.utils.held import Held, head_rows
 from utils import panels
 from utils.args import non_negative_float, positive_float
@@ -48,7 +47,7 @@ class HAT(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         self.widths = [layer.weight.shape[0] for layer, *_ in layers]
         self.normed = [len(parts) > 1 for parts in layers]
-        self.embeddings = GrowingParameters()
+        self.embeddings = nn.ParameterList()
         self.register_buffer("used", torch.zeros(sum(self.widths), dtype=torch.bool, device=self.device))
         self.held = Held()
 

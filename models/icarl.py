@@ -38,7 +38,7 @@ class ICaRL(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot(backbone)
+        self.teacher = Snapshot()
         self.sizes: list[int] = []
         self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         self.register_buffer("means", None)

@@ -65,7 +65,7 @@ class LUCIR(ContinualModel):
         self.net.classifier = CosineClassifier(backbone.feature_dim, backbone.num_classes).to(self.device)
         self.opt = self.get_optimizer()
         self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot(backbone)
+        self.teacher = Snapshot()
         self.sizes: list[int] = []
         self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         self.register_buffer("old_weight", None)

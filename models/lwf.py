@@ -45,7 +45,7 @@ class LwF(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.teacher = Snapshot(backbone)
+        self.teacher = Snapshot()
         self.head_sizes: list[int] = []  # classes of each past task
 
     def begin_task(self, dataset):

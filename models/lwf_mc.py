@@ -30,7 +30,7 @@ class LwFMC(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.teacher = Snapshot(backbone)
+        self.teacher = Snapshot()
 
     def begin_task(self, dataset):
         if self.current_task > 0:

@@ -5,7 +5,7 @@ Nothing here changes a weight, a mode or a random state, so a run with and witho
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.utils.continual_model import ContinualModel
+from models.utils.state import describe
 from utils.buffer import Buffer
 from utils.evaluation import looking_only
 from utils.panels import Report
@@ -58,14 +59,22 @@ def costs(model: ContinualModel) -> dict[str, int]:
     """Parameters of the method with its network; bytes of the network, of the replay buffers, and of everything the
     method keeps besides the network (the buffers too, the optimisers' state not).
     """
-    state = model.state_dict()
-    network = {key: value for key, value in state.items() if key.startswith("net.")}
+    optimizers = tuple(f"{name}." for name, part in vars(model).items() if isinstance(part, torch.optim.Optimizer))
+    state = {
+        name: value
+        for name, value in describe(model).items()
+        if isinstance(value, Tensor)
+        and not value.is_meta
+        and not name.startswith(optimizers)
+        and not name.endswith(".grad")
+    }
+    network = {name: value for name, value in state.items() if name.startswith("net.")}
     buffers = [tensor for part in model.modules() if isinstance(part, Buffer) for tensor in part.buffers()]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "network_bytes": _bytes(network),
+        "network_bytes": _bytes(network.values()),
         "buffer_bytes": _bytes(buffers),
-        "method_bytes": _bytes(state) - _bytes(network),
+        "method_bytes": _bytes(state.values()) - _bytes(network.values()),
     }
 
 
@@ -144,20 +153,6 @@ def _embed(features: Tensor, tasks: list[int], labels: Tensor) -> tuple[np.ndarr
     return points, np.array(tasks), labels.cpu().numpy(), np.nan_to_num(pca.explained_variance_ratio_)
 
 
-def _bytes(value: Any) -> int:
-    """Bytes of all tensors within nested dicts and lists, each counted once."""
-    return sum(size for _, size in {(t.data_ptr(), t.numel() * t.element_size()) for t in _tensors(value)})
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        if value.get("is") == "optimizer":
-            return
-        for key, part in value.items():
-            if key not in ("grad", "gradients"):
-                yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each piece of memory counted once."""
+    return sum(size for _, size in {(t.data_ptr(), t.numel() * t.element_size()) for t in tensors})

@@ -47,7 +47,7 @@ class Buffer(nn.Module):
     """Reservoir of past examples, shared by every replay method.
 
     Fields are allocated at the first `add_data`, each with the dtype and row shape it is given there; any further
-    keyword becomes a field of its own. Everything, the generator's state included, is part of `state_dict`.
+    keyword becomes a field of its own. Everything, the generator's state included, is part of a checkpoint.
 
     Args:
         buffer_size: number of slots, at least 1.
@@ -213,22 +213,6 @@ class Buffer(nn.Module):
 
     def _to_device(self, index: np.ndarray) -> Tensor:
         return torch.from_numpy(index).to(self.device, non_blocking=True)
-
-    def get_extra_state(self) -> dict:
-        return {"seen": self.num_seen_examples, "fields": self.fields, "rng": self.rng.bit_generator.state}
-
-    def set_extra_state(self, state: dict) -> None:
-        self.num_seen_examples = state["seen"]
-        self.fields = list(state["fields"])
-        self.rng.bit_generator.state = state["rng"]
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # A fresh buffer has no fields yet: they come with the state.
-        for key, value in state_dict.items():
-            name = key.removeprefix(prefix)
-            if key.startswith(prefix) and name != "_extra_state" and self._buffers.get(name) is None:
-                self._buffers[name] = torch.zeros_like(value, device=self.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class SelectiveBuffer(Buffer):

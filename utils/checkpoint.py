@@ -1,8 +1,9 @@
 """Everything a run needs to go on, in one file that cannot run code.
 
-A checkpoint is a torch file of tensors and plain values (`torch.load` opens it) followed by one line of text with the
-format's number, the iteration and a SHA-256 of everything before. It is written to a temporary file, flushed to disk
-and renamed, and the one before is kept; it is read with `weights_only=True`, and only if the checksum is right.
+A checkpoint is a torch file of the method (`models/utils/state.py`) and of plain values, followed by one line of text
+with the format's number, the iteration and a SHA-256 of everything before. It is written to a temporary file, flushed
+to disk and renamed, and the one before is kept; it is read with `weights_only=True`, and only if the checksum is right:
+first the plain values, then, into a method that they fit, the method.
 """
 
 import hashlib
@@ -19,18 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.utils import state as method_state
 from utils.atomic import replacing
 from utils.errors import TrainingFailed, UserError
 from utils.randomness import random_state, set_random_state
 from utils.run import Evaluation, Experiment, Position
 
-FORMAT = 2
+FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
 FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
 KEYS = {
     "model_name": str, "dataset_name": str, "environment": dict, "options": dict, "position": dict, "pending": list,
-    "stopping": dict | None, "model": dict, "dataset": dict, "random": dict, "matrices": dict, "baselines": dict,
-    "history": list, "losses": list,
+    "stopping": dict | None, "shapes": dict, "settings": dict, "dataset": dict, "random": dict, "matrices": dict,
+    "baselines": dict, "history": list, "losses": list,
 }  # fmt: skip
 # What older checkpoints do not have.
 LATER = {"epochs": list, "pictures": list}
@@ -45,7 +47,7 @@ MALFORMED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, A
 
 
 def capture(exp: Experiment, at: Position) -> dict[str, Any]:
-    """The state of a run as a dict of tensors and plain values.
+    """The state of a run: the method itself under "model", tensors and plain values for the rest.
 
     Raises:
         TrainingFailed: a loss or a weight is not finite: such a state is not worth keeping.
@@ -55,6 +57,8 @@ def capture(exp: Experiment, at: Position) -> dict[str, Any]:
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if bad:
         raise TrainingFailed(f"the weights {bad[0]} are not finite after step {at.step} (task {at.task})")
+    method_state.check(model)
+    origin = method_state.origin_of(model)
     return {
         "model_name": run.model_name,
         "dataset_name": run.dataset_name,
@@ -63,7 +67,9 @@ def capture(exp: Experiment, at: Position) -> dict[str, Any]:
         "position": dict(vars(at)),
         "pending": pending,
         "stopping": exp.stopper.state_dict(),
-        "model": model.state_dict(),
+        "shapes": dict(origin.shapes),
+        "settings": dict(origin.settings),
+        "model": model,
         "dataset": exp.dataset.state_dict(),
         "random": random_state(),
         "matrices": {name: torch.from_numpy(m.copy()) for name, m in run.matrices.items()},
@@ -100,7 +106,11 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
                     "buffer are others"
                 )
         settings = {} if exact else {name: _settings(opt) for name, opt in _optimizers(model)}
-        model.load_state_dict(state["model"])
+        _check_shapes(state["shapes"], method_state.origin_of(model).shapes)
+        move = str(state["environment"].get("device", "cpu")).startswith("cpu") and model.device.type != "cpu"
+        method_state.read_into(model, state["path"], state["entries"], move)
+        if not exact:
+            method_state.keep_settings(model, state["settings"])
         for name, opt in _optimizers(model):
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
@@ -120,13 +130,13 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         set_random_state(state["random"])
     except UserError as e:
         raise UserError(_one_line(e)) from None  # it may quote what the file says
-    except MALFORMED as e:
+    except (*MALFORMED, pickle.UnpicklingError) as e:
         raise UserError(f"the checkpoint does not fit this method: {type(e).__name__}: {_one_line(e)[:200]}") from e
     return position
 
 
 def save(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None:
-    """Write atomically: never a half-written file under the final name.
+    """Write what `capture` returned, atomically: never a half-written file under the final name.
 
     Args:
         keep_previous: what was under that name becomes `<stem>.previous.pt`.
@@ -136,14 +146,14 @@ def save(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None
     """
     with replacing(path, before=(lambda: _keep(path)) if keep_previous else None) as f:
         hashing = _Hashing(f)
-        torch.save(state, hashing)
+        method_state.write(state, hashing, state["model"])
         footer = FOOTER.format(format=FORMAT, step=state["position"]["step"], digest="")[: -1 - 64]
         hashing.write(footer.encode())
         f.write((hashing.sha256.hexdigest() + "\n").encode())
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint into host memory.
+    """Read a checkpoint but for the method, for which `restore` reads the file again ("path").
 
     Raises:
         UserError: missing, empty, truncated, altered, not a checkpoint of ours, or written by another version.
@@ -167,7 +177,7 @@ def load(path: str | Path) -> dict[str, Any]:
             raise UserError(f"checkpoint {path} holds compressed parts, which this program does not write: refused")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors that are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = method_state.read_rest(path)
     except (*MALFORMED, EOFError, OSError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
         raise UserError(
             f"checkpoint {path} cannot be read, its content is not what this program writes: {type(e).__name__}"
@@ -179,7 +189,8 @@ def load(path: str | Path) -> dict[str, Any]:
             raise UserError(f"checkpoint {path} is not one that this program writes: its {name} has the wrong type")
     try:
         # An entry takes a byte at least, so that more of them are one list mentioned again and again.
-        _check_tree(state, itertools.count(), max(LEAST_ENTRIES, described))
+        state["path"], state["entries"] = str(path), max(LEAST_ENTRIES, described)
+        _check_tree(state, itertools.count(), state["entries"])
     except (ValueError, RecursionError) as e:
         raise UserError(f"checkpoint {path} is not one that this program writes: {e}") from None
     return state
@@ -270,7 +281,9 @@ def fingerprint(value: Any) -> str:
 
 
 def _digest_into(digest, value: Any) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.device.type == "meta":
+        digest.update(f"meta {value.dtype} {tuple(value.shape)}".encode())
+    elif isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, dict):
@@ -318,6 +331,15 @@ def _check_tree(value: Any, seen: Iterator[int], most: int, depth: int = 0) -> N
             _check_tree(item, seen, most, depth + 1)
     elif value is not None and type(value) not in (bool, int, float, str, bytes):
         raise ValueError(f"a {type(value).__name__}")
+
+
+def _check_shapes(saved: dict[str, list[int]], mine: dict[str, list[int]]) -> None:
+    for name in [*mine, *saved]:
+        if saved.get(name) != mine.get(name):
+            raise UserError(
+                f"the checkpoint is of another network: its {name} is {saved.get(name, 'absent')}, "
+                f"here it is {mine.get(name, 'absent')}"
+            )
 
 
 def _check_scores(state: dict[str, Any], n_tasks: int) -> None:

@@ -9,8 +9,12 @@ import argparse
 import atexit
 import functools
 import inspect
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -21,6 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.utils.state import describe
+from models.utils.walk import same_value
 from utils import checkpoint, registry
 from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
@@ -191,8 +197,8 @@ def observe_never_waits(case: Case) -> None:
         )
 
 
-def resumes_exactly(case: Case) -> None:
-    """Stopped at some iteration, saved, restored into new objects and continued, a run ends as if it had never
+def resumes_exactly(case: Case, elsewhere: bool = True) -> None:
+    """Stopped at some iteration, saved, restored in another process and continued, a run ends as if it had never
     stopped.
     """
     undisturbed = observed(case)
@@ -200,14 +206,14 @@ def resumes_exactly(case: Case) -> None:
     total = ends[-1]
     # The first iteration, the middle of things, a task's last iteration (its end_task is run by the second process),
     # and the place between two tasks (its begin_task is).
-    for step in sorted({1, total // 2 + 1, ends[0], -ends[0]}):
-        resumed = resumed_run(case, step, "--n_epochs", "2")
-        differing = differing_entries(undisturbed.state, state_of(resumed))
-        if differing or differing_entries(undisturbed.scores, scores_of(resumed)):
+    steps = sorted({1, total // 2 + 1, ends[0], -ends[0]})
+    for step, (state, scores) in zip(steps, resumed_ends(case, steps, elsewhere, "--n_epochs", "2"), strict=True):
+        differing = differing_entries(undisturbed.state, state)
+        if differing or differing_entries(undisturbed.scores, scores):
             what = ", ".join(differing[:3]) or "its scores"
             raise Failure(
                 f"stopped at iteration {abs(step)} of {total} and resumed, the run differs in {what}: what the method "
-                "remembers must be in its state_dict or its attributes, not in globals, closures or files"
+                "remembers must be in its attributes, not in globals, closures or files"
             )
 
 
@@ -376,29 +382,67 @@ def resumed_run(case: Case, step: int, *more: str) -> Experiment:
 
     A negative step means the place after the evaluation that follows that many iterations.
     """
-    first = build(case.config(*more))
-
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "checkpoint.pt"
+        stop_run(case, step, Path(folder, "checkpoint.pt"), *more)
+        return continue_run(case, Path(folder, "checkpoint.pt"), *more)
 
-        def stop(position: Position) -> None:
-            if position.step == abs(step):
-                checkpoint.save(checkpoint.capture(first, position), file)
-                raise Interrupted
 
-        setattr(first.log, "after_step" if step > 0 else "after_task", stop)
-        with suppress(Interrupted):
-            train(first)
-        second = build(case.config(*more))
-        start = checkpoint.restore(checkpoint.load(file), second)
-    train(second, start)
-    return second
+def stop_run(case: Case, step: int, file: Path, *more: str) -> None:
+    """The first part of `resumed_run`: what is saved lies in `file`."""
+    exp = build(case.config(*more))
+
+    def stop(position: Position) -> None:
+        if position.step == abs(step):
+            checkpoint.save(checkpoint.capture(exp, position), file)
+            raise Interrupted
+
+    setattr(exp.log, "after_step" if step > 0 else "after_task", stop)
+    with suppress(Interrupted):
+        train(exp)
+
+
+def continue_run(case: Case, file: Path, *more: str) -> Experiment:
+    """The second part of `resumed_run`."""
+    exp = build(case.config(*more))
+    start = checkpoint.restore(checkpoint.load(file), exp)
+    train(exp, start)
+    return exp
+
+
+def resumed_ends(case: Case, steps: list[int], elsewhere: bool, *more: str) -> list[tuple[dict, list[dict]]]:
+    """State and scores at the end of `resumed_run` from each of `steps`.
+
+    Args:
+        elsewhere: continue in another process, in which hashes of texts are others.
+    """
+    if not elsewhere:
+        return [(state_of(exp), scores_of(exp)) for exp in (resumed_run(case, step, *more) for step in steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, f"{i}.pt")) for i in range(len(steps))]
+        for step, file in zip(steps, files, strict=True):
+            stop_run(case, step, Path(file), *more)
+        told = json.dumps([case.model, case.setting, files, more])
+        seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+        program = "from utils.conformance import continue_elsewhere; import sys; continue_elsewhere(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", program, told], cwd=registry.ROOT, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONHASHSEED": seed})  # fmt: skip
+        if done.returncode:
+            raise Failure(f"it cannot be resumed in another process: {done.stderr.strip().splitlines()[-1]}")
+        return [tuple(torch.load(f"{file}.end", weights_only=True)) for file in files]
+
+
+def continue_elsewhere(told: str) -> None:
+    """What the other process of `resumed_ends` does."""
+    model, setting, files, more = json.loads(told)
+    for file in files:
+        exp = continue_run(Case(model, setting), Path(file), *more)
+        torch.save([state_of(exp), scores_of(exp)], f"{file}.end")
 
 
 def state_of(exp: Experiment) -> dict:
     """What the method remembers, its optimisers included, and where the random generators are."""
     return {
-        "model": {name: copied(value) for name, value in exp.model.state_dict().items()},
+        "model": copied(describe(exp.model)),
         "random": random_state(),
     }
 
@@ -424,8 +468,8 @@ def differing_entries(a, b, name: str = "") -> list[str]:
         return [d for k in keys for d in differing_entries(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing_entries(x, y, f"{name}[{i}]")]
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        same = same_value(a, b)
     else:
         same = a == b or (a != a and b != b)
     return [] if same else [name]

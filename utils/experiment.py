@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from models.utils.state import describe, origin_of
 from utils import checkpoint, environment
 from utils.analysis import analyse, peak_memory, report_of
 from utils.atomic import write_text
@@ -56,7 +57,7 @@ def build(config: Config) -> Experiment:
     model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
-    model.memory  # noqa: B018 - notes what a freshly constructed method holds
+    origin_of(model)  # notes what a freshly constructed method holds
     score_of_tasks, report = dataset.get_score(), report_of(model, dataset, range(0))
     run = Run(
         model_name=args.model,
@@ -217,7 +218,7 @@ def write_result(exp: Experiment) -> None:
     facts = {
         "iterations": run.history[-1].step if run.history else 0,
         "weights": checkpoint.fingerprint(dict(exp.model.named_parameters())),
-        "state": checkpoint.fingerprint(exp.model.state_dict()),
+        "state": checkpoint.fingerprint(sorted(describe(exp.model).items())),
         "scores": checkpoint.fingerprint([vars(e) for e in run.history]),
     }
     write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))

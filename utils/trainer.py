@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from backbone.utils.base import Backbone
 from backbone.utils.wrapped import Wrapped, output_size
 from datasets.utils.given import GivenLoader, GivenTasks, TestLoader
+from models.utils.state import origin_of
 from utils import checkpoint, registry
 from utils.analysis import analyse
 from utils.atomic import explained
@@ -295,7 +296,7 @@ class ContinualTrainer:
         if self.replay:
             method.replay_buffer = Buffer(self.replay["size"], self.device)
         self.method = method.to(self.device)
-        self.method.memory  # noqa: B018 - notes what a freshly constructed method holds
+        origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
 
 
 class _MeanLosses(Log):

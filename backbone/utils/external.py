@@ -45,7 +45,7 @@ class ExternalWeights(nn.Module):
         names = [name for name, _ in template.named_parameters()]
         if not names[-1].startswith("classifier."):
             raise UserError(f"the network {net.NAME} does not end in its classifier, which this method needs")
-        self._template = lambda: template  # only its structure is used: it is no child and no part of the state
+        self._template = (template,)  # only its structure is used: it is no child
         self.shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.size = sum(self.sizes)
@@ -85,7 +85,7 @@ class ExternalWeights(nn.Module):
         parts = self._parts(weights, head)
         if self.plain_layers is not None:
             return self._plain(parts, x), None
-        template = self._template()
+        template = self._template[0]
         if not self.statistics_of:
             return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
         if statistics is not None:
@@ -123,7 +123,7 @@ class ExternalWeights(nn.Module):
         """
         if self.plain_layers is None:
             raise UserError(
-                f"--local_reparam needs a fully connected network, not {self._template().NAME}: --backbone mnistmlp"
+                f"--local_reparam needs a fully connected network, not {self._template[0].NAME}: --backbone mnistmlp"
             )
         means, variances = self._parts(mean.unsqueeze(0), head), self._parts(variance.unsqueeze(0), head)
         h = x.flatten(1).expand(samples, -1, -1)

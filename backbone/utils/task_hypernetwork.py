@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.utils.growing import GrowingParameters
-
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "linear": lambda x: x}
 
 
@@ -61,7 +59,7 @@ class TaskHypernetwork(nn.Module):
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.embeddings, self.chunk_embeddings = GrowingParameters(), GrowingParameters()
+        self.embeddings, self.chunk_embeddings = nn.ParameterList(), nn.ParameterList()
         if chunk and not conditional:
             self.chunk_embeddings.append(self._fresh_chunks())
 

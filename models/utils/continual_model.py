@@ -7,7 +7,6 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from models.utils.memory import Memory
 from models.utils.vision import give_heads
 from utils.panels import Report
 
@@ -18,9 +17,8 @@ class ContinualModel(nn.Module):
     """A continual-learning method around a network.
 
     A method defines `NAME`, `COMPATIBILITY` and `observe`; the hooks are optional. Whatever it remembers between
-    two batches is in its `state_dict` without a further line: parameters, buffers (which may start as None and may
-    grow), `Snapshot`, `Buffer`, and also plain attributes, optimisers and modules made on the way (`Memory` says what
-    cannot be kept; it is refused by name).
+    two batches is in its checkpoint without a further line: all its attributes, with the modules, tensors, optimisers,
+    lists and objects they hold. What cannot be kept is refused by its name at the first checkpoint (`docs/resume.md`).
 
     Class attributes:
         NAME: as given to `--model`; equals the file's name.
@@ -91,7 +89,6 @@ class ContinualModel(nn.Module):
         self._n_classes_current_task = 0
         self.opt = self.get_optimizer()
         self._read_signatures()
-        self.register_load_state_dict_post_hook(self._after_loading)
         self._autocast = torch.autocast if getattr(args, "code_optimization", 0) >= 2 else None
 
     # ---- what a method writes
@@ -235,7 +232,7 @@ class ContinualModel(nn.Module):
         optimizer = OPTIMIZERS[args.optimizer](params, **options)
         optimizer.made_by_runner = True
         if args.clip_grad:
-            optimizer.register_step_pre_hook(lambda opt, *_: _clip(opt, args.clip_grad))
+            optimizer.register_step_pre_hook(GradientClipping(args.clip_grad))
         return optimizer
 
     def running_statistics(self) -> Iterable[Tensor]:
@@ -300,34 +297,16 @@ class ContinualModel(nn.Module):
         self._needs_task = self._wants_task and positional[1].default is inspect.Parameter.empty
         self._wants_epoch = "epoch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
-    # ---- what a checkpoint keeps
 
-    @property
-    def memory(self) -> Memory:
-        """Looks after everything besides parameters and buffers; the runner asks for it right after construction."""
-        if "_memory" not in vars(self):
-            vars(self)["_memory"] = Memory(self)
-        return self._memory
+class GradientClipping:
+    """A hook of an optimiser: before its step, scale the gradients to at most a norm.
 
-    def get_extra_state(self) -> dict:
-        return self.memory.capture()
+    Args:
+        norm: the largest L2 norm of all its gradients together.
+    """
 
-    def set_extra_state(self, state: dict) -> None:
-        """Done in two steps around the loading of parameters and buffers, see below."""
+    def __init__(self, norm: float):
+        self.norm = norm
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        extra = state_dict.get(f"{prefix}_extra_state")
-        if extra is not None:
-            self.memory.restore_structure(extra, state_dict, prefix)
-            vars(self)["_loading"] = extra
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @staticmethod
-    def _after_loading(model: "ContinualModel", _) -> None:
-        extra = vars(model).pop("_loading", None)
-        if extra is not None:
-            model.memory.restore_values(extra)
-
-
-def _clip(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+    def __call__(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.norm)

@@ -67,13 +67,6 @@ class GatedModel(ContinualModel):
                 "--warmup with --fitting_mode early_stopping: the best epoch may be one without gates: drop one of them"
             )
         self.net.gating = not args.warmup
-        self.register_load_state_dict_post_hook(self._after_loading_settings)
-
-    @staticmethod
-    def _after_loading_settings(model: "GatedModel", _) -> None:
-        """What is read from a checkpoint has the settings of the run that saved it: this run's count."""
-        net, args = model.net, model.args
-        net.temperature, net.inf_thresh, net.sample = args.temperature, args.inf_thresh, args.infer_mode == "sample"
 
     def end_epoch(self, epoch, dataset):
         self.count += self.counts_epochs

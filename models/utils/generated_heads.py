@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from backbone.utils.hypernetwork import HeadHypernetwork
 from models.utils.continual_model import ContinualModel
-from models.utils.growing import GrowingParameters
 from models.utils.snapshot import Snapshot
 from utils.errors import UserError
 
@@ -32,8 +31,8 @@ class GeneratedHeads(ContinualModel):
             )
         backbone.classifier = nn.Identity()  # heads are generated; an unused one would be counted and trained
         super().__init__(backbone, loss, args, transform, dataset)
-        self.embeddings = GrowingParameters()
-        self.teacher = Snapshot(backbone)
+        self.embeddings = nn.ParameterList()
+        self.teacher = Snapshot()
         self.register_buffer("teacher_heads", None)
 
     def make_hypernetwork(self, embedding: int, hidden: int, layers: int) -> None:

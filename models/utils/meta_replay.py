@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.task_hypernetwork import ACTIVATIONS, TaskHypernetwork
-from models.utils.growing import GrowingParameters
 from models.utils.posterior import Posterior
 from models.utils.snapshot import Snapshot
 from utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int, width_list
@@ -73,12 +72,12 @@ class MetaReplay(Posterior):
             raise UserError("--keep_orig_init with --hnet_init gauss needs a hypernetwork without chunks: drop one")
         super().__init__(backbone, loss, args, transform, dataset)
         self.n_phi = self.parameters_per_task()
-        self.hyper, self.hypers, self.free = None, nn.ModuleList(), GrowingParameters()
+        self.hyper, self.hypers, self.free = None, nn.ModuleList(), nn.ParameterList()
         if args.hnet and args.separate:
             self.hypers.extend(self._hypernetwork() for _ in range(self.n_tasks))
         elif args.hnet:
             self.hyper = self._hypernetwork()
-        self.previous = Snapshot(self.hyper) if self.hyper is not None else None
+        self.previous = Snapshot() if self.hyper is not None else None
         self.register_buffer("targets", None)
         self.register_buffer("learned", None)
         self.drift: list[float] = []

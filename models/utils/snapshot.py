@@ -8,17 +8,13 @@ from torch import nn
 class Snapshot(nn.Module):
     """Holds nothing, or a frozen copy of a module as it was when `take` was called.
 
-    Register it in `__init__`; call `take(net)` in a hook. It is saved with the method and comes back on resume,
-    whether or not the new process ever took one. The copy follows `train()`/`eval()` but never learns: no
-    gradients, and BatchNorm normalises with the batch's statistics in train mode without touching its running ones.
-
-    Args:
-        template: the module that will be copied; only its structure is used, when a saved copy is loaded.
+    Register it in `__init__`; call `take(net)` in a hook. It is a part of checkpoints. The copy follows
+    `train()`/`eval()` but never learns: no gradients, and BatchNorm normalises with the batch's statistics in train
+    mode without touching its running ones.
     """
 
-    def __init__(self, template: nn.Module):
+    def __init__(self):
         super().__init__()
-        self._template = (template,)  # in a tuple, so that it is not registered as a child
         self.copy: nn.Module | None = None
 
     def __bool__(self) -> bool:
@@ -36,8 +32,3 @@ class Snapshot(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.copy(*args, **kwargs)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if self.copy is None and any(key.startswith(prefix + "copy.") for key in state_dict):
-            self.take(self._template[0])
-        super()._load_from_state_dict(state_dict, prefix, *args)

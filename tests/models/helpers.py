@@ -1,12 +1,14 @@
 """Small networks, streams and methods for the tests."""
 
 import argparse
+import io
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from backbone.utils.base import Backbone
+from models.utils import state
 from utils.config import resolve
 from utils.experiment import build
 from utils.run import Experiment
@@ -98,3 +100,18 @@ def small(cls, *more, n_tasks=2):
 def image(*values):
     """Images (B, 1, 1, 2) from a flat list of pixels."""
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 2)
+
+
+def reload(module: nn.Module, fresh: nn.Module) -> None:
+    """Put a module, a buffer say, into the state of another one, through a file."""
+    pair = []
+    for part in (module, fresh):
+        method = nn.Module()
+        method.device, method.part = torch.device("cpu"), part
+        pair.append(method)
+    file = io.BytesIO()
+    state.origin_of(pair[1])
+    state.check(pair[0])
+    state.write({"model": pair[0]}, file, pair[0])
+    file.seek(0)
+    state.read_into(pair[1], file, 10**6)

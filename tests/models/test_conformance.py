@@ -2,6 +2,7 @@
 elsewhere.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from utils.waiting import cuda_waits_are_errors
 
 # These are checked in every setting but vision; the others by default in their first setting, in all with `-m slow`.
 EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}
+# Resumed in another process, in which hashes of texts differ; the others in this one.
+ELSEWHERE = {"er", "ewc_on", "packnet"}
+
+
 CASES = [
     pytest.param(
         case,
@@ -28,7 +33,10 @@ PLAIN = sorted((Path(__file__).parent / "mammoth_style").glob("[a-z]*.py"))
 
 def problems(case: conformance.Case) -> dict[str, str]:
     """Name of each check that fails: what it says."""
-    found = {check.__name__: conformance.problem_with(case, check) for check in conformance.CHECKS}
+    found = {}
+    for check in conformance.CHECKS:
+        here = check is conformance.resumes_exactly and case.model not in ELSEWHERE  # another process costs seconds
+        found[check.__name__] = conformance.problem_with(case, partial(check, elsewhere=False) if here else check)
     return {name: problem for name, problem in found.items() if problem is not None}
 
 
@@ -82,7 +90,9 @@ STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.b
          "", "two runs"),
         ("the_stream_is_left_alone", "inputs.mul_(0.5); " + STEP + "; return loss", "", "", "in place"),
         ("resumes_exactly", "N.append(1); inputs = inputs / len(N); " + STEP + "; return loss",
-         "globals().__setitem__('N', [])", "", "globals, closures or files"),
+         "globals().__setitem__('N', [])", "", "global N was changed"),
+        ("resumes_exactly", "import utils; utils.n = getattr(utils, 'n', 0) + 1; inputs = inputs / utils.n; " + STEP
+         + "; return loss", "", "", "globals, closures or files"),
         ("resumes_exactly", STEP + "; return loss", "",
          "    def begin_task(self, dataset):\n        self.draws = (x for x in (1, 2))",
          "attribute 'draws' of broken \\(a generator\\)"),

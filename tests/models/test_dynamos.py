@@ -20,11 +20,11 @@ from models.utils.gates import (
     soft_jaccard,
 )
 from tests.models.helpers import experiment, finished, first_batch, options
-from utils import registry
+from utils import checkpoint, registry
 from utils.best_args import find_row
 from utils.errors import TrainingFailed, UserError
 from utils.report import _figures
-from utils.training import train
+from utils.training import Position, train
 
 ACTIONS = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.float32)
 RIGHT = torch.tensor([True, False])
@@ -397,10 +397,12 @@ def test_a_higher_threshold_keeps_less(trained):
     assert logits_of(trained, inf_thresh=0.9)[1] < logits_of(trained)[1] - 0.02
 
 
-def test_a_loaded_network_has_the_settings_of_this_run(trained):
+def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
     more = ("--inf_thresh", "0.9", "--infer_mode", "sample", "--temperature", "0.5")
-    model = experiment("dynamos", *argv(nf=8), *more).model
-    model.load_state_dict(trained.model.state_dict())
+    exp, file = experiment("dynamos", *argv(nf=8), *more), tmp_path / "a.pt"
+    model = exp.model
+    checkpoint.save(checkpoint.capture(trained, Position()), file)
+    checkpoint.restore(checkpoint.load(file), model, exp.dataset, exp.run, exact=False)
     assert (model.net.inf_thresh, model.net.sample, model.net.temperature) == (0.9, True, 0.5)
 
 

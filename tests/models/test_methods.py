@@ -12,7 +12,7 @@ from models.lwf import LwF
 from models.sgd import SGD
 from models.utils.batchnorm import batchnorm_mode
 from models.utils.snapshot import Snapshot
-from tests.models.helpers import Flat, clones, experiment, finished, first_batch, image, small
+from tests.models.helpers import Flat, clones, experiment, finished, first_batch, image, reload, small
 
 
 def test_sgd_step_by_hand():
@@ -120,14 +120,14 @@ def test_joint_trains_once_on_everything():
 def test_snapshot_may_be_empty_and_comes_back():
     torch.manual_seed(0)
     net = Flat(2, 2)
-    snapshot = Snapshot(net)
+    snapshot = Snapshot()
     assert not snapshot and not snapshot.state_dict()
     snapshot.take(net)
     before = clones(snapshot.parameters())
     net.set_params(torch.zeros(6))
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot.parameters(), strict=True))
-    other = Snapshot(net)
-    other.load_state_dict(snapshot.state_dict())
+    other = Snapshot()
+    reload(torch.nn.ModuleList([net, snapshot]), torch.nn.ModuleList([Flat(2, 2), other]))
     assert other and torch.equal(other(image(1, 2)), snapshot(image(1, 2)))
 
 

@@ -1,6 +1,5 @@
 """The buffer: reservoir sampling in distribution, draws, fields, state."""
 
-import io
 import random
 
 import numpy as np
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.models.helpers import reload
 from utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
 
 
@@ -155,12 +155,10 @@ def test_extra_fields_are_stored():
 
 
 def test_state_goes_on_exactly():
-    first, file = filled(), io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
+    first = filled()
     torch.manual_seed(5)
     second = Buffer(10)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    reload(first, second)
     for buffer in (first, second):
         buffer.add_data(
             examples=torch.zeros(20, 1, 2, 2).byte(), labels=torch.arange(20) + 100, logits=torch.ones(20, 3)
@@ -316,13 +314,11 @@ def test_a_selective_buffer_draws_filled_slots():
 
 def test_a_selective_buffer_goes_on_exactly():
     torch.manual_seed(0)
-    first, file = SelectiveBuffer(5), io.BytesIO()
+    first = SelectiveBuffer(5)
     first.add_data(torch.arange(9), admitted=torch.arange(9) % 3 > 0)
-    torch.save(first.state_dict(), file)
-    file.seek(0)
     torch.manual_seed(5)
     second = SelectiveBuffer(5)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    reload(first, second)
     for buffer in (first, second):
         buffer.add_data(torch.arange(9, 40), admitted=torch.arange(31) % 2 > 0)
     assert torch.equal(first.get_all_data()[0], second.get_all_data()[0])

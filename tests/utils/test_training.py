@@ -3,7 +3,6 @@ loop.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,37 +269,18 @@ def test_bad_checkpoints_are_named(tmp_path, monkeypatch):
     torch.save({"x": 1}, path)
     with pytest.raises(UserError, match="truncated: its last line is missing"):
         checkpoint.load(path)
-    checkpoint.save({"position": {"step": 3}}, path)
+    state = checkpoint.capture(experiment("sgd"), Position(step=3))
+    checkpoint.save(state, path)
     assert checkpoint.verify(path).step == 3
-    with pytest.raises(UserError, match="not a checkpoint of this program"):
-        checkpoint.load(path)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"step 000000000003", b"step 000000000004"))
     with pytest.raises(UserError, match="its checksum is wrong"):
         checkpoint.load(path)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    checkpoint.save({"position": {"step": 3}}, path)
+    checkpoint.save(state, path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="a newer version .format 99, this version reads 2"):
+    with pytest.raises(UserError, match="a newer version .format 99, this version reads 3"):
         checkpoint.load(path)
-
-
-class Bomb:
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, ("bomb-went-off",)
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"x": Bomb()}, "bomb.pt")
-    with pytest.raises(UserError, match="truncated"):
-        checkpoint.load("bomb.pt")
-    checkpoint.save({"position": {"step": 1}, "x": Bomb()}, Path("bomb.pt"))
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load("bomb.pt")
-    assert not (tmp_path / "bomb-went-off").exists()
 
 
 @pytest.mark.parametrize("level", ["1", "2"])
