@@ -1,4 +1,4 @@
-"""The classic methods on Fashion-MNIST with the MLP, one epoch: the tables of docs/results.md.
+"""The classic methods on Fashion-MNIST with the MLP, one epoch: the tables of docs/findings/classic.md.
 
     python -m benchmarks.classic [--stream split|perm] [--seeds 5] [method ...]
 

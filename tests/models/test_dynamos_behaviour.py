@@ -97,7 +97,7 @@ def test_a_buffer_without_blank_slots_remembers_more():
 
 @pytest.mark.parametrize("nf, most", [(16, 30), (32, 20)])
 def test_the_network_without_gates_is_not_far_ahead(nf, most):
-    # On the mean of these seeds 23 points with 16 filters, 12 with 32 (4, 5 and 28): docs/dynamos.md.
+    # On the mean of these seeds 23 points with 16 filters, 12 with 32 (4, 5 and 28): docs/findings/dynamos.md.
     ahead = [
         result("derpp_single", seed, nf=nf)["class-il"] - result("dynamos", seed, nf=nf)["class-il"] for seed in SEEDS
     ]

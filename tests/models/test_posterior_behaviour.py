@@ -1,7 +1,7 @@
 """What posterior methods do on small real and artificial streams, as published figures and closed forms lead to expect.
 
-`python -m tests.models.test_posterior_behaviour [name ...]` prints the table of docs/posterior.md; the assertions on it
-are marked slow.
+`python -m tests.models.test_posterior_behaviour [name ...]` prints the table of docs/findings/posterior.md; the
+assertions on it are marked slow.
 """
 
 import sys
