@@ -106,12 +106,18 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
                     "buffer are others"
                 )
         settings = {} if exact else {name: _settings(opt) for name, opt in _optimizers(model)}
+        kinds = {name: type(opt).__name__ for name, opt in _optimizers(model)}
         _check_shapes(state["shapes"], method_state.origin_of(model).shapes)
         move = str(state["environment"].get("device", "cpu")).startswith("cpu") and model.device.type != "cpu"
         method_state.read_into(model, state["path"], state["entries"], move)
         if not exact:
             method_state.keep_settings(model, state["settings"])
         for name, opt in _optimizers(model):
+            if getattr(opt, "made_by_runner", False) and kinds.get(name, type(opt).__name__) != type(opt).__name__:
+                raise UserError(
+                    f"the checkpoint was saved with {type(opt).__name__}, this run uses {kinds[name]}: give the same "
+                    "--optimizer"
+                )
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
         dataset.load_state_dict(state["dataset"])
