@@ -15,15 +15,8 @@ from datasets.utils.boxes import (
     draw_dense,
     generalised_iou,
 )
-from datasets.utils.vision_losses import (
-    VOID,
-    cls_loss,
-    det_loss,
-    dice_loss,
-    draw_labels,
-    log_likelihood,
-    seg_loss,
-)
+from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from datasets.utils.vision_losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
 from datasets.utils.vision_scores import (
     BoxScore,
     MultiLabelScore,
@@ -35,10 +28,9 @@ from datasets.utils.vision_scores import (
 
 
 def scored(score, *batches) -> dict[str, float]:
-    state = score.start()
     for outputs, labels in batches:
-        score.add(state, outputs, labels)
-    return score.result(state)
+        score.add(outputs, labels)
+    return score.result()
 
 
 # ---- losses
@@ -86,12 +78,12 @@ def test_likelihoods_are_sums_over_outputs():
     y = torch.randint(3, (4, 4))
     y[0] = VOID
     whole = -F.cross_entropy(z.unsqueeze(0), y.unsqueeze(0), ignore_index=VOID, reduction="sum")
-    torch.testing.assert_close(log_likelihood("seg", z, y), whole)
+    torch.testing.assert_close(MaskTask("seg", ["b", "c", "d"]).log_likelihood(z, y), whole)
     y = torch.tensor([[1, 0], [1, VOID]])
     z = torch.zeros(1, 2, 2)
-    assert log_likelihood("seg", z, y).item() == pytest.approx(3 * math.log(0.5))
-    assert log_likelihood("det", torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
-    assert log_likelihood("cls", torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
+    assert BinaryMaskTask("seg", ["b", "o"]).log_likelihood(z, y).item() == pytest.approx(3 * math.log(0.5))
+    assert PresenceTask("det", [*"abcde"]).log_likelihood(torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
+    assert ImageClassTask("cls", [*"abcd"]).log_likelihood(torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
 
 
 def test_drawn_labels_follow_the_network():
