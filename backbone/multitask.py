@@ -157,14 +157,15 @@ class BalancedMultiTaskModel(Backbone):
             return {name: self.heads[name](self.maps(x, name)) for name in self.tasks}
         return self.heads[task](self.maps(x, task))
 
-    def outputs(self, x: Tensor, tasks: list) -> list[Tensor]:
-        """As `Backbone.outputs`; the branches of other tasks than the last one use running statistics, since the batch
-        is not what theirs were made of.
+    def outputs(self, x: Tensor, tasks: list, own=None) -> list[Tensor]:
+        """As `Backbone.outputs`; the branches of other tasks than `own` use running statistics, since the batch is not
+        what theirs were made of.
         """
-        *others, own = tasks
-        last = self(x, own.branch)
+        own = own or tasks[-1]
+        answers = {own.branch: self(x, own.branch)} if own in tasks else {}
         with batchnorm_mode(self, False):
-            return [self(x, task.branch) for task in others] + [last]
+            answers |= {task.branch: self(x, task.branch) for task in tasks if task is not own}
+        return [answers[task.branch] for task in tasks]
 
     def maps(self, x: Tensor, task: str) -> list[Tensor]:
         """The trunk's maps, finest first, or those of the unified head, normalised as for a task; as for the latest one

@@ -57,7 +57,7 @@ class LwF(ContinualModel):
         terms = {"ce": heads[-1].loss(outputs[-1], labels)}
         if self.teacher and self.args.alpha > 0:
             with torch.no_grad():
-                taught = self.teacher.copy.outputs(inputs, past)
+                taught = self.teacher.copy.outputs(inputs, past, own=heads[-1])
             scale = self.args.alpha if self.args.kd_scale == "T2" else self.args.alpha / tau**2
             old = zip(past, outputs, taught, strict=False)
             terms["kd"] = scale * sum(task.distance(f, f_old, tau, self.args.lwf_kl) for task, f, f_old in old)

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 import main as entry
-from utils import checkpoint, conformance, registry
-from utils.conformance import differing_entries
+from utils import cases, checkpoint, registry
+from utils.case_runs import differing_entries
 
 PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
 FILES = ("metrics.csv", "accuracy_matrix.csv", "report.html", "result.yaml")
@@ -31,9 +31,9 @@ FILES = ("metrics.csv", "accuracy_matrix.csv", "report.html", "result.yaml")
 
 def command(model: str, results: Path) -> list[str]:
     """A small run that saves often, evaluates often, and has short tasks."""
-    case = conformance.cases(model)[0]
-    argv = ["--model", model, "--dataset", conformance.STREAMS[case.setting], "--n_epochs", "4", "--num_threads", "1"]
-    argv += [*conformance.required_options(model), "--eval_epochs", "2", "--savecheck", "7", "--resume"]
+    case = cases.cases(model)[0]
+    argv = ["--model", model, "--dataset", cases.STREAMS[case.setting], "--n_epochs", "4", "--num_threads", "1"]
+    argv += [*cases.required_options(model), "--eval_epochs", "2", "--savecheck", "7", "--resume"]
     return [*argv, "--non_verbose", "--device", "cpu", "--results_path", str(results)]
 
 

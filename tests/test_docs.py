@@ -3,7 +3,7 @@
 import re
 
 from tests.models.helpers import finished
-from utils import conformance
+from utils import cases, conformance
 from utils.registry import ROOT, names
 
 
@@ -15,7 +15,7 @@ def example(page: str, name: str, tmp_path):
 
 
 def test_the_example_method(tmp_path):
-    case = conformance.Case(example("add_a_method.md", "my_method.py", tmp_path), "class-il")
+    case = cases.Case(example("add_a_method.md", "my_method.py", tmp_path), "class-il")
     for check in conformance.CHECKS:
         check(case)
 

@@ -18,33 +18,10 @@ from tqdm import tqdm
 from utils import criterion, plots
 from utils.atomic import explained, write_text
 from utils.config_file import write_config
+from utils.logger import Logger, Summary, seen_mean
 from utils.metrics import METRICS
 from utils.report import excluded_terms, summarise_run, write_report
 from utils.run import Evaluation, Run
-
-Summary = dict[str, dict[str, float]]
-
-
-class Logger:
-    """Ignores every event; a logger overrides those it writes down."""
-
-    def run_started(self, run: Run) -> None:
-        """Called once before training; a resumed run comes with its history."""
-
-    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Called every few iterations with the means of the loss terms since the last call."""
-
-    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        """Called after every evaluation; `run.matrices` and `run.history` hold it already."""
-
-    def saving(self, run: Run) -> None:
-        """Called before a checkpoint is written: what was logged so far must be on its way to the disk."""
-
-    def run_ended(self, run: Run, summary: Summary) -> None:
-        """Called once, with the metrics of each scenario."""
-
-    def run_stopped(self, run: Run, error: BaseException) -> None:
-        """Called in place of `run_ended` when training ends before its end."""
 
 
 class CSVLogger(Logger):
@@ -167,12 +144,12 @@ class ConsoleLogger(Logger):
         where = f"task {evaluation.task + 1}/{run.n_tasks}" if evaluation.task >= 0 else "untrained"
         if evaluation.epoch is not None:
             where += f" epoch {evaluation.epoch + 1}"
-        means = [f"{name} {_seen_mean(evaluation.scores[name], evaluation.task):.1f}" for name in evaluation.scores]
+        means = [f"{name} {seen_mean(evaluation.scores[name], evaluation.task):.1f}" for name in evaluation.scores]
         for metric, values in evaluation.others.items():
             if np.isnan([v for row in values.values() for v in row]).any():
                 continue  # of some of the tasks only, as that of one class: it is in the files
             prefix = "" if len(values) == 1 else "{} "
-            means += [f"{prefix.format(n)}{metric} {_seen_mean(v, evaluation.task):.3g}" for n, v in values.items()]
+            means += [f"{prefix.format(n)}{metric} {seen_mean(v, evaluation.task):.3g}" for n, v in values.items()]
         # Through tqdm: a plain print would land in the middle of the progress bar.
         tqdm.write(" | ".join([where, *means]), file=sys.stdout)
         sys.stdout.flush()
@@ -233,7 +210,7 @@ class TensorBoardLogger(Logger):
         with explained(self._where()):
             for scenario, scores in evaluation.scores.items():
                 prefix = _prefix(evaluation.scores, scenario)
-                self.writer.add_scalar(f"{prefix}acc_mean", _seen_mean(scores, evaluation.task), evaluation.step)
+                self.writer.add_scalar(f"{prefix}acc_mean", seen_mean(scores, evaluation.task), evaluation.step)
                 for task, score in enumerate(scores):
                     if not np.isnan(score):
                         self.writer.add_scalar(f"{prefix}acc_task{task + 1:02d}", score, evaluation.step)
@@ -328,14 +305,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
-
-
-def _seen_mean(scores: list[float], trained: int) -> float:
-    """Mean score over the tasks up to the one being trained, or over all where none is; nan without any score."""
-    scores = np.asarray(scores, dtype=np.float64)
-    scores = scores[: trained + 1] if trained >= 0 else scores
-    scores = scores[~np.isnan(scores)]
-    return float(scores.mean()) if scores.size else float("nan")
 
 
 def _null(value: float | None) -> float | None:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from utils.atomic import explained
 from utils.errors import Stopped, UserError
-from utils.loggers import Logger, Summary, _seen_mean
+from utils.logger import Logger, Summary, seen_mean
 from utils.run import Evaluation, Run
 
 LOCAL = "local"  # what `--mlflow` alone stands for
@@ -274,7 +274,7 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
     for metric, scenarios in {"acc": evaluation.scores, **evaluation.others}.items():
         for scenario, scores in scenarios.items():
             values |= {f"{scenario}/{metric}_task{task + 1:02d}": score for task, score in enumerate(scores)}
-            values[f"{scenario}/{metric}_mean"] = _seen_mean(scores, evaluation.task)
+            values[f"{scenario}/{metric}_mean"] = seen_mean(scores, evaluation.task)
     return values
 
 

@@ -93,12 +93,13 @@ class Backbone(nn.Module):
         head = {id(p) for p in self.classifier.parameters()}
         return [p for p in self.parameters() if id(p) not in head]
 
-    def outputs(self, x: Tensor, tasks: list) -> list[Tensor]:
+    def outputs(self, x: Tensor, tasks: list, own=None) -> list[Tensor]:
         """The answers to several tasks from one pass.
 
         Args:
             x: the batch.
-            tasks: see `datasets.utils.task.Task`; the batch is of the last one.
+            tasks: see `datasets.utils.task.Task`.
+            own: the task that the batch is of, the last of them by default; matters where tasks have branches.
         """
         whole = self(x)
         return [task.part(whole) for task in tasks]

@@ -54,6 +54,7 @@ class ContinualDataset(TaskStream):
 
     Attributes:
         checksum: of the data read, before anything is done to them.
+        stages: the tasks that are trained together: one at a time, all under `--joint`.
         train_loader: loader of the task that is being trained.
         test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
     """
@@ -106,9 +107,11 @@ class ContinualDataset(TaskStream):
         self._normalize = Normalize(self.mean, self.std)
         self._transform = TrainTransform(augment, self._normalize)
         self._prepare()
+        self._scored_cpt = [self.cpt(t) for t in range(self.EVAL_TASKS)]
+        every = range(self.EVAL_TASKS)
+        self.stages = [every] if args.joint else [range(t, t + 1) for t in every]
         self._refuse_too_few()
-        if args.joint:
-            # One task for the method, still scored on each of the stream's tasks.
+        if args.joint:  # one task for the method, still scored on each of the stream's tasks
             self.N_TASKS, self.N_CLASSES_PER_TASK = 1, self.N_CLASSES if self.SETTING == "class-il" else self.cpt(0)
         self._make_tasks()
 
@@ -139,20 +142,13 @@ class ContinualDataset(TaskStream):
 
     def enter_task(self, task: int) -> TrainLoader:
         """Make `task` the current one: set `train_loader`, and `test_loaders` for all tasks up to it."""
-        self.c_task = task
-        split, rows = self._joint_part() if self.args.joint else self._train_part(task)
-        self.train_loader = self._make_train_loader(split, rows, task)
-        last = self.EVAL_TASKS - 1 if self.args.joint else task
-        self.extend_test_loaders(last)
+        self.c_task, stage = task, self.stages[task]
+        self.train_loader = self._make_train_loader(*self._stage_part(task), task)
+        self.extend_test_loaders(stage[-1])
         if self.args.holdout or self.args.validation:
-            parts = [self._test_part(t, held_out=True) for t in (range(self.EVAL_TASKS) if self.args.joint else [task])]
+            parts = [self._test_part(t, held_out=True) for t in stage]
             self.held_out_loader = self._make_test_loader(*_concatenate(parts))
         return self.train_loader
-
-    @property
-    def stages(self) -> list[range]:
-        """The scored tasks that are trained together: one at a time, all under `--joint`."""
-        return [range(self.EVAL_TASKS)] if self.args.joint else [range(t, t + 1) for t in range(self.EVAL_TASKS)]
 
     def get_data_loaders(self) -> tuple[TrainLoader, EvalLoader]:
         """Enter the next task; its train and test loaders."""
@@ -161,8 +157,7 @@ class ContinualDataset(TaskStream):
 
     def task_data(self, task: int) -> TaskData:
         """Training examples of any task, without augmentation, in storage order."""
-        split, rows = self._joint_part() if self.args.joint else self._train_part(task)
-        return TaskData(split, rows, self._normalize)
+        return TaskData(*self._stage_part(task), self._normalize)
 
     def all_test_loaders(self) -> list[EvalLoader]:
         """Test loaders of every task of the stream, trained or not."""
@@ -192,9 +187,8 @@ class ContinualDataset(TaskStream):
         """As `get_offsets`, for the tasks that are scored: under `--joint` these stay the stream's own."""
         if self.SETTING != "class-il":
             return 0, self.N_CLASSES
-        per_task = self._scored_cpt if self.args.joint else [self.cpt(t) for t in range(self.EVAL_TASKS)]
-        start = sum(per_task[:task])
-        return start, start + per_task[task]
+        start = sum(self._scored_cpt[:task])
+        return start, start + self._scored_cpt[task]
 
     def get_transform(self) -> TrainTransform:
         """Raw uint8 batch -> augmented, normalised network input."""
@@ -267,9 +261,8 @@ class ContinualDataset(TaskStream):
         return self.get_batch_size()
 
     def _train_sizes(self) -> list[int]:
-        """Examples to train on in every task; under `--joint` of all tasks as one."""
-        sizes = [self._train_size(task) for task in range(self.EVAL_TASKS)]
-        return [sum(sizes)] if self.args.joint else sizes
+        """Examples to train on in every stage."""
+        return [sum(self._train_size(task) for task in stage) for stage in self.stages]
 
     def _refuse_too_few(self) -> None:
         """A task without a batch should not be found out after hours of training on those before it."""
@@ -283,8 +276,8 @@ class ContinualDataset(TaskStream):
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:
         return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize, self.train_device)
 
-    def _joint_part(self) -> tuple[Split, Tensor]:
-        return _concatenate([self._train_part(t) for t in range(self.EVAL_TASKS)])
+    def _stage_part(self, stage: int) -> tuple[Split, Tensor]:
+        return _concatenate([self._train_part(t) for t in self.stages[stage]])
 
     def _per_channel(self, values):
         return values if values is None or len(values) != 1 else values * self.SIZE[0]
@@ -348,6 +341,8 @@ def noisy_labels(targets: Tensor, kind: str, rate: float, seed: int) -> Tensor:
 
 def _concatenate(parts: list[tuple[Split, Tensor]]) -> tuple[Split, Tensor]:
     """One split and rows for several; no image is copied where they share one split."""
+    if len(parts) == 1:
+        return parts[0]
     first = parts[0][0]
     if all(split is first for split, _ in parts):
         return first, torch.cat([rows for _, rows in parts])

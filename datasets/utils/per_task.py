@@ -36,7 +36,6 @@ class PerTaskStream(ContinualDataset):
             if getattr(self.args, option) != without:
                 raise UserError(f"--{option} has no meaning for the {self.INPUT} of {self.NAME}: drop it")
         self._normalize, self._transform = self._to_input, TrainTransform(None, self._to_input)
-        self._scored_cpt = [self.cpt(t) for t in range(self.N_TASKS)]
         digest, self._parts = hashlib.blake2b(digest_size=16), []
         for task in range(self.N_TASKS):
             splits = self._splits(task)

@@ -78,7 +78,7 @@ class RegressionScore:
 
     SSE is the sum of squared errors, SST that of the targets' distances from their mean, output by output, over all
     examples of the task: 100 is perfect, 0 what the mean of the task's targets would get, and there is no lower end.
-    Targets should be of order 1, or at least not far from 0 beside their spread.
+    Within a batch the sums are float32: targets should be of order 1, or at least not far from 0 beside their spread.
     """
 
     def __init__(self):
@@ -86,18 +86,17 @@ class RegressionScore:
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Predictions and labels of one shape (B, ...); all outputs count."""
-        self.errors = self.errors + (outputs - labels).double().square().sum()
-        labels = labels.double().flatten(1)
-        self.squares = self.squares + labels.square().sum()
-        self.targets = self.targets.to(labels) + labels.sum(0)
+        self.errors = self.errors + (outputs - labels).square().sum().double()
+        self.squares = self.squares + labels.square().sum().double()
+        targets = labels.flatten(1).sum(0).double()
+        self.targets = self.targets.to(targets) + targets
         self.n += len(labels)
 
     def result(self) -> dict[str, float]:
         """'r2' in percent, at most 100, nan where the targets do not differ; 'mse', at least 0, lower is better."""
         error, square, n = float(self.errors), float(self.squares), max(self.n, 1)
         spread = square - float(self.targets.square().sum()) / n
-        # Equal targets leave a difference of rounding.
-        r2 = 100 * (1 - error / spread) if spread > 1e-12 * square else math.nan
+        r2 = 100 * (1 - error / spread) if spread > 0 else math.nan
         return {"r2": r2, "mse": error / (n * self.targets.numel())}
 
 

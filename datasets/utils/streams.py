@@ -28,7 +28,6 @@ class ClassIncremental(ContinualDataset):
         order, sizes = self._orders(sizes)
         if not isinstance(self.N_CLASSES_PER_TASK, int):
             self.N_CLASSES_PER_TASK = sizes
-        self._scored_cpt = sizes
         position = torch.empty(self.N_CLASSES, dtype=torch.int64)
         position[order] = torch.arange(self.N_CLASSES)
         self._train = self._on_device(raw.train_x, position[raw.train_y])

@@ -124,8 +124,8 @@ class VisionStream(ContinualDataset):
                 raise UserError(f"{min(both)}: among the training images and among the test images: drop one of them")
         kinds = {"seg": SEGMENTATION[args.seg_classes], "det": DETECTION[args.detection], "cls": ImageClassTask}
         self.tasks = [kinds[name](name, parts[name][0].class_names) for name in args.vision_order.split(",")]
-        self.N_CLASSES_PER_TASK = self._scored_cpt = [task.n_outputs for task in self.tasks]
-        self.N_CLASSES = sum(self._scored_cpt)
+        self.N_CLASSES_PER_TASK = [task.n_outputs for task in self.tasks]
+        self.N_CLASSES = sum(self.N_CLASSES_PER_TASK)
         self._loaders = []
         self._data = [
             tuple(self._examples(task, part, parts, training=i == 0) for i, part in enumerate(parts[task.name]))
@@ -153,16 +153,13 @@ class VisionStream(ContinualDataset):
 
     def enter_task(self, task: int):
         """Make `task` the current one; under `--joint` the training batches are of all tasks in turn."""
-        args, self.c_task = self.args, task
-        every = range(self.EVAL_TASKS)
-        if args.joint:
-            loaders = [self._make_train_loader(*self._train_part(t), t) for t in every]
-            self.train_loader = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
-        else:
-            self.train_loader = self._make_train_loader(*self._train_part(task), task)
+        args, self.c_task, stage = self.args, task, self.stages[task]
+        loaders = [self._make_train_loader(*self._train_part(t), t) for t in stage]
+        together = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
+        self.train_loader = loaders[0] if len(stage) == 1 else together
         self._loaders.append(self.train_loader)
-        self.extend_test_loaders(self.EVAL_TASKS - 1 if args.joint else task)
-        if (args.holdout or args.validation) and not args.joint:
+        self.extend_test_loaders(stage[-1])
+        if (args.holdout or args.validation) and len(stage) == 1:
             self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
         return self.train_loader
 

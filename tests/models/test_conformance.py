@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import conformance, registry
+from utils import cases, conformance, registry
 from utils.errors import UserError
 from utils.experiment import build
 from utils.waiting import cuda_waits_are_errors
@@ -26,12 +26,12 @@ CASES = [
         id=f"{model}-{case.setting}",
     )
     for model in registry.names("model")
-    for i, case in enumerate(conformance.cases(model))
+    for i, case in enumerate(cases.cases(model))
 ]
 PLAIN = sorted((Path(__file__).parent / "mammoth_style").glob("[a-z]*.py"))
 
 
-def problems(case: conformance.Case) -> dict[str, str]:
+def problems(case: cases.Case) -> dict[str, str]:
     """Name of each check that fails: what it says."""
     found = {}
     for check in conformance.CHECKS:
@@ -48,12 +48,10 @@ def test_methods(case):
 @pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.stem)
 def test_plain_method_files_run_unmodified(path):
     """They call `.item()`, which costs time, and are resumed exactly all the same."""
-    assert problems(conformance.cases(str(path))[0]).keys() == {"observe_never_waits"}
+    assert problems(cases.cases(str(path))[0]).keys() == {"observe_never_waits"}
 
 
-def broken(
-    tmp_path: Path, observe: str, init: str = "", hooks: str = "", compatibility="['class-il']"
-) -> conformance.Case:
+def broken(tmp_path: Path, observe: str, init: str = "", hooks: str = "", compatibility="['class-il']") -> cases.Case:
     path = tmp_path / "broken.py"
     path.write_text(f"""
 import torch
@@ -71,7 +69,7 @@ class Broken(ContinualModel):
         {observe}
 {hooks}
 """)
-    return conformance.Case(str(path), "class-il")
+    return cases.Case(str(path), "class-il")
 
 
 STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.backward(); self.opt.step()"
@@ -105,7 +103,7 @@ STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.b
 )  # fmt: skip
 def test_the_suite_catches(tmp_path, check, observe, init, hooks, words):
     case = broken(tmp_path, observe, init, hooks)
-    with pytest.raises((conformance.Failure, UserError), match=words):
+    with pytest.raises((cases.Failure, UserError), match=words):
         getattr(conformance, check)(case)
 
 
@@ -116,7 +114,7 @@ def test_an_option_without_help_is_caught(tmp_path):
         parser.add_argument("--zeta", type=float, default=1)
         return parser
 """
-    with pytest.raises(conformance.Failure, match="--zeta has no help text"):
+    with pytest.raises(cases.Failure, match="--zeta has no help text"):
         conformance.options_are_documented(broken(tmp_path, STEP + "; return loss", "", hooks))
 
 
@@ -137,7 +135,7 @@ def test_check_prints_plain_words(tmp_path, capsys):
 def test_no_synchronisation_on_a_gpu(model):
     from tests.models.helpers import first_batch
 
-    case = conformance.cases(model)[0]
+    case = cases.cases(model)[0]
     config = case.config()
     config.args.device = "cuda"
     exp = build(config)

@@ -13,7 +13,7 @@ from textwrap import dedent, indent
 import pytest
 import torch
 
-from utils import conformance
+from utils import case_runs, cases
 from utils.errors import UserError
 from utils.registry import ROOT
 
@@ -239,11 +239,11 @@ def outcomes(tmp_path_factory) -> dict:
     folder, out, files = tmp_path_factory.mktemp("methods"), {}, {}
     for i, (what, hooks) in enumerate((KEPT | REFUSED).items()):
         hooks = {k: v or "pass" for k, v in zip(("init", "begin", "observe"), hooks, strict=False)}
-        case = conformance.Case(str(method(folder, f"m{i}", **hooks)), "class-il")
+        case = cases.Case(str(method(folder, f"m{i}", **hooks)), "class-il")
         try:
-            conformance.stop_run(case, STOP, folder / f"{i}.pt", *MORE)
-            exp = conformance.run(case, *MORE)
-            out[what] = conformance.state_of(exp), conformance.scores_of(exp)
+            case_runs.stop_run(case, STOP, folder / f"{i}.pt", *MORE)
+            exp = case_runs.run(case, *MORE)
+            out[what] = case_runs.state_of(exp), case_runs.scores_of(exp)
         except Exception as e:  # noqa: BLE001 - the test of this one sees it
             out[what] = e
             continue
@@ -272,7 +272,7 @@ def test_a_run_resumed_in_another_process_is_the_same_run(what, outcomes):
     assert isinstance(outcomes[what], tuple), outcomes[what]
     (state_, scores), end = outcomes[what]
     assert not isinstance(end, str), end
-    assert conformance.differing_entries(state_, end[0]) == [] and scores == end[1]
+    assert case_runs.differing_entries(state_, end[0]) == [] and scores == end[1]
 
 
 @pytest.mark.parametrize("what", REFUSED)

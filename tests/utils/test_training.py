@@ -11,7 +11,7 @@ import torch
 from models.sgd import SGD
 from models.utils.continual_model import ContinualModel
 from tests.models.helpers import experiment, finished
-from utils import checkpoint, conformance
+from utils import case_runs, cases, checkpoint
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate
 from utils.events import FLUSH_EVERY
@@ -323,13 +323,13 @@ def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
     ids=lambda o: o[1] if o[0] != "--enable_other_metrics" else "batchnorm",
 )
 def test_a_run_with_these_options_is_resumed_exactly(options):
-    case = conformance.Case("derpp", "class-il")
+    case = cases.Case("derpp", "class-il")
     more = options if "--n_epochs" in options else ["--n_epochs", "4", *options]
-    whole = conformance.run(case, *more)
+    whole = case_runs.run(case, *more)
     total = whole.run.history[-1].step
     for step in (total // 3, total // 2, total - 3):
-        resumed = conformance.resumed_run(case, step, *more)
-        assert not conformance.differing_entries(conformance.state_of(whole), conformance.state_of(resumed))
+        resumed = case_runs.resumed_run(case, step, *more)
+        assert not case_runs.differing_entries(case_runs.state_of(whole), case_runs.state_of(resumed))
         assert whole.run.history == resumed.run.history and whole.run.losses == resumed.run.losses
 
 
