@@ -11,7 +11,7 @@ import main as entry
 from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
 from datasets.utils.vision_scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
 from tests.models.test_balanced_ewc import SMALL, case
-from utils import conformance, criterion
+from utils import case_runs, criterion
 from utils.experiment import build
 from utils.page import drawn
 from utils.training import train
@@ -91,9 +91,9 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
 
 @pytest.mark.parametrize("name, more", [("er", STOPPING), ("balanced-ewc", ("--detection", "boxes"))])
 def test_a_resumed_run_leaves_the_same_to_look_at(name, more, folder):
-    undisturbed = conformance.run(case(name, folder), *more).run
+    undisturbed = case_runs.run(case(name, folder), *more).run
     for step in (undisturbed.history[-3].step + 1, -undisturbed.history[-2].step):  # within a stage, after one
-        resumed = conformance.resumed_run(case(name, folder), step, *more).run
+        resumed = case_runs.resumed_run(case(name, folder), step, *more).run
         assert resumed.epochs == undisturbed.epochs
         assert [stage for stage, _ in resumed.pictures] == [0, 1, 2]
         for (_, a), (_, b) in zip(resumed.pictures, undisturbed.pictures, strict=True):

@@ -18,7 +18,7 @@ from datasets.utils.task import Task, TokenTask
 from models.sgd import SGD
 from models.utils.fisher import fisher_diagonal
 from tests.models.helpers import Command, experiment, finished
-from utils import conformance, registry
+from utils import cases, conformance, registry
 from utils.config import resolve
 from utils.errors import UserError
 from utils.evaluation import evaluate, held_out_scores
@@ -261,7 +261,7 @@ def test_fisher_information_of_sequences(net):
 @pytest.mark.parametrize("mode", ["tagged", "multihead"])
 @pytest.mark.parametrize("model", MODELS)
 def test_methods_run_on_tokens(model, mode):
-    more = [*conformance.required_options(model), *FISHER.get(model, [])]
+    more = [*cases.required_options(model), *FISHER.get(model, [])]
     more += ["--language_mode", mode, "--n_tasks", "2", "--n_epochs", "1", "--debug_mode"]
     matrices = finished(model, *more, dataset="seq-language").run.matrices
     assert math.isfinite(matrices["task-il" if mode == "multihead" else "domain-il"][1, 1])

@@ -12,7 +12,7 @@ from datasets.seq_poly1d import SequentialPoly1D
 from datasets.utils.scores import RegressionScore
 from datasets.utils.task import RegressionTask, Task
 from tests.models.helpers import Command, experiment, finished
-from utils import conformance, plots, registry
+from utils import cases, conformance, plots, registry
 from utils.config import resolve
 from utils.errors import UserError
 from utils.evaluation import held_out_scores
@@ -132,7 +132,7 @@ def test_joint_training_is_far_better_than_fine_tuning():
 
 @pytest.mark.parametrize("model", REGRESSION)
 def test_methods_of_any_loss_run_on_regression(model):
-    exp = finished(model, *conformance.required_options(model), *FEW, dataset="seq-poly1d")
+    exp = finished(model, *cases.required_options(model), *FEW, dataset="seq-poly1d")
     assert math.isfinite(exp.run.matrices["domain-il"][2, 2])
     assert exp.run.history[-1].others["mse"]["domain-il"][0] > 0
 
@@ -222,7 +222,7 @@ def test_epochs_take_the_place_of_the_streams_iterations():
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(argv, words):
-    required = conformance.required_options(argv[0])
+    required = cases.required_options(argv[0])
     with pytest.raises(UserError, match=words) as e:
         experiment(argv[0], *required, *argv[2:], dataset=argv[1])
     assert "\n" not in str(e.value)
