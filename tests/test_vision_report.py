@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import main as entry
+from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
 from datasets.utils.vision_scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
-from datasets.utils.vision_tasks import VisionTask
 from tests.models.test_balanced_ewc import SMALL, case
-from utils import conformance, criterion
+from utils import case_runs, criterion
 from utils.experiment import build
 from utils.page import drawn
 from utils.training import train
@@ -42,7 +42,7 @@ def test_every_method_leaves_curves_pictures_and_verdicts(name, folder):
     assert [r["task"] for r in run.epochs] == ([0] if joint else [0, 1, 2])
     assert all(math.isfinite(r["loss"]) and r["steps"] == (6 if joint else 2) for r in run.epochs)
     assert [stage for stage, _ in run.pictures] == ([2] if joint else [0, 1, 2, *again])
-    shapes = [{k: tuple(v.shape) for k, v in said.items()} for said in run.pictures[-1][1]]
+    shapes = [{k: tuple(v.shape) for k, v in answers.items()} for answers in run.pictures[-1][1]]
     assert shapes == [{"mask": (4, 32, 32)}, {"scores": (4, 10)}, {"scores": (4, 10)}]
     rows = criterion.of_run(run)
     assert [row.task for row in rows] == ["seg", "det", "cls"]
@@ -91,9 +91,9 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
 
 @pytest.mark.parametrize("name, more", [("er", STOPPING), ("balanced-ewc", ("--detection", "boxes"))])
 def test_a_resumed_run_leaves_the_same_to_look_at(name, more, folder):
-    undisturbed = conformance.run(case(name, folder), *more).run
+    undisturbed = case_runs.run(case(name, folder), *more).run
     for step in (undisturbed.history[-3].step + 1, -undisturbed.history[-2].step):  # within a stage, after one
-        resumed = conformance.resumed_run(case(name, folder), step, *more).run
+        resumed = case_runs.resumed_run(case(name, folder), step, *more).run
         assert resumed.epochs == undisturbed.epochs
         assert [stage for stage, _ in resumed.pictures] == [0, 1, 2]
         for (_, a), (_, b) in zip(resumed.pictures, undisturbed.pictures, strict=True):
@@ -144,32 +144,35 @@ def test_the_table_carries_both_readings():
     assert len(criterion.cells(rows[0])) == len(criterion.COLUMNS)
 
 
-@pytest.mark.parametrize("kind", ["semantic", "binary", "multilabel", "boxes", "classes"])
+N_KINDS = 11
+PICTURES = {
+    MaskTask: torch.randint(N_KINDS, (2, 32, 32)),
+    BinaryMaskTask: torch.randint(2, (2, 32, 32)) * 255,
+    PresenceTask: torch.tensor([[1.0] * N_KINDS, [0.0] * N_KINDS]),  # all, none
+    ImageClassTask: torch.tensor([3, 4]),
+    BoxTask: {
+        "boxes": torch.tensor([[[4.0, 4, 20, 30], [0, 0, 0, 0]]] * 2),
+        "classes": torch.tensor([[2, -1], [-1, -1]]),
+        "crowd": torch.tensor([[True, False], [False, False]]),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
 def test_pictures_of_every_kind_of_task(kind):
-    names, n = ["background", *"abcdefghij"], 11
-    task = VisionTask({"classes": "cls", "multilabel": "det", "boxes": "det"}.get(kind, "seg"), kind, n, names)
+    task = kind("any", ["background", *"abcdefghij"])
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    labels = {
-        "semantic": torch.randint(n, (2, 32, 32)),
-        "binary": torch.randint(2, (2, 32, 32)) * 255,
-        "multilabel": torch.tensor([[1.0] * n, [0.0] * n]),  # all, none
-        "classes": torch.tensor([3, 4]),
-        "boxes": {
-            "boxes": torch.tensor([[[4.0, 4, 20, 30], [0, 0, 0, 0]]] * 2),
-            "classes": torch.tensor([[2, -1], [-1, -1]]),
-            "crowd": torch.tensor([[True, False], [False, False]]),
-        },
-    }[kind]
-    outputs = torch.randn(2, 1 if kind == "binary" else n, *([32, 32] if task.name == "seg" else []))
-    if kind == "boxes":
+    outputs = torch.randn(2, task.n_outputs, *([32, 32] if task.MASKED else []))
+    if kind is BoxTask:
         # One location in the middle that sees class 2, of 8 pixels in each direction, and one that sees nothing.
         place = torch.tensor([[2.0] * 4 + [9.0, 16, 16, 4], [1.0] * 4 + [-9.0, 30, 30, 4]])
-        outputs = torch.cat((torch.full((2, n), -9.0), place), 1).repeat(2, 1, 1)
+        outputs = torch.cat((torch.full((2, N_KINDS), -9.0), place), 1).repeat(2, 1, 1)
         outputs[:, 0, 2] = 9.0
-    said = task.said(outputs)
-    if kind == "boxes":
-        assert said["classes"][0].tolist() == [2] + [-1] * 9 and said["boxes"][0, 0].tolist() == [8, 8, 24, 24]
-    assert len(drawn(predictions(task, images, labels, {"before": said, "after": said}), "png")) > 5000
+    answers = task.decode(outputs)
+    if kind is BoxTask:
+        assert answers["classes"][0].tolist() == [2] + [-1] * 9 and answers["boxes"][0, 0].tolist() == [8, 8, 24, 24]
+    figure = predictions(task, images, PICTURES[kind], {"before": answers, "after": answers})
+    assert len(drawn(figure, "png")) > 5000
 
 
 def test_curves_with_and_without_a_held_out_part():
@@ -189,29 +192,25 @@ def test_intervals_by_resampling_images():
     assert (weights.sum(1) == 4).all() and torch.equal(weights, bootstrap(4))
     right, wrong = torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 5.0]])
     top = TopScore(2)
-    state = top.start()
-    top.add(state, torch.cat((right, wrong)), torch.zeros(2, dtype=torch.long))
-    assert top.interval(state)["top-1 low"] == pytest.approx(9.45, abs=0.01)  # Wilson, 1 of 2
+    top.add(torch.cat((right, wrong)), torch.zeros(2, dtype=torch.long))
+    assert top.result()["top-1 low"] == pytest.approx(9.45, abs=0.01)  # Wilson, 1 of 2
     score, labels = SegmentationScore(2), torch.zeros(2, 1, 1, dtype=torch.long)
     labels[1] = 1
-    state = score.start()
-    score.add(state, torch.stack((right, right)).view(2, 2, 1, 1), labels)
+    score.add(torch.stack((right, right)).view(2, 2, 1, 1), labels)
     # Class 0 everywhere: a resample of the first image alone scores 100, of the second alone 0.
-    assert score.interval(state) == {"mIoU low": 0.0, "mIoU high": 100.0}
+    assert score.interval() == {"mIoU low": 0.0, "mIoU high": 100.0}
 
 
 def test_the_average_precision_of_a_resample_counts_its_images_as_often_as_they_are_in_it(monkeypatch):
     torch.manual_seed(0)
     logits, labels = torch.randn(30, 3), (torch.rand(30, 3) < 0.3).float()
-    whole, again = MultiLabelScore(3), MultiLabelScore(3)
+    whole, again = MultiLabelScore(), MultiLabelScore()
     rows = torch.randint(30, (30,))
     weights = torch.bincount(rows, minlength=30).double().expand(500, 30)
     monkeypatch.setattr("datasets.utils.vision_scores.bootstrap", lambda n: weights)
-    states = whole.start(), again.start()
-    whole.add(states[0], logits, labels)
-    again.add(states[1], logits[rows], labels[rows])
-    expected = again.result(states[1])["mAP_cls"]
-    assert list(whole.interval(states[0]).values()) == pytest.approx([expected] * 2)
+    whole.add(logits, labels)
+    again.add(logits[rows], labels[rows])
+    assert list(whole.interval().values()) == pytest.approx([again.result()["mAP_cls"]] * 2)
 
 
 def test_a_run_that_begins_later_has_no_baseline_for_what_it_left_out(folder):

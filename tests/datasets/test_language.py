@@ -14,16 +14,17 @@ from backbone.transformer import Transformer
 from backbone.utils.base import Backbone
 from datasets.seq_language import N_TEST, N_TRAIN, VOCABULARY
 from datasets.utils.scores import IGNORED, TokenLoss, TokenScore
+from datasets.utils.task import Task, TokenTask
 from models.sgd import SGD
 from models.utils.fisher import fisher_diagonal
 from tests.models.helpers import Command, experiment, finished
-from utils import conformance, registry
+from utils import cases, conformance, registry
 from utils.config import resolve
 from utils.errors import UserError
-from utils.evaluation import evaluate, held_out_scores, measure
+from utils.evaluation import evaluate, held_out_scores
 from utils.experiment import execute
 
-MODELS = [m for m in registry.names("model") if "language" in getattr(registry.load("model", m), "KINDS", [])]
+MODELS = [m for m in registry.names("model") if {Task, TokenTask} & {*registry.load("model", m).TASKS}]
 FISHER = {"ewc_on": ["--ewc_fisher", "empirical"]}  # its default asks for one label per example
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -112,29 +113,28 @@ def test_a_table_of_the_grammar_is_always_right_and_a_flat_one_has_the_perplexit
     heads = 3 if mode == "multihead" else 1
     table = F.one_hot(exp.dataset.grammar(1), VOCABULARY).float().repeat(1, heads) * 50
     name = "task-il" if heads == 3 else "domain-il"
-    scores, others = measure(knowing(exp, table), exp.dataset, range(3), trained=2)
+    scores, others = evaluate(knowing(exp, table), exp.dataset, range(3), trained=2)
     assert scores[name][1] == 100 and others["perplexity"][name][1] == pytest.approx(1)
     assert max(scores[name][0], scores[name][2]) < 20
-    flat, others = measure(knowing(exp, torch.zeros_like(table)), exp.dataset, [0], trained=2)
+    _, others = evaluate(knowing(exp, torch.zeros_like(table)), exp.dataset, [0], trained=2)
     assert others["perplexity"][name] == pytest.approx([32], rel=1e-5)
     if heads == 3:
         assert others["perplexity"]["class-il"] == pytest.approx([96], rel=1e-5)
-    assert evaluate(knowing(exp, torch.zeros_like(table)), exp.dataset, [0], trained=2) == flat
 
 
 def test_accuracy_and_perplexity_by_hand():
     logits = torch.tensor([[[2.0, 1, 0], [0, math.log(3), 0], [9, 0, 0]]])
-    score = TokenScore()
     # Scored: token 1 with p = 3 / 5, right; token 2 with p = 1 / 5, wrong.
-    labels = torch.tensor([[IGNORED, 1, IGNORED]])
-    sums = score.sums(logits, labels, 0, 3) + score.sums(logits, labels + (labels > 0), 0, 3)
-    metrics = score.metrics(sums, 2)
-    assert list(metrics) == ["accuracy", "perplexity"] and metrics["accuracy"] == 50
-    assert metrics["perplexity"] == pytest.approx(math.exp(-(math.log(3 / 5) + math.log(1 / 5)) / 2))
-    # Among outputs 1 and 2 alone p = 3 / 4.
-    assert score.metrics(score.sums(logits, labels, 1, 3), 1)["perplexity"] == pytest.approx(4 / 3)
-    assert score.loss(logits, labels, 1, 3).item() == pytest.approx(math.log(4 / 3))
-    assert score.metrics(torch.tensor([0.0, 1e6, 10]), 1)["perplexity"] == math.inf
+    labels, score, two = torch.tensor([[IGNORED, 1, IGNORED]]), TokenScore(), TokenScore(1, 3)
+    score.add(logits, labels)
+    score.add(logits, labels + (labels > 0))
+    result = score.result()
+    assert list(result) == ["accuracy", "perplexity"] and result["accuracy"] == 50
+    assert result["perplexity"] == pytest.approx(math.exp(-(math.log(3 / 5) + math.log(1 / 5)) / 2))
+    two.add(logits, labels)  # among outputs 1 and 2 alone p = 3 / 4
+    assert two.result() == {"accuracy": 100, "perplexity": pytest.approx(4 / 3)}
+    two.add(torch.tensor([[[0.0, 1e4, 0.0]]]), torch.tensor([[2]]))
+    assert two.result()["perplexity"] == math.inf
 
 
 def test_the_loss_is_the_mean_over_scored_tokens():
@@ -261,7 +261,7 @@ def test_fisher_information_of_sequences(net):
 @pytest.mark.parametrize("mode", ["tagged", "multihead"])
 @pytest.mark.parametrize("model", MODELS)
 def test_methods_run_on_tokens(model, mode):
-    more = [*conformance.required_options(model), *FISHER.get(model, [])]
+    more = [*cases.required_options(model), *FISHER.get(model, [])]
     more += ["--language_mode", mode, "--n_tasks", "2", "--n_epochs", "1", "--debug_mode"]
     matrices = finished(model, *more, dataset="seq-language").run.matrices
     assert math.isfinite(matrices["task-il" if mode == "multihead" else "domain-il"][1, 1])

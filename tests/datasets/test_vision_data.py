@@ -15,6 +15,7 @@ from torchvision.datasets import CocoDetection, ImageFolder, VOCSegmentation
 from datasets.utils import vision_formats as formats
 from datasets.utils.streaming import Cache, StreamEvalLoader, StreamLoader
 from datasets.utils.vision_data import Scene, augmented, resized
+from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
 from datasets.utils.vision_mini import COUNTS, Painter, build, item_pools, item_source, mini_folder, run_lengths
 from tests.datasets import vision_formats_on_disk as disk
 from tests.models.helpers import experiment
@@ -443,8 +444,8 @@ def test_cache_mb_bounds_all_parts_together(base, mini):
 
 def test_tasks_their_labels_and_their_order(base, mini):
     dataset = small(base, "--vision_order=cls,seg,det")
-    assert [(t.name, t.kind, t.n_outputs) for t in dataset.tasks] == [
-        ("cls", "classes", 10), ("seg", "semantic", 11), ("det", "multilabel", 10),
+    assert [(t.name, type(t), t.n_outputs) for t in dataset.tasks] == [
+        ("cls", ImageClassTask, 10), ("seg", MaskTask, 11), ("det", PresenceTask, 10),
     ]  # fmt: skip
     assert dataset.tasks[1].class_names[:2] == ["background", "digit 0"] and dataset.SIZE == (3, 32, 32)
     shapes = []
@@ -458,7 +459,7 @@ def test_tasks_their_labels_and_their_order(base, mini):
         assert len(data) == 24 and data.data.shape == (24, 3, 32, 32) and len(data.targets) == 24
     assert shapes == [((8,), torch.int64), ((8, 32, 32), torch.int64), ((8, 10), torch.float32)]
     boxes = small(base, "--detection=boxes", "--seg_classes=binary")
-    assert [(t.kind, t.n_outputs) for t in boxes.tasks] == [("binary", 1), ("boxes", 10), ("classes", 10)]
+    assert [(type(t), t.n_outputs) for t in boxes.tasks] == [(BinaryMaskTask, 1), (BoxTask, 10), (ImageClassTask, 10)]
     labels = next(boxes.enter_task(0).epoch(0))[1]
     assert labels.unique().tolist() == [0, 1, 255]
 

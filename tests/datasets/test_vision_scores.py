@@ -15,15 +15,8 @@ from datasets.utils.boxes import (
     draw_dense,
     generalised_iou,
 )
-from datasets.utils.vision_losses import (
-    VOID,
-    cls_loss,
-    det_loss,
-    dice_loss,
-    draw_labels,
-    log_likelihood,
-    seg_loss,
-)
+from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from datasets.utils.vision_losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
 from datasets.utils.vision_scores import (
     BoxScore,
     MultiLabelScore,
@@ -35,10 +28,9 @@ from datasets.utils.vision_scores import (
 
 
 def scored(score, *batches) -> dict[str, float]:
-    state = score.start()
     for outputs, labels in batches:
-        score.add(state, outputs, labels)
-    return score.result(state)
+        score.add(outputs, labels)
+    return score.result()
 
 
 # ---- losses
@@ -86,32 +78,58 @@ def test_likelihoods_are_sums_over_outputs():
     y = torch.randint(3, (4, 4))
     y[0] = VOID
     whole = -F.cross_entropy(z.unsqueeze(0), y.unsqueeze(0), ignore_index=VOID, reduction="sum")
-    torch.testing.assert_close(log_likelihood("seg", z, y), whole)
+    torch.testing.assert_close(MaskTask("seg", ["b", "c", "d"]).log_likelihood(z, y), whole)
     y = torch.tensor([[1, 0], [1, VOID]])
     z = torch.zeros(1, 2, 2)
-    assert log_likelihood("seg", z, y).item() == pytest.approx(3 * math.log(0.5))
-    assert log_likelihood("det", torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
-    assert log_likelihood("cls", torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
+    assert BinaryMaskTask("seg", ["b", "o"]).log_likelihood(z, y).item() == pytest.approx(3 * math.log(0.5))
+    assert PresenceTask("det", [*"abcde"]).log_likelihood(torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
+    assert ImageClassTask("cls", [*"abcd"]).log_likelihood(torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
 
 
 def test_drawn_labels_follow_the_network():
     torch.manual_seed(0)
-    n = 4000
-    logit = math.log(3)  # p = .75
-    assert draw_labels("det", torch.full((n, 1), logit), torch.zeros(n, 1)).mean().item() == pytest.approx(
-        0.75, abs=0.03
-    )
-    drawn = draw_labels("cls", torch.tensor([[logit, 0.0]]).expand(n, 2), torch.zeros(n, dtype=torch.long))
+    n, logit = 4000, math.log(3)  # p = .75
+    drawn = PresenceTask("det", ["a"]).sample(torch.full((n, 1), logit), torch.zeros(n, 1))
+    assert drawn.mean().item() == pytest.approx(0.75, abs=0.03)
+    labels = torch.zeros(n, dtype=torch.long)
+    drawn = ImageClassTask("cls", ["a", "b"]).sample(torch.tensor([[logit, 0.0]]).expand(n, 2), labels)
     assert drawn.float().mean().item() == pytest.approx(0.25, abs=0.03) and drawn.dtype == torch.long
-    labels = torch.zeros(1, 50, 80, dtype=torch.long)
+    labels, one = torch.zeros(1, 50, 80, dtype=torch.long), torch.full((1, 1, 50, 80), logit)
     labels[:, :10] = VOID
-    for outputs in (
-        torch.full((1, 1, 50, 80), logit),
-        torch.stack((torch.zeros(1, 50, 80), torch.full((1, 50, 80), logit)), 1),
-    ):
-        drawn = draw_labels("seg", outputs, labels)
+    for kind, outputs in ((BinaryMaskTask, one), (MaskTask, torch.cat((torch.zeros_like(one), one), 1))):
+        drawn = kind("seg", ["b", "a"]).sample(outputs, labels)
         assert (drawn[:, :10] == VOID).all()
         assert drawn[:, 10:].float().mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # from (.75, .25) to (.5, .5)
+
+
+@pytest.mark.parametrize(
+    "task, shape, answers",
+    [
+        (BinaryMaskTask("seg", ["b", "o"]), (2, 1, 4, 4), 1),
+        (MaskTask("seg", ["b", "o"]), (2, 2, 4, 4), 1),
+        (PresenceTask("det", [*"abc"]), (2, 3), 3),  # the classes of an image are one answer
+        (ImageClassTask("cls", ["a", "b"]), (2, 2), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_distances_by_hand(task, shape, answers):
+    tau, student, teacher = 2.0, torch.zeros(shape), torch.full(shape, 2 * math.log(3))
+    if isinstance(task, ImageClassTask) or type(task) is MaskTask:
+        teacher[:, 1] = 0
+    assert task.distance(student, teacher, tau).item() == pytest.approx(4 * answers * KL, rel=1e-5)
+    assert task.distance(teacher, student, tau, "student").item() == pytest.approx(4 * answers * KL, rel=1e-5)
+    assert task.distance(teacher, teacher, tau).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distance_of_boxes_counts_sides_where_the_teacher_sees_any():
+    task, student, teacher = BoxTask("det", ["a", "b"]), dense(), dense()
+    teacher[..., :2] = -20  # p = 0, but for one location
+    teacher[0, 3, 0], teacher[0, 3, 2:6], teacher[0, 5, 2:6] = 20.0, 2.0, 9.0
+    student[..., :2] = teacher[..., :2]
+    assert task.distance(student, teacher, 1.0).item() == pytest.approx(4, rel=1e-4)
 
 
 # ---- scores
@@ -134,10 +152,10 @@ def test_void_pixels_count_nowhere():
     labels[:, :3] = VOID
     flipped = logits.clone()
     flipped[:, :, :3] *= -1
-    score = SegmentationScore(3)
-    assert scored(score, (logits, labels)) == scored(score, (flipped, labels))
+    whole = scored(SegmentationScore(3), (logits, labels))
+    assert whole == scored(SegmentationScore(3), (flipped, labels))
     # In one go or batch by batch.
-    assert scored(score, (logits, labels)) == scored(score, (logits[:1], labels[:1]), (logits[1:], labels[1:]))
+    assert whole == scored(SegmentationScore(3), (logits[:1], labels[:1]), (logits[1:], labels[1:]))
 
 
 def test_the_mask_of_one_channel_is_scored_by_its_foreground():
@@ -151,10 +169,10 @@ def test_the_mask_of_one_channel_is_scored_by_its_foreground():
 
 def test_average_precision_by_hand():
     logits, labels = torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[1.0], [0.0], [1.0]])
-    assert scored(MultiLabelScore(1), (logits, labels))["mAP_cls"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert scored(MultiLabelScore(), (logits, labels))["mAP_cls"] == pytest.approx(100 * (1 + 2 / 3) / 2)
     # A class without positives is no class.
     more = torch.cat((logits, logits), 1), torch.cat((labels, torch.zeros(3, 1)), 1)
-    result = scored(MultiLabelScore(2, ["a", "b"]), more)
+    result = scored(MultiLabelScore(["a", "b"]), more)
     assert result["mAP_cls"] == pytest.approx(100 * 5 / 6) and math.isnan(result["AP b"])
     assert result["floor"] == pytest.approx(200 / 3)
 
@@ -163,8 +181,8 @@ def test_mean_average_precision_is_that_of_the_classes_present():
     torch.manual_seed(0)
     logits, labels = torch.randn(30, 80), torch.zeros(30, 80)
     labels[:, 7:17] = (torch.rand(30, 10) < 0.3).float()
-    whole = scored(MultiLabelScore(80), (logits, labels))
-    ten = scored(MultiLabelScore(10), (logits[:, 7:17], labels[:, 7:17]))
+    whole = scored(MultiLabelScore(), (logits, labels))
+    ten = scored(MultiLabelScore(), (logits[:, 7:17], labels[:, 7:17]))
     assert whole["mAP_cls"] == pytest.approx(ten["mAP_cls"]) and whole["floor"] == pytest.approx(ten["floor"])
 
 
@@ -187,7 +205,7 @@ def test_box_precision_by_hand():
         {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "scores": torch.tensor([0.9]), "classes": torch.tensor([0])},
         {"boxes": torch.tensor([[5.0, 5, 20, 20]]), "scores": torch.tensor([0.8]), "classes": torch.tensor([1])},
     ]
-    result = scored(BoxScore(3, ["a", "b", "c"]), (found, labels))
+    result = scored(BoxScore(["a", "b", "c"]), (found, labels))
     assert result["AP a"] == pytest.approx(70) and result["AP b"] == pytest.approx(100)  # IoU .8333: seven thresholds
     assert result["mAP_box"] == pytest.approx(85) and math.isnan(result["AP c"])
 
@@ -235,7 +253,7 @@ def test_a_perfect_detector_has_no_loss_and_all_precision():
     assert box_loss(outputs, labels).item() == pytest.approx(entropy[positive].mean().item(), abs=1e-4)
     (found,) = detections(outputs)
     assert found["boxes"].tolist() == [[6, 6, 20, 18]] and found["classes"].tolist() == [1]
-    assert scored(BoxScore(2, ["a", "b"]), (outputs, labels))["mAP_box"] == pytest.approx(100)
+    assert scored(BoxScore(["a", "b"]), (outputs, labels))["mAP_box"] == pytest.approx(100)
     assert torch.equal(corners(sides, outputs[..., -3:-1], outputs[..., -1])[positive], labels["boxes"][0, :1])
 
 

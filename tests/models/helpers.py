@@ -9,6 +9,7 @@ from torch import nn
 
 from backbone.utils.base import Backbone
 from datasets.utils.loaders import Split, TrainLoader
+from datasets.utils.task import TaskStream
 from models.utils import state
 from utils.config import resolve
 from utils.experiment import build
@@ -32,7 +33,7 @@ class Flat(Backbone):
         return [x.flatten(1)]
 
 
-class FakeStream:
+class FakeStream(TaskStream):
     """What a method asks of a stream, and nothing more."""
 
     SETTING = "class-il"
@@ -40,6 +41,11 @@ class FakeStream:
     def __init__(self, n_tasks=2, cpt=2, size=(1, 1, 1)):
         self.N_TASKS, self.N_CLASSES_PER_TASK, self.N_CLASSES, self.SIZE = n_tasks, cpt, n_tasks * cpt, size
         self.NAME = "fake"
+        classes = [self.get_offsets(t) for t in range(n_tasks)]
+        self._set_tasks(classes, classes, multi_head=False)
+
+    def get_loss(self):
+        return F.cross_entropy
 
     def get_normalization_transform(self):
         return lambda x: x.float()
@@ -54,7 +60,9 @@ class FakeStream:
         """The loader of a task: two white images of each class."""
         labels = torch.arange(*self.get_offsets(task)).repeat(2)
         split = Split(torch.full((len(labels), *self.SIZE), 255, dtype=torch.uint8), labels)
-        return TrainLoader(split, torch.arange(len(labels)), 4, lambda x: x, lambda n, epoch: torch.arange(n))
+        order = torch.arange(len(labels))
+        self.train_loader = TrainLoader(split, order, 4, lambda x: x, lambda n, epoch: order)
+        return self.train_loader
 
     def task_data(self, task):
         return self.enter_task(task).dataset

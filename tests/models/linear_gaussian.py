@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbone.utils.base import Backbone
+from datasets.utils.task import RegressionTask, TaskStream
 from tests.models.helpers import enter, options
 from utils import registry
 
@@ -27,15 +28,16 @@ class OneWeight(Backbone):
         return [x]
 
 
-class LinearStream:
+class LinearStream(TaskStream):
     """Task t: y = targets[t] for x = 1, eight times."""
 
-    NAME, SETTING, KIND, SIGMA = "linear", "domain-il", "regression", NOISE
+    NAME, SETTING, TASK, SIGMA = "linear", "domain-il", RegressionTask, NOISE
     N_CLASSES = N_CLASSES_PER_TASK = 1
 
     def __init__(self, targets):
         self.targets, self.N_TASKS = targets, len(targets)
         self.train_loader = self
+        self._set_tasks([(0, 1)] * self.N_TASKS, [(0, 1)] * self.N_TASKS, multi_head=False)
 
     @property
     def dataset(self):
@@ -48,6 +50,9 @@ class LinearStream:
         x = torch.ones(EXAMPLES, 1)
         self.batch = x, torch.full((EXAMPLES, 1), float(self.targets[task])), x
         return self
+
+    def get_loss(self):
+        return F.mse_loss
 
     def get_normalization_transform(self):
         return lambda x: x

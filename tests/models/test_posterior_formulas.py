@@ -344,7 +344,7 @@ def test_on_a_stream_of_domains_the_task_given_chooses_the_head(monkeypatch):
     monkeypatch.setattr(model, "sampled_outputs", lambda x: outputs)
     inferred, best = by_hand(outputs)
     labels = torch.randint(10, (200,))
-    scores, more = model.examine(torch.zeros(200, 64), labels, 1, ["domain-il", "task-il"])
+    scores, more = model.evaluate_batch(torch.zeros(200, 64), labels, 1, ["domain-il", "task-il"])
     assert torch.equal(scores["domain-il"].argmax(1), best[inferred, torch.arange(200)])
     assert torch.equal(scores["task-il"].argmax(1), best[1])
     assert more["task_inference_ent"][1].item() == 100 * (inferred == 1).sum().item()

@@ -278,7 +278,7 @@ def test_lwf_divergence_without_the_factor():
     model = small(LwF, "--alpha", "1", "--softmax_temp", "2", "--kd_scale", "none")
     with torch.no_grad():
         model.net.classifier.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
-    enter(model, model.dataset, 1).head_sizes = [2]
+    enter(model, model.dataset, 1)
     with torch.no_grad():
         model.net.classifier.bias.zero_()
     before = model.net.classifier.bias.detach().clone()
