@@ -72,6 +72,11 @@ class BalancedContinualLearner:
         return self.evaluate_all()
 
     @property
+    def last_task(self) -> int:
+        """The task in training, or the last one where all are done."""
+        return min(self.model.current_task, len(self.tasks) - 1)
+
+    @property
     def step(self) -> int:
         """Training steps so far."""
         return self.record.history[-1].step if self.record.history else 0
@@ -80,7 +85,7 @@ class BalancedContinualLearner:
         """Test score of every task, percent; those not trained yet included."""
         self.dataset.all_test_loaders()
         tasks = range(len(self.tasks))
-        scores, _ = evaluate(self.model, self.dataset, tasks, self.model.stage)
+        scores, _ = evaluate(self.model, self.dataset, tasks, self.last_task)
         return dict(zip(self.tasks, scores["task-il"], strict=True))
 
     def check_forgetting(self) -> list[Verdict]:
@@ -97,7 +102,7 @@ class BalancedContinualLearner:
             raise UserError("finetune_if_needed() needs all stages trained, and finetune=True (the default)")
         self.model.finetune(self.dataset)
         if self.model.finetuned:
-            evaluate_run(self.exp, Position(task=self.model.stage, step=self.step))
+            evaluate_run(self.exp, Position(task=self.last_task, step=self.step))
         return self.model.finetuned
 
     def run(self) -> list[Verdict]:
