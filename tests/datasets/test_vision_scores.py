@@ -82,8 +82,12 @@ def test_likelihoods_are_sums_over_outputs():
     y = torch.tensor([[1, 0], [1, VOID]])
     z = torch.zeros(1, 2, 2)
     assert BinaryMaskTask("seg", ["b", "o"]).log_likelihood(z, y).item() == pytest.approx(3 * math.log(0.5))
-    assert PresenceTask("det", [*"abcde"]).log_likelihood(torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
-    assert ImageClassTask("cls", [*"abcd"]).log_likelihood(torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
+    assert PresenceTask("det", [*"abcde"]).log_likelihood(torch.zeros(5), torch.ones(5)).item() == pytest.approx(
+        5 * math.log(0.5)
+    )
+    assert ImageClassTask("cls", [*"abcd"]).log_likelihood(torch.zeros(4), torch.tensor(2)).item() == pytest.approx(
+        math.log(0.25)
+    )
 
 
 def test_drawn_labels_follow_the_network():

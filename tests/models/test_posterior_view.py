@@ -14,9 +14,9 @@ from models.utils.posterior import Look
 from tests.models.helpers import Command, finished
 from utils import plots
 from utils.analysis import analyse
+from utils.case_runs import differing_entries, resumed_run, run, state_of
 from utils.checkpoint import fingerprint
 from utils.config import resolve
-from utils.conformance import differing_entries, resumed_run, run, state_of
 from utils.experiment import execute
 from utils.randomness import random_state
 

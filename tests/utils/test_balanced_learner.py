@@ -6,7 +6,7 @@ import torch
 from backbone.multitask import BalancedMultiTaskModel
 from tests.models.helpers import finished
 from utils.balanced_learner import BalancedContinualLearner
-from utils.conformance import vision_folder
+from utils.cases import vision_folder
 from utils.criterion import of_run
 from utils.errors import UserError
 
