@@ -19,7 +19,7 @@ from torch import nn
 from utils import training
 from utils.config import resolve
 from utils.experiment import build
-from utils.run import Evaluation
+from utils.record import Evaluation
 
 METHODS = {
     "sgd": [],

@@ -17,7 +17,7 @@ from models.utils.state import describe
 from utils.buffer import Buffer
 from utils.evaluation import eval_mode
 from utils.panels import Report
-from utils.run import Analysis
+from utils.record import Analysis
 
 EMBEDDED = 500  # test examples in the embedding, of all tasks together
 MOST_CLASSES = 100  # of a confusion matrix

@@ -15,7 +15,7 @@ from utils.criterion import Verdict, of_run
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.experiment import build
-from utils.run import Position
+from utils.record import Position
 from utils.training import evaluate_run, train
 
 
@@ -30,7 +30,7 @@ class BalancedContinualLearner:
         options: any option of `main.py --model balanced-ewc`, by name.
 
     Attributes:
-        model, dataset, record: the method, the stream, and the scores so far, see `utils.run.Run`.
+        model, dataset, record: the method, the stream, and the scores so far, see `utils.record.Run`.
 
     Raises:
         UserError: an unknown option, an impossible value, data that are missing, a network of another `bn_policy`.

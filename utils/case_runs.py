@@ -19,7 +19,7 @@ from utils import checkpoint, registry
 from utils.cases import Case, Failure, Interrupted
 from utils.experiment import build
 from utils.randomness import random_state
-from utils.run import Experiment, Position
+from utils.record import Experiment, Position
 from utils.training import train
 from utils.waiting import Waiting
 

@@ -24,7 +24,7 @@ from models.utils import state as method_state
 from utils.atomic import replacing
 from utils.errors import TrainingFailed, UserError
 from utils.randomness import random_state, set_random_state
-from utils.run import Evaluation, Experiment, Position
+from utils.record import Evaluation, Experiment, Position
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import TrainingFailed
-from utils.run import Evaluation, Experiment, Position, Run
+from utils.record import Evaluation, Experiment, Position, Run
 
 FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does the loop wait for the device
 

@@ -26,7 +26,7 @@ from utils.loggers import ConsoleLogger, make_loggers
 from utils.mean_accs import write_summary
 from utils.mlflow_logger import MLflowLogger, Store
 from utils.report import summarise_run, summarise_seeds, write_seeds_report
-from utils.run import Experiment, Position, Run
+from utils.record import Experiment, Position, Run
 from utils.saving import Saver, Signals
 from utils.stopping import make_stopper
 from utils.training import evaluate_run, last_task, train

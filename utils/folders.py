@@ -12,7 +12,7 @@ from utils import checkpoint
 from utils.args import NEUTRAL
 from utils.atomic import explained, remove_leftovers
 from utils.errors import UserError
-from utils.run import Run
+from utils.record import Run
 
 RESULT = "result.yaml"  # written last: a run that has it is finished
 

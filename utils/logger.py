@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.run import Evaluation, Run
+from utils.record import Evaluation, Run
 
 Summary = dict[str, dict[str, float]]
 

@@ -21,7 +21,7 @@ from utils.config_file import write_config
 from utils.logger import Logger, Summary, seen_mean
 from utils.metrics import METRICS
 from utils.report import excluded_terms, summarise_run, write_report
-from utils.run import Evaluation, Run
+from utils.record import Evaluation, Run
 
 
 class CSVLogger(Logger):

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from utils.atomic import explained, write_text
 from utils.errors import UserError
 from utils.metrics import METRICS
-from utils.run import Run
+from utils.record import Run
 
 LOCK_TIMEOUT = 600.0  # seconds; a writer holds the lock for milliseconds
 COLUMNS = {metric.column: name for name, metric in METRICS.items() if metric.column}

@@ -22,7 +22,7 @@ from filelock import FileLock
 from utils.atomic import explained
 from utils.errors import Stopped, UserError
 from utils.logger import Logger, Summary, seen_mean
-from utils.run import Evaluation, Run
+from utils.record import Evaluation, Run
 
 LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"

@@ -16,7 +16,7 @@ from utils.args import NEUTRAL
 from utils.atomic import explained, write_bytes, write_text
 from utils.metrics import METRICS, NEEDS
 from utils.page import count, drawn, escape, image, page, section, table
-from utils.run import Run
+from utils.record import Run
 
 Summary = dict[str, dict[str, float]]
 SeedsTable = dict[str, dict[str, tuple[float, float, float, int]]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils import checkpoint
 from utils.errors import Stopped
-from utils.run import Experiment, Position
+from utils.record import Experiment, Position
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from utils.evaluation import held_out_scores
-from utils.run import Experiment, Position
+from utils.record import Experiment, Position
 
 
 class Stopper:

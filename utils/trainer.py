@@ -40,7 +40,7 @@ from utils.evaluation import evaluate, scenarios
 from utils.events import Log
 from utils.metrics import summarise
 from utils.report import summarise_run, write_report
-from utils.run import Experiment, Position, Run
+from utils.record import Experiment, Position, Run
 from utils.stopping import Stopper
 from utils.trainer_config import build_network, flat, read_config
 from utils.training import train_task as run_task

@@ -6,7 +6,7 @@ from itertools import islice
 
 from models.utils.continual_model import ContinualModel
 from utils.evaluation import empty_matrix, evaluate, predictions, scenarios
-from utils.run import Evaluation, Experiment, Position
+from utils.record import Evaluation, Experiment, Position
 from utils.schedule import restart_schedule, set_learning_rate
 
 

@@ -13,7 +13,7 @@ from datasets.utils.task import TaskStream
 from models.utils import state
 from utils.config import resolve
 from utils.experiment import build
-from utils.run import Experiment
+from utils.record import Experiment
 from utils.training import enter_task, train
 
 QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1"]

@@ -19,7 +19,7 @@ from utils.loggers import (
     plain,
 )
 from utils.mlflow_logger import MLflowLogger
-from utils.run import Evaluation, Run
+from utils.record import Evaluation, Run
 
 SCORES = [
     {"class-il": [90.0], "task-il": [95.0]},

@@ -16,7 +16,7 @@ from utils import mean_accs
 from utils.atomic import write_bytes, write_text
 from utils.errors import UserError
 from utils.mean_accs import append_row, summary_row, write_summary
-from utils.run import Run
+from utils.record import Run
 
 
 def read(path):

@@ -16,7 +16,7 @@ from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate
 from utils.events import FLUSH_EVERY
 from utils.loggers import Logger
-from utils.run import Evaluation, Position
+from utils.record import Evaluation, Position
 from utils.schedule import set_learning_rate
 from utils.training import batches_per_epoch, train
 
