@@ -24,8 +24,8 @@ import math
 import torch
 
 from backbone.utils.batchnorm import batchnorm_mode
-from datasets.utils.vision_data import equally_spaced
-from datasets.utils.vision_kinds import VisionTask
+from datasets.utils.vision.data import equally_spaced
+from datasets.utils.vision.kinds import VisionTask
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import fisher_diagonal
 from models.utils.kept_images import raw_images, select_exemplars

@@ -13,7 +13,7 @@ import torch
 import main as entry
 from models.sgd import SGD
 from tests.kills import run_folder
-from utils import checkpoint
+from utils.run import checkpoint
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--num_threads", "1", "--non_verbose", "--n_epochs", "3"]
 ARGV += ["--savecheck", "5", "--resume", "--optimizer", "adam", "--lr", "0.001", "--stop_after", "3"]

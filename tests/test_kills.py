@@ -15,8 +15,9 @@ import main as entry
 from models.er import ER
 from models.sgd import SGD
 from tests import kills
-from utils import checkpoint, registry
+from utils import registry
 from utils.registry import ROOT
+from utils.run import checkpoint
 
 ARGV = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "50", "--num_threads", "1", "--non_verbose"]
 

@@ -96,8 +96,8 @@ class Experiment:
         model: the method, a `ContinualModel`.
         dataset: the stream.
         args: resolved options.
-        log: who listens, a `utils.events.Log`; `run` is its record.
-        stopper: who may end a task before its last epoch, a `utils.stopping.Stopper`.
+        log: who listens, a `utils.log.events.Log`; `run` is its record.
+        stopper: who may end a task before its last epoch, a `utils.run.stopping.Stopper`.
     """
 
     model: Any

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.utils.boxes import (
+from datasets.utils.vision.boxes import (
     assigned,
     box_loss,
     corners,
@@ -15,9 +15,9 @@ from datasets.utils.boxes import (
     draw_dense,
     generalised_iou,
 )
-from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
-from datasets.utils.vision_losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
-from datasets.utils.vision_scores import (
+from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from datasets.utils.vision.losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
+from datasets.utils.vision.scores import (
     BoxScore,
     MultiLabelScore,
     SegmentationScore,

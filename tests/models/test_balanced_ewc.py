@@ -12,18 +12,18 @@ from torch import nn
 
 import main as entry
 from backbone.utils.base import Backbone
-from datasets.utils.vision_losses import draw_labels, log_likelihood
+from datasets.utils.vision.losses import draw_labels, log_likelihood
 from models.balanced_ewc import normalised, warm_restarts
 from models.utils.fisher import fisher_diagonal
 from models.utils.quadratic import Quadratic, step_sizes
 from tests.models.helpers import enter
-from utils import case_runs, cases, conformance
-from utils.analysis import look_at_tests
+from utils.check import case_runs, cases, conformance
 from utils.criterion import of_run, passes, remarks, verdicts
 from utils.errors import UserError
 from utils.evaluation import measure
-from utils.experiment import build
-from utils.training import train
+from utils.log.analysis import look_at_tests
+from utils.run.experiment import build
+from utils.run.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from utils.errors import UserError
-from utils.loggers import (
+from utils.log.loggers import (
     ConsoleLogger,
     CSVLogger,
     Logger,
@@ -18,7 +18,7 @@ from utils.loggers import (
     make_loggers,
     plain,
 )
-from utils.mlflow_logger import MLflowLogger
+from utils.log.mlflow_logger import MLflowLogger
 from utils.record import Evaluation, Run
 
 SCORES = [
