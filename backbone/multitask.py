@@ -404,8 +404,8 @@ class Channels(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Outputs (B, L, n + 8) of a dense detector, as `datasets.utils.vision.boxes` reads them: torchvision's FCOS head of two
-    convolutions on a feature pyramid over three maps (Tian et al. 2019; Lin et al. 2017).
+    """Outputs (B, L, n + 8) of a dense detector, as `datasets.utils.vision.boxes` reads them: torchvision's FCOS head
+    of two convolutions on a feature pyramid over three maps (Tian et al. 2019; Lin et al. 2017).
     """
 
     def __init__(self, trunk: nn.Module, n: int):

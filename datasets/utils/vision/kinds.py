@@ -182,8 +182,8 @@ class PresenceTask(VisionTask):
 
 
 class BoxTask(VisionTask):
-    """Boxes: outputs of a dense detector, see `datasets.utils.vision.boxes`; labels 'boxes' (B, M, 4) corners, 'classes'
-    (B, M) with -1 for padding, 'crowd' (B, M) bool.
+    """Boxes: outputs of a dense detector, see `datasets.utils.vision.boxes`; labels 'boxes' (B, M, 4) corners,
+    'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
     """
 
     METRIC, HEAD, FISHERS = "mAP_box", "boxes", ("mc",)

@@ -171,8 +171,8 @@ class BoxScore:
         self.class_names, self.metric = list(class_names), MeanAveragePrecision(class_metrics=True)
 
     def add(self, outputs: Tensor | list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
-        """Outputs of a dense detector, or detections of each image as `datasets.utils.vision.boxes.detections` has them;
-        labels 'boxes' (B, M, 4), 'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
+        """Outputs of a dense detector, or detections of each image as `datasets.utils.vision.boxes.detections` has
+        them; labels 'boxes' (B, M, 4), 'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
         """
         outputs = detections(outputs) if isinstance(outputs, Tensor) else outputs
         found = [{"boxes": o["boxes"], "scores": o["scores"], "labels": o["classes"]} for o in outputs]
