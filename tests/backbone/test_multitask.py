@@ -6,6 +6,8 @@ from torch import nn
 
 from backbone.multitask import BalancedMultiTaskModel
 from backbone.utils.bn_policy import POLICIES, StoppableBatchNorm2d, TaskBatchNorm2d
+from datasets.utils.vision_kinds import ImageClassTask
+from tests.models.helpers import clones
 from utils.errors import UserError
 
 
@@ -178,3 +180,17 @@ def test_a_dense_detector_stays_small(trunk, boxes):
     assert out.shape == (2, boxes, 5 + 8) and sum(net.parts().values()) < 8_000_000
     finest = 4 if trunk == "small" else 8
     assert out[1, 0, -3:].tolist() == [finest / 2, finest / 2, finest] and out[0, -1, -1] == 4 * finest
+
+
+def test_answers_of_old_branches_use_running_statistics():
+    net, x = small(bn_policy="shared").train(), torch.rand(4, 3, 32, 32)
+    old, own = (ImageClassTask(name, ["a"] * 3) for name in ("det", "cls"))
+    statistics = clones(net.buffers())
+    got_old, got_own = net.outputs(x, [old, own])
+    moved = clones(net.buffers())
+    assert any(not torch.equal(a, b) for a, b in zip(statistics, moved, strict=True))  # by the own branch
+    assert all(part.training for part in net.modules())
+    torch.testing.assert_close(got_old, net.eval()(x, "det"))
+    assert not torch.allclose(got_own, net(x, "cls"))
+    assert all(torch.equal(a, b) for a, b in zip(moved, clones(net.buffers()), strict=True))
+    torch.testing.assert_close(net.outputs(x, [own, old])[0], net(x, "cls"))
