@@ -5,9 +5,9 @@ python main.py --model pah --dataset seq-digits
 
 import sys
 
-from utils import config as configuration
 from utils import registry
 from utils.errors import Stopped, TrainingFailed, UserError
+from utils.run import config as configuration
 
 
 def main(argv: list[str]) -> int:
@@ -21,11 +21,11 @@ def main(argv: list[str]) -> int:
         elif choice.help or not argv:
             print_help(choice)
         elif choice.check:
-            from utils.conformance import check_and_print
+            from utils.check.conformance import check_and_print
 
             return 0 if check_and_print(choice.check) else 1
         elif choice.rerun:
-            from utils.rerun import rerun
+            from utils.run.rerun import rerun
 
             return 0 if rerun(choice.rerun, argv) else 1
         else:
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
     config = configuration.resolve(argv)
     print(configuration.describe(config), flush=True)
 
-    from utils.experiment import execute, execute_seeds
+    from utils.run.experiment import execute, execute_seeds
 
     if config.args.seeds:
         execute_seeds(config)
@@ -75,7 +75,7 @@ def print_list() -> None:
         print(f"{kind}s:")
         for name in names:
             print(f"  {name:<{width}}  {registry.first_line(kind, name)}")
-    from utils.best_args import list_rows
+    from utils.run.best_args import list_rows
 
     print("stored hyperparameters (--load_best_args):")
     rows: dict[tuple[str, str], list[str]] = {}

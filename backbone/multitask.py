@@ -404,7 +404,7 @@ class Channels(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Outputs (B, L, n + 8) of a dense detector, as `datasets.utils.boxes` reads them: torchvision's FCOS head of two
+    """Outputs (B, L, n + 8) of a dense detector, as `datasets.utils.vision.boxes` reads them: torchvision's FCOS head of two
     convolutions on a feature pyramid over three maps (Tian et al. 2019; Lin et al. 2017).
     """
 

@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from utils.config import resolve
-from utils.experiment import execute
+from utils.run.config import resolve
+from utils.run.experiment import execute
 
 SHARED = "--backbone mnistmlp --n_epochs 1 --disable_log --non_verbose --num_threads 1"
 SPLIT = f"--dataset seq-fmnist --batch_size 10 {SHARED}"

@@ -3,7 +3,7 @@
 python -m benchmarks.overhead [--iterations 1000] [--repeats 5]
 
 Both loops gather uint8 images by index, scale them, replay from a reservoir of 500, and step SGD on an MLP
-784-100-100-10. The runner's time is that of `utils.training.train` over one task without the evaluation at its end.
+784-100-100-10. The runner's time is that of `utils.run.training.train` over one task without the evaluation at its end.
 The two alternate; the ratio printed is the median over the repeats.
 """
 
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import training
-from utils.config import resolve
-from utils.experiment import build
-from utils.run import Evaluation
+from utils.record import Evaluation
+from utils.run import training
+from utils.run.config import resolve
+from utils.run.experiment import build
 
 METHODS = {
     "sgd": [],

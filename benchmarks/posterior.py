@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.pr_bbb import PRBBB
-from utils.config import resolve
-from utils.experiment import build
-from utils.training import enter_task
+from utils.run.config import resolve
+from utils.run.experiment import build
+from utils.run.training import enter_task
 
 COMMON = "--model pr-bbb --disable_log --non_verbose --num_threads 1 --kl_scale 0.001 --beta 1"
 CASES = {

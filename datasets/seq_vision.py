@@ -1,6 +1,6 @@
 """Segmentation of PASCAL VOC 2012, then what is on COCO's images, then Imagenette's (or ImageNet's) classes.
 
-The files are read in the layouts they are published in, see `datasets.utils.vision_formats`. By default 300 images of
+The files are read in the layouts they are published in, see `datasets.utils.vision.formats`. By default 300 images of
 each are used, 240 for training and 60 of the official validation part for the scores (`--vision_subset`); which ones
 depends on the seed and is written to `<base_path>/seq-vision-subsets`.
 
@@ -10,8 +10,8 @@ References: Everingham et al. 2015, "The PASCAL Visual Object Classes Challenge:
 
 from pathlib import Path
 
-from datasets.utils.vision_formats import coco, folders, voc, write_manifest
-from datasets.utils.vision_tasks import VisionStream
+from datasets.utils.vision.formats import coco, folders, voc, write_manifest
+from datasets.utils.vision.stream import VisionStream
 
 
 class SequentialVision(VisionStream):

@@ -1,14 +1,14 @@
 """Segmentation, detection, classification of garments or digits on canvases, in the formats of VOC, COCO, Imagenette.
 
 The files are made once per seed, size and source of items, in `<base_path>/vision-mini-*`, without a network: 240
-training and 60 test images of each task, see `datasets.utils.vision_mini`. The items are Fashion-MNIST's where its
+training and 60 test images of each task, see `datasets.utils.vision.mini`. The items are Fashion-MNIST's where its
 files are, else scikit-learn's digits; `--vision_items` asks for one of the two, since their scores differ. The trunk
 of the network is the small one by default: two cores of a CPU train it in minutes.
 """
 
-from datasets.utils.vision_formats import coco, folders, voc, write_manifest
-from datasets.utils.vision_mini import NAMES, item_source, mini_folder
-from datasets.utils.vision_tasks import VisionStream
+from datasets.utils.vision.formats import coco, folders, voc, write_manifest
+from datasets.utils.vision.mini import NAMES, item_source, mini_folder
+from datasets.utils.vision.stream import VisionStream
 
 
 class SequentialVisionMini(VisionStream):

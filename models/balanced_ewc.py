@@ -1,11 +1,8 @@
-"""Balanced EWC: a trunk shared by unlike vision tasks is held by quadratics whose strengths follow what is forgotten.
+"""Balanced EWC: a trunk shared by unlike vision tasks is held by a quadratic penalty, kept images and distillation.
 
-    L = L_t(f_t(x), y) / s_t + lambda/2 sum_k w_k sum_i (F~_ki + delta) (theta_i - theta*_ki)^2
+    L = L_t(f_t(x), y) / s_t + lambda/2 sum_k sum_i (F~_ki + delta) (theta_i - theta*_ki)^2
     s_k: mean of L_k over the steps of the first epoch of stage k (those so far, during it)
     F~_k = F_k / mean(F_k) over the shared parameters;  F_k: Fisher information of task k's summed log-likelihood
-    w_k = w0_k rho^(s-k-1) a_k  in stage s;  a_k <- clip(a_k exp(eta (r_k - 1)))  after each epoch,
-    r_k = (base_k - value_k) / (what may be lost / 2) on at most 64 kept images of task k (`--adaptive probe`),
-          or Omega_k(theta), which needs none (`penalty`)
 
 Divided by s the losses of tasks compare: a focal loss and its gradients are tens of times smaller than those of masks.
 Replayed masks would drown it, and the penalty would freeze the trunk, being stronger in Adam's metric the smaller the
@@ -16,63 +13,42 @@ metric where that is the optimiser; delta is a penalty on plain drift. Branches 
 afterwards, unless `--replay_weight` or `--distill_weight` adds to L the losses of at most 10 kept images of each old
 task, or what the old branches said about the new images before, both over s_k.
 
-Learning rate: lr_s decay^s (`--task_lrs`, or `--lr` for all), warm-up, then cosine annealing with warm restarts. After
-the last task, where the criterion is missed on the images kept to be scored, a fine-tuning on those kept to train on
-weighs the losses by max(0, target - value), and ends with the weights of the smallest worst shortfall.
+After the last task, where the criterion is missed on the images kept to be scored, a fine-tuning on those kept to train
+on weighs the losses by max(0, target - value), and ends with the weights of the smallest worst shortfall.
 
-References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (several tasks); Schwarz et al. 2018 (normalisation);
-Loshchilov & Hutter 2017, "SGDR" (warm restarts). The adaptation is dual ascent on value_k >= base_k - tolerance.
+References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (several tasks); Schwarz et al. 2018 (normalisation).
 """
 
 import math
 
 import torch
-from torch import nn
 
 from backbone.utils.batchnorm import batchnorm_mode
-from datasets.utils.vision_data import equally_spaced
-from datasets.utils.vision_kinds import VisionTask
+from datasets.utils.vision.data import equally_spaced
+from datasets.utils.vision.kinds import VisionTask
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import fisher_diagonal
 from models.utils.kept_images import raw_images, select_exemplars
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from models.utils.snapshot import Snapshot
 from utils import panels
-from utils.args import add_bool, float_list, fraction, non_negative_float, number, positive_float, positive_int
+from utils.args import add_bool, non_negative_float, number, positive_float, positive_int
 from utils.criterion import READINGS, target
 from utils.errors import UserError
 from utils.evaluation import held_out_scores
-from utils.schedule import warm_up
 
 
 class BalancedEWC(ContinualModel):
     NAME = "balanced-ewc"
     COMPATIBILITY = ["task-il"]
     TASKS = (VisionTask,)
-    UNUSED = ("lr_scheduler",)
     DEFAULTS = {"clip_grad": 1.0}
 
     @staticmethod
     def get_parser(parser):
         parser.add_argument("--e_lambda", type=non_negative_float, default=0.01, help="strength of the penalty, lambda")
-        parser.add_argument(
-            "--strengths", type=float_list, metavar="W,W,...", help="strength w0 of each task, in stream order (1 each)"
-        )
-        parser.add_argument(
-            "--rho", type=fraction, default=1.0, help="decay of an old task's strength at each new task"
-        )
         parser.add_argument("--drift", type=non_negative_float, default=0.01, help="penalty delta on plain drift")
         parser.add_argument("--n_fisher", type=positive_int, help="images of the Fisher information (default: all)")
-        parser.add_argument(
-            "--adaptive",
-            choices=["probe", "penalty", "none"],
-            default="probe",
-            help="what moves the strengths: the score on kept images, the penalty's own value, or nothing",
-        )
-        parser.add_argument("--adapt_eta", type=positive_float, default=0.5, help="step eta of the strengths")
-        parser.add_argument(
-            "--adapt_range", type=number(float, 1), default=10.0, help="strengths stay within this factor of w0"
-        )
         parser.add_argument(
             "--probe_size",
             type=number(int, 1, 64),
@@ -96,14 +72,6 @@ class BalancedEWC(ContinualModel):
         )
         parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
         parser.add_argument(
-            "--T_0", type=positive_int, help="epochs of the first cosine annealing (default: all after the warm-up)"
-        )
-        parser.add_argument("--T_mult", type=positive_int, default=2, help="each next one is so many times as long")
-        parser.add_argument("--lr_decay", type=positive_float, default=1.0, help="factor of the learning rate per task")
-        parser.add_argument(
-            "--task_lrs", type=float_list, metavar="LR,LR,...", help="learning rate of each task (default: --lr)"
-        )
-        parser.add_argument(
             "--tolerance", type=positive_float, default=5.0, help="what a task may lose, in points or percent"
         )
         parser.add_argument(
@@ -118,14 +86,6 @@ class BalancedEWC(ContinualModel):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.start_from and not args.loadcheck:
             raise UserError("--start_from: balanced-ewc needs what the tasks before left: add --loadcheck")
-        if args.fitting_mode == "iters":
-            raise UserError("--fitting_mode iters: the learning rates of balanced-ewc go by epochs: use --n_epochs")
-        for option in ("strengths", "task_lrs"):
-            given = getattr(args, option)
-            if given and len(given) != len(dataset.tasks):
-                raise UserError(f"--{option} has {len(given)} entries, the stream {len(dataset.tasks)} tasks")
-        self.kept_strengths = [1.0] * len(dataset.tasks)  # a_k
-        self.quadratics = nn.ModuleList(Quadratic() for _ in dataset.tasks)
         self.penalty = Quadratic()  # of all old tasks
         self.teacher = Snapshot()
         for name in ("loss_sums", "loss_steps"):  # of each task's first epoch
@@ -133,7 +93,6 @@ class BalancedEWC(ContinualModel):
         self.probes: list[list] = []  # task -> [(raw images, labels)], scored only
         self.replay: list[tuple] = []  # task -> (raw images, labels), trained on
         self.bases: list[float] = []  # score on the probe at the end of the own stage
-        self.snapshots: list[dict] = []  # what is a task's own: branch and normalisation, as its stage left it
         self.finetuned = False
         self.postponed = False  # whether the caller asks for the fine-tuning
 
@@ -142,33 +101,14 @@ class BalancedEWC(ContinualModel):
     def begin_task(self, dataset):
         if self.args.distill_weight and self.current_task:
             self.teacher.take(self.net)
-        self.reset_optimizers()
-        self.merge()
-
-    def begin_epoch(self, epoch, dataset):
-        args, (first, factor) = self.args, warm_up(self.args.lr_warmup, epoch, self.args.n_epochs)
-        if epoch >= first:
-            factor = warm_restarts(epoch - first, args.T_0 or max(args.n_epochs - first, 1), args.T_mult)
-        for group in self.opt.param_groups:
-            group["lr"] = self.rate() * factor
-
-    @property
-    def stage(self) -> int:
-        """The task in training, or the last one where all are done."""
-        return min(self.current_task, self.n_tasks - 1)
-
-    def rate(self) -> float:
-        """Learning rate at the beginning of this stage."""
-        rates = self.args.task_lrs or [self.args.lr] * self.n_tasks
-        return rates[self.stage] * self.args.lr_decay**self.stage
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
         own = self.loss(self.net(inputs), labels)
         if not epoch:
-            self.loss_sums[self.stage] += own.detach()
-            self.loss_steps[self.stage] += 1
-        terms = {"task": own / self.scale(self.stage)}
+            self.loss_sums[self.current_task] += own.detach()
+            self.loss_steps[self.current_task] += 1
+        terms = {"task": own / self.scale(self.current_task)}
         past = self.dataset.tasks[: self.current_task]
         if past and (self.teacher or (self.args.replay_weight and self.replay)):
             losses, said = self.remembered(past, inputs)
@@ -208,81 +148,45 @@ class BalancedEWC(ContinualModel):
                     said.append(task.distance(outputs, taught, self.args.softmax_temp) / self.scale(k))
         return losses, said
 
-    def end_epoch(self, epoch, dataset):
-        if self.args.adaptive == "none" or not self.current_task:
-            return
-        theta, widest = self.net.get_params(), self.args.adapt_range
-        for k in range(self.current_task):
-            if self.args.adaptive == "probe":
-                allowed = self.bases[k] - target(self.bases[k], self.args.tolerance, self.args.criterion)
-                r = 2 * (self.bases[k] - self.value(k)) / max(allowed, 1e-6)
-            else:
-                r = self.quadratics[k].value(theta).item()
-            if math.isnan(r):  # no image of the probe shows what is scored
-                continue
-            moved = self.kept_strengths[k] * math.exp(self.args.adapt_eta * (min(r, 20.0) - 1))
-            self.kept_strengths[k] = min(max(moved, 1 / widest), widest)
-        self.merge()
-
     def end_task(self, dataset):
         t = self.current_task
         fisher = fisher_diagonal(self.net, dataset.examples(self.args.n_fisher), "mc", dataset.tasks[t])
-        self.quadratics[t].replace(normalised(fisher, self.net.shared(), self.args.drift), self.net.get_params())
+        self.penalty.merge(normalised(fisher, self.net.shared(), self.args.drift), self.net.get_params())
         self.keep_images(dataset, t)
         self.bases = [*self.bases, self.value(t)]
-        if not self.args.replay_weight and not self.args.distill_weight:  # which train old branches
-            self.restore_own()
-        self.snapshots = [*self.snapshots, self.own_state(dataset.tasks[t].name)]
-
-    # ---- the penalty
-
-    def merge(self) -> None:
-        """One quadratic for those of all old tasks, at their strengths of now."""
-        given, s = self.args.strengths or [1.0] * len(self.quadratics), self.stage
-        old = [k for k in range(len(self.quadratics)) if self.quadratics[k] and (k < s or self.finetuned)]
-        merged = Quadratic()
-        for k in old:
-            weight = given[k] * self.args.rho ** max(s - k - 1, 0) * self.kept_strengths[k]
-            merged.merge(weight * self.quadratics[k].weight, self.quadratics[k].centre)
-        if merged:
-            self.penalty.replace(merged.weight, merged.centre)
 
     # ---- what is kept of a task
 
     def keep_images(self, dataset, task: int) -> None:
         """Images to score, held-out ones where there are any, and images to train on, which show all classes."""
-        part, device, chosen = dataset.task_data(task), dataset.train_device, []
+        part, chosen = dataset.task_data(task), []
+
+        def kept(rows) -> tuple:
+            raw, labels = raw_images(part, rows, dataset.train_device)
+            return raw, labels.byte() if dataset.tasks[task].MASKED else labels
+
         if n := self.args.replay_per_task:
             shown = torch.cat([dataset.tasks[task].presence(labels) for _, labels in dataset.plain_batches(task)])
             chosen = select_exemplars(shown, n)
-            self.replay = [*self.replay, packed(*raw_images(part, chosen, device))]
-        if self.args.adaptive == "probe" or self.args.finetune:
+            self.replay = [*self.replay, kept(chosen)]
+        if self.args.finetune:
             if dataset.held_out_loader is not None and not self.args.validation:  # by which the method is judged
                 part, chosen = dataset.held_out_loader.dataset, []
             left = [row for row in range(len(part)) if row not in chosen]
             rows, size = [left[i] for i in equally_spaced(len(left), self.args.probe_size)], self.args.eval_batch_size
-            batches = (rows[i : i + size] for i in range(0, len(rows), size))
-            self.probes = [*self.probes, [packed(*raw_images(part, batch, device)) for batch in batches]]
+            self.probes = [*self.probes, [kept(rows[i : i + size]) for i in range(0, len(rows), size)]]
 
     def unpacked(self, kept: tuple) -> tuple:
-        """(inputs, labels) of kept (raw images, labels)."""
+        """(inputs, labels) of kept (raw images, labels); masks are kept in bytes."""
         raw, labels = kept
-        return self.normalization_transform(raw), labels.long() if is_mask(labels) else labels
+        masks = isinstance(labels, torch.Tensor) and labels.dtype == torch.uint8
+        return self.normalization_transform(raw), labels.long() if masks else labels
 
     def value(self, task: int) -> float:
         """Score of a task on its probe, percent."""
         if not (self.probes and self.probes[task]):  # with few images none is left beside those to train on
             return math.nan
         return held_out_scores(self, self.dataset, task, map(self.unpacked, self.probes[task]))["accuracy"]
-
-    def own_state(self, name: str) -> dict:
-        """Copies of a task's branch and its normalisation in the trunk."""
-        return {key: v.detach().clone() for key, v in self.net.state_dict().items() if belongs(key, name)}
-
-    def restore_own(self) -> None:
-        """Put the branches and the normalisation of finished tasks back to what their stages left, bit for bit."""
-        for kept in self.snapshots:
-            self.net.load_state_dict(kept, strict=False)
 
     # ---- the last stage
 
@@ -302,10 +206,9 @@ class BalancedEWC(ContinualModel):
         if not any(missing) or not self.replay:
             return
         self.finetuned = True
-        self.merge()  # the last task is an old one now
         self.reset_optimizers()
         for group in self.opt.param_groups:
-            group["lr"] = self.rate() / 10
+            group["lr"] = self.args.lr / 10
         best, weights = max(missing), {k: v.clone() for k, v in self.net.state_dict().items()}
         for step in range(1, self.args.finetune_steps + 1):
             self.opt.zero_grad()
@@ -327,13 +230,8 @@ class BalancedEWC(ContinualModel):
     def report(self, dataset, tasks):
         args, report = self.args, super().report(dataset, tasks)
         notes = report.notes
-        scored = (
-            f"at most {args.probe_size} to be scored"
-            if args.adaptive == "probe" or args.finetune
-            else "none to be scored"
-        )
-        notes["kept images"] = (
-            f"of each task at most {args.replay_per_task} to train on, {scored}; strengths by {args.adaptive}"
+        notes["kept images"] = f"of each task at most {args.replay_per_task} to train on" + (
+            f", at most {args.probe_size} to be scored" if args.finetune else ""
         )
         if args.finetune:
             notes["fine-tuning"] = "on the kept images alone, after the last task was scored; it is scored again then"
@@ -342,16 +240,7 @@ class BalancedEWC(ContinualModel):
             f"over shared parameters, + {args.drift:g}"
         )
         report.numbers["fine-tuned at the end"] = float(self.finetuned)
-        report.numbers |= {f"strength of {dataset.tasks[t].name}": self.kept_strengths[t] for t in tasks}
         return report.show(panels.importance(self.penalty.weight))
-
-
-def warm_restarts(epoch: int, first: int, factor: int) -> float:
-    """(1 + cos(pi T / T_i)) / 2, T epochs after the last restart and T_i between two: `first`, times `factor` each."""
-    length = first
-    while epoch >= length:
-        epoch, length = epoch - length, length * factor
-    return (1 + math.cos(math.pi * epoch / length)) / 2
 
 
 def normalised(fisher: torch.Tensor, shared: torch.Tensor, drift: float) -> torch.Tensor:
@@ -359,18 +248,3 @@ def normalised(fisher: torch.Tensor, shared: torch.Tensor, drift: float) -> torc
     fisher = torch.where(shared, fisher, 0.0)
     mean = fisher.sum() / shared.sum()
     return torch.where(shared, fisher / mean.clamp(min=1e-30) + drift, 0.0)
-
-
-def belongs(key: str, task: str) -> bool:
-    """Whether an entry of the network's state is of one task alone."""
-    return key.startswith(f"heads.{task}.") or f".norms.{task}." in key
-
-
-def is_mask(labels) -> bool:
-    """Whether labels are masks (B, H, W)."""
-    return not isinstance(labels, dict) and labels.dim() == 3
-
-
-def packed(raw: torch.Tensor, labels) -> tuple:
-    """Images and labels as they are kept: masks in bytes."""
-    return raw, labels.byte() if is_mask(labels) else labels

@@ -21,7 +21,7 @@ arXiv 2301.00620.
 
 import torch.nn.functional as F
 
-from models.utils.gated import GatedModel, add_gate_args
+from models.utils.gates.gated import GatedModel, add_gate_args
 from utils.args import add_rehearsal_args, non_negative_float
 from utils.buffer import SelectiveBuffer
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from backbone.utils.external import LARGEST_CALL
-from models.utils.posterior import EVALUATION_SEED, Posterior, add_posterior_args
+from models.utils.posterior.base import EVALUATION_SEED, Posterior, add_posterior_args
 from utils import panels
 from utils.args import add_bool, non_negative_float, non_negative_int
 from utils.errors import UserError

@@ -10,10 +10,10 @@ not feel its prior.
 References: Henning et al. 2021, arXiv 2103.01133 (whose code adds s_{t-1} with the opposite sign); Shi, Sun & Zhu 2018.
 """
 
-from models.utils.implicit import ImplicitPosterior, add_generator_args
-from models.utils.posterior import add_posterior_args
-from models.utils.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
-from models.utils.ssge import surrogate
+from models.utils.posterior.base import add_posterior_args
+from models.utils.posterior.implicit import ImplicitPosterior, add_generator_args
+from models.utils.posterior.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
+from models.utils.posterior.ssge import surrogate
 
 
 class PFSSGE(ScoreEstimate, ImplicitPosterior):

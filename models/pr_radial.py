@@ -12,9 +12,9 @@ References: Farquhar, Osborne & Gal 2020, "Radial Bayesian neural networks"; Hen
 
 import torch
 
-from models.utils.gaussian import gaussian, initial
-from models.utils.meta_replay import MetaReplay, add_meta_replay_args
-from models.utils.posterior import add_posterior_args
+from models.utils.posterior.base import add_posterior_args
+from models.utils.posterior.gaussian import gaussian, initial
+from models.utils.posterior.meta_replay import MetaReplay, add_meta_replay_args
 from utils.args import non_negative_float, positive_int
 
 

@@ -10,11 +10,11 @@ samples and enters as the loss mean_n <s(W_n), W_n> with s held fixed, so that i
 References: Henning et al. 2021, arXiv 2103.01133; Shi, Sun & Zhu 2018 (SSGE).
 """
 
-from models.utils.implicit import ImplicitReplay, add_generator_args
-from models.utils.meta_replay import add_meta_replay_args
-from models.utils.posterior import add_posterior_args
-from models.utils.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
-from models.utils.ssge import surrogate
+from models.utils.posterior.base import add_posterior_args
+from models.utils.posterior.implicit import ImplicitReplay, add_generator_args
+from models.utils.posterior.meta_replay import add_meta_replay_args
+from models.utils.posterior.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
+from models.utils.posterior.ssge import surrogate
 
 
 class PRSSGE(ScoreEstimate, ImplicitReplay):

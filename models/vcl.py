@@ -12,9 +12,9 @@ arXiv 2103.01133 (PriorFocused-Exp).
 import torch
 from torch import nn
 
-from models.utils import divergences
-from models.utils.gaussian import draw, gaussian, initial
-from models.utils.posterior import Posterior, add_posterior_args
+from models.utils.posterior import divergences
+from models.utils.posterior.base import Posterior, add_posterior_args
+from models.utils.posterior.gaussian import draw, gaussian, initial
 from utils.args import add_bool, non_negative_float, positive_int
 
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from utils import registry
-from utils.best_args import FOLDER, list_rows, load_rows
-from utils.config import resolve
+from utils.run.best_args import FOLDER, list_rows, load_rows
+from utils.run.config import resolve
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 LITERATURE = ("sgd", "joint", "er", "derpp", "ewc_on", "lwf")

@@ -3,7 +3,7 @@
 import re
 
 from tests.models.helpers import finished
-from utils import cases, conformance
+from utils.check import cases, conformance
 from utils.registry import ROOT, names
 
 

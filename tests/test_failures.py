@@ -13,7 +13,7 @@ import torch
 import main as entry
 from models.sgd import SGD
 from tests.kills import run_folder
-from utils import checkpoint
+from utils.run import checkpoint
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--num_threads", "1", "--non_verbose", "--n_epochs", "3"]
 ARGV += ["--savecheck", "5", "--resume", "--optimizer", "adam", "--lr", "0.001", "--stop_after", "3"]
@@ -70,11 +70,12 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_the_run_completes_later
 ):
     results = tmp_path / "disk"
     with small_disk(results, "64m"):
-        original, calls = SGD.observe, []
+        original = SGD.observe
+        CALLS.clear()
 
         def observe(self, *args, **kwargs):
-            calls.append(1)
-            if len(calls) == 33:
+            CALLS.append(1)
+            if len(CALLS) == 33:
                 # The event file is open for writing: only a forced remount makes such a file system read-only.
                 monkeypatch.setattr(checkpoint, "replacing", refused)
             return original(self, *args, **kwargs)
@@ -100,14 +101,18 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_the_run_completes_later
         assert completed(results) == undisturbed
 
 
+CALLS: list[int] = []  # no part of the patched method: a checkpoint would refuse it
+
+
 def failing_at(monkeypatch, call: int, failure) -> None:
     """SGD whose observe fails at one call."""
-    original, calls = SGD.observe, []
+    original = SGD.observe
+    CALLS.clear()
 
     def observe(self, *args, **kwargs):
-        calls.append(1)
+        CALLS.append(1)
         loss = original(self, *args, **kwargs)
-        return failure(loss) if len(calls) == call else loss
+        return failure(loss) if len(CALLS) == call else loss
 
     monkeypatch.setattr(SGD, "observe", observe)
 

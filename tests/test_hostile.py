@@ -19,12 +19,12 @@ import yaml
 
 import main as entry
 from models.utils import readers, state
-from utils import checkpoint
 from utils.buffer import Buffer
-from utils.config import resolve
 from utils.config_file import CHECKSUM
-from utils.experiment import build
 from utils.registry import ROOT
+from utils.run import checkpoint
+from utils.run.config import resolve
+from utils.run.experiment import build
 
 METHOD = ["--model", "er", "--buffer_size", "50", "--n_epochs", "1", "--num_threads", "1", "--stop_after", "2"]
 COMMAND = [*METHOD, "--dataset", "seq-digits", "--non_verbose"]

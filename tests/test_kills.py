@@ -15,8 +15,9 @@ import main as entry
 from models.er import ER
 from models.sgd import SGD
 from tests import kills
-from utils import checkpoint, registry
+from utils import registry
 from utils.registry import ROOT
+from utils.run import checkpoint
 
 ARGV = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "50", "--num_threads", "1", "--non_verbose"]
 
@@ -48,13 +49,17 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(model):
     assert not found and len(steps) == 30
 
 
+CALLS: list[int] = []  # no part of the patched method: a checkpoint would refuse it
+
+
 def signal_at(monkeypatch, method, call: int, number: int) -> None:
     """A method whose `observe` sends this process a signal at one call."""
-    original, calls = method.observe, []
+    original = method.observe
+    CALLS.clear()
 
     def observe(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
+        CALLS.append(1)
+        if len(CALLS) == call:
             os.kill(os.getpid(), number)
         return original(self, *args, **kwargs)
 

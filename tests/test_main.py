@@ -273,7 +273,7 @@ def readme_commands() -> list[str]:
 def test_the_readme_commands_parse():
     commands = readme_commands()
     assert commands and "--model pah --dataset seq-digits" in commands[0]
-    from utils.config import resolve
+    from utils.run.config import resolve
 
     for command in commands:
         argv = command.split()[2:]

@@ -1,6 +1,6 @@
 """The command line: which options exist, how they are spelt, what values they take.
 
-Only declarations live here; which value wins is decided in `utils.config`. This module imports nothing heavy, so
+Only declarations live here; which value wins is decided in `utils.run.config`. This module imports nothing heavy, so
 that `--help` is quick. Method files import `ArgumentParser` and `add_rehearsal_args` from here.
 """
 

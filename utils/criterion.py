@@ -9,7 +9,7 @@ from math import isclose, isnan, nan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from utils.run import Run
+    from utils.record import Run
 
 READINGS = ("absolute", "relative")
 COLUMNS = (

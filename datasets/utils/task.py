@@ -70,7 +70,7 @@ class Task:
         raise NotImplementedError
 
     def decode(self, outputs: Tensor) -> dict[str, Tensor]:
-        """What outputs for a few images mean, on the host, in the form that `utils.vision_plots` draws. Asked only of
+        """What outputs for a few images mean, on the host, in the form that `datasets.utils.vision.plots` draws. Asked only of
         streams that show images.
         """
         raise NotImplementedError

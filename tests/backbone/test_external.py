@@ -9,7 +9,7 @@ from torch import nn
 from backbone.utils.external import ExternalWeights
 from backbone.utils.resnet import SmallImageResNet
 from utils import registry
-from utils.config import declared_options
+from utils.run.config import declared_options
 
 CHANNELS = (3, 8, 8)
 

@@ -18,11 +18,12 @@ from datasets.utils.task import Task, TokenTask
 from models.sgd import SGD
 from models.utils.fisher import fisher_diagonal
 from tests.models.helpers import Command, experiment, finished
-from utils import cases, conformance, registry
-from utils.config import resolve
+from utils import registry
+from utils.check import cases, conformance
 from utils.errors import UserError
 from utils.evaluation import evaluate, held_out_scores
-from utils.experiment import execute
+from utils.run.config import resolve
+from utils.run.experiment import execute
 
 MODELS = [m for m in registry.names("model") if {Task, TokenTask} & {*registry.load("model", m).TASKS}]
 FISHER = {"ewc_on": ["--ewc_fisher", "empirical"]}  # its default asks for one label per example

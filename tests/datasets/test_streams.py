@@ -14,8 +14,8 @@ from datasets.utils.streams import ClassIncremental, Rotated, interleave
 from tests.datasets import formats
 from tests.models.helpers import experiment
 from utils import registry
-from utils.config import resolve
 from utils.errors import UserError
+from utils.run.config import resolve
 
 
 def stream(name: str, *more: str, model: str = "sgd"):

@@ -12,11 +12,13 @@ from datasets.seq_poly1d import SequentialPoly1D
 from datasets.utils.scores import RegressionScore
 from datasets.utils.task import RegressionTask, Task
 from tests.models.helpers import Command, experiment, finished
-from utils import cases, conformance, plots, registry
-from utils.config import resolve
+from utils import registry
+from utils.check import cases, conformance
 from utils.errors import UserError
 from utils.evaluation import held_out_scores
-from utils.experiment import execute
+from utils.log import plots
+from utils.run.config import resolve
+from utils.run.experiment import execute
 
 REGRESSION = [m for m in registry.names("model") if {Task, RegressionTask} & {*registry.load("model", m).TASKS}]
 FEW = ["--n_iters", "20"]

@@ -12,19 +12,19 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, ImageFolder, VOCSegmentation
 
-from datasets.utils import vision_formats as formats
 from datasets.utils.streaming import Cache, StreamEvalLoader, StreamLoader
-from datasets.utils.vision_data import Scene, augmented, resized
-from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
-from datasets.utils.vision_mini import COUNTS, Painter, build, item_pools, item_source, mini_folder, run_lengths
+from datasets.utils.vision import formats
+from datasets.utils.vision.data import Scene, augmented, resized
+from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder, run_lengths
 from tests.datasets import vision_formats_on_disk as disk
 from tests.models.helpers import experiment
 from utils import registry
-from utils.checkpoint import capture, restore
-from utils.config import build_parser, chosen
 from utils.errors import UserError
 from utils.randomness import permutation, random_state
-from utils.training import train
+from utils.run.checkpoint import capture, restore
+from utils.run.config import build_parser, chosen
+from utils.run.training import train
 
 SIZE = 32
 

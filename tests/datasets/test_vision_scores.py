@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.utils.boxes import (
+from datasets.utils.vision.boxes import (
     assigned,
     box_loss,
     corners,
@@ -15,9 +15,9 @@ from datasets.utils.boxes import (
     draw_dense,
     generalised_iou,
 )
-from datasets.utils.vision_kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
-from datasets.utils.vision_losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
-from datasets.utils.vision_scores import (
+from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from datasets.utils.vision.losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
+from datasets.utils.vision.scores import (
     BoxScore,
     MultiLabelScore,
     SegmentationScore,
@@ -82,8 +82,12 @@ def test_likelihoods_are_sums_over_outputs():
     y = torch.tensor([[1, 0], [1, VOID]])
     z = torch.zeros(1, 2, 2)
     assert BinaryMaskTask("seg", ["b", "o"]).log_likelihood(z, y).item() == pytest.approx(3 * math.log(0.5))
-    assert PresenceTask("det", [*"abcde"]).log_likelihood(torch.zeros(5), torch.ones(5)).item() == pytest.approx(5 * math.log(0.5))
-    assert ImageClassTask("cls", [*"abcd"]).log_likelihood(torch.zeros(4), torch.tensor(2)).item() == pytest.approx(math.log(0.25))
+    assert PresenceTask("det", [*"abcde"]).log_likelihood(torch.zeros(5), torch.ones(5)).item() == pytest.approx(
+        5 * math.log(0.5)
+    )
+    assert ImageClassTask("cls", [*"abcd"]).log_likelihood(torch.zeros(4), torch.tensor(2)).item() == pytest.approx(
+        math.log(0.25)
+    )
 
 
 def test_drawn_labels_follow_the_network():

@@ -11,10 +11,10 @@ from backbone.utils.base import Backbone
 from datasets.utils.loaders import Split, TrainLoader
 from datasets.utils.task import TaskStream
 from models.utils import state
-from utils.config import resolve
-from utils.experiment import build
-from utils.run import Experiment
-from utils.training import enter_task, train
+from utils.record import Experiment
+from utils.run.config import resolve
+from utils.run.experiment import build
+from utils.run.training import enter_task, train
 
 QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1"]
 

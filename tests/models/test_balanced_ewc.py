@@ -12,18 +12,18 @@ from torch import nn
 
 import main as entry
 from backbone.utils.base import Backbone
-from datasets.utils.vision_losses import draw_labels, log_likelihood
+from datasets.utils.vision.losses import draw_labels, log_likelihood
 from models.balanced_ewc import normalised, warm_restarts
 from models.utils.fisher import fisher_diagonal
 from models.utils.quadratic import Quadratic, step_sizes
 from tests.models.helpers import enter
-from utils import conformance
-from utils.analysis import look_at_tests
+from utils.check import case_runs, cases, conformance
 from utils.criterion import of_run, passes, remarks, verdicts
 from utils.errors import UserError
 from utils.evaluation import measure
-from utils.experiment import build
-from utils.training import train
+from utils.log.analysis import look_at_tests
+from utils.run.experiment import build
+from utils.run.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -182,7 +182,7 @@ SMALL = {
 
 
 @dataclass(frozen=True)
-class VisionCase(conformance.Case):
+class VisionCase(cases.Case):
     """A method on three tasks of 16 training images each."""
 
     folder: str = ""
@@ -231,9 +231,9 @@ def test_old_boxes_are_replayed_and_distilled(folder):
 
 @pytest.mark.parametrize("name", ["lwf", "ewc", "balanced-ewc", "balanced-ewc with one head"])
 def test_a_run_resumed_in_the_middle_of_its_second_task_ends_as_if_it_had_never_stopped(name, folder):
-    undisturbed = conformance.Ended.of(conformance.run(case(name, folder)))
-    resumed = conformance.Ended.of(conformance.resumed_run(case(name, folder), 3))
-    assert not conformance.differing_ends(undisturbed, resumed)
+    undisturbed = case_runs.Ended.of(case_runs.run(case(name, folder)))
+    resumed = case_runs.Ended.of(case_runs.resumed_run(case(name, folder), 3))
+    assert not case_runs.differing_ends(undisturbed, resumed)
 
 
 def test_a_run_from_the_snapshot_of_its_first_stage_is_the_uninterrupted_one(folder, tmp_path):

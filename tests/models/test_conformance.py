@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import cases, conformance, registry
+from utils import registry
+from utils.check import cases, conformance
+from utils.check.waiting import cuda_waits_are_errors
 from utils.errors import UserError
-from utils.experiment import build
-from utils.waiting import cuda_waits_are_errors
+from utils.run.experiment import build
 
 # These are checked in every setting but vision; the others by default in their first setting, in all with `-m slow`.
 EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.models.helpers import Command, finished
-from utils import conformance
-from utils.config import resolve
-from utils.experiment import execute
+from utils.check import conformance
+from utils.run.config import resolve
+from utils.run.experiment import execute
 
 STREAM = str(Path(__file__).with_name("depth_stream.py"))
 METHODS = {"er": ["--buffer_size", "100"], "lwf": ["--alpha", "1"], "ewc": ["--e_lambda", "30"]}

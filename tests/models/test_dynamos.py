@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from backbone.gated_resnet import _Moments
-from models.utils import gated
-from models.utils.gates import (
+from models.utils.gates import gated
+from models.utils.gates.losses import (
     agent_macs,
     dense_macs,
     kept_fractions,
@@ -20,11 +20,12 @@ from models.utils.gates import (
     soft_jaccard,
 )
 from tests.models.helpers import experiment, finished, first_batch, options
-from utils import checkpoint, registry
-from utils.best_args import find_row
+from utils import registry
 from utils.errors import TrainingFailed, UserError
-from utils.report import _figures
-from utils.training import Position, train
+from utils.log.report import _figures
+from utils.run import checkpoint
+from utils.run.best_args import find_row
+from utils.run.training import Position, train
 
 ACTIONS = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.float32)
 RIGHT = torch.tensor([True, False])
@@ -429,7 +430,7 @@ def test_the_same_seed_gives_the_same_row_where_gates_are_sampled():
 
 def test_gate_analysis_by_hand(trained):
     """Two classes of two images, whose masks are chosen."""
-    from models.utils.gate_analysis import gate_analysis
+    from models.utils.gates.analysis import gate_analysis
 
     class Stream:
         SIZE, N_CLASSES = (1, 8, 8), 10

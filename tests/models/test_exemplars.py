@@ -20,7 +20,7 @@ from models.xder_rpc import simplex
 from tests.models.helpers import FakeStream, Flat, enter, experiment, finished, first_batch, image, options
 from utils.buffer import Buffer
 from utils.errors import UserError
-from utils.training import train
+from utils.run.training import train
 
 BUFFER = ["--buffer_size", "60"]
 

@@ -10,8 +10,8 @@ from backbone.utils.hypernetwork import HeadHypernetwork
 from models.pah import PAH
 from models.utils.generated_heads import task_logits
 from tests.models.helpers import FakeStream, clones, enter, experiment, finished, first_batch, options
-from utils.config import resolve
 from utils.distillation import kd
+from utils.run.config import resolve
 
 D = torch.float64
 

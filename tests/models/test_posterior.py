@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from models.utils import ssge
+from models.utils.posterior import ssge
 from models.vcl import VCL
 from tests.models.helpers import experiment, finished, first_batch
 from tests.models.linear_gaussian import learn, posterior, weights

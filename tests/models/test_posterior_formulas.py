@@ -10,8 +10,8 @@ import torch
 from backbone.mnistmlp import MNISTMLP
 from backbone.utils.external import ExternalWeights
 from backbone.utils.task_hypernetwork import TaskHypernetwork, WeightGenerator
-from models.utils import divergences, gaussian, ssge
-from models.utils.task_inference import mean_log_probabilities, uncertainties
+from models.utils.posterior import divergences, gaussian, ssge
+from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
 from tests.models.helpers import experiment, first_batch
 
 # ---- divergences
@@ -113,7 +113,7 @@ def test_task_by_task_has_the_same_value_and_gradient(case, monkeypatch):
     perturb(model)
     found = []
     for limit in (2**22, 1):
-        monkeypatch.setattr("models.utils.meta_replay.IN_CACHE", limit)
+        monkeypatch.setattr("models.utils.posterior.meta_replay.IN_CACHE", limit)
         torch.manual_seed(1)
         model.zero_grad()
         terms = model.fit(*batch[:2])

@@ -13,7 +13,7 @@ from textwrap import dedent, indent
 import pytest
 import torch
 
-from utils import case_runs, cases
+from utils.check import case_runs, cases
 from utils.errors import UserError
 from utils.registry import ROOT
 
@@ -250,7 +250,7 @@ def outcomes(tmp_path_factory) -> dict:
         files[what] = case.model, "class-il", [str(folder / f"{i}.pt")], MORE
     program = """
 import json, sys
-from utils.conformance import continue_elsewhere
+from utils.check.conformance import continue_elsewhere
 for told in json.load(open(sys.argv[1])):
     try:
         continue_elsewhere(json.dumps(told))

@@ -10,11 +10,13 @@ from torch import nn
 
 import main as entry
 from tests.models.helpers import experiment, finished, small
-from utils import analysis, checkpoint, panels
-from utils.analysis import analyse, costs
+from utils import panels
+from utils.log import analysis
+from utils.log.analysis import analyse, costs
 from utils.panels import Report
 from utils.randomness import random_state
 from utils.registry import load
+from utils.run import checkpoint
 
 SHORT = ["--n_epochs", "1", "--stop_after", "3", "--lr", "0.05"]
 ER = ["--buffer_size", "50"]

@@ -5,10 +5,10 @@ import torch
 
 from backbone.multitask import BalancedMultiTaskModel
 from tests.models.helpers import finished
-from utils.balanced_learner import BalancedContinualLearner
-from utils.conformance import vision_folder
+from utils.check.cases import vision_folder
 from utils.criterion import of_run
 from utils.errors import UserError
+from utils.run.balanced_learner import BalancedContinualLearner
 
 OPTIONS = {
     "vision_items": "digits", "vision_size": 32, "vision_subset": 20, "seg_classes": "binary", "batch_size": 8,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.best_args import check_rows, find_row, list_rows, load_rows
 from utils.errors import UserError
+from utils.run.best_args import check_rows, find_row, list_rows, load_rows
 
 MULTISTEP = {"lr_scheduler": "multisteplr", "lr_milestones": [35, 45], "sched_multistep_lr_gamma": 0.2}
 CLASS_IL = {"seq-mnist", "seq-cifar10", "seq-tinyimg"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils import compare
-from utils.mean_accs import append_row
+from utils.log import compare
+from utils.log.mean_accs import append_row
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from tests.models.helpers import options
 from utils.args import ArgumentParser, add_bool, add_rehearsal_args, canonical, int_list, number
-from utils.config import describe, from_stored, resolve
 from utils.errors import UserError
+from utils.run.config import describe, from_stored, resolve
 
 BASE = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "500"]
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from utils.errors import UserError
-from utils.loggers import (
+from utils.log.loggers import (
     ConsoleLogger,
     CSVLogger,
     Logger,
@@ -18,8 +18,8 @@ from utils.loggers import (
     make_loggers,
     plain,
 )
-from utils.mlflow_logger import MLflowLogger
-from utils.run import Evaluation, Run
+from utils.log.mlflow_logger import MLflowLogger
+from utils.record import Evaluation, Run
 
 SCORES = [
     {"class-il": [90.0], "task-il": [95.0]},

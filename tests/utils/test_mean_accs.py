@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import mean_accs
 from utils.atomic import write_bytes, write_text
 from utils.errors import UserError
-from utils.mean_accs import append_row, summary_row, write_summary
-from utils.run import Run
+from utils.log import mean_accs
+from utils.log.mean_accs import append_row, summary_row, write_summary
+from utils.record import Run
 
 
 def read(path):

@@ -17,14 +17,14 @@ import pytest
 
 import main as entry
 from tests.utils.test_loggers import SUMMARY, a_run, evaluate, go
-from utils import mlflow_logger
 from utils.args import canonical
-from utils.config import resolve
 from utils.errors import Stopped, UserError
-from utils.folders import digest
-from utils.loggers import CSVLogger
-from utils.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
+from utils.log import mlflow_logger
+from utils.log.loggers import CSVLogger
+from utils.log.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
 from utils.registry import ROOT
+from utils.run.config import resolve
+from utils.run.folders import digest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2", "--num_threads", "1",

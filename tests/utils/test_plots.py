@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import charts, network_plots, plots
+from utils import charts
+from utils.log import network_plots, plots
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
 STOPPED = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [np.nan] * 3])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from utils import panels
+from utils.log.report import summarise_run, summarise_seeds, write_report, write_seeds_report
 from utils.metrics import METRICS
-from utils.report import summarise_run, summarise_seeds, write_report, write_seeds_report
-from utils.run import Analysis, Evaluation, Run
+from utils.record import Analysis, Evaluation, Run
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
 STOPPED = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [np.nan] * 3])

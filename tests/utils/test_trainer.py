@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from utils.errors import UserError
 from utils.registry import ROOT
-from utils.trainer import ContinualTrainer
-from utils.trainer_config import STRATEGIES
+from utils.run.trainer import ContinualTrainer
+from utils.run.trainer_config import STRATEGIES
 
 SIZES = {"input_size": 64, "hidden_sizes": [32, 32], "output_size": 10}
 

@@ -11,14 +11,15 @@ import torch
 from models.sgd import SGD
 from models.utils.continual_model import ContinualModel
 from tests.models.helpers import experiment, finished
-from utils import case_runs, cases, checkpoint
+from utils.check import case_runs, cases
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate
-from utils.events import FLUSH_EVERY
-from utils.loggers import Logger
-from utils.run import Evaluation, Position
+from utils.log.events import FLUSH_EVERY
+from utils.log.loggers import Logger
+from utils.record import Evaluation, Position
+from utils.run import checkpoint
+from utils.run.training import batches_per_epoch, train
 from utils.schedule import set_learning_rate
-from utils.training import batches_per_epoch, train
 
 
 def test_hooks_are_called_in_order_with_the_counters_of_the_task(monkeypatch):
@@ -143,7 +144,7 @@ def test_early_stopping_needs_patience_and_restores_the_best(monkeypatch):
         weights.append(model.net.get_params())
         return {"accuracy": next(scores), "loss": 1.0}
 
-    monkeypatch.setattr("utils.stopping.held_out_scores", fake)
+    monkeypatch.setattr("utils.run.stopping.held_out_scores", fake)
     exp = finished("sgd", "--fitting_mode", "early_stopping", "--holdout", "10", "--early_stopping_patience", "2",
                    "--stop_after", "1", "--n_epochs", "10")  # fmt: skip
     assert len(weights) == 4

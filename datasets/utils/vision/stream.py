@@ -1,0 +1,278 @@
+"""Streams of different vision tasks: a task brings its own labels, loss and score, and the network a head for it."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, ContinualDataset, stratified_mask
+from datasets.utils.loaders import Split
+from datasets.utils.per_task import MEANINGLESS
+from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader, moved
+from datasets.utils.vision.data import VisionData, equally_spaced
+from datasets.utils.vision.formats import Boxes, Parts
+from datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
+from utils.args import int_list, non_negative_int, number
+from utils.errors import UserError
+from utils.randomness import permutation
+
+TASKS = ("seg", "det", "cls")
+SHOWN = 4  # test images of each task whose predictions a run keeps
+
+
+class VisionStream(ContinualDataset):
+    """Segmentation, detection and classification, in the order of `--vision_order`; a task's images are read while one
+    trains on it, and those that fit into `--cache_mb` are kept decoded.
+
+    A subclass defines `_parts`. Of a batch the raw images are those its labels belong to, already flipped and shifted:
+    a method that keeps (raw, labels) keeps what fits together, and `get_transform` only normalises.
+
+    Attributes:
+        tasks: the tasks in stream order.
+        SIZE: (3, S, S) with S = `--vision_size`.
+        N_CLASSES_PER_TASK: outputs per task, as the data have them; N_CLASSES is their sum.
+        mirror: whether mirrored images are of the same classes.
+        waited: seconds that training has waited for its images so far.
+    """
+
+    SETTING = "task-il"
+    TASK, MIXED, OWN_STEPS = VisionTask, False, True
+    RECORDS_EPOCHS = True
+    INPUT = "images"
+    mirror = True
+    N_TASKS = len(TASKS)
+    N_CLASSES_PER_TASK = [21, 80, 10]
+    N_CLASSES = 111
+    MEAN, STD = STATISTICS["imagenet"]
+    DEFAULTS = {
+        "backbone": "multitask", "optimizer": "adamw", "lr": 0.003, "lr_scheduler": "cosine", "lr_warmup": 0.2,
+        "n_epochs": 20, "batch_size": 16, "eval_batch_size": 30,
+    }  # fmt: skip
+
+    @classmethod
+    def get_parser(cls, parser):
+        parser.add_argument(
+            "--vision_order", type=task_order, default=",".join(TASKS), metavar="T,T,T", help="order of the tasks"
+        )
+        parser.add_argument(
+            "--seg_classes",
+            choices=["binary", "semantic"],
+            default="semantic",
+            help="what a mask tells: object or not (one output), or its class",
+        )
+        parser.add_argument(
+            "--detection",
+            choices=["multilabel", "boxes"],
+            default="multilabel",
+            help="what is asked of an image with objects: which classes are there, or a box around each",
+        )
+        parser.add_argument("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
+        parser.add_argument(
+            "--vision_subset",
+            type=non_negative_int,
+            default=300,
+            metavar="N",
+            help="images of each task, four fifths for training, drawn by the seed; 0 for all there are",
+        )
+        parser.add_argument(
+            "--task_batch_sizes",
+            type=int_list,
+            metavar="N,N,...",
+            help="images per batch of each task, in their order (default: --batch_size)",
+        )
+        parser.add_argument(
+            "--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself"
+        )
+        parser.add_argument(
+            "--cache_mb", type=non_negative_int, default=512, metavar="MB", help="memory for decoded images, in MB"
+        )
+        return parser
+
+    def _parts(self) -> dict[str, Parts]:
+        """Training and test examples of every task."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        args = self.args
+        for option, without in MEANINGLESS.items():
+            if option != "normalize" and getattr(args, option) != without:
+                raise UserError(f"--{option} has no meaning for the tasks of {self.NAME}: drop it")
+        if args.custom_task_order:
+            raise UserError(f"--custom_task_order: the tasks of {self.NAME} have names: use --vision_order det,seg,cls")
+        if args.multi_head:
+            raise UserError(f"--multi_head: every task of {self.NAME} has a head of its own anyway: drop it")
+        if 0 < args.vision_subset < 5:
+            raise UserError(f"--vision_subset {args.vision_subset}: a fifth of it is for testing: give 5 or more, or 0")
+        if args.joint and args.fitting_mode == "early_stopping":
+            raise UserError("--fitting_mode early_stopping looks at one task, --joint trains all: give --n_epochs")
+        if args.validation and args.fitting_mode == "early_stopping":
+            raise UserError(
+                "--validation is scored in place of the test set, and --fitting_mode early_stopping would choose by "
+                "it: use --holdout"
+            )
+        if args.data_device == "cuda":
+            raise UserError(f"--data_device cuda: the images of {self.NAME} are read while one trains: drop it")
+        if (sizes := args.task_batch_sizes) and (len(sizes) != self.N_TASKS or min(sizes) < 1):
+            raise UserError(f"--task_batch_sizes {sizes}: expected a number above 0 for each of {self.N_TASKS} tasks")
+        self.SIZE, self.device = (3, args.vision_size, args.vision_size), torch.device("cpu")
+        parts = self._parts()
+        for train, test in parts.values():
+            if both := set(train.files) & set(test.files):
+                raise UserError(f"{min(both)}: among the training images and among the test images: drop one of them")
+        kinds = {"seg": SEGMENTATION[args.seg_classes], "det": DETECTION[args.detection], "cls": ImageClassTask}
+        self.tasks = [kinds[name](name, parts[name][0].class_names) for name in args.vision_order.split(",")]
+        self.N_CLASSES_PER_TASK = [task.n_outputs for task in self.tasks]
+        self.N_CLASSES = sum(self.N_CLASSES_PER_TASK)
+        self._loaders = []
+        self._data = [
+            tuple(self._examples(task, part, parts, training=i == 0) for i, part in enumerate(parts[task.name]))
+            for task in self.tasks
+        ]
+
+    def _examples(self, task: VisionTask, part, parts: dict[str, Parts], training: bool) -> VisionData:
+        """A part of a task with its share of the cache: the same share of every part."""
+        pixels = self.args.vision_size**2
+        whole = sum(len(p) * pixels * (4 if name == "seg" else 3) for name, pair in parts.items() for p in pair)
+        share = min(1.0, self.args.cache_mb * 2**20 / whole)
+        boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
+        return VisionData(
+            part,
+            task,
+            self.args.vision_size,
+            augment=training and self.args.augment,
+            mirror=self.mirror,
+            capacity=int(share * len(part)),
+            max_boxes=max(boxes, default=0),
+            seed=self.seed,
+        )
+
+    # ---- what the loop and the methods use
+
+    def enter_task(self, task: int):
+        """Make `task` the current one; under `--joint` the training batches are of all tasks in turn."""
+        args, self.c_task, stage = self.args, task, self.stages[task]
+        loaders = [self._make_train_loader(*self._train_part(t), t) for t in stage]
+        together = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
+        self.train_loader = loaders[0] if len(stage) == 1 else together
+        self._loaders.append(self.train_loader)
+        self.extend_test_loaders(stage[-1])
+        if (args.holdout or args.validation) and len(stage) == 1:
+            self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
+        return self.train_loader
+
+    def task_data(self, task: int):
+        """Training examples of a task without augmentation; of the first one under `--joint`."""
+        return self._make_train_loader(*self._train_part(task), task).dataset
+
+    @property
+    def waited(self) -> float:
+        """See the class."""
+        return sum(loader.waited for loader in self._loaders)
+
+    def get_loss(self):
+        """Loss of the task that the latest training batch is of."""
+        return lambda outputs, labels: self.tasks[self.train_loader.task].loss(outputs, labels)
+
+    def _make_tasks(self) -> None:
+        """Made with the data, which say how many classes there are."""
+
+    def heads(self, n: int) -> list[VisionTask]:
+        return self.tasks[:n]
+
+    def examples(self, n: int | None = None):
+        """`plain_batches` of the current task: equally spaced, without augmentation."""
+        return self.plain_batches(max(self.c_task, 0), n)
+
+    def plain_batches(self, task: int, n: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """(inputs, labels) of `n` training images of a task, of all by default, without augmentation."""
+        data, size = self.task_data(task), self.get_batch_size()
+        rows = equally_spaced(len(data), len(data) if n is None else n)
+        for start in range(0, len(rows), size):
+            inputs, labels = default_collate([data[i][:2] for i in rows[start : start + size]])
+            yield moved(inputs, self.train_device), moved(labels, self.train_device)
+
+    def shape_network(self, net) -> None:
+        """A branch for each task.
+
+        Raises:
+            UserError: the network cannot have any, or makes the images too small.
+        """
+        if not hasattr(net, "set_tasks"):
+            raise UserError(
+                f"backbone '{net.NAME}' has one head, the tasks of {self.NAME} need one each: use --backbone multitask"
+            )
+        size, coarsest = self.SIZE[1], net.trunk.strides[-1]
+        if size % coarsest or size < 2 * coarsest:
+            raise UserError(
+                f"--vision_size {size}: the trunk makes images {coarsest} times smaller: give a multiple of that, "
+                f"{2 * coarsest} or more"
+            )
+        net.set_tasks({t.name: t.n_outputs for t in self.tasks}, {t.name: t.HEAD for t in self.tasks})
+
+    def begin_stage(self, net, stage: int) -> None:
+        begun = [self.tasks[t].name for t in self.stages[stage]]
+        net.begin_tasks(begun)
+        net.select(begun[0])
+
+    def begin_batch(self, net) -> None:
+        net.select(self.tasks[self.train_loader.task].name)
+
+    # ---- the parts of a task
+
+    def _held_out_rows(self, task: int) -> Tensor:
+        """(n,) bool: training examples of a task that are held out; of 'cls' the same share of every class."""
+        data, percent = self._data[task][0], self.args.validation or self.args.holdout
+        labels = data.examples.targets if self.tasks[task].name == "cls" else [0] * len(data)
+        if not percent:
+            return torch.zeros(len(data), dtype=torch.bool)
+        return stratified_mask(torch.tensor(labels), percent / 100, self.seed, f"held out of {self.tasks[task].name}")
+
+    def _train_part(self, task: int) -> tuple[VisionData, Tensor]:
+        return self._data[task][0], (~self._held_out_rows(task)).nonzero().squeeze(1)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[VisionData, Tensor]:
+        train, test = self._data[task]
+        if held_out:
+            return train, self._held_out_rows(task).nonzero().squeeze(1)
+        return test, torch.arange(len(test))
+
+    def shown(self, task: int) -> tuple[Tensor, Any]:
+        """Raw images (n, 3, S, S) uint8 and labels of `SHOWN` test images of a task, always the same."""
+        data, rows = self._test_part(task, held_out=bool(self.args.validation))
+        return default_collate([data.example(int(rows[i]), None) for i in equally_spaced(len(rows), SHOWN)])
+
+    def _train_sizes(self) -> list[int]:
+        return [self._train_size(task) for task in range(self.EVAL_TASKS)]  # never in one batch, under --joint neither
+
+    def _size_of_batch(self, task: int) -> int:
+        sizes = self.args.task_batch_sizes
+        return sizes[task] if sizes else super()._size_of_batch(task)
+
+    def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
+        return StreamLoader(
+            split,
+            rows,
+            self._size_of_batch(task),
+            self._transform,
+            self.train_device,
+            self.args.num_workers,
+            order=lambda n, epoch: permutation(n, self.seed, "order", task, epoch),
+            task=task,
+            drop_last=self.args.drop_last,
+            max_batches=DEBUG_BATCHES if self.args.debug_mode else None,
+        )
+
+    def _make_test_loader(self, split: VisionData | Split, rows: Tensor) -> StreamEvalLoader:
+        size, workers = self.args.eval_batch_size, self.args.num_workers
+        return StreamEvalLoader(split, rows, size, self._normalize, self.train_device, workers)
+
+
+def task_order(text: str) -> str:
+    """`det,seg,cls`: the three tasks in any order."""
+    names = str(text).replace(" ", "").split(",")
+    if sorted(names) != sorted(TASKS):
+        raise argparse.ArgumentTypeError(f"'{text}': expected {', '.join(TASKS)} in any order, separated by commas")
+    return ",".join(names)

@@ -1,0 +1,203 @@
+"""The runs that the conformance checks compare: watched, looked at more often, stopped and continued."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.utils.state import describe
+from models.utils.walk import same_value
+from utils import registry
+from utils.check.cases import Case, Failure, Interrupted
+from utils.check.waiting import Waiting
+from utils.randomness import random_state
+from utils.record import Experiment, Position
+from utils.run import checkpoint
+from utils.run.experiment import build
+from utils.run.training import train
+
+
+@dataclass
+class Ended:
+    """A run at its end: what the method remembers (`state_of`) and every evaluation (`scores_of`).
+
+    Of a run that was observed also what `observe` did: places where it waits, names of the inputs it overwrote,
+    returned values that are no loss, and whether the stream's test data changed.
+    """
+
+    exp: Experiment
+    state: dict
+    scores: list[dict]
+    waits: list[str] = field(default_factory=list)
+    overwritten: list[str] = field(default_factory=list)
+    no_losses: list[str] = field(default_factory=list)
+    stream_changed: bool = False
+
+    @classmethod
+    def of(cls, exp: Experiment) -> "Ended":
+        """The run that has just ended; the states of the random generators are those of this moment."""
+        return cls(exp, state_of(exp), scores_of(exp))
+
+
+def differing_ends(a: Ended, b: Ended) -> list[str]:
+    """Names of what two runs remember differently, and of the tasks after which they scored differently."""
+    after_tasks = ({f"scores after task {s['task']}": s for s in end.scores if s["epoch"] is None} for end in (a, b))
+    return differing_entries(a.state, b.state) + differing_entries(*after_tasks)
+
+
+@functools.lru_cache(maxsize=1)
+def observed(case: Case) -> Ended:
+    """An undisturbed run of two epochs whose calls of `observe` are watched; made once for all checks of a case."""
+    exp = build(case.config("--n_epochs", "2"))
+    waits, overwritten, no_losses, original = [], [], [], exp.model.observe
+
+    def watched(inputs, labels, not_aug_inputs, **kwargs):
+        before = copied([inputs, labels, not_aug_inputs])
+        with Waiting(waits):
+            out = original(inputs, labels, not_aug_inputs, **kwargs)
+        overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))
+        loss = out.get("loss") if isinstance(out, dict) else out
+        if isinstance(loss, float) or (isinstance(loss, Tensor) and loss.dim() == 0):
+            return out
+        no_losses.append(f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss))
+        return 0.0  # the run goes on, for the other checks
+
+    exp.model.observe = watched
+    images = [loader.dataset.data.clone() for loader in exp.dataset.all_test_loaders()]
+    train(exp)
+    del exp.model.observe
+    ended = Ended.of(exp)
+    now = (loader.dataset.data for loader in exp.dataset.test_loaders)
+    ended.stream_changed = not all(torch.equal(a, b) for a, b in zip(images, now, strict=True))
+    ended.waits, ended.overwritten, ended.no_losses = waits, overwritten, no_losses
+    return ended
+
+
+@functools.lru_cache(maxsize=1)
+def looked_at(case: Case) -> Ended:
+    """The same run, evaluated after every epoch and captured every seven iterations."""
+    exp = build(case.config("--n_epochs", "2", "--eval_epochs", "1"))
+
+    def capture(position: Position) -> None:
+        if position.step % 7 == 0:
+            checkpoint.capture(exp, position)
+
+    exp.log.after_step = capture
+    train(exp)
+    return Ended.of(exp)
+
+
+# ---- what the checks use
+
+
+def run(case: Case, *more: str, **size) -> Experiment:
+    """A short run to its end; `size`: the share and tasks of `Case.config`."""
+    exp = build(case.config(*more, **size))
+    train(exp)
+    return exp
+
+
+def resumed_run(case: Case, step: int, *more: str) -> Experiment:
+    """The same run, stopped after `step` iterations and continued with new objects from the saved state.
+
+    A negative step means the place after the evaluation that follows that many iterations.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stop_run(case, step, Path(folder, "checkpoint.pt"), *more)
+        return continue_run(case, Path(folder, "checkpoint.pt"), *more)
+
+
+def stop_run(case: Case, step: int, file: Path, *more: str) -> None:
+    """The first part of `resumed_run`: what is saved lies in `file`."""
+    exp = build(case.config(*more))
+
+    def stop(position: Position) -> None:
+        if position.step == abs(step):
+            checkpoint.save(checkpoint.capture(exp, position), file)
+            raise Interrupted
+
+    setattr(exp.log, "after_step" if step > 0 else "after_task", stop)
+    with suppress(Interrupted):
+        train(exp)
+
+
+def continue_run(case: Case, file: Path, *more: str) -> Experiment:
+    """The second part of `resumed_run`."""
+    exp = build(case.config(*more))
+    start = checkpoint.restore(checkpoint.load(file), exp)
+    train(exp, start)
+    return exp
+
+
+def resumed_ends(case: Case, steps: list[int], elsewhere: bool, *more: str) -> list[tuple[dict, list[dict]]]:
+    """State and scores at the end of `resumed_run` from each of `steps`.
+
+    Args:
+        elsewhere: continue in another process, in which hashes of texts are others.
+    """
+    if not elsewhere:
+        return [(state_of(exp), scores_of(exp)) for exp in (resumed_run(case, step, *more) for step in steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, f"{i}.pt")) for i in range(len(steps))]
+        for step, file in zip(steps, files, strict=True):
+            stop_run(case, step, Path(file), *more)
+        given = json.dumps([case.model, case.setting, files, more])
+        seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+        program = "from utils.check.case_runs import continue_elsewhere; import sys; continue_elsewhere(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", program, given], cwd=registry.ROOT, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONHASHSEED": seed})  # fmt: skip
+        if done.returncode:
+            raise Failure(f"it cannot be resumed in another process: {done.stderr.strip().splitlines()[-1]}")
+        return [tuple(torch.load(f"{file}.end", weights_only=True)) for file in files]
+
+
+def continue_elsewhere(given: str) -> None:
+    """What the other process of `resumed_ends` does."""
+    model, setting, files, more = json.loads(given)
+    for file in files:
+        exp = continue_run(Case(model, setting), Path(file), *more)
+        torch.save([state_of(exp), scores_of(exp)], f"{file}.end")
+
+
+def state_of(exp: Experiment) -> dict:
+    """What the method remembers, its optimisers included, and where the random generators are."""
+    return {
+        "model": copied(describe(exp.model)),
+        "random": random_state(),
+    }
+
+
+def scores_of(exp: Experiment) -> list[dict]:
+    """Every evaluation of a run."""
+    return [vars(evaluation) for evaluation in exp.run.history]
+
+
+def copied(value):
+    """A deep copy of nested dicts, lists and tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: copied(v) for k, v in value.items()}
+    return [copied(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def differing_entries(a, b, name: str = "") -> list[str]:
+    """Names of the leaves in which two nested states differ; nan equals nan."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(k for k in b if k not in a)]
+        return [d for k in keys for d in differing_entries(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing_entries(x, y, f"{name}[{i}]")]
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        same = same_value(a, b)
+    else:
+        same = a == b or (a != a and b != b)
+    return [] if same else [name]

@@ -1,0 +1,149 @@
+"""Methods side by side: one HTML page from the mean_accs.csv tables below some folders.
+
+    python -m utils.log.compare results                              everything below results/
+    python -m utils.log.compare results/class-il/seq-digits --out digits.html
+
+Runs that differ in their seed alone are one entry, with mean and standard deviation over the seeds (of a seed that ran
+twice the later run counts); where options differ, the entry's name says which.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.args import NEUTRAL
+from utils.atomic import write_text
+from utils.errors import UserError
+from utils.log import plots
+from utils.log.page import count, image, page, section, table
+from utils.metrics import METRICS
+
+# Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
+MEASURES = {"final accuracy": ""}
+MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
+NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *(metric.column for metric in METRICS.values())}
+Row = dict[str, str]
+Spread = tuple[float, float, int]  # mean, standard deviation, runs
+
+
+def read_tables(folders: Sequence[str]) -> dict[tuple[str, str], list[tuple[str, Row]]]:
+    """(scenario, dataset) -> (method, row) for every mean_accs.csv in or below the folders.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    found: dict[tuple[str, str], list[tuple[str, Row]]] = {}
+    paths = {path.resolve() for folder in folders for path in Path(folder).rglob("mean_accs.csv")}
+    for path in sorted(paths):
+        scenario, dataset, method = path.parts[-4:-1]
+        try:
+            with open(path, newline="", encoding="utf-8") as f:
+                rows = list(csv.DictReader(f, strict=True))
+        except (OSError, csv.Error, UnicodeDecodeError) as e:
+            raise UserError(f"{path} cannot be read: {e}") from None
+        found.setdefault((scenario, dataset), []).extend((method, row) for row in rows)
+    if not any(found.values()):
+        raise UserError(f"no mean_accs.csv with a finished run in or below {', '.join(folders)}")
+    return found
+
+
+def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
+    """Name of an entry -> its rows, of each seed the last; the name has the options in which a method's rows differ."""
+    out: dict[str, dict[str | None, Row]] = {}
+    for method in dict.fromkeys(method for method, _ in rows):
+        mine = [row for other, row in rows if other == method]
+        options = [name for name in mine[0] if name not in NOT_OPTIONS and not _is_score(name)]
+        differing = [name for name in options if len({row.get(name) for row in mine}) > 1]
+        for row in mine:
+            told = [f"{name} {row[name]}" for name in differing if row[name]]
+            out.setdefault(", ".join([method, *told]), {})[row.get("seed")] = row
+    return {name: list(by_seed.values()) for name, by_seed in out.items()}
+
+
+def measured(rows: Sequence[Row]) -> dict[str, Spread]:
+    """Mean, sample standard deviation and number of runs of every measure that is defined."""
+    from utils.log.report import spread
+
+    out = {}
+    for measure, column in MEASURES.items():
+        values = [_number(row.get(column or _last_task(row))) for row in rows]
+        known = [value for value in values if value is not None]
+        if known:
+            mean, deviation, _, n = spread(known)
+            out[measure] = (mean, deviation, n)
+    return out
+
+
+def write_comparison(tables: dict[tuple[str, str], list[tuple[str, Row]]], path: Path) -> None:
+    """Write the page: per stream and scenario the bars and a table, best final accuracy first."""
+    parts = []
+    for (scenario, dataset), rows in tables.items():
+        found = {name: measured(mine) for name, mine in entries(rows).items()}
+        found = {name: values for name, values in found.items() if "final accuracy" in values}
+        found = dict(sorted(found.items(), key=lambda item: -item[1]["final accuracy"][0]))
+        if found:
+            parts.append(section(f"{dataset}, {scenario}", _bars(found) + _numbers(found)))
+    head = f"{count(sum(map(len, tables.values())), 'row')} of {count(len(tables), 'table')}"
+    write_text(path, page("Comparison of methods", head, parts))
+
+
+def _bars(found: dict[str, dict[str, Spread]]) -> str:
+    images = []
+    for measure, unit, highest in (("final accuracy", "%", 112), ("forgetting", "points", None)):
+        bars = {name: values[measure][:2] for name, values in found.items() if measure in values}
+        if bars:
+            title = f"{measure.capitalize()}: mean and standard deviation over runs"
+            images.append(image(plots.comparison_bars(bars, f"{measure} ({unit})", title, highest), measure))
+    return f'<div class="plots">{"".join(images)}</div>'
+
+
+def _numbers(found: dict[str, dict[str, Spread]]) -> str:
+    joint = found.get("joint", {}).get("final accuracy")
+    rows = []
+    for name, values in found.items():
+        cells = [f"{values[m][0]:.2f} ± {values[m][1]:.2f}" if m in values else "-" for m in MEASURES]
+        learned = values.get("learning accuracy")
+        cells.append(f"{joint[0] - learned[0]:.2f}" if joint and learned and name != "joint" else "-")
+        rows.append([name, values["final accuracy"][2], *cells])
+    note = (
+        "<p class=dim>Percent and points; ±: sample standard deviation over runs. Intransigence: final accuracy of "
+        "joint training on all tasks minus learning accuracy.</p>"
+    )
+    head = ["method", "runs", *MEASURES, "intransigence"]
+    return table(head, rows, "dense", numeric=range(1, len(head))) + note
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith("task") and name[4:].isdigit()
+
+
+def _last_task(row: Row) -> str:
+    return f"task{max((int(name[4:]) for name in row if _is_score(name)), default=0)}"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m utils.log.compare", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folders", nargs="+", help="folders with mean_accs.csv in or below them")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
+    args = parser.parse_args(argv)
+    try:
+        write_comparison(read_tables(args.folders), args.out)
+    except UserError as e:
+        print(f"compare: error: {e}", file=sys.stderr)
+        return 2
+    print(f"comparison: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

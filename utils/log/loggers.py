@@ -1,0 +1,327 @@
+"""What becomes of a run's events: CSV files, lines on stdout, TensorBoard events, report.html.
+
+The training loop tells every logger the same few events; each logger writes its own format.
+"""
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from utils import criterion
+from utils.atomic import explained, write_text
+from utils.config_file import write_config
+from utils.log import plots
+from utils.log.logger import Logger, Summary, seen_mean
+from utils.log.report import excluded_terms, summarise_run, write_report
+from utils.metrics import METRICS
+from utils.record import Evaluation, Run
+
+
+class CSVLogger(Logger):
+    """`config.yaml`, `metrics.csv`, `accuracy_matrix.csv` and, at the end, `metrics.json` in the run's folder.
+
+    On a vision stream also `epochs.jsonl`, the records of `Run.epochs`, and `criterion` in metrics.json.
+
+    metrics.csv has one row per evaluation x metric x scenario x task: tasks counted from 0, `value` in percent unless
+    it is a perplexity, `epoch` empty at a task's end. Rows are on their way to the disk when the event returns, so a
+    killed run keeps them; a resumed run rewrites those of its history, so that nothing is there twice. The run's
+    metrics come last, with `task_evaluated` empty.
+    """
+
+    COLUMNS = ("step", "task_trained", "task_evaluated", "scenario", "metric", "value", "epoch")
+
+    def run_started(self, run: Run) -> None:
+        if not run.position:
+            self._write_config(run)
+        rows = [row for evaluation in run.history for row in self._rows(run, evaluation)]
+        write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
+
+    @staticmethod
+    def _write_config(run: Run) -> None:
+        facts = {
+            "model": run.model_name,
+            "dataset": run.dataset_name,
+            "setting": run.setting,
+            "seed": run.seed,
+            "parameters": run.parameters,
+            "options": run.config,
+            "origins": run.origins,
+            "environment": run.environment,
+            "notes": run.notes,
+        }
+        write_config(run.folder / "config.yaml", plain(facts))
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        self._append(run, self._rows(run, evaluation))
+        if evaluation.epoch is None:
+            self._write_matrix(run)
+            if run.tasks:
+                self._write_epochs(run)
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        step, task = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
+        self._append(
+            run,
+            [
+                (step, task, "", scenario, metric, float(value), "")
+                for scenario, metrics in summary.items()
+                for metric, value in metrics.items()
+            ],
+        )
+        self._write_matrix(run)
+        self._write_metrics(run, summary)
+
+    @staticmethod
+    def _write_metrics(run: Run, summary: Summary) -> None:
+        """All metrics with what they come from, null where one is not defined; what the method found, if anything."""
+        left_out, facts = excluded_terms(run), {}
+        for scenario, matrix in run.matrices.items():
+            defined, untrained = summary.get(scenario, {}), run.baselines.get(scenario)
+            facts[scenario] = {
+                "accuracy_matrix": [[_null(x) for x in row] for row in matrix.tolist()],
+                "untrained": None if untrained is None else [_null(x) for x in untrained],
+                "metrics": {name: _null(defined.get(name)) for name in METRICS},
+                "undefined_terms_left_out": left_out[scenario],
+            }
+        if run.analysis and run.analysis.numbers:
+            facts["findings"] = {name: _null(value) for name, value in run.analysis.numbers.items()}
+        if run.tasks:
+            facts["criterion"] = criterion.as_facts(run)
+        write_text(run.folder / "metrics.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def _write_epochs(run: Run) -> None:
+        lines = [{k: _null(v) if type(v) is float else v for k, v in record.items()} for record in run.epochs]
+        write_text(run.folder / "epochs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    @staticmethod
+    def _rows(run: Run, evaluation: Evaluation) -> list[tuple]:
+        epoch = "" if evaluation.epoch is None else evaluation.epoch
+        return [
+            (evaluation.step, evaluation.task, task, scenario, metric, float(score), epoch)
+            for metric, values in {run.score: evaluation.scores, **evaluation.others}.items()
+            for scenario, scores in values.items()
+            for task, score in enumerate(scores)
+            if not np.isnan(score)
+        ]
+
+    @staticmethod
+    def _append(run: Run, rows: Iterable[tuple]) -> None:
+        path = run.folder / "metrics.csv"
+        with explained(path), open(path, "a", newline="", encoding="utf-8") as f:
+            f.write(_csv(rows))
+
+    @staticmethod
+    def _write_matrix(run: Run) -> None:
+        """Rows scenario, after_task, task_0..task_{T-1}; an empty cell was not evaluated."""
+        rows: list[tuple] = [("scenario", "after_task", *(f"task_{i}" for i in range(run.n_tasks)))]
+        for scenario, matrix in run.matrices.items():
+            for t, scores in enumerate(matrix):
+                rows.append((scenario, t, *("" if np.isnan(score) else float(score) for score in scores)))
+        write_text(run.folder / "accuracy_matrix.csv", _csv(rows))
+
+
+class ConsoleLogger(Logger):
+    """One line per evaluation and a table of metrics at the end, on stdout.
+
+    Args:
+        verbose: False leaves the line per evaluation out.
+    """
+
+    def __init__(self, verbose: bool = True):
+        self.verbose = verbose
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        if not self.verbose:
+            return
+        where = f"task {evaluation.task + 1}/{run.n_tasks}" if evaluation.task >= 0 else "untrained"
+        if evaluation.epoch is not None:
+            where += f" epoch {evaluation.epoch + 1}"
+        means = [f"{name} {seen_mean(evaluation.scores[name], evaluation.task):.1f}" for name in evaluation.scores]
+        for metric, values in evaluation.others.items():
+            if np.isnan([v for row in values.values() for v in row]).any():
+                continue  # of some of the tasks only, as that of one class: it is in the files
+            prefix = "" if len(values) == 1 else "{} "
+            means += [f"{prefix.format(n)}{metric} {seen_mean(v, evaluation.task):.3g}" for n, v in values.items()]
+        # Through tqdm: a plain print would land in the middle of the progress bar.
+        tqdm.write(" | ".join([where, *means]), file=sys.stdout)
+        sys.stdout.flush()
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        names = [metric for metric in METRICS if any(metric in values for values in summary.values())]
+        lines = [f"{run.model_name} on {run.dataset_name}, seed {run.seed}"]
+        lines.append(" " * 22 + "".join(f"{scenario:>20}" for scenario in summary))
+        for metric in names:
+            cells = [f"{values[metric]:.2f}" if metric in values else "-" for values in summary.values()]
+            lines.append(f"  {metric:<20}" + "".join(f"{cell:>20}" for cell in cells))
+        if rows := criterion.of_run(run):
+            columns = list(zip(criterion.COLUMNS, *map(criterion.cells, rows), strict=True))
+            padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+            lines += ["forgetting criterion", *("  " + "  ".join(row).rstrip() for row in zip(*padded, strict=True))]
+            lines += [f"  {line}" for line in criterion.remarks(run, rows)]
+        lines += [f"  {about}: {note}" for about, note in run.notes.items()]
+        if run.folder is not None:
+            lines.append(f"results: {run.folder}")
+        print("\n".join(lines), flush=True)
+
+
+class TensorBoardLogger(Logger):
+    """TensorBoard events in the run's folder, against training iterations.
+
+    Text `config`; scalars `acc_mean`, `acc_task01`..., `perplexity_task01`... of token streams, `loss/<term>`, `lr`;
+    image `accuracy_matrix` after each task; at the end the metrics as HParams. With two scenarios the tags of a score
+    start with the scenario: `class-il/acc_mean`.
+    """
+
+    def run_started(self, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A killed run may have written events after its checkpoint, and at its very step: those are dropped by the
+        # reader, and what the checkpoint knows of its step is written once more.
+        with explained(run.folder):
+            self.writer = SummaryWriter(str(run.folder), purge_step=run.position or 0)
+        if run.position:
+            for step, means, lr in run.losses:
+                if step == run.position:
+                    self.step(step, means, lr)
+            for evaluation in run.history:
+                if evaluation.step == run.position:
+                    self.task_evaluated(run, evaluation)
+            return
+        rows = [
+            f"| {_md(name)} | {_md(value)} | {_md(run.origins.get(name, ''))} |" for name, value in run.config.items()
+        ]
+        self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *rows]))
+
+    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
+        with explained(self._where()):
+            for term, value in losses.items():
+                self.writer.add_scalar(f"loss/{term}", value, step)
+            self.writer.add_scalar("lr", lr, step)
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        with explained(self._where()):
+            for scenario, scores in evaluation.scores.items():
+                prefix = _prefix(evaluation.scores, scenario)
+                self.writer.add_scalar(f"{prefix}acc_mean", seen_mean(scores, evaluation.task), evaluation.step)
+                for task, score in enumerate(scores):
+                    if not np.isnan(score):
+                        self.writer.add_scalar(f"{prefix}acc_task{task + 1:02d}", score, evaluation.step)
+                if evaluation.epoch is None and scenario in run.matrices:
+                    image = plots.matrix_image(run.matrices[scenario])
+                    self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")
+            for metric, values in evaluation.others.items():
+                for scenario, scores in values.items():
+                    for task, score in enumerate(scores):
+                        tag = f"{_prefix(values, scenario)}{metric}_task{task + 1:02d}"
+                        self.writer.add_scalar(tag, score, evaluation.step)
+            self.writer.flush()
+
+    def saving(self, run: Run) -> None:
+        with explained(self._where()):
+            self.writer.flush()
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        from PIL import Image
+        from torch.utils.tensorboard.summary import hparams
+
+        options = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in run.config.items()}
+        metrics = {
+            f"metrics/{_prefix(summary, scenario)}{metric}": value
+            for scenario, values in summary.items()
+            for metric, value in values.items()
+        }
+        step = run.history[-1].step if run.history else 0
+        with explained(self._where()):
+            for path in sorted((run.folder / "plots").glob("*.png")):
+                image = np.asarray(Image.open(path).convert("RGB"))
+                self.writer.add_image(f"plots/{path.stem}", image, step, dataformats="HWC")
+            # The writer's own add_hparams would open a second event file in a folder below.
+            for part in hparams(options, metrics):
+                self.writer.file_writer.add_summary(part)
+            for tag, value in metrics.items():
+                self.writer.add_scalar(tag, value, step)
+            self.writer.close()
+
+    def _where(self) -> Path:
+        return Path(self.writer.log_dir)
+
+
+class ReportLogger(Logger):
+    """`report.html`, at the end and now and then after a task.
+
+    Args:
+        interval: seconds between two reports; drawing takes about a second, which a run of a few seconds should not pay
+        per task.
+    """
+
+    def __init__(self, interval: float = 30.0):
+        self.interval = interval
+        self.last = 0.0
+
+    def run_started(self, run: Run) -> None:
+        self.last = time.monotonic()
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        if evaluation.epoch is None and time.monotonic() - self.last >= self.interval:
+            write_report(run, summarise_run(run))
+            self.last = time.monotonic()
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        write_report(run, summary)
+
+
+def make_loggers(args: Any, run: Run) -> list[Logger]:
+    """The loggers that the options ask for; without a folder (`--disable_log`) only the console.
+
+    The CSV files come first: what is written down fails last.
+    """
+    console = ConsoleLogger(verbose=not args.non_verbose)
+    if args.disable_log or run.folder is None:
+        return [console]
+    loggers: list[Logger] = [CSVLogger()] if args.csv_log else []
+    loggers += [console, ReportLogger()]
+    loggers += [TensorBoardLogger()] if args.tensorboard else []  # which takes over the report's plots
+    if args.mlflow:
+        from utils.log.mlflow_logger import MLflowLogger
+
+        loggers.append(MLflowLogger(args))  # last: it sends the files of the others
+    return loggers
+
+
+def plain(value: Any) -> Any:
+    """A value as plain YAML can hold it: numbers, text, lists and dicts; anything else as its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def _null(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _prefix(scenarios: dict, scenario: str) -> str:
+    return f"{scenario}/" if len(scenarios) > 1 else ""
+
+
+def _csv(rows: Iterable[Iterable]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _md(value: Any) -> str:
+    """One cell of a markdown table."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

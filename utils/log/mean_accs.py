@@ -1,0 +1,118 @@
+"""`mean_accs.csv`: one row per finished run, in a table that many processes extend and whose columns grow.
+
+The table is small, so every new row rewrites it whole under a lock: a process killed at any moment leaves the old table
+or the new one, and a row with new options never ends up under a header that does not know them.
+"""
+
+import csv
+import io
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from utils.atomic import explained, write_text
+from utils.errors import UserError
+from utils.metrics import METRICS
+from utils.record import Run
+
+LOCK_TIMEOUT = 600.0  # seconds; a writer holds the lock for milliseconds
+COLUMNS = {metric.column: name for name, metric in METRICS.items() if metric.column}
+
+
+def append_row(path: Path, row: dict[str, object]) -> None:
+    """Add a row to a table; on return the row is on disk.
+
+    A row with the same `run_id` is replaced. Columns that the table does not have are added at its end and stay empty
+    in older rows. None and nan become empty cells. A table that is not a rectangle any more (edited by hand, cut off)
+    is set aside as `<name>.damaged-<random>` and a new one is begun. The lock is the file `<name>.lock` beside it.
+
+    Raises:
+        UserError: the folder is not writable, or the lock stays taken for ten minutes.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", poll_interval=0.02)
+    try:
+        with explained(path):
+            try:
+                lock.acquire(timeout=LOCK_TIMEOUT)
+            except Timeout:
+                raise UserError(
+                    f"{path} stays locked: end the process that holds {path.name}.lock (this run's row is missing)"
+                ) from None
+            _append_locked(path, {_cell(name): _cell(value) for name, value in row.items()})
+    finally:
+        lock.release()
+
+
+def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The row of one run in one scenario.
+
+    Columns: `task1..taskT` (mean accuracy over tasks 1..t after task t, percent, nan where it was not evaluated), those
+    of `COLUMNS` (None where undefined), `run_id`, `seed`, then every option. An option whose name is one of the former
+    is called `option_<name>`.
+    """
+    matrix = run.matrices[scenario]
+    row: dict[str, Any] = {f"task{t + 1}": float(np.mean(matrix[t, : t + 1])) for t in range(len(matrix))}
+    row |= {column: summary.get(scenario, {}).get(metric) for column, metric in COLUMNS.items()}
+    row |= {"run_id": run.folder.name if run.folder else None, "seed": run.seed}
+    taken = set(row) - {"seed"}
+    return row | {f"option_{name}" if name in taken else name: value for name, value in run.config.items()}
+
+
+def write_summary(run: Run, summary: dict[str, dict[str, float]]) -> list[Path]:
+    """Add the run to results/<scenario>/<dataset>/<model>/mean_accs.csv, one table per scenario; returns the tables.
+
+    A class-IL run is scored as class-IL and as task-IL, so it has a row under results/class-il and one under
+    results/task-il.
+    """
+    paths = []
+    for scenario in run.matrices:
+        path = run.results_path / scenario / run.dataset_name / Path(run.model_name).stem / "mean_accs.csv"
+        append_row(path, summary_row(run, scenario, summary))
+        paths.append(path)
+    return paths
+
+
+def _append_locked(path: Path, row: dict[str, str]) -> None:
+    # All writers of this table hold the lock, so a temporary file of it was left by one that was killed.
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+    try:
+        header, rows = _read(path)
+    except (ValueError, csv.Error):
+        os.replace(path, path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}"))
+        header, rows = [], []
+    header += [name for name in row if name not in header]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for old in rows:
+        old = old + [""] * (len(header) - len(old))
+        # A run that was killed between this row and its end writes it once more when it is resumed.
+        if not row.get("run_id") or old[header.index("run_id")] != row["run_id"]:
+            writer.writerow(old)
+    writer.writerow([row.get(name, "") for name in header])
+    write_text(path, text.getvalue())
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows; ValueError where the file is no table."""
+    if not path.exists():
+        return [], []
+    with open(path, newline="", encoding="utf-8") as f:
+        header, *rows = [row for row in csv.reader(f, strict=True) if row] or [[]]
+    if len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
+        raise ValueError(f"{path} is not a table")
+    return header, rows
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
+        return ""
+    # A bare carriage return ends a row for a csv reader, yet the writer does not quote it.
+    return str(value).replace("\r\n", "\n").replace("\r", "\n")

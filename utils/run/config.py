@@ -1,0 +1,397 @@
+"""From a command line to the resolved options of a run, each with where its value came from.
+
+Precedence: command line > best_args > dataset defaults > defaults of the method, backbone and runner. A method's
+preset (a named group of values) ranks just below the place that names it.
+"""
+
+import argparse
+import inspect
+import re
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from utils import registry
+from utils.args import LISTS, NEUTRAL, ArgumentParser, base_parser, explain_unknown, refuse_repeats
+from utils.errors import UserError
+
+NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
+
+
+@dataclass
+class Config:
+    """Resolved options and the classes they name.
+
+    Attributes:
+        args: every option as an attribute.
+        origins: option name -> 'command line', 'preset NAME', 'best_args', 'dataset', or 'default'.
+        row: the best-args row in use, or None.
+    """
+
+    args: argparse.Namespace
+    origins: dict[str, str]
+    model_class: type
+    dataset_class: type
+    backbone_class: type
+    row: dict[str, Any] | None = None
+
+
+def chosen(argv: list[str]) -> argparse.Namespace:
+    """The options that decide which files are read: model, dataset, backbone, help, list, check."""
+    parser = ArgumentParser(add_help=False)
+    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun"):
+        parser.add_argument(name)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    return parser.parse_known_args(argv)[0]
+
+
+def build_parser(choice: argparse.Namespace, backbone: str | None) -> ArgumentParser:
+    """The base parser with the options of the chosen files, each in a group of its own."""
+    parser = base_parser()
+    for kind, name in (("dataset", choice.dataset), ("model", choice.model), ("backbone", backbone)):
+        if name:
+            _add_options(parser, kind, registry.load(kind, name))
+    return parser
+
+
+def resolve(argv: list[str]) -> Config:
+    """Parse strictly and settle every option.
+
+    Raises:
+        UserError: unknown name or option, repeated option, impossible value, missing required option, a method that
+            does not fit the stream, an unknown best-args row.
+    """
+    choice = chosen(argv)
+    for kind in ("model", "dataset"):
+        if getattr(choice, kind) is None:
+            raise UserError(f"--{kind} is missing: give one of {', '.join(registry.names(kind))}")
+    for kind in registry.FOLDERS:  # a wrong name is refused before anything is imported
+        if getattr(choice, kind) is not None:
+            registry.find(kind, getattr(choice, kind))
+    model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
+    refuse_setting(model_class, dataset_class)
+
+    # The row may name the backbone, whose options must exist before the strict parse.
+    given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+    row = _best_row(model_class, choice.dataset, given)
+    stored = dict(row["args"]) if row else {}
+    needed = getattr(model_class, "DEFAULTS", {}).get("backbone")
+    backbone = choice.backbone or stored.get("backbone") or needed or dataset_class.DEFAULTS["backbone"]
+    refuse_input(registry.load("backbone", backbone), dataset_class)
+    parser = build_parser(choice, backbone)
+    given, actions = _explicit(parser, argv, strict=True)
+
+    for dest in getattr(model_class, "UNUSED", ()):
+        if dest in given:
+            raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
+    layers = [
+        ("dataset", _still_valid(dataset_class.DEFAULTS, backbone, {**stored, **given})),
+        ("method", getattr(model_class, "DEFAULTS", {})),
+        *_presets(model_class, stored),
+        ("best_args", _still_valid(stored, backbone, given)),
+        *_presets(dataset_class, given, unused=getattr(model_class, "UNUSED", ())),
+        *_presets(model_class, given),
+    ]
+    values = {dest: action.default for dest, action in actions.items()} | parser._defaults
+    origins = {dest: "default" for dest in values}
+    for origin, layer in layers:
+        for dest, value in layer.items():
+            if dest not in actions:
+                raise UserError(f"{origin} sets '{dest}', which is no option of {choice.model} on {choice.dataset}")
+            values[dest], origins[dest] = converted(actions[dest], value, origin), origin
+    for dest, value in given.items():
+        values[dest], origins[dest] = value, "command line"
+    values |= {
+        "model": model_class.NAME,
+        "dataset": dataset_class.NAME,
+        "backbone": registry.normalise(backbone),
+        "load_best_args": row is not None,
+    }
+    origins["backbone"] = next(
+        (o for o, layer in [("command line", given), ("best_args", stored)] if "backbone" in layer),
+        "method" if needed else "dataset",
+    )
+    for dest, action in actions.items():
+        if action.required and values[dest] is None:
+            raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
+    if "minibatch_size" in values and values["minibatch_size"] is None:
+        values["minibatch_size"], origins["minibatch_size"] = values["batch_size"], "batch_size"
+    for dest in NO_FACTS:
+        values.pop(dest), origins.pop(dest)
+    if getattr(model_class, "JOINT", False):
+        values["joint"], origins["joint"] = True, "method"
+    elif values["joint"] and not dataset_class.MIXED and model_class.NAME != "sgd":
+        raise UserError(
+            f"--joint: where all tasks are there at once {model_class.NAME} has nothing to keep: use --model joint"
+        )
+    args = argparse.Namespace(**values)
+    refuse_impossible(args)
+    return Config(args, origins, model_class, dataset_class, registry.load("backbone", backbone), row)
+
+
+def refuse_setting(model_class: type, dataset) -> None:
+    """A method runs only on the kinds of task and in the settings it lists; a task-il method may run on a class-il
+    stream, where the task is given. `dataset` is a class, whose setting may still be open, or a built stream.
+    """
+    allowed, advice = list(model_class.COMPATIBILITY), "choose another method or another stream"
+    kinds = [kind.NAME for kind in model_class.TASKS]
+    if not {dataset.TASK.NAME, "any"} & {*kinds}:
+        raise UserError(
+            f"method '{model_class.NAME}' is for {' and '.join(kinds)} but the tasks of '{dataset.NAME}' are "
+            f"{dataset.TASK.NAME}: {advice}"
+        )
+    settings = dataset.SETTINGS or (dataset.SETTING,)
+    if not any(s in allowed or (s == "class-il" and "task-il" in allowed) for s in settings):
+        raise UserError(
+            f"method '{model_class.NAME}' supports {', '.join(allowed)} but dataset '{dataset.NAME}' is "
+            f"{' or '.join(settings)}: {advice}"
+        )
+
+
+def refuse_input(backbone_class: type, dataset_class: type) -> None:
+    """A network of images does not read tokens, nor the other way round."""
+
+    def reads(network: type) -> tuple[str, ...]:
+        inputs = getattr(network, "INPUT", "images")
+        return (inputs,) if isinstance(inputs, str) else inputs
+
+    if dataset_class.INPUT not in reads(backbone_class):
+        others = [n for n in registry.names("backbone") if dataset_class.INPUT in reads(registry.load("backbone", n))]
+        raise UserError(
+            f"backbone '{backbone_class.NAME}' reads {' and '.join(reads(backbone_class))} but dataset "
+            f"'{dataset_class.NAME}' holds {dataset_class.INPUT}: choose one of {', '.join(others)}"
+        )
+
+
+def refuse_impossible(args: argparse.Namespace) -> None:
+    """Combinations that no single option can see to be wrong."""
+    if getattr(args, "minibatch_size", None) and args.buffer_size < args.minibatch_size:
+        raise UserError(
+            f"--buffer_size {args.buffer_size} is smaller than --minibatch_size {args.minibatch_size}, the examples "
+            "replayed at each step: raise the one or lower the other"
+        )
+    if args.fitting_mode == "iters" and not args.n_iters:
+        raise UserError("--fitting_mode iters needs --n_iters")
+    if args.n_iters and args.fitting_mode != "iters":
+        raise UserError("--n_iters has an effect only with --fitting_mode iters: add it, or drop --n_iters")
+    if args.fitting_mode == "early_stopping" and not (args.validation or args.holdout):
+        raise UserError("--fitting_mode early_stopping needs held-out data: add --holdout 10 or --validation 10")
+    if args.lr_scheduler == "multisteplr" and not args.lr_milestones:
+        raise UserError("--lr_scheduler multisteplr needs --lr_milestones, as --lr_milestones 35 45")
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        raise UserError(
+            f"--seeds names a seed twice ({' '.join(map(str, args.seeds))}): each counts as a run of its own"
+        )
+    for option in ("resume", "savecheck", "savecheck_minutes"):
+        if getattr(args, option) and args.disable_log:
+            raise UserError(f"--{option} needs the run's folder, which --disable_log leaves out: drop one of them")
+    if args.resume and args.loadcheck:
+        raise UserError("--resume and --loadcheck exclude each other: the one finds the checkpoint, the other names it")
+    if args.seeds and args.loadcheck:
+        raise UserError("--seeds and --loadcheck exclude each other: a checkpoint belongs to one seed")
+    if args.inference_only and not args.loadcheck:
+        raise UserError("--inference_only needs --loadcheck FILE: the checkpoint to evaluate")
+    if args.optim_nesterov and not (args.optimizer == "sgd" and args.optim_mom > 0):
+        raise UserError("--optim_nesterov needs --optimizer sgd and --optim_mom above 0")
+    for one, other in (("permute_classes", "custom_class_order"), ("validation", "holdout")):
+        if getattr(args, one) and getattr(args, other):
+            raise UserError(f"--{one} and --{other} exclude each other: give one")
+    for option in ("exp_name", "ckpt_name"):
+        name = getattr(args, option) or "fine"
+        if name.startswith(".") or not all(c.isalnum() or c in "._-" for c in name):
+            raise UserError(f"--{option} '{name}': expected letters, digits, '.', '_' and '-', not starting with a dot")
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration with its origins: a line for each option somebody chose, the defaults together."""
+    rank = {"command line": 0, "best_args": 2, "dataset": 3}
+    chosen = [n for n in config.origins if config.origins[n] != "default"]
+    chosen.sort(key=lambda n: (rank.get(config.origins[n], 1), n))
+    width = max(map(len, chosen))
+    lines = [f"{config.args.model} on {config.args.dataset} with {config.args.backbone}"]
+    lines += [f"  {n:<{width}}  {getattr(config.args, n)!s:<24} {config.origins[n]}" for n in chosen]
+    defaults = sorted(config.origins.keys() - chosen)
+    text = ", ".join(f"{n}={getattr(config.args, n)}" for n in defaults)
+    return "\n".join([*lines, *textwrap.wrap(text, 116, initial_indent="  default: ", subsequent_indent="    ")])
+
+
+def declared_options(cls: type) -> ArgumentParser:
+    """A parser with the options that one chosen file declares.
+
+    `get_parser(parser)` fills the parser it is given; one that takes none and returns a parser of its own is
+    accepted too, as a static method or at module level.
+    """
+    own = ArgumentParser(add_help=False)
+    declare = getattr(cls, "get_parser", None) or getattr(inspect.getmodule(cls), "get_parser", None)
+    if declare is None:
+        return own
+    return (declare(own) if inspect.signature(declare).parameters else declare()) or own
+
+
+def _add_options(parser: ArgumentParser, kind: str, cls: type) -> None:
+    filled = declared_options(cls)
+    group = parser.add_argument_group(f"{kind} {cls.NAME}", getattr(getattr(cls, "SOURCE", None), "citation", None))
+    for action in filled._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        try:
+            group._add_action(action)
+        except argparse.ArgumentError as e:
+            raise UserError(
+                f"{kind} '{cls.NAME}' declares {e.argument_name}, which exists already: rename it"
+            ) from None
+    parser.set_defaults(**filled._defaults)
+
+
+def _actions(parser: ArgumentParser) -> dict[str, argparse.Action]:
+    """The options by destination; of two spellings the first."""
+    found: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        found.setdefault(action.dest, action)
+    return found
+
+
+def _explicit(
+    parser: ArgumentParser, argv: list[str], strict: bool
+) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
+    """What the command line itself says, no default mixed in, and the actions by destination."""
+    actions = _actions(parser)
+    kept = [(action, action.default, action.required) for action in parser._actions]
+    defaults, parser._defaults = parser._defaults, {}
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    try:
+        namespace, rest = parser.parse_known_args(argv)
+    finally:
+        parser._defaults = defaults
+        for action, default, required in kept:
+            action.default, action.required = default, required
+    if strict:
+        if rest:
+            raise UserError(explain_unknown(rest, parser))
+        refuse_repeats(argv, parser)
+    return vars(namespace), actions
+
+
+def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    if not (given.get("load_best_args") or given.get("model_config") == "best"):
+        return None
+    from utils.run.best_args import find_row
+
+    return find_row(model_class.NAME, dataset, given.get("buffer_size"))
+
+
+def _still_valid(defaults: dict[str, Any], backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a stream or a stored row sets, without what another choice has made void: the options of its own network
+    where another one is used, and a number of iterations where epochs are counted.
+    """
+    void = set()
+    if "backbone" in defaults and registry.normalise(backbone) != registry.normalise(defaults["backbone"]):
+        own, used = ({a.dest for a in declared_options(registry.load("backbone", n))._actions}
+                     for n in (defaults["backbone"], backbone))  # fmt: skip
+        void |= own - used
+    mode = "epochs" if "n_epochs" in chosen and "n_iters" not in chosen else "iters"
+    if chosen.get("fitting_mode", mode) != "iters":
+        void |= {"fitting_mode", "n_iters"}
+    return {name: value for name, value in defaults.items() if name not in void}
+
+
+def _presets(cls: type, source: dict, unused: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """What the presets named in `source` set: PRESETS = {option: {value: {other option: value, ...}}} of a method's or
+    a stream's class. `unused` options are left out.
+
+    A preset ranks just below the place that names it.
+    """
+    layers = []
+    for option, presets in getattr(cls, "PRESETS", {}).items():
+        if source.get(option) in presets:
+            values = presets[source[option]]
+            layers.append((f"preset {source[option]}", {k: v for k, v in values.items() if k not in unused}))
+    return layers
+
+
+def converted(action: argparse.Action, value: Any, origin: str) -> Any:
+    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
+    line refuses.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        convert = action.type or (lambda v: v)
+        if isinstance(value, list) and action.nargs is None:  # one argument that holds a list, as 3,1,2
+            value = convert(",".join(map(str, value)))
+        elif isinstance(value, list):
+            value = [convert(str(v)) for v in value]
+        elif action.type is not None:
+            value = convert(str(value))
+    except (argparse.ArgumentTypeError, ValueError) as e:
+        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {e}") from None
+    if action.choices is not None and value not in action.choices:
+        raise UserError(
+            f"{origin} sets --{action.dest} to '{value}': expected one of {', '.join(map(str, action.choices))}"
+        )
+    return value
+
+
+def _stored(action: argparse.Action, value: Any, origin: str) -> Any:
+    """`converted` for a value that a run wrote as it used it: of the form the option has, never a shorthand for it."""
+    kind, several = action.type, action.nargs not in (None, "?", 0) or action.type in LISTS
+    if type(value) is type(action.default) and value == action.default and action.dest != "minibatch_size":
+        return value
+    if value is None:
+        fits = action.default is None and action.dest != "minibatch_size"
+    elif isinstance(value, bool):
+        fits = action.nargs == 0 or kind is not None and getattr(kind, "__name__", "") not in ("int", "float")
+    else:
+        fits = isinstance(value, list) == several and (several or kind is not None or isinstance(value, str))
+    if not fits:
+        raise UserError(f"{origin} sets --{action.dest} to a value of the wrong kind: {str(value)[:100]!r}")
+    try:
+        return converted(action, value, origin)
+    except UserError as e:
+        raise UserError(" ".join(str(e).split())[:500]) from None
+
+
+def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
+    """The configuration of an earlier run; `argv` may only say where data and results are and how it is shown.
+
+    Raises:
+        UserError: a stored value is impossible, or `argv` would make it another run.
+    """
+    for kind in ("model", "dataset", "backbone"):
+        if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+", options[kind]):
+            raise UserError(f"{where}: options.{kind} is not a name")
+    choice = argparse.Namespace(**{kind: options[kind] for kind in ("model", "dataset", "backbone")})
+    given, _ = _explicit(base_parser(), argv, strict=True)
+    # A method kept outside this folder is not found by its name: the command line says where it is.
+    if "model" in given and registry.normalise(registry.load("model", given["model"]).NAME) == choice.model:
+        choice.model = given.pop("model")
+    for dest in given.keys() - set(NEUTRAL):
+        raise UserError(f"--rerun repeats a run as it was: drop --{dest}, or start a run of its own with it")
+    classes = [registry.load(kind, getattr(choice, kind)) for kind in ("model", "dataset", "backbone")]
+    refuse_setting(classes[0], classes[1])
+    refuse_input(classes[2], classes[1])
+    parser = build_parser(choice, choice.backbone)
+    actions = _actions(parser)
+    values = {dest: action.default for dest, action in actions.items()} | parser._defaults
+    for dest, value in options.items():
+        if dest in NEUTRAL:
+            continue
+        if dest not in actions and dest != "load_best_args":
+            raise UserError(f"{where}: {dest[:100]!r} is no option of {choice.model} on {choice.dataset}")
+        values[dest] = _stored(actions[dest], value, str(where))
+    values |= {dest: value for dest, value in given.items() if dest != "rerun"} | {"seeds": None}
+    if "num_threads" not in given:
+        values["num_threads"] = _stored(actions["num_threads"], options.get("num_threads", 0), str(where))
+    for dest in NO_FACTS:
+        values.pop(dest, None)
+    for dest, action in actions.items():
+        if action.required and values.get(dest) is None:
+            raise UserError(f"{where}: --{dest} is missing")
+    args = argparse.Namespace(**values)
+    if args.disable_log:
+        raise UserError("--rerun compares two folders: drop --disable_log")
+    refuse_impossible(args)
+    origins = {dest: "command line" if dest in given else "rerun" for dest in values}
+    return Config(args, origins, *classes)

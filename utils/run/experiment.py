@@ -1,0 +1,310 @@
+"""One run from a resolved configuration: dataset, backbone, method, training, results."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from models.utils.state import describe, origin_of
+from utils.atomic import write_text
+from utils.errors import TrainingFailed, UserError
+from utils.log.analysis import analyse, peak_memory, report_of
+from utils.log.events import Log
+from utils.log.loggers import ConsoleLogger, make_loggers
+from utils.log.mean_accs import write_summary
+from utils.log.mlflow_logger import MLflowLogger, Store
+from utils.log.report import summarise_run, summarise_seeds, write_seeds_report
+from utils.record import Experiment, Position, Run
+from utils.run import checkpoint, environment
+from utils.run.config import Config, refuse_setting
+from utils.run.environment import differences
+from utils.run.folders import RESULT, run_folder
+from utils.run.saving import Saver, Signals
+from utils.run.stopping import make_stopper
+from utils.run.training import evaluate_run, last_task, train
+
+
+def build(config: Config) -> Experiment:
+    """Seed, read the data, make the network and the method. Writes nothing.
+
+    Raises:
+        UserError: missing data, a device that is not there, options that do not fit the stream.
+    """
+    args = config.args
+    device = environment.prepare(args)
+    dataset = config.dataset_class(args, device)
+    refuse_setting(config.model_class, dataset)  # which an option of the stream may have decided
+    for option in ("start_from", "stop_after"):
+        value = getattr(args, option)
+        if value is not None and value > dataset.N_TASKS - (option == "start_from"):
+            raise UserError(f"--{option} {value}: {dataset.NAME} has {dataset.N_TASKS} task(s)")
+    if args.stop_after is not None and args.stop_after <= args.start_from:
+        raise UserError(f"--stop_after {args.stop_after} leaves nothing to train after --start_from {args.start_from}")
+    dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
+    # The network is drawn from the seed alone, whatever reading the data has drawn before.
+    torch.manual_seed(args.seed)
+    backbone = config.backbone_class.from_args(args, dataset.SIZE, dataset.N_CLASSES).to(device)
+    if args.code_optimization >= 3:
+        backbone.compile()
+    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
+    if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
+        model.opt = model.get_optimizer()
+    origin_of(model)  # notes what a freshly constructed method holds
+    report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
+    run = Run(
+        model_name=args.model,
+        dataset_name=args.dataset,
+        setting=dataset.SETTING,
+        n_tasks=dataset.EVAL_TASKS,
+        seed=args.seed,
+        config=dict(sorted(vars(args).items())),
+        origins=config.origins,
+        results_path=Path(args.results_path),
+        parameters=sum(p.numel() for p in model.parameters()),
+        score=score,
+        shares=report.shares,
+        tasks={task.name: task.METRIC for task in dataset.tasks if task.name},
+        notes=report.notes | _start_note(args) | ({"score": note} if note else {}),
+        environment=environment.describe(device) | {"data": dataset.checksum},
+        published=config.row,
+    )
+    return Experiment(model, dataset, args, Log(run, bar=not args.non_verbose), make_stopper(args))
+
+
+def name_scores(tasks) -> tuple[str, str]:
+    """What to call the numbers of R, and what a reader must know of them; 'score' where they are different numbers."""
+    metrics, notes = ({getattr(task, name): None for task in tasks} for name in ("METRIC", "NOTE"))
+    return next(iter(metrics)) if len(metrics) == 1 else "score", "; ".join(note for note in notes if note)
+
+
+def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:
+    """Run one experiment to its end; the run and its metrics per scenario.
+
+    Args:
+        first: the run of the first of several seeds, when this is another of them.
+
+    Raises:
+        UserError, TrainingFailed, Stopped: see there; what was saved before is kept.
+    """
+    with out_of_memory_explained(config.args):
+        exp = build(config)
+    args, start = exp.args, None
+    if args.loadcheck:
+        start = checkpoint.restore(checkpoint.load(args.loadcheck), exp, exact=False)
+        start = _loaded_start(start, args, exp.dataset)
+    if args.mlflow and not args.disable_log and first is None:
+        Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
+    if args.inference_only:
+        return _evaluate_only(exp, start)
+    with ExitStack() as stack:
+        if not args.disable_log:
+            exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))
+            exp.run.group = f"seeds_{(first or exp.run).folder.name}" if args.seeds else None
+            if args.resume:
+                start = _resumed_start(exp)
+                if (exp.run.folder / RESULT).is_file():
+                    return _show_finished(exp)
+        return _train(exp, start)
+
+
+def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
+    model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
+    loggers = exp.log.loggers = make_loggers(args, run)
+    for logger in loggers:
+        logger.run_started(run)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    begin = time.perf_counter()
+    with _told(loggers, run), Signals().watched() as signals:
+        saver = Saver(exp, signals)
+        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
+        try:
+            with out_of_memory_explained(args):
+                train(exp, start)
+        except TrainingFailed as e:
+            kept = run.folder and checkpoint.newest(run.folder)[0]
+            raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
+    run.seconds = time.perf_counter() - begin
+    waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
+    costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
+    if run.folder is not None and run.history:
+        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures)
+    summary = summarise_run(run)
+    for logger in loggers:
+        logger.run_ended(run, summary)
+    if not args.disable_log:
+        write_timing(run, costs)
+        write_summary(run, summary)
+        write_result(exp)
+    return run, summary
+
+
+@contextmanager
+def _told(loggers: list, run: Run) -> Iterator[None]:
+    """Tell the loggers when the block ends before its end."""
+    try:
+        yield
+    except BaseException as e:
+        for logger in loggers:
+            logger.run_stopped(run, e)
+        raise
+
+
+def _evaluate_only(exp: Experiment, at: Position) -> tuple[Run, dict[str, dict[str, float]]]:
+    """Score what a checkpoint holds."""
+    run, args = exp.run, exp.args
+    run.history, run.matrices, run.pictures = [], {}, []
+    with ExitStack() as stack:
+        if not args.disable_log:
+            run.folder = stack.enter_context(run_folder(run, resume=False))
+        loggers = exp.log.loggers = make_loggers(args, run)
+        for logger in loggers:
+            logger.run_started(run)
+        begin = time.perf_counter()
+        at = Position(task=max(at.task - (not at.inside), 0), step=at.step)
+        exp.dataset.enter_task(at.task)
+        evaluate_run(exp, at)
+        run.seconds = time.perf_counter() - begin
+        if run.folder is not None:
+            run.analysis = analyse(exp.model, exp.dataset, run.history[-1].task, run.pictures)
+        summary = summarise_run(run)
+        for logger in loggers:
+            logger.run_ended(run, summary)
+    return run, summary
+
+
+def _resumed_start(exp: Experiment) -> Position | None:
+    """Put the experiment where its folder's newest whole checkpoint was; None where there is none yet."""
+    run = exp.run
+    path, problems = checkpoint.newest(run.folder)
+    for problem in problems:
+        print(f"main.py: {problem}", file=sys.stderr)
+    if path is None:
+        if problems:
+            raise UserError(f"no whole checkpoint is left in {run.folder}: move the folder away to begin anew")
+        print(f"--resume: nothing saved yet, from the beginning in {run.folder}", flush=True)
+        return None
+    state = checkpoint.load(path)
+    changed = differences(state["environment"], run.environment)
+    if "data" in changed:
+        raise UserError(
+            f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
+        )
+    position = checkpoint.restore(state, exp)
+    run.position = position.step
+    print(f"--resume: from iteration {position.step} of {path}", flush=True)
+    for name, (before, now) in changed.items():
+        print(f"  {name} was {before}, is {now}: the numbers may differ in the last digits", flush=True)
+    return position
+
+
+def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
+    run = exp.run
+    run.seconds = 0.0
+    summary = summarise_run(run)
+    print("--resume: this run is finished; drop --resume to run it again")
+    # A store of runs gets what it does not have yet.
+    for logger in [ConsoleLogger(), *([MLflowLogger(exp.args)] if exp.args.mlflow else [])]:
+        logger.run_started(run)
+        logger.run_ended(run, summary)
+    return run, summary
+
+
+def write_result(exp: Experiment) -> None:
+    """`result.yaml`, the last file a run writes: fingerprints of all it learned and of its scores."""
+    run = exp.run
+    facts = {
+        "iterations": run.history[-1].step if run.history else 0,
+        "weights": checkpoint.fingerprint(dict(exp.model.named_parameters())),
+        "state": checkpoint.fingerprint(sorted(describe(exp.model).items())),
+        "scores": checkpoint.fingerprint([vars(e) for e in run.history]),
+    }
+    write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))
+
+
+def write_timing(run: Run, memory: dict[str, Any]) -> None:
+    """`timing.yaml`, all that a run costs; apart from what two equal runs share, since clocks differ.
+
+    `seconds` and the peak of memory are those of this process, which began at iteration `from_iteration`.
+    """
+    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    facts = {"ended": ended, "seconds": round(run.seconds, 2), "from_iteration": run.position or 0, **memory}
+    facts |= run.analysis.costs if run.analysis else {}
+    write_text(run.folder / "timing.yaml", yaml.safe_dump(facts, sort_keys=False))
+
+
+@contextmanager
+def out_of_memory_explained(args) -> Iterator[None]:
+    """Turn the device's refusal of memory into one line with batch sizes to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        text = str(e).lower()
+        if not isinstance(e, torch.OutOfMemoryError | MemoryError) and not any(
+            words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+        ):
+            raise
+        sizes = [str(size) for size in (args.batch_size // 2, args.batch_size // 4) if size]
+        tries = f"--batch_size {' or '.join(sizes)}" if sizes else "a smaller network"
+        if getattr(args, "minibatch_size", None):
+            tries += f" with a --minibatch_size below {args.minibatch_size}"
+        raise TrainingFailed(
+            f"out of memory with --batch_size {args.batch_size} and --eval_batch_size {args.eval_batch_size}: "
+            f"try {tries}, or --data_device cpu; if others held the memory, the same command with --resume goes on"
+        ) from None
+
+
+def _start_note(args) -> dict[str, str]:
+    if args.start_from == 0 or args.loadcheck:
+        return {}
+    return {"start": f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"}
+
+
+def _loaded_start(position: Position, args, dataset) -> Position:
+    if args.inference_only:
+        return position
+    if args.start_from and (args.start_from != position.task or position.inside):
+        where = f"in the middle of task {position.task}" if position.inside else f"before task {position.task}"
+        advice = "drop --start_from" if position.inside else f"use --start_from {position.task}"
+        raise UserError(f"the checkpoint was saved {where}: {advice}")
+    if position.task >= last_task(args, dataset):
+        raise UserError(
+            f"the checkpoint was saved after {position.task} task(s), nothing is left to train: --inference_only?"
+        )
+    return position
+
+
+def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, float, int]]]:
+    """The same experiment once per seed of `--seeds`, then mean, standard deviation and 95 % interval of every metric.
+
+    Returns:
+        scenario -> metric -> (mean, standard deviation, half width of the 95 % interval, number of seeds).
+    """
+    runs, summaries = [], []
+    for seed in config.args.seeds:
+        args = argparse.Namespace(**{**vars(config.args), "seed": seed})
+        print(f"seed {seed}", flush=True)
+        run, summary = execute(replace(config, args=args), runs[0] if runs else None)
+        runs.append(run)
+        summaries.append(summary)
+    table = summarise_seeds(summaries)
+    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval")
+    for scenario, values in table.items():
+        for metric, (mean, std, half, n) in values.items():
+            print(
+                f"  {scenario:<18} {metric:<20} {mean:8.2f} ± {std:.2f}  [{mean - half:.2f}, {mean + half:.2f}]  n={n}"
+            )
+    if runs[0].folder is not None:
+        page = write_seeds_report(runs[0].folder.parent / runs[0].group, runs, table)
+        print(f"report over seeds: {page}")
+        if config.args.mlflow:
+            MLflowLogger(config.args).seeds_ended(runs, table, page)
+    return table

@@ -1,0 +1,93 @@
+"""Where a run writes, which earlier run a command line is about, and that one process at a time writes there."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.args import NEUTRAL
+from utils.atomic import explained, remove_leftovers
+from utils.errors import UserError
+from utils.record import Run
+from utils.run import checkpoint
+
+RESULT = "result.yaml"  # written last: a run that has it is finished
+
+
+def digest(run: Run) -> str:
+    """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers."""
+    options = {name: value for name, value in run.config.items() if name not in NEUTRAL}
+    return hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=8).hexdigest()
+
+
+@contextmanager
+def run_folder(run: Run, resume: bool) -> Iterator[Path]:
+    """results/<setting>/<dataset>/<model>/<run id>/, held by this process alone while the block runs.
+
+    The run id is the experiment's name, the time, the seed and a digest of the options. With `resume` it is the newest
+    folder of this configuration that is unfinished or can be shown again; a new one where there is none.
+
+    Raises:
+        UserError: the folder cannot be made, or another process holds it.
+    """
+    parent = run.results_path / run.setting / run.dataset_name / Path(run.model_name).stem
+    name = f"seed{run.seed}_{digest(run)}"
+    with explained(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        folder = _new(parent, run, name)
+        with _held(folder):
+            yield folder
+        return
+    # Two processes that look for the folder at the same time must not both conclude that there is none.
+    with explained(parent), FileLock(str(parent / f".{name}.lock"), timeout=60):
+        folder = _earlier(parent, run, name) or _new(parent, run, name)
+        held = _held(folder)
+        held.__enter__()
+    try:
+        remove_leftovers(folder)
+        yield folder
+    finally:
+        held.__exit__(None, None, None)
+
+
+def _earlier(parent: Path, run: Run, name: str) -> Path | None:
+    prefix = f"{run.config['exp_name']}_" if run.config.get("exp_name") else ""
+    for folder in sorted(parent.glob(f"{prefix}[0-9]*_{name}"), key=lambda f: f.name, reverse=True):
+        # A finished run without a checkpoint has nothing to go on from, and must not be written over.
+        if folder.is_dir() and (not (folder / RESULT).is_file() or checkpoint.newest(folder)[0]):
+            return folder
+    return None
+
+
+def _new(parent: Path, run: Run, name: str) -> Path:
+    with explained(parent):
+        while True:
+            stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+            folder = parent / "_".join(part for part in (run.config.get("exp_name"), stamp, name) if part)
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+                continue  # another process took this millisecond
+            return folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    lock = FileLock(str(folder / ".lock"))
+    with explained(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process is running this configuration in {folder}: wait for it, or end it first"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

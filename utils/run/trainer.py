@@ -1,0 +1,355 @@
+"""Continual learning of one's own network on one's own loaders, from a script or a notebook.
+
+    trainer = ContinualTrainer(
+        model=net,
+        config={
+            "optimizer": {"type": "adam", "lr": 0.001},
+            "continual_strategy": {"ewc": {"enabled": True, "lambda": 100.0}},
+            "replay": {"size": 500},
+        },
+    )
+    for task_id, (train_loader, val_loader) in enumerate(loaders):
+        trainer.train_task(train_loader, val_loader, task_id, f"task {task_id}", num_epochs=5)
+        trainer.evaluate_all_tasks([val for _, val in loaders[: task_id + 1]])
+    print(trainer.metrics())
+
+The strategies are the method files of models/; this module translates a configuration into their options.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbone.utils.base import Backbone
+from backbone.utils.wrapped import Wrapped, output_size
+from datasets.utils.given import GivenLoader, GivenTasks, TestLoader
+from models.utils.state import origin_of
+from utils import registry
+from utils.atomic import explained
+from utils.buffer import Buffer
+from utils.errors import TrainingFailed, UserError
+from utils.evaluation import evaluate, scenarios
+from utils.log.analysis import analyse
+from utils.log.events import Log
+from utils.log.report import summarise_run, write_report
+from utils.metrics import summarise
+from utils.record import Experiment, Position, Run
+from utils.run import checkpoint
+from utils.run.environment import pick_device
+from utils.run.stopping import Stopper
+from utils.run.trainer_config import build_network, flat, read_config
+from utils.run.training import train_task as run_task
+
+
+class ContinualTrainer:
+    """Trains a network on one task after the other with one strategy.
+
+    Args:
+        model: any module that maps inputs to logits (B, C), or (B, L, C) for sequences; its parameters are trained
+            in place. None for 'pnn' given by its sizes.
+        config: 'optimizer' (type, lr, weight_decay, momentum, nesterov, clip_grad), 'scheduler' (type, milestones,
+            gamma), 'continual_strategy' ({name: {'enabled': bool, option: value}}, at most one enabled), 'replay'
+            (size, batch_size, task_balanced, every). Keys of a strategy are its command-line options.
+        device: 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'.
+        experiment_name: stands in the checkpoints and in their names.
+        checkpoint_dir: a checkpoint is written there after each task; nothing is written without it.
+        setting: 'class-il', 'task-il' or 'domain-il'; from the labels of the first task by default, see `GivenTasks`.
+        n_tasks: number of tasks, for strategies that share something out beforehand (packnet's equal_share).
+
+    Attributes:
+        method: the method (a `ContinualModel`), from the first task on.
+        R: scenario -> score matrix in percent, a row per call of `evaluate_all_tasks`.
+
+    Raises:
+        UserError: a configuration that cannot be; the line names the key.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        config: dict[str, Any],
+        device: str = "auto",
+        experiment_name: str = "experiment",
+        checkpoint_dir: str | Path | None = None,
+        setting: str | None = None,
+        n_tasks: int | None = None,
+    ):
+        if setting not in (None, "class-il", "task-il", "domain-il"):
+            raise UserError(f"setting is {setting!r}: expected 'class-il', 'task-il' or 'domain-il'")
+        self.config, self.device = config, pick_device(device)
+        self.strategy, self.args, self.replay = read_config(config)
+        self.net = build_network(model, self.strategy, config).to(self.device)
+        self.experiment_name = experiment_name
+        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.setting, self.n_tasks = setting, n_tasks
+        self.method = None
+        self.tasks: GivenTasks | None = None
+        self.task_names: list[str] = []
+        self.R: dict[str, list[list[float]]] = {}
+        self.step = 0
+
+    def train_task(
+        self,
+        train_loader: Iterable,
+        val_loader: Iterable | None = None,
+        task_id: int | None = None,
+        task_name: str | None = None,
+        num_epochs: int = 1,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        callbacks: Sequence[Callable[["ContinualTrainer", dict], None]] = (),
+        classes: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """Learn the next task.
+
+        Args:
+            train_loader: batches (inputs, labels).
+            val_loader: scored after each epoch, never trained on.
+            task_id: the tasks' count so far; checked, since tasks come in order.
+            task_name: for the record.
+            num_epochs: passes over the loader.
+            loss_fn: (logits, labels) -> scalar; cross-entropy by default.
+            callbacks: called after each epoch with the trainer and the epoch's facts.
+            classes: the task's first label, and one past its last; by default found by a pass over the loader.
+
+        Returns:
+            {'task_id', 'task_name', 'epochs': [{'epoch', 'loss', every other term, 'val': {scenario: percent}}]}.
+
+        Raises:
+            UserError: loaders, labels or numbers that do not fit.
+            TrainingFailed: a loss is not finite.
+        """
+        if num_epochs < 1:
+            raise UserError(f"num_epochs is {num_epochs}: expected at least 1")
+        done = len(self.tasks.ranges) if self.tasks else 0
+        if task_id is not None and task_id != done:
+            raise UserError(f"task_id is {task_id}: tasks are learned in order, the next one is {done}")
+        self._prepare(train_loader)
+        self.tasks.add_task(train_loader, classes, self._with_replay)
+        method, tasks, args = self.method, self.tasks, self.args
+        if method.COMPATIBILITY == ["task-il"] and tasks.SETTING == "domain-il":
+            raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
+        method.n_tasks = tasks.N_TASKS
+        tasks.loss_fn = loss_fn
+        args.n_epochs, args.batch_size = num_epochs, tasks.train_loader.batch_size
+        if getattr(args, "minibatch_size", 0) is None:
+            args.minibatch_size = args.batch_size
+        method.train()
+        log, epochs = _MeanLosses(self._run(), self._store), _Epochs(self, val_loader, callbacks)
+        at = Position(task=done, step=self.step)
+        run_task(Experiment(method, tasks, args, log, epochs), at)
+        self.task_names.append(task_name or f"task {done}")
+        if self.checkpoint_dir:
+            self.save(self.checkpoint_dir / f"{self.experiment_name}_task{done}.pt")
+        return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs.facts}
+
+    def _with_replay(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch, joined by one of old examples where the configuration asks for replay."""
+        self._new = inputs, labels
+        if not self.replay or self.method.replay_buffer.is_empty() or self.step % self.replay["every"]:
+            return inputs, labels
+        size = self.replay["batch_size"] or len(inputs)
+        old_inputs, old_labels, _ = self.method.replay_buffer.get_data(size, balanced=self.replay["task_balanced"])
+        return torch.cat((inputs, old_inputs)), torch.cat((labels, old_labels))
+
+    def _store(self) -> None:
+        """After a step: the new part of the batch goes into the replay buffer."""
+        if self.replay:
+            inputs, labels = self._new
+            task_labels = torch.full((len(inputs),), self._learned(), device=inputs.device)
+            self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
+        self.step += 1
+
+    def evaluate(self, loader: Iterable, task_id: int) -> dict[str, float]:
+        """Score in percent on a learned task, per scenario: class-IL and task-IL together, or domain-IL.
+
+        Raises:
+            UserError: the task was not learned yet.
+        """
+        learned = len(self.tasks.ranges) if self.tasks else 0
+        if not 0 <= task_id < learned:
+            raise UserError(f"task {task_id} was not learned yet: {learned} task(s) were")
+        self.tasks.test_loaders[task_id] = TestLoader(loader, self.device)
+        scores, _ = evaluate(self.method, self.tasks, [task_id], trained=learned - 1)
+        return {scenario: values[0] for scenario, values in scores.items()}
+
+    def evaluate_all_tasks(self, loaders: Sequence[Iterable]) -> dict[str, list[float]]:
+        """Scores on every learned task, one loader each in the order of the tasks; fills the row of R."""
+        learned = len(self.tasks.ranges) if self.tasks else 0
+        if len(loaders) < learned:
+            raise UserError(f"{len(loaders)} loaders for {learned} learned tasks: give one for each")
+        rows = [self.evaluate(loader, task) for task, loader in enumerate(loaders[:learned])]
+        out = {scenario: [row[scenario] for row in rows] for scenario in scenarios(self.method, self.tasks)}
+        for scenario, row in out.items():
+            R = self.R.setdefault(scenario, [])
+            del R[learned - 1 :]
+            R += [[]] * (learned - 1 - len(R)) + [row]
+        return out
+
+    def matrix(self, scenario: str | None = None) -> np.ndarray:
+        """Score matrix R (T, T), R[i, j] on task j after task i, nan where not evaluated; the first scenario's."""
+        rows = self.R.get(scenario or next(iter(self.R), ""), [])
+        R = np.full((len(rows), len(rows)), np.nan)
+        for i, row in enumerate(rows):
+            R[i, : len(row)] = row
+        return R
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Scenario -> every metric that is defined for its matrix (see `utils.metrics`)."""
+        return {scenario: summarise(self.matrix(scenario)) for scenario in self.R}
+
+    def compute_forgetting(self, scenario: str | None = None) -> float:
+        """Mean forgetting (Chaudhry et al. 2018) in percent points; nan before the second task."""
+        return summarise(self.matrix(scenario)).get("forgetting_chaudhry", float("nan"))
+
+    def report(self, folder: str | Path) -> Path:
+        """Write report.html with its plots into a folder: metrics, matrix, forgetting, confusion, embedding, and what
+        the strategy has to show. Needs `evaluate_all_tasks` after each task.
+
+        Raises:
+            UserError: nothing was evaluated yet, or the folder cannot be written.
+        """
+        if not self.R:
+            raise UserError("nothing to report: call evaluate_all_tasks after each task")
+        run, folder = self._run(), Path(folder)
+        run.matrices = {scenario: self.matrix(scenario) for scenario in self.R}
+        run.parameters = sum(p.numel() for p in self.method.parameters())
+        run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
+        run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return write_report(run, summarise_run(run))
+
+    def save(self, path: str | Path) -> None:
+        """Write everything the trainer remembers, atomically: network, strategy, optimiser, replay buffer, random
+        generators, scores.
+
+        Raises:
+            UserError: before the first task, or the file cannot be written.
+        """
+        if self.method is None:
+            raise UserError("nothing to save: no task was learned yet")
+        state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
+        state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(state, Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Go on where the trainer that wrote the file was; network and configuration must be the same as its.
+
+        Raises:
+            UserError: the file is damaged, or of another network or configuration.
+        """
+        state = checkpoint.load(path)
+        facts = state.get("trainer")
+        if not isinstance(facts, dict):
+            raise UserError(f"checkpoint {path} is of main.py: open it with --loadcheck")
+        for name, mine in self._run().config.items():
+            saved = state["options"].get(name)
+            if saved != str(mine):
+                raise UserError(f"checkpoint {path} was written with {name} {saved}, this trainer has {mine}")
+        self._make(facts["n_classes"])
+        self.step = checkpoint.restore(state, self._experiment()).step
+        self.task_names, self.R = facts["task_names"], facts["R"]
+
+    save_checkpoint, load_checkpoint = save, load
+
+    def _learned(self) -> int:
+        return self.method.current_task
+
+    def _experiment(self) -> Experiment:
+        return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper())
+
+    def _run(self) -> Run:
+        """The trainer as the checkpoint's code sees it."""
+        config = {f"config.{key}": value for key, value in flat(self.config).items()} | {"setting": self.setting}
+        return Run(
+            model_name=self.strategy,
+            dataset_name=GivenTasks.NAME,
+            setting=self.tasks.SETTING if self.tasks else "given",
+            n_tasks=len(self.tasks.ranges) if self.tasks else 1,
+            seed=0,
+            config=config,
+            origins={},
+            results_path=Path(),
+        )
+
+    def _prepare(self, loader: Iterable) -> None:
+        """Make the method at the first task, when the number of outputs can be seen."""
+        if self.method is None:
+            inputs = next(iter(GivenLoader(loader, self.device)), (None,))[0]
+            if inputs is None:
+                raise UserError("the loader of task 0 gives no batch")
+            self._make(output_size(self.net, inputs))
+
+    def _make(self, n_classes: int) -> None:
+        cls = registry.load("model", self.strategy)
+        heads = "multi_head" not in cls.UNUSED
+        self.tasks = GivenTasks(self.setting, n_classes, self.n_tasks, self.device, heads)
+        self.args.multi_head = self.tasks.multi_head
+        backbone = self.net if isinstance(self.net, Backbone) else Wrapped(self.net, n_classes)
+        method = cls(backbone, self.tasks.get_loss(), self.args, self.tasks.get_transform(), self.tasks)
+        if self.replay:
+            method.replay_buffer = Buffer(self.replay["size"], self.device)
+        self.method = method.to(self.device)
+        origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
+
+
+class _MeanLosses(Log):
+    """The mean of each loss term over an epoch, added up on the device."""
+
+    def __init__(self, run: Run, after_step: Callable[[], None]):
+        super().__init__(run)
+        self.store = after_step
+
+    @contextmanager
+    def progress(self, exp: Experiment, at: Position, plan: list[int]) -> Iterator[None]:
+        yield
+
+    def begin_epoch(self, at: Position) -> None:
+        self.totals: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def step(self, losses: Any, at: Position) -> None:
+        for name, value in (losses if isinstance(losses, dict) else {"loss": losses}).items():
+            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self.totals[name] = self.totals.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.store()
+
+    def means(self, at: Position) -> dict[str, float]:
+        """Term -> mean.
+
+        Raises:
+            UserError: there was no batch.
+            TrainingFailed: a mean is not finite.
+        """
+        if not self.totals:
+            raise UserError(f"the loader of task {at.task} gives no batch")
+        means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingFailed(f"{bad[0]} is {means[bad[0]]} in epoch {at.epoch} of task {at.task}: try a smaller lr")
+        return means
+
+
+class _Epochs(Stopper):
+    """Scores the validation data after each epoch and calls back; never stops."""
+
+    def __init__(self, trainer: ContinualTrainer, val_loader: Iterable | None, callbacks: Sequence[Callable]):
+        self.trainer, self.val_loader, self.callbacks = trainer, val_loader, callbacks
+        self.facts: list[dict[str, Any]] = []
+
+    def end_epoch(self, exp: Experiment, at: Position) -> bool:
+        facts = {"epoch": at.epoch, **exp.log.means(at)}
+        if self.val_loader is not None:
+            facts["val"] = self.trainer.evaluate(self.val_loader, at.task)
+        self.facts.append(facts)
+        for callback in self.callbacks:
+            callback(self.trainer, facts)
+        return False

@@ -1,0 +1,143 @@
+"""The configuration of a `ContinualTrainer`: nested dicts, translated into the options of a method file."""
+
+import argparse
+from typing import Any
+
+from torch import nn
+
+from utils import registry
+from utils.args import base_parser
+from utils.errors import UserError
+from utils.run.config import converted, declared_options
+
+# Keys that are called otherwise on the command line.
+STRATEGIES: dict[str, dict[str, str]] = {
+    "ewc": {"lambda": "e_lambda", "fisher": "ewc_fisher", "normalize": "ewc_normalize", "update": "ewc_update",
+            "mode": "ewc_mode"},
+    "si": {"update": "ewc_update"},
+    "mas": {"lambda": "mas_lambda", "update": "ewc_update"},
+    "rwalk": {"lambda": "e_lambda", "update": "ewc_update"},
+    "lwf": {"temperature": "softmax_temp"},
+    "gem": {"memory_size": "buffer_size", "margin": "gamma", "eps_rel": "gem_eps", "eps_abs": "gem_eps_abs"},
+    "agem": {"memory_size": "buffer_size", "ref_batch": "minibatch_size"},
+    "agem_r": {"memory_size": "buffer_size", "ref_batch": "minibatch_size"},
+    "er": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
+    "der": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
+    "derpp": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
+    "pnn": {"adapter": "pnn_adapter"},
+    "packnet": {"bias": "packnet_bias", "bn": "packnet_bn"},
+    "hat": {"lambda": "hat_lambda", "smax": "hat_smax"},
+}  # fmt: skip
+DEFAULTS = {"gem": {"buffer_size": 200}, "agem": {"buffer_size": 200}, "agem_r": {"buffer_size": 200},
+            "er": {"buffer_size": 500}, "der": {"buffer_size": 500, "alpha": 0.5},
+            "derpp": {"buffer_size": 500, "alpha": 0.5, "beta": 0.5}}  # fmt: skip
+WITHOUT_REPLAY = {
+    **dict.fromkeys(("er", "der", "derpp", "agem_r"), "keeps a replay buffer of its own"),
+    **dict.fromkeys(
+        ("pnn", "packnet", "hat"), "reaches a task's weights by the task alone, old examples have none here"
+    ),
+}
+OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
+             "nesterov": "optim_nesterov", "clip_grad": "clip_grad"}  # fmt: skip
+SCHEDULER = {"type": "lr_scheduler", "milestones": "lr_milestones", "gamma": "sched_multistep_lr_gamma"}
+PNN_SIZES = ("input_size", "hidden_sizes", "output_size")
+
+
+def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[str, Any] | None]:
+    """The strategy's name, its options and the runner's as a method reads them, and the settings of replay.
+
+    Raises:
+        UserError: unknown keys, two strategies, impossible values; the line names the key.
+    """
+    _known(config, {"optimizer", "scheduler", "continual_strategy", "replay"}, "config")
+    strategies = config.get("continual_strategy") or {}
+    _known(strategies, set(STRATEGIES), "continual_strategy")
+    enabled = []
+    for name, section in strategies.items():
+        if not isinstance(section, dict) or not isinstance(section.get("enabled", True), bool):
+            raise UserError(f"config: continual_strategy.{name} must be a dict with 'enabled': True or False")
+        if section.get("enabled", True):
+            enabled.append(name)
+    if len(enabled) > 1:
+        raise UserError(f"config: continual_strategy enables {' and '.join(enabled)}: enable one")
+    strategy = enabled[0] if enabled else "sgd"
+    actions = {a.dest: a for a in base_parser()._actions}
+    own = {a.dest: a for a in declared_options(registry.load("model", strategy))._actions}
+    values = {dest: action.default for dest, action in (actions | own).items()} | {"lr": 0.01, "batch_size": 1}
+    values |= DEFAULTS.get(strategy, {})
+    for where, names in (("optimizer", OPTIMIZER), ("scheduler", SCHEDULER)):
+        _read_section(config.get(where) or {}, where, names, actions, values)
+    section = {key: value for key, value in strategies.get(strategy, {}).items() if key != "enabled"}
+    sizes = {key: section.pop(key) for key in PNN_SIZES if key in section} if strategy == "pnn" else {}
+    if sizes and len(sizes) < len(PNN_SIZES):
+        raise UserError(f"config: continual_strategy.pnn needs all of {', '.join(PNN_SIZES)}, or none of them")
+    names = {**{dest: dest for dest in own}, **STRATEGIES.get(strategy, {})}
+    _read_section(section, f"continual_strategy.{strategy}", names, own, values)
+    return strategy, argparse.Namespace(**values), _read_replay(config.get("replay"), strategy)
+
+
+def _read_section(section: dict, where: str, names: dict[str, str], actions: dict, values: dict) -> None:
+    _known(section, set(names), where)
+    for key, value in section.items():
+        action = actions[names[key]]
+        if value is None and action.default is not None:
+            raise UserError(f"config: {where}.{key} is None: expected a value, or leave the key out")
+        values[action.dest] = converted(action, value, f"config: {where}.{key}")
+
+
+def _read_replay(section: dict | None, strategy: str) -> dict[str, Any] | None:
+    if section is None:
+        return None
+    if strategy in WITHOUT_REPLAY:
+        raise UserError(f"config: replay is not defined with {strategy}, which {WITHOUT_REPLAY[strategy]}: drop it")
+    _known(section, {"size", "buffer_size", "batch_size", "task_balanced", "every"}, "replay")
+    out = {"size": section.get("size", section.get("buffer_size", 1000)), "batch_size": section.get("batch_size"),
+           "task_balanced": section.get("task_balanced", True), "every": section.get("every", 1)}  # fmt: skip
+    for key in ("size", "batch_size", "every"):
+        value = out[key]
+        if not (value is None and key == "batch_size") and (type(value) is not int or value < 1):
+            raise UserError(f"config: replay.{key} is {value!r}: expected an integer >= 1")
+    if not isinstance(out["task_balanced"], bool):
+        raise UserError(f"config: replay.task_balanced is {out['task_balanced']!r}: expected True or False")
+    return out
+
+
+def _known(section: Any, allowed: set[str], where: str) -> None:
+    if not isinstance(section, dict):
+        raise UserError(f"config: {where} is {type(section).__name__}: expected a dict")
+    for key in section:
+        if key not in allowed:
+            hint = registry.nearest(str(key), sorted(allowed)) or f": expected {', '.join(sorted(allowed))}"
+            raise UserError(f"config: {where} has an unknown key {key!r}{hint}")
+
+
+def build_network(model: nn.Module | None, strategy: str, config: dict[str, Any]) -> nn.Module:
+    """The given network, or for 'pnn' the MLP of its sizes; both must agree where both are given."""
+    section = (config.get("continual_strategy") or {}).get(strategy, {})
+    sizes = None
+    if strategy == "pnn" and "input_size" in section:
+        sizes = [section["input_size"], *section["hidden_sizes"], section["output_size"]]
+        if not all(type(n) is int and n > 0 for n in sizes):
+            raise UserError(f"config: continual_strategy.pnn has sizes {sizes}: expected positive integers")
+    if model is None:
+        if sizes is None:
+            raise UserError("model is None: give a network (only pnn may be given by its sizes)")
+        layers = [nn.Flatten()]
+        for i, o in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(i, o), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is {type(model).__name__}: expected a torch.nn.Module")
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    found = [m.in_features for m in linear] + [m.out_features for m in linear[-1:]]
+    if sizes is not None and sizes != found:
+        raise UserError(f"config: continual_strategy.pnn has sizes {sizes}, the network's linear layers have {found}")
+    return model
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    out = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
