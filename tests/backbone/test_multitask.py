@@ -6,7 +6,7 @@ from torch import nn
 
 from backbone.multitask import BalancedMultiTaskModel
 from backbone.utils.bn_policy import POLICIES, StoppableBatchNorm2d, TaskBatchNorm2d
-from datasets.utils.vision_kinds import ImageClassTask
+from datasets.utils.vision.kinds import ImageClassTask
 from tests.models.helpers import clones
 from utils.errors import UserError
 
@@ -52,7 +52,7 @@ def test_one_head_for_all_tasks():
     assert sum(net.parts().values()) == sum(p.numel() for p in net.parameters()) < 8_000_000
     assert len([m for m in net.unified.modules() if isinstance(m, nn.Conv2d)][len(net.unified.taps) :]) == 3
     with pytest.raises(UserError, match="--detection multilabel"):
-        net.set_tasks({"det": 5}, boxes=True)
+        net.set_tasks({"det": 5}, {"det": "boxes"})
 
 
 @pytest.mark.parametrize("head", ["branches", "unified"])
@@ -175,7 +175,7 @@ def test_pretrained_weights_from_a_file(tmp_path):
 @pytest.mark.parametrize("trunk, boxes", [("small", 64 + 16 + 4), ("efficientnet_b0", 16 + 4 + 1)])
 def test_a_dense_detector_stays_small(trunk, boxes):
     net = BalancedMultiTaskModel(trunk=trunk)
-    net.set_tasks({"det": 5, "cls": 3}, boxes=True)
+    net.set_tasks({"det": 5, "cls": 3}, {"det": "boxes", "cls": "class"})
     out = net.eval()(torch.rand(2, 3, 32, 32), "det")
     assert out.shape == (2, boxes, 5 + 8) and sum(net.parts().values()) < 8_000_000
     finest = 4 if trunk == "small" else 8
