@@ -6,6 +6,8 @@ from torch import nn
 
 from backbone.multitask import BalancedMultiTaskModel
 from backbone.utils.bn_policy import POLICIES, StoppableBatchNorm2d, TaskBatchNorm2d
+from datasets.utils.vision.kinds import ImageClassTask
+from tests.models.helpers import clones
 from utils.errors import UserError
 
 
@@ -50,7 +52,7 @@ def test_one_head_for_all_tasks():
     assert sum(net.parts().values()) == sum(p.numel() for p in net.parameters()) < 8_000_000
     assert len([m for m in net.unified.modules() if isinstance(m, nn.Conv2d)][len(net.unified.taps) :]) == 3
     with pytest.raises(UserError, match="--detection multilabel"):
-        net.set_tasks({"det": 5}, boxes=True)
+        net.set_tasks({"det": 5}, {"det": "boxes"})
 
 
 @pytest.mark.parametrize("head", ["branches", "unified"])
@@ -173,8 +175,22 @@ def test_pretrained_weights_from_a_file(tmp_path):
 @pytest.mark.parametrize("trunk, boxes", [("small", 64 + 16 + 4), ("efficientnet_b0", 16 + 4 + 1)])
 def test_a_dense_detector_stays_small(trunk, boxes):
     net = BalancedMultiTaskModel(trunk=trunk)
-    net.set_tasks({"det": 5, "cls": 3}, boxes=True)
+    net.set_tasks({"det": 5, "cls": 3}, {"det": "boxes", "cls": "class"})
     out = net.eval()(torch.rand(2, 3, 32, 32), "det")
     assert out.shape == (2, boxes, 5 + 8) and sum(net.parts().values()) < 8_000_000
     finest = 4 if trunk == "small" else 8
     assert out[1, 0, -3:].tolist() == [finest / 2, finest / 2, finest] and out[0, -1, -1] == 4 * finest
+
+
+def test_answers_of_old_branches_use_running_statistics():
+    net, x = small(bn_policy="shared").train(), torch.rand(4, 3, 32, 32)
+    old, own = (ImageClassTask(name, ["a"] * 3) for name in ("det", "cls"))
+    statistics = clones(net.buffers())
+    got_old, got_own = net.outputs(x, [old, own])
+    moved = clones(net.buffers())
+    assert any(not torch.equal(a, b) for a, b in zip(statistics, moved, strict=True))  # by the own branch
+    assert all(part.training for part in net.modules())
+    torch.testing.assert_close(got_old, net.eval()(x, "det"))
+    assert not torch.allclose(got_own, net(x, "cls"))
+    assert all(torch.equal(a, b) for a, b in zip(moved, clones(net.buffers()), strict=True))
+    torch.testing.assert_close(net.outputs(x, [own, old])[0], net(x, "cls"))

@@ -281,7 +281,7 @@ def test_the_methods_that_take_any_loss_are_among_them():
         (["sgd", "seq-language", "--noise_rate", "0.1"], "--noise_rate has no meaning for the tokens of seq-language"),
         (["sgd", "seq-language", "--normalize", "half"], "--normalize has no meaning"),
         (["sgd", "seq-language", "--multi_head"], "--multi_head: the tasks of seq-language share their classes"),
-        (["ewc_on", "seq-language", "--e_lambda", "1", "--gamma", "1"], "--ewc_fisher weighted needs one label"),
+        (["ewc_on", "seq-language", "--e_lambda", "1", "--gamma", "1"], "weighted is not defined for the language"),
         (["sgd", "seq-language", "--backbone", "transformer", "--tf_heads", "5"], "a multiple of --tf_heads 5"),
     ],
 )

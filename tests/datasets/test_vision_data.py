@@ -1,7 +1,6 @@
 """Vision streams: the files they write and read, what is found wrong with them, and the loader that streams them."""
 
 import hashlib
-import io
 import json
 import re
 
@@ -18,13 +17,12 @@ from datasets.utils.vision.data import Scene, augmented, resized
 from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
 from datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder, run_lengths
 from tests.datasets import vision_formats_on_disk as disk
-from tests.models.helpers import experiment
+from tests.models.helpers import Command
 from utils import registry
+from utils.check import case_runs
 from utils.errors import UserError
 from utils.randomness import permutation, random_state
-from utils.run.checkpoint import capture, restore
 from utils.run.config import build_parser, chosen
-from utils.run.training import train
 
 SIZE = 32
 
@@ -525,18 +523,8 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_is_the_uninterrupted_one(b
         f"--base_path={base}", "--vision_items=digits", "--vision_size=32", "--vision_subset=30", "--trunk=small",
         "--batch_size=8", "--n_epochs=2", "--stop_after=1", f"--num_workers={workers}",
     ]  # fmt: skip
-    exp, fresh = (experiment("sgd", *options, dataset="seq-vision-mini") for _ in range(2))
-    states = {}
-
-    def keep(position):  # two of the three batches of the second epoch are done
-        if position.step == 5:
-            file = io.BytesIO()
-            torch.save(capture(exp, position), file)
-            states[position.step] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-
-    exp.log.after_step = keep
-    train(exp)
-    start = restore(states[5], fresh)
-    train(fresh, start)
-    assert all(map(torch.equal, exp.model.parameters(), fresh.model.parameters()))
-    assert exp.run.history[-1].scores == fresh.run.history[-1].scores
+    case = Command("sgd", *options, dataset="seq-vision-mini")
+    whole = case_runs.run(case)
+    resumed = case_runs.resumed_run(case, 5)  # two of the three batches of the second epoch are done
+    assert all(map(torch.equal, whole.model.parameters(), resumed.model.parameters()))
+    assert whole.run.history[-1].scores == resumed.run.history[-1].scores

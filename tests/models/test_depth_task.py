@@ -41,4 +41,4 @@ def test_depth_is_learned_kept_and_reported(model, forgotten, tmp_path, capsys):
 
 @pytest.mark.parametrize("model", METHODS)
 def test_a_run_on_depth_resumes_exactly(model):
-    conformance.resumes_exactly(Command(model, *METHODS[model], "--n_epochs", "2", dataset=STREAM), elsewhere=False)
+    conformance.resumes_exactly(Command(model, *METHODS[model], dataset=STREAM), elsewhere=False)

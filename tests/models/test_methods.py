@@ -33,7 +33,7 @@ def test_er_joins_the_batches():
     net.set_params(weights)
     expected = F.cross_entropy(net(torch.cat([image(0, 1), image(1, 0)])), torch.tensor([1, 0]))
     torch.testing.assert_close(loss, expected)
-    assert model.buffer.labels[:2].tolist() == [0, 1]
+    assert model.buffer[0].labels[:2].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("method, more", [("er", []), ("derpp", ["--alpha", "1", "--beta", "1"])])
@@ -41,7 +41,8 @@ def test_stored_rows_are_pairs_of_the_stream(method, more):
     exp = finished(method, "--buffer_size", "60", *more, "--n_epochs", "1", "--stop_after", "2")
     split = exp.dataset._train
     truth = {bytes(x.flatten().tolist()): int(y) for x, y in zip(split.images, split.targets, strict=True)}
-    examples, labels, *_ = exp.model.buffer.get_all_data()
+    buffer = exp.model.buffer[0] if method == "er" else exp.model.buffer
+    examples, labels, *_ = buffer.get_all_data()
     assert all(truth[bytes(x.flatten().tolist())] == int(y) for x, y in zip(examples, labels, strict=True))
 
 

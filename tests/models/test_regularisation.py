@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from datasets.utils.continual_dataset import MultiHeadLoss
+from datasets.utils.task import ClassTask
 from models.agem import AGEM
 from models.ewc import EWC
 from models.ewc_on import EWCOnline
@@ -85,7 +86,7 @@ def test_fisher_by_a_plain_loop(kind):
 def test_fisher_of_one_head_leaves_the_others_out():
     torch.manual_seed(0)
     net, x, y = Flat(2, 4), torch.randn(5, 1, 1, 2), torch.tensor([2, 3, 2, 2, 3])
-    got = fisher_diagonal(net, [(x, y)], "exact", classes=(2, 4))
+    got = fisher_diagonal(net, [(x, y)], "exact", ClassTask(2, 4, whole=False))
     alone = Flat(2, 2)
     alone.set_params(torch.cat([net.classifier.weight[2:].flatten(), net.classifier.bias[2:]]).detach())
     expected = fisher_diagonal(alone, [(x, y - 2)], "exact")
