@@ -64,12 +64,7 @@ class BalancedEWC(ContinualModel):
         parser.add_argument(
             "--distill_weight", type=non_negative_float, default=0.0, help="weight of what the old branches said"
         )
-        add_bool(
-            parser,
-            "--balance_losses",
-            default=True,
-            help="divide a task's losses by their mean over its first epoch",
-        )
+        add_bool(parser, "--balance_losses", default=True, help="divide a task's losses by their mean at its beginning")
         parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
         parser.add_argument(
             "--tolerance", type=positive_float, default=5.0, help="what a task may lose, in points or percent"

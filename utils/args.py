@@ -138,14 +138,6 @@ def int_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"'{text}': expected integers separated by commas, as 3,1,2") from None
 
 
-def float_list(text: str) -> list[float]:
-    """`1,0.5,2`: numbers that are not negative."""
-    try:
-        return [non_negative_float(part) for part in str(text).strip("[] ").split(",")]
-    except argparse.ArgumentTypeError as e:
-        raise argparse.ArgumentTypeError(f"'{text}': {e}") from None
-
-
 def width_list(text: str) -> list[int]:
     """Widths of layers: `100,100`, all above 0, and nothing as the empty list."""
     widths = int_list(text) if str(text).strip("[]() ") else []
@@ -154,7 +146,7 @@ def width_list(text: str) -> list[int]:
     return widths
 
 
-LISTS = (int_list, float_list, width_list)  # types whose one argument holds several values
+LISTS = (int_list, width_list)  # types whose one argument holds several values
 
 
 def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:

@@ -7,21 +7,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from models.utils.vision import covering, distillation, plain_batches
 from torch import nn
 
 import main as entry
 from backbone.utils.base import Backbone
-from datasets.utils.vision.losses import draw_labels, log_likelihood
-from models.balanced_ewc import normalised, warm_restarts
+from datasets.utils.vision.kinds import BinaryMaskTask, ImageClassTask, MaskTask, PresenceTask
+from models.balanced_ewc import normalised
 from models.utils.fisher import fisher_diagonal
+from models.utils.kept_images import select_exemplars
 from models.utils.quadratic import Quadratic, step_sizes
 from tests.models.helpers import enter
 from utils.check import case_runs, cases, conformance
 from utils.criterion import of_run, passes, remarks, verdicts
 from utils.errors import UserError
-from utils.evaluation import measure
+from utils.evaluation import evaluate
 from utils.log.analysis import look_at_tests
+from utils.run.config import resolve
 from utils.run.experiment import build
 from utils.run.training import train
 
@@ -47,28 +48,16 @@ def of_two(z):
 # ---- Fisher information
 
 
-@pytest.mark.parametrize("task, form", [("cls", of_two), ("det", lambda z: z)])
+@pytest.mark.parametrize(
+    "task, form", [(ImageClassTask("cls", ["a", "b"]), of_two), (PresenceTask("det", ["a"]), lambda z: z)]
+)
 def test_drawn_labels_estimate_the_true_fisher_information(task, form):
     torch.manual_seed(0)
     n, net = 20_000, Linear(math.log(3), form)
-    labels = torch.zeros(n, dtype=torch.long) if task == "cls" else torch.zeros(n, 1)
-    likelihood = (lambda z, y: draw_labels(task, z, y)), (lambda z, y: log_likelihood(task, z, y))
-    value = fisher_diagonal(net, [(torch.ones(n, 1), labels)], likelihood=likelihood, chunk=n).item()
+    labels = torch.zeros(n, dtype=torch.long) if task.name == "cls" else torch.zeros(n, 1)
+    value = fisher_diagonal(net, [(torch.ones(n, 1), labels)], "mc", task, chunk=n).item()
     # (y - p)^2 is 1/16 with probability 3/4, else 9/16: its deviation is .2165.
     assert value == pytest.approx(0.1875, abs=3 * 0.2165 / math.sqrt(n))
-
-
-def test_a_mean_over_outputs_would_shrink_the_information_by_their_square():
-    torch.manual_seed(0)
-    x, y = torch.randn(6, 1, 4, 4), torch.randint(2, (6, 4, 4))
-    net = Linear(0.3, lambda z: z)
-    whole, mean = (
-        fisher_diagonal(
-            net, [(x, y)], "empirical", likelihood=(None, lambda z, y, m=m: log_likelihood("seg", z, y) / m)
-        ).item()
-        for m in (1, 16)
-    )
-    assert whole == pytest.approx(256 * mean, rel=1e-5)
 
 
 def test_normalised_information_has_mean_one_over_the_shared_parameters():
@@ -101,36 +90,19 @@ def test_the_proximal_step_is_as_long_as_adams():
 
 
 def test_distillation_is_nothing_between_equals():
-    for task, shape in (("seg", (2, 3, 4, 4)), ("seg", (2, 1, 4, 4)), ("det", (2, 5)), ("cls", (2, 5))):
+    for kind, shape in (
+        (MaskTask, (2, 3, 4, 4)), (BinaryMaskTask, (2, 1, 4, 4)), (PresenceTask, (2, 5)), (ImageClassTask, (2, 5))
+    ):  # fmt: skip
+        task = kind("name", ["class"] * shape[1])
         a, b = torch.randn(shape), torch.randn(shape)
-        assert distillation(a, a, task, 2.0).item() == pytest.approx(0, abs=1e-6)
-        assert distillation(a, b, task, 2.0) > 0
+        assert task.distance(a, a, 2.0).item() == pytest.approx(0, abs=1e-6)
+        assert task.distance(a, b, 2.0) > 0
     yes, no = torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])  # teacher .5, student .75
     expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert distillation(yes, no, "det", 1.0).item() == pytest.approx(expected, rel=1e-5)
+    assert PresenceTask("det", ["class"]).distance(yes, no, 1.0).item() == pytest.approx(expected, rel=1e-5)
 
 
-# ---- schedule and criterion
-
-
-def test_learning_rate_with_warm_restarts():
-    factors = [warm_restarts(e, 2, 2) for e in range(9)]
-    root = math.sqrt(0.5)
-    assert factors == pytest.approx(
-        [1, 0.5, 1, (1 + root) / 2, 0.5, (1 - root) / 2, 1, warm_restarts(7, 2, 2), warm_restarts(8, 2, 2)]
-    )
-    assert factors[7] == pytest.approx((1 + math.cos(math.pi / 8)) / 2)
-
-
-def test_learning_rate_of_each_task(folder):
-    exp = build(case("balanced-ewc", folder).config("--task_lrs", "0.1,0.2,0.4", "--lr_decay", "0.5", "--T_0", "2"))
-    model, rates = exp.model, []
-    for task in range(3):
-        enter(model, exp.dataset, task)
-        for epoch in range(2):
-            model.begin_epoch(epoch, exp.dataset)
-            rates.append(model.opt.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.1, 0.05, 0.1, 0.05, 0.1, 0.05])
+# ---- criterion
 
 
 def test_batch_size_of_each_task(folder):
@@ -169,7 +141,7 @@ def test_the_criterion_has_two_readings():
 
 def test_kept_images_cover_the_classes():
     shown = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]]).bool()
-    assert sorted(covering(shown, 2)) == [2, 3] and len(set(covering(shown, 9))) == 5
+    assert sorted(select_exemplars(shown, 2)) == [2, 3] and len(set(select_exemplars(shown, 9))) == 5
 
 
 # ---- on a stream
@@ -191,7 +163,7 @@ class VisionCase(cases.Case):
         given = [*self.model.split()[1:], *more]
         default = [a for name, value in SMALL.items() if name not in given for a in (name, value)]
         argv = ["--model", self.model.split()[0], "--base_path", self.folder, "--disable_log", "--non_verbose"]
-        return conformance.resolve([*argv, *default, *given])
+        return resolve([*argv, *default, *given])
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +179,7 @@ METHODS = {
     "joint": "joint",
     "sgd with boxes": "sgd --detection boxes",
     "balanced-ewc with one head": "balanced-ewc --head unified --distill_weight 1 --probe_size 8 --finetune_steps 10",
+    "balanced-ewc by its penalty": "balanced-ewc --n_fisher 8 --probe_size 8 --finetune_steps 10",
     "balanced-ewc": "balanced-ewc --n_fisher 8 --replay_weight 1 --distill_weight 1 --probe_size 8 --finetune_steps 10",
 }
 
@@ -246,7 +219,7 @@ def test_a_run_from_the_snapshot_of_its_first_stage_is_the_uninterrupted_one(fol
     assert whole == rest  # fingerprints of weights, of all that the method remembers, and of the scores
 
 
-@pytest.mark.parametrize("name", ["sgd", "ewc"])
+@pytest.mark.parametrize("name", ["sgd", "ewc", "balanced-ewc by its penalty"])
 def test_branches_of_finished_tasks_do_not_move(name, folder):
     exp = build(case(name, folder).config("--bn_policy", "per_task", "--optimizer", "adamw", "--optim_wd", "0.1"))
     seen = []
@@ -264,7 +237,7 @@ def test_scores_of_unlike_tasks_stand_side_by_side(folder):
     exp = build(case("sgd", folder).config("--enable_other_metrics"))
     train(exp)
     assert all(math.isfinite(v) for v in exp.run.matrices["task-il"].flatten())
-    scores, others = measure(exp.model, exp.dataset, range(3), 2)
+    scores, others = evaluate(exp.model, exp.dataset, range(3), 2)
     assert scores == exp.run.history[-1].scores and len(scores["task-il"]) == 3
     floors, top5 = others["floor"]["task-il"], others["top-5"]["task-il"]
     assert all(0 <= f <= 100 for f in floors) and [math.isnan(v) for v in top5] == [True, True, False]
@@ -300,14 +273,14 @@ def test_kept_images_are_bytes(folder):
     for task, (raw, _) in enumerate(model.replay):
         assert len(raw) == model.args.replay_per_task
         inputs, labels = model.unpacked(model.replay[task])
-        rows = list(zip(*map(torch.cat, zip(*plain_batches(dataset, task), strict=True)), strict=True))
+        rows = list(zip(*map(torch.cat, zip(*dataset.plain_batches(task), strict=True)), strict=True))
         for x, y in zip(inputs, labels, strict=True):
             assert any(torch.equal(x, a) and torch.equal(y, b) for a, b in rows)
 
 
 @pytest.mark.parametrize("option, held_out", [("--holdout", True), ("--validation", False)])
 def test_what_the_method_is_judged_by_is_never_kept(folder, option, held_out):
-    """Strengths may follow scores on held-out images, but not on those that stand in for the test set."""
+    """The fine-tuning may follow scores on held-out images, but not on those that stand in for the test set."""
     model, dataset = at_the_end(folder, [0.0] * 3, [0.0] * 3, option, "20", "--replay_per_task", "4")
     for task, probe in enumerate(model.probes):
         dataset.enter_task(task)
@@ -378,31 +351,9 @@ def test_a_fine_tuning_that_helps_nobody_is_undone(folder):
     assert model.finetuned and torch.equal(model.net.get_params(), before)
 
 
-def test_strengths_follow_what_is_forgotten(folder):
-    model, dataset = at_the_end(folder, [60.0, 70.0, 0.0], [65.0, 70.0, 80.0])
-    model.end_epoch(0, dataset)
-    # Five points lost are twice what is aimed at: exp(.5 * (2 - 1)); nothing lost: exp(-.5).
-    assert model.kept_strengths == pytest.approx([math.exp(0.5), math.exp(-0.5), 1.0])
-    for epoch in range(30):
-        model.end_epoch(epoch, dataset)
-    assert model.kept_strengths == pytest.approx([10.0, 0.1, 1.0])
-
-
-def test_strengths_of_the_merged_penalty(folder):
-    exp = build(case("balanced-ewc", folder).config("--strengths", "2,1,1", "--rho", "0.5"))
-    model, n = exp.model, len(exp.model.net.get_params())
-    for k in range(2):
-        model.quadratics[k].replace(torch.ones(n), torch.full((n,), float(k)))
-    model._current_task = 2
-    model.merge()  # 2 * .5 around 0 and 1 around 1
-    assert model.penalty.weight[0] == 2 and model.penalty.centre[0] == 0.5
-
-
 @pytest.mark.parametrize(
     "name, more, message",
     [
-        ("balanced-ewc", ["--strengths", "1,2"], "--strengths has 2 entries, the stream 3 tasks"),
-        ("balanced-ewc", ["--task_lrs", "1"], "--task_lrs has 1 entries, the stream 3 tasks"),
         ("sgd", ["--task_batch_sizes", "8,8,0"], "a number above 0 for each of 3 tasks"),
         ("ewc", ["--ewc_fisher", "exact"], "give mc"),
         ("sgd", ["--backbone", "resnet18"], "--backbone multitask"),

@@ -13,7 +13,7 @@ from utils.run.balanced_learner import BalancedContinualLearner
 OPTIONS = {
     "vision_items": "digits", "vision_size": 32, "vision_subset": 20, "seg_classes": "binary", "batch_size": 8,
     "n_epochs": 2, "device": "cpu", "n_fisher": 8, "probe_size": 8, "finetune_steps": 10, "bn_policy": "shared",
-    "task_lrs": [0.01, 0.005, 0.02], "rho": 0.5, "tolerance": 0.1,
+    "tolerance": 0.1,
 }  # fmt: skip
 
 
@@ -26,10 +26,10 @@ def learner_of(model=None, **more) -> BalancedContinualLearner:
 
 
 def test_it_ends_where_the_runner_does():
-    learner = learner_of()
+    learner = learner_of(learning_rate=0.01)
     verdicts = learner.run()
     argv = [str(part) for option, value in options().items() for part in (f"--{option}", value)]
-    exp = finished("balanced-ewc", *argv, dataset="seq-vision-mini")
+    exp = finished("balanced-ewc", *argv, "--lr", "0.01", dataset="seq-vision-mini")
     assert torch.equal(learner.model.net.get_params(), exp.model.net.get_params())
     assert learner.evaluate_all() == dict(zip(learner.tasks, exp.run.history[-1].scores["task-il"], strict=True))
     assert [(v.task, v.baseline, v.achieved) for v in verdicts] == [
@@ -41,7 +41,7 @@ def test_it_ends_where_the_runner_does():
 
 
 def test_nothing_is_fine_tuned_against_the_callers_will():
-    learner = learner_of(finetune=False, adaptive="none")
+    learner = learner_of(finetune=False)
     assert len(learner.run()) == 3 and not learner.model.finetuned
     with pytest.raises(UserError, match="finetune=True"):
         learner.finetune_if_needed()

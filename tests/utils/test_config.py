@@ -73,12 +73,12 @@ def test_a_boolean_that_is_on_can_be_turned_off():
 
 
 def test_lists_come_back_from_a_stored_run():
-    argv = ["--model", "balanced-ewc", "--dataset", "seq-vision-mini", "--task_lrs", "0.1,0.2,0.3"]
-    stored = vars(resolve([*argv, "--task_batch_sizes", "8,4,2"]).args)
+    argv = ["--model", "sgd", "--dataset", "seq-vision-mini", "--task_batch_sizes", "8,4,2"]
+    stored = vars(resolve(argv).args)
     args = from_stored(stored, [], "config.yaml").args
-    assert args.task_lrs == [0.1, 0.2, 0.3] and args.task_batch_sizes == [8, 4, 2] and args.strengths is None
+    assert args.task_batch_sizes == [8, 4, 2] and args.n_iters is None
     with pytest.raises(UserError, match="the wrong kind"):
-        from_stored({**stored, "task_lrs": 0.1}, [], "config.yaml")
+        from_stored({**stored, "task_batch_sizes": 0.1}, [], "config.yaml")
 
 
 def test_numbers_and_lists():
