@@ -10,7 +10,7 @@ Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 
 from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
-from models.utils.fisher import examples, sum_over_gradients
+from models.utils.fisher import sum_over_gradients
 from models.utils.quadratic import Quadratic, add_update_argument, held_step
 from utils import panels
 from utils.args import non_negative_float, positive_int
@@ -38,7 +38,7 @@ class MAS(ContinualModel):
 
         def batches():
             nonlocal count
-            for inputs, labels in examples(dataset.train_loader, self.args.n_mas):
+            for inputs, labels in dataset.examples(self.args.n_mas):
                 count += len(inputs)
                 yield inputs, labels, None
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.utils.continual_model import ContinualModel
-from models.utils.fisher import examples, sum_over_gradients
+from models.utils.fisher import sum_over_gradients
 from models.utils.held import Held, head_rows
 from utils import panels
 from utils.args import add_bool, fraction, non_negative_float, positive_int
@@ -175,7 +175,7 @@ class PackNet(ContinualModel):
         def loss_of_one(logits: Tensor, y: Tensor) -> Tensor:
             return self.loss(logits[low:high].unsqueeze(0), (y - low).unsqueeze(0))
 
-        batches = ((x, y, None) for x, y in examples(dataset.train_loader, None))
+        batches = ((x, y, None) for x, y in dataset.examples())
         with torch.enable_grad():
             flat = sum_over_gradients(self.net, batches, loss_of_one, power=1)
         named = list(self.net.named_parameters())

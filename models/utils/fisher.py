@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -129,12 +128,6 @@ def fisher_diagonal(
 
     total = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
     return total / n_examples
-
-
-def examples(loader, n: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """(inputs, labels) of the batches of a training loader that hold its first `n` examples, of all by default."""
-    batches = ((x, y) for x, y, _ in loader)
-    return batches if n is None else islice(batches, max(1, -(-n // loader.batch_size)))
 
 
 def check_fisher(stream, kind: str) -> None:

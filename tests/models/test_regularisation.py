@@ -18,7 +18,7 @@ from models.lwf import LwF
 from models.rwalk import RWalk
 from models.si import SI
 from models.utils.episodic import add_task
-from models.utils.fisher import examples, fisher_diagonal, sum_over_gradients
+from models.utils.fisher import fisher_diagonal, sum_over_gradients
 from models.utils.projection import project, project_one, solve_dual
 from models.utils.quadratic import Quadratic
 from tests.models.helpers import Flat, enter, experiment, finished, first_batch, image, small
@@ -105,8 +105,8 @@ def test_fisher_sums_over_the_labels_of_a_sequence():
 
 
 def test_examples_ends_with_the_batch_that_holds_the_nth():
-    loader = experiment("sgd", "--batch_size", "10").dataset.train_loader
-    assert [sum(len(x) for x, _ in examples(loader, n)) for n in (1, 10, 11)] == [10, 10, 20]
+    stream = experiment("sgd", "--batch_size", "10").dataset
+    assert [sum(len(x) for x, _ in stream.examples(n)) for n in (1, 10, 11)] == [10, 10, 20]
 
 
 # ---- the quadratic penalty
@@ -187,7 +187,7 @@ def test_online_ewc_decays_the_old_fisher_and_moves_the_centre():
         old = torch.rand_like(model.net.get_params())
         model.penalty.replace(old.clone(), torch.zeros_like(old))
         model.end_task(exp.dataset)
-        new = fisher_diagonal(model.net, examples(exp.dataset.train_loader, None), "empirical")
+        new = fisher_diagonal(model.net, exp.dataset.examples(), "empirical")
         torch.testing.assert_close(model.penalty.weight, 0.25 * old + new)
         assert torch.equal(model.penalty.centre, model.net.get_params())
 

@@ -250,7 +250,7 @@ def outcomes(tmp_path_factory) -> dict:
         files[what] = case.model, "class-il", [str(folder / f"{i}.pt")], MORE
     program = """
 import json, sys
-from utils.check.conformance import continue_elsewhere
+from utils.check.case_runs import continue_elsewhere
 for told in json.load(open(sys.argv[1])):
     try:
         continue_elsewhere(json.dumps(told))

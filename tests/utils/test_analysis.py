@@ -60,7 +60,9 @@ def test_the_look_leaves_no_trace(er):
 def test_costs_by_hand():
     model = small(load("model", "er"), *ER)  # a linear classifier of 2 inputs and 4 classes
     assert costs(model) == {"parameters": 12, "network_bytes": 48, "buffer_bytes": 0, "method_bytes": 0}
-    model.buffer.add_data(examples=torch.zeros(3, 1, 1, 2, dtype=torch.uint8), labels=torch.zeros(3, dtype=torch.int64))
+    model.buffer[0].add_data(
+        examples=torch.zeros(3, 1, 1, 2, dtype=torch.uint8), labels=torch.zeros(3, dtype=torch.int64)
+    )
     model.note = torch.zeros(5)  # a plain attribute is remembered, so it counts
     model.net(torch.ones(1, 2)).sum().backward()
     model.opt = torch.optim.Adam(model.net.parameters())

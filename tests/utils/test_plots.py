@@ -105,7 +105,7 @@ def test_plots_leave_pyplot_alone_and_methods_import_no_picture_code():
         "import importlib, io, sys; from pathlib import Path; import numpy as np;"
         "[importlib.import_module(f'models.{path.stem}') for path in Path('models').glob('*.py')];"
         "assert not [name for name in sys.modules if 'plots' in name or name == 'matplotlib'];"
-        "from utils import plots;"
+        "from utils.log import plots;"
         "assert 'matplotlib' not in sys.modules;"
         "plots.accuracy_matrix(np.eye(3)).savefig(io.BytesIO(), format='png');"
         "assert 'matplotlib.pyplot' not in sys.modules"
