@@ -225,10 +225,9 @@ class BalancedEWC(ContinualModel):
     def report(self, dataset, tasks):
         args, report = self.args, super().report(dataset, tasks)
         notes = report.notes
-        notes["kept images"] = f"of each task at most {args.replay_per_task} to train on" + (
-            f", at most {args.probe_size} to be scored" if args.finetune else ""
-        )
+        notes["kept images"] = f"of each task at most {args.replay_per_task} to train on"
         if args.finetune:
+            notes["kept images"] += f", at most {args.probe_size} to be scored"
             notes["fine-tuning"] = "on the kept images alone, after the last task was scored; it is scored again then"
         notes["penalty"] = (
             f"lambda {args.e_lambda:g}, Fisher information of drawn labels summed over outputs, divided by its mean "
