@@ -29,7 +29,7 @@ from datasets.utils.vision.kinds import VisionTask
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import fisher_diagonal
 from models.utils.kept_images import raw_images, select_exemplars
-from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
 from models.utils.snapshot import Snapshot
 from utils import panels
 from utils.args import add_bool, non_negative_float, number, positive_float, positive_int
@@ -113,7 +113,7 @@ class BalancedEWC(ContinualModel):
                 terms["distilled"] = self.args.distill_weight * sum(said)
         loss = sum(terms.values())
         loss.backward()
-        held = held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
+        held = regularised_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
         return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
 
     def scale(self, task: int) -> torch.Tensor | float:
@@ -210,7 +210,7 @@ class BalancedEWC(ContinualModel):
             losses, _ = self.remembered(dataset.tasks)
             loss = sum(m / sum(missing) * part for m, part in zip(missing, losses, strict=True) if m)
             loss.backward()
-            held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
+            regularised_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
             if step % 10 and step < self.args.finetune_steps:
                 continue
             missing = self.shortfalls(dataset)
@@ -220,7 +220,7 @@ class BalancedEWC(ContinualModel):
                 break
         self.net.load_state_dict(weights)
 
-    # ---- what is told
+    # ---- the report
 
     def report(self, dataset, tasks):
         args, report = self.args, super().report(dataset, tasks)

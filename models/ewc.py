@@ -17,7 +17,7 @@ References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (separate against m
 from datasets.utils.task import Task
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import FISHERS, check_fisher, fisher_diagonal
-from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
 from utils import panels
 from utils.args import fraction, non_negative_float, positive_int
 
@@ -68,7 +68,7 @@ class EWC(ContinualModel):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        return held_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.dataset.OWN_STEPS)
+        return regularised_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.dataset.OWN_STEPS)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -12,7 +12,7 @@ References: Kirkpatrick et al. 2017; Schwarz et al. 2018, "Progress & Compress",
 from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import check_fisher, fisher_diagonal
-from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
 from utils import panels
 from utils.args import fraction, non_negative_float
 
@@ -50,7 +50,7 @@ class EWCOnline(ContinualModel):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        return held_step(self, loss, self.penalty, 2 * self.args.e_lambda)
+        return regularised_step(self, loss, self.penalty, 2 * self.args.e_lambda)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -11,7 +11,7 @@ Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
 from models.utils.fisher import sum_over_gradients
-from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
 from utils import panels
 from utils.args import non_negative_float, positive_int
 
@@ -50,7 +50,7 @@ class MAS(ContinualModel):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        return held_step(self, loss, self.penalty, 2 * self.args.mas_lambda)
+        return regularised_step(self, loss, self.penalty, 2 * self.args.mas_lambda)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.utils.continual_model import ContinualModel
 from utils import panels
 from utils.args import add_bool, positive_float
-from utils.randomness import untouched
+from utils.randomness import preserve_rng
 
 
 class Lateral(nn.Module):
@@ -135,7 +135,7 @@ class PNN(ContinualModel):
             column = Column(self.net, self.get_offsets(task)).to(self.device)
             if task and self.args.lateral_connections:
                 self.eval(), column.eval()
-                with torch.no_grad(), untouched():
+                with torch.no_grad(), preserve_rng():
                     x = next(iter(dataset.train_loader))[0][:2]
                     earlier = self.outputs(x, task - 1)
                 with torch.no_grad():

@@ -118,10 +118,10 @@ class PRBBB(MetaReplay):
         self.coreset_images = images if first else torch.cat([self.coreset_images, images])
         self.coreset_labels = labels if first else torch.cat([self.coreset_labels, labels])
         if self.n_begun == self.n_tasks:
-            self.tell_apart(self.args.coreset_iters or self.task_iteration)
+            self.separate_tasks(self.args.coreset_iters or self.task_iteration)
             super().end_task(dataset)
 
-    def tell_apart(self, steps: int) -> None:
+    def separate_tasks(self, steps: int) -> None:
         """The stage after the last task; one step of the optimiser per sweep over all tasks."""
         tasks = list(range(self.n_begun))
         with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 
 from datasets.utils.task import ClassTask, TokenTask
 from models.utils.continual_model import ContinualModel
-from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
 from utils import panels
 from utils.args import fraction, non_negative_float, positive_int
 
@@ -53,7 +53,7 @@ class RWalk(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         gradient, before = self.net.get_grads(), self.net.get_params()
-        terms = held_step(self, loss, self.penalty, 2 * self.args.e_lambda)
+        terms = regularised_step(self, loss, self.penalty, 2 * self.args.e_lambda)
         after = self.net.get_params()
         self.fisher = torch.lerp(gradient.square(), self.fisher, self.args.alpha)
         self.gain.addcmul_(gradient, after - before, value=-1)

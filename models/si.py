@@ -15,7 +15,7 @@ import torch
 
 from datasets.utils.task import ClassTask, RegressionTask, TokenTask
 from models.utils.continual_model import ContinualModel
-from models.utils.quadratic import Quadratic, add_update_argument, held_step
+from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
 from utils import panels
 from utils.args import non_negative_float, positive_float
 
@@ -48,7 +48,7 @@ class SI(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         gradient, before = self.net.get_grads(), self.net.get_params()
-        terms = held_step(self, loss, self.penalty, 2 * self.args.c)
+        terms = regularised_step(self, loss, self.penalty, 2 * self.args.c)
         self.path.addcmul_(gradient, self.net.get_params() - before, value=-1)
         return terms
 

@@ -77,14 +77,14 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_the_run_completes_later
             CALLS.append(1)
             if len(CALLS) == 33:
                 # The event file is open for writing: only a forced remount makes such a file system read-only.
-                monkeypatch.setattr(checkpoint, "replacing", refused)
+                monkeypatch.setattr(checkpoint, "atomic_write", refused)
             return original(self, *args, **kwargs)
 
         @contextmanager
         def refused(path, before=None):
-            from utils.atomic import explained
+            from utils.atomic import file_errors
 
-            with explained(path):
+            with file_errors(path):
                 raise OSError(30, "Read-only file system")
             yield
 

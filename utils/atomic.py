@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
     """Turn what the system refuses (disk full, no permission) into a UserError that names the file."""
     try:
         yield
@@ -21,7 +21,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path, before: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, before: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
     """Yields a file whose content replaces that of `path` in one step, once it is written as a whole.
 
     A killed process may leave a file `.<name>.<random>.tmp` behind. The folder must exist.
@@ -34,7 +34,7 @@ def replacing(path: Path, before: Callable[[], None] | None = None) -> Iterator[
     """
     # The suffix is random and not the process id: two machines may share the folder and the id.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with explained(path):
+    with file_errors(path):
         try:
             with open(temporary, "wb") as f:
                 guarded = _Guarded(f)
@@ -76,7 +76,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with replacing(path) as f:
+    with atomic_write(path) as f:
         f.write(data)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from utils.randomness import untouched
+from utils.randomness import preserve_rng
 
 Scores = dict[str, list[float]]  # scenario -> one value per task
 
@@ -99,7 +99,7 @@ def eval_mode(model) -> Iterator[None]:
     """
     training = [part for part in model.modules() if part.training]
     model.eval()
-    with untouched():
+    with preserve_rng():
         yield
     for part in training:
         part.training = True

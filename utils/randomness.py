@@ -54,7 +54,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """Whatever is drawn inside, the global generators are afterwards where they were."""
     state = random_state()
     try:

@@ -62,11 +62,11 @@ def _run(parts: list[nn.Module], x: Tensor) -> Tensor:
 
 def output_size(net: nn.Module, inputs: Tensor) -> int:
     """Last dimension of the network's output for a batch; leaves modes and random generators alone."""
-    from utils.randomness import untouched
+    from utils.randomness import preserve_rng
 
     training = [module for module in net.modules() if module.training]
     net.eval()
-    with torch.no_grad(), untouched():
+    with torch.no_grad(), preserve_rng():
         size = net(inputs).shape[-1]
     for module in training:
         module.training = True

@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets.utils.continual_dataset import MultiHeadLoss
 from datasets.utils.task import ClassTask, TaskStream, TokenTask
 from utils.errors import UserError
-from utils.randomness import untouched
+from utils.randomness import preserve_rng
 
 
 class GivenLoader:
@@ -195,7 +195,7 @@ def labels_of(loader: GivenLoader, whole: bool = True) -> tuple[tuple[int, int],
     whether there are several per input.
     """
     ends: list[tuple[int, int]] = []
-    with untouched():
+    with preserve_rng():
         for _, labels, _ in loader:
             scored = labels[labels >= 0]
             if scored.numel():

@@ -64,7 +64,9 @@ def add_update_argument(parser) -> None:
     )
 
 
-def held_step(model, loss: Tensor, penalty: Quadratic, strength: float, own_steps: bool = False) -> dict[str, Tensor]:
+def regularised_step(
+    model, loss: Tensor, penalty: Quadratic, strength: float, own_steps: bool = False
+) -> dict[str, Tensor]:
     """The optimiser's step after `loss.backward()`, joined by that on strength * Omega(theta); the terms to log.
 
     `model` is the method: its `net`, `opt` and `--ewc_update`. With `own_steps` the proximal step of each parameter is

@@ -10,7 +10,7 @@ import torch
 
 from utils import registry
 from utils.check import cases, conformance
-from utils.check.waiting import cuda_waits_are_errors
+from utils.check.sync import cuda_waits_are_errors
 from utils.errors import UserError
 from utils.run.experiment import build
 

@@ -10,7 +10,7 @@ import torch
 from backbone.utils.task_hypernetwork import TaskHypernetwork
 from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
 from tests.models.helpers import experiment, finished, first_batch
-from utils.check.waiting import Waiting
+from utils.check.sync import SyncDetector
 from utils.errors import UserError
 
 SHORT = ["--n_iters", "2", "--train_sample_size", "2", "--val_sample_size", "3", "--hnet_arch", "4"]
@@ -62,7 +62,7 @@ def test_coresets_leave_running_statistics_alone():
     model.meta_observe(*batch, 0)
     kept = model.statistics.clone()
     model.coreset_images, model.coreset_labels = batch[2][:3].unsqueeze(0), batch[1][:3].unsqueeze(0)
-    model.tell_apart(1)
+    model.separate_tasks(1)
     assert torch.equal(model.statistics, kept)
 
 
@@ -87,7 +87,7 @@ def test_the_short_way_to_the_squared_change_does_not_wait():
     calls = []
 
     def watched():
-        with Waiting(calls):
+        with SyncDetector(calls):
             model.observe(*batch)
 
     watched()

@@ -50,7 +50,7 @@ def test_what_a_look_tells_by_hand():
         head=lambda t: (2 * t, 2 * t + 2),
         predicted=lambda _, task: torch.eye(4)[torch.where(task == 0, 0, 3)],
     )  # fmt: skip
-    told = posterior_view._told(model, torch.zeros(2, 1), torch.tensor([2, 3]), 1)
+    told = posterior_view._answers(model, torch.zeros(2, 1), torch.tensor([2, 3]), 1)
     assert told["inferred"].tolist() == [0, 1]
     torch.testing.assert_close(told["given confidence"], torch.tensor([0.6, 0.8]))
     assert told["given correct"].tolist() == [False, True] and told["inferred correct"].tolist() == [False, True]
@@ -128,7 +128,7 @@ def test_every_method_finds_what_it_can(model, dataset, more, pictures, tmp_path
 def test_a_report_has_the_findings(tmp_path):
     argv = ["--model", "pr_bbb", "--dataset", "seq-poly1d", "--n_iters", "30", *FEW["pr_bbb"], "--num_threads", "1"]
     done, _ = execute(resolve([*argv, "--no_tensorboard", "--non_verbose", "--results_path", str(tmp_path)]))
-    findings = json.loads((done.folder / "metrics.json").read_text())["findings"]
+    findings = json.loads((done.folder / "metrics.json").read_text())["extra_metrics"]
     assert {"weights of the hypernetwork / of the network", "drift of the hypernetwork's outputs"} <= {*findings}
     assert {path.stem for path in (done.folder / "plots").glob("*.png")} >= LINE
     told = (done.folder / "report.html").read_text()

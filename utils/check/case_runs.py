@@ -17,7 +17,7 @@ from models.utils.state import describe
 from models.utils.walk import same_value
 from utils import registry
 from utils.check.cases import Case, Failure, Interrupted
-from utils.check.waiting import Waiting
+from utils.check.sync import SyncDetector
 from utils.randomness import random_state
 from utils.record import Experiment, Position
 from utils.run import checkpoint
@@ -61,7 +61,7 @@ def observed(case: Case) -> Ended:
 
     def watched(inputs, labels, not_aug_inputs, **kwargs):
         before = copied([inputs, labels, not_aug_inputs])
-        with Waiting(waits):
+        with SyncDetector(waits):
             out = original(inputs, labels, not_aug_inputs, **kwargs)
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))
         loss = out.get("loss") if isinstance(out, dict) else out

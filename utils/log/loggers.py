@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import criterion
-from utils.atomic import explained, write_text
+from utils.atomic import file_errors, write_text
 from utils.config_file import write_config
 from utils.log import plots
 from utils.log.logger import Logger, Summary, seen_mean
@@ -92,7 +92,7 @@ class CSVLogger(Logger):
                 "undefined_terms_left_out": left_out[scenario],
             }
         if run.analysis and run.analysis.numbers:
-            facts["findings"] = {name: _null(value) for name, value in run.analysis.numbers.items()}
+            facts["extra_metrics"] = {name: _null(value) for name, value in run.analysis.numbers.items()}
         if run.tasks:
             facts["criterion"] = criterion.as_facts(run)
         write_text(run.folder / "metrics.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
@@ -116,7 +116,7 @@ class CSVLogger(Logger):
     @staticmethod
     def _append(run: Run, rows: Iterable[tuple]) -> None:
         path = run.folder / "metrics.csv"
-        with explained(path), open(path, "a", newline="", encoding="utf-8") as f:
+        with file_errors(path), open(path, "a", newline="", encoding="utf-8") as f:
             f.write(_csv(rows))
 
     @staticmethod
@@ -186,7 +186,7 @@ class TensorBoardLogger(Logger):
 
         # A killed run may have written events after its checkpoint, and at its very step: those are dropped by the
         # reader, and what the checkpoint knows of its step is written once more.
-        with explained(run.folder):
+        with file_errors(run.folder):
             self.writer = SummaryWriter(str(run.folder), purge_step=run.position or 0)
         if run.position:
             for step, means, lr in run.losses:
@@ -202,13 +202,13 @@ class TensorBoardLogger(Logger):
         self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *rows]))
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        with explained(self._where()):
+        with file_errors(self._where()):
             for term, value in losses.items():
                 self.writer.add_scalar(f"loss/{term}", value, step)
             self.writer.add_scalar("lr", lr, step)
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        with explained(self._where()):
+        with file_errors(self._where()):
             for scenario, scores in evaluation.scores.items():
                 prefix = _prefix(evaluation.scores, scenario)
                 self.writer.add_scalar(f"{prefix}acc_mean", seen_mean(scores, evaluation.task), evaluation.step)
@@ -226,7 +226,7 @@ class TensorBoardLogger(Logger):
             self.writer.flush()
 
     def saving(self, run: Run) -> None:
-        with explained(self._where()):
+        with file_errors(self._where()):
             self.writer.flush()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
@@ -240,7 +240,7 @@ class TensorBoardLogger(Logger):
             for metric, value in values.items()
         }
         step = run.history[-1].step if run.history else 0
-        with explained(self._where()):
+        with file_errors(self._where()):
             for path in sorted((run.folder / "plots").glob("*.png")):
                 image = np.asarray(Image.open(path).convert("RGB"))
                 self.writer.add_image(f"plots/{path.stem}", image, step, dataformats="HWC")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from utils.atomic import explained, write_text
+from utils.atomic import file_errors, write_text
 from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.record import Run
@@ -33,11 +33,11 @@ def append_row(path: Path, row: dict[str, object]) -> None:
     Raises:
         UserError: the folder is not writable, or the lock stays taken for ten minutes.
     """
-    with explained(path):
+    with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock", poll_interval=0.02)
     try:
-        with explained(path):
+        with file_errors(path):
             try:
                 lock.acquire(timeout=LOCK_TIMEOUT)
             except Timeout:

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from utils.atomic import explained
+from utils.atomic import file_errors
 from utils.errors import Stopped, UserError
 from utils.log.logger import Logger, Summary, seen_mean
 from utils.record import Evaluation, Run
@@ -280,7 +280,7 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
 
 @contextmanager
 def _random_kept() -> Iterator[None]:
-    """Waiting times between attempts are drawn from the global generator, which belongs to the training."""
+    """SyncDetector times between attempts are drawn from the global generator, which belongs to the training."""
     state = random.getstate()
     try:
         yield
@@ -296,7 +296,7 @@ def _alone(uri: str):
     if match is None:
         return nullcontext()
     path = Path(match[1])
-    with explained(path):
+    with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(path, timeout=60)
     try:

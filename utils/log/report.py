@@ -13,7 +13,7 @@ import numpy as np
 
 from utils import charts, criterion, metrics
 from utils.args import NEUTRAL
-from utils.atomic import explained, write_bytes, write_text
+from utils.atomic import file_errors, write_bytes, write_text
 from utils.log import network_plots, plots
 from utils.log.page import count, drawn, escape, image, page, section, table
 from utils.metrics import METRICS, NEEDS
@@ -125,7 +125,7 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
     parts.append(section("Runs", table(["seed", "folder"], folders, "dense")))
     parts += _configuration(first, leave_out=("seed", "seeds"))
     path = folder / "report.html"
-    with explained(path):
+    with file_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
     title = f"{first.model_name} on {first.dataset_name}, {count(len(runs), 'seed')}"
     write_text(path, page(title, f"setting {first.setting} · seeds {seeds} · {count(first.n_tasks, 'task')}", parts))
@@ -315,7 +315,7 @@ def _embedded(figures: Iterable[tuple[str, str, Any, bool]]) -> str:
 
 
 def _write_plots(folder: Path, figures: Iterable[tuple[str, str, Any, bool]]) -> None:
-    with explained(folder):
+    with file_errors(folder):
         folder.mkdir(exist_ok=True)
     for name, _, figure, _ in figures:
         write_bytes(folder / f"{name}.png", drawn(figure, "png"))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.utils import state as method_state
-from utils.atomic import replacing
+from utils.atomic import atomic_write
 from utils.errors import TrainingFailed, UserError
 from utils.randomness import random_state, set_random_state
 from utils.record import Evaluation, Experiment, Position
@@ -150,7 +150,7 @@ def save(state: dict[str, Any], path: Path, keep_previous: bool = False) -> None
     Raises:
         UserError: the file cannot be written; what was there before is still there.
     """
-    with replacing(path, before=(lambda: _keep(path)) if keep_previous else None) as f:
+    with atomic_write(path, before=(lambda: _keep(path)) if keep_previous else None) as f:
         hashing = _Hashing(f)
         method_state.write(state, hashing, state["model"])
         footer = FOOTER.format(format=FORMAT, step=state["position"]["step"], digest="")[: -1 - 64]

@@ -123,7 +123,7 @@ def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     begin = time.perf_counter()
-    with _told(loggers, run), Signals().watched() as signals:
+    with _tell_stop(loggers, run), Signals().watched() as signals:
         saver = Saver(exp, signals)
         exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
         try:
@@ -148,7 +148,7 @@ def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict
 
 
 @contextmanager
-def _told(loggers: list, run: Run) -> Iterator[None]:
+def _tell_stop(loggers: list, run: Run) -> Iterator[None]:
     """Tell the loggers when the block ends before its end."""
     try:
         yield

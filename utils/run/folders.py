@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.args import NEUTRAL
-from utils.atomic import explained, remove_leftovers
+from utils.atomic import file_errors, remove_leftovers
 from utils.errors import UserError
 from utils.record import Run
 from utils.run import checkpoint
@@ -35,7 +35,7 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     """
     parent = run.results_path / run.setting / run.dataset_name / Path(run.model_name).stem
     name = f"seed{run.seed}_{digest(run)}"
-    with explained(parent):
+    with file_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
     if not resume:
         folder = _new(parent, run, name)
@@ -43,7 +43,7 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
             yield folder
         return
     # Two processes that look for the folder at the same time must not both conclude that there is none.
-    with explained(parent), FileLock(str(parent / f".{name}.lock"), timeout=60):
+    with file_errors(parent), FileLock(str(parent / f".{name}.lock"), timeout=60):
         folder = _earlier(parent, run, name) or _new(parent, run, name)
         held = _held(folder)
         held.__enter__()
@@ -64,7 +64,7 @@ def _earlier(parent: Path, run: Run, name: str) -> Path | None:
 
 
 def _new(parent: Path, run: Run, name: str) -> Path:
-    with explained(parent):
+    with file_errors(parent):
         while True:
             stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
             folder = parent / "_".join(part for part in (run.config.get("exp_name"), stamp, name) if part)
@@ -80,7 +80,7 @@ def _new(parent: Path, run: Run, name: str) -> Path:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     lock = FileLock(str(folder / ".lock"))
-    with explained(folder):
+    with file_errors(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -31,7 +31,7 @@ from backbone.utils.wrapped import Wrapped, output_size
 from datasets.utils.given import GivenLoader, GivenTasks, TestLoader
 from models.utils.state import origin_of
 from utils import registry
-from utils.atomic import explained
+from utils.atomic import file_errors
 from utils.buffer import Buffer
 from utils.errors import TrainingFailed, UserError
 from utils.evaluation import evaluate, scenarios
@@ -221,7 +221,7 @@ class ContinualTrainer:
         run.parameters = sum(p.numel() for p in self.method.parameters())
         run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
         run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
-        with explained(folder):
+        with file_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return write_report(run, summarise_run(run))
 

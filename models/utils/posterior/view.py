@@ -61,31 +61,31 @@ def gather(model, dataset, tasks: range) -> dict[str, np.ndarray]:
             first += len(labels)
             if not len(rows):
                 continue
-            told = _told(model, inputs[rows], labels[rows], task) | {"task": torch.full_like(rows, task)}
-            for name, values in told.items():
+            answers = _answers(model, inputs[rows], labels[rows], task) | {"task": torch.full_like(rows, task)}
+            for name, values in answers.items():
                 parts.setdefault(name, []).append(values.double())
     return {name: torch.cat(values, -1).cpu().numpy() for name, values in parts.items()}
 
 
-def _told(model, inputs: Tensor, labels: Tensor, task: int) -> dict[str, Tensor]:
+def _answers(model, inputs: Tensor, labels: Tensor, task: int) -> dict[str, Tensor]:
     if model.joint_softmax:
         return _classes("joint", model(inputs).double().log_softmax(1), labels)
     look = model.look(inputs)
     inferred = look.inferred("ent")
-    told = {"inferred": inferred} | {f"by {c}": look.uncertainty[c] for c in CRITERIA if c in model.criteria}
+    answers = {"inferred": inferred} | {f"by {c}": look.uncertainty[c] for c in CRITERIA if c in model.criteria}
     if model.regression:
         mean, variance = look.means[task], look.spread[task].square() + model.dataset.SIGMA**2
         error = (mean - labels).square()
-        told["covered"] = (error <= 4 * variance).double().mean(1)
-        told["given error"] = error.mean(1)
-        told["inferred error"] = (model.predicted(look, inferred) - labels).square().mean(1)
-        return told
+        answers["covered"] = (error <= 4 * variance).double().mean(1)
+        answers["given error"] = error.mean(1)
+        answers["inferred error"] = (model.predicted(look, inferred) - labels).square().mean(1)
+        return answers
     first = model.head(task)[0] if model.by_class else 0
-    told |= _classes("given", look.means[task], labels - first)
+    answers |= _classes("given", look.means[task], labels - first)
     largest = torch.stack([mean.max(1).values.exp() for mean in look.means])
-    told["inferred confidence"] = largest.gather(0, inferred.unsqueeze(0))[0]
-    told["inferred correct"] = model.predicted(look, inferred).argmax(1) == labels
-    return told
+    answers["inferred confidence"] = largest.gather(0, inferred.unsqueeze(0))[0]
+    answers["inferred correct"] = model.predicted(look, inferred).argmax(1) == labels
+    return answers
 
 
 def _classes(kind: str, log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:

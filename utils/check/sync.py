@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class Waiting(TorchFunctionMode):
+class SyncDetector(TorchFunctionMode):
     """Notes every call that would wait for a GPU, wherever the tensors live now; the optimisers' own bookkeeping is
     left out.
     """
