@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from models.utils.outside import same_value
 from models.utils.state import describe
-from models.utils.walk import same_value
 from utils import checkpoint, registry
 from utils.best_args import check_rows, load_rows
 from utils.config import Config, declared_options, refuse_setting, resolve
