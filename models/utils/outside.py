@@ -5,6 +5,7 @@ A note of it is taken when the method was constructed. What differs from it late
 
 import dis
 import functools
+import pickle
 import random
 import sys
 import types
@@ -65,7 +66,10 @@ def _content(value: Any, module: str, numbers: bool = False, within: tuple = ())
     if isinstance(value, np.ndarray):
         return value.shape, value.tobytes()
     if isinstance(value, MOVING) or hasattr(type(value), "__next__"):
-        return object()  # where it is cannot be told: it is never the same
+        try:
+            return pickle.dumps(value)
+        except (TypeError, AttributeError):
+            return object()  # a generator, say: where it is cannot be told, so that it is never the same
     return look(vars(value)) if type(value).__module__ == module and hasattr(value, "__dict__") else id(value)
 
 

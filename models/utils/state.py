@@ -9,7 +9,6 @@ writes nothing for this. What is not known here to come back the same is refused
 
 import argparse
 import copy
-import functools
 import io
 import pickle
 import random
@@ -31,9 +30,9 @@ SCALARS = (type(None), bool, int, float, str, bytes)
 BY_TORCH = (OrderedDict, Counter, torch.dtype, torch.device, torch.Size, bytearray, complex)
 HOUSE = ("models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.")
 TABLES = {"_parameters": Tensor, "_buffers": Tensor, "_modules": nn.Module}
-HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+BLANK = vars(nn.Module())
+HOOKS = [name for name in BLANK if "hook" in name]
 NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl"}  # of a module: the one that reads has its own
-BITS = (np.random.PCG64, np.random.MT19937)
 NUMBERS = [np.dtype(f"{sign}int{n}").type for sign in ("", "u") for n in (8, 16, 32, 64)]
 NUMBERS += [np.bool_, np.float16, np.float32, np.float64]
 NAMED: dict[str, Any] = {kind.__name__: kind for kind in (dict, float, int, list, str)}
@@ -167,7 +166,8 @@ class _Reading:
             if isinstance(out, nn.Module):
                 mine = vars(self.origin.parts.get(self.places.get(id(out)), nn.Module()))
                 part = {k: v for k, v in part.items() if k not in NOT_HELD}
-                part |= {k: mine[k] for k in NOT_HELD & mine.keys()}
+                # No hook: one that was there at the construction has been taken away.
+                part |= {k: (BLANK if "ward" in k else mine)[k] for k in NOT_HELD & mine.keys()}
             object.__setattr__(out, "__dict__", _refuse_hidden(out, part))
             if isinstance(out, torch.optim.Optimizer):
                 out._patch_step_function()  # without which its hooks are not called
@@ -193,16 +193,15 @@ def _make_tensor(data: Tensor, parameter: bool, learns: bool, gradient: Tensor |
     return out
 
 
-def _parts_of_bits(bits: np.random.BitGenerator) -> tuple:
-    if not 0 <= bits.state["state"].get("pos", 0) <= 624:  # it reads its table there, without a look
-        raise ValueError("a generator beyond its table")
-    seeds = bits.seed_seq
-    return bits.state, seeds and (seeds.entropy, seeds.spawn_key, seeds.n_children_spawned)
+def _parts_of_legacy(generator: np.random.RandomState) -> tuple:
+    state = generator.get_state(legacy=False)
+    if generator._bit_generator.seed_seq is not None or not 0 <= state["state"]["pos"] <= 624:  # read without a look
+        raise ValueError("a RandomState that is not made from a number")
+    return (state,)
 
 
-def _make_bits(kind: type, state: dict, seeds: tuple | None) -> np.random.BitGenerator:
-    entropy, key, spawned = seeds or (0, (), 0)
-    out = kind(np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned))
+def _make_bits(state: dict, entropy: int, key: tuple, spawned: int) -> np.random.PCG64:
+    out = np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned))
     out.state = state
     return out
 
@@ -229,8 +228,13 @@ MAKERS: dict[str, tuple[type, Callable, Callable]] = {
     "Random": (random.Random, lambda r: (r.getstate(),), lambda state: _set(random.Random(0), "setstate", state)),
     "RandomState": (
         np.random.RandomState,
-        lambda r: (r._bit_generator, r.get_state(legacy=False)),
-        lambda bits, state: _set(np.random.RandomState(bits), "set_state", state),
+        _parts_of_legacy,
+        lambda state: _set(np.random.RandomState(0), "set_state", state),
+    ),
+    "PCG64": (
+        np.random.PCG64,
+        lambda b: (b.state, b.seed_seq.entropy, b.seed_seq.spawn_key, b.seed_seq.n_children_spawned),
+        _make_bits,
     ),
     "numpy Generator": (np.random.Generator, lambda g: (g.bit_generator,), np.random.Generator),
     "torch Generator": (
@@ -239,7 +243,6 @@ MAKERS: dict[str, tuple[type, Callable, Callable]] = {
         lambda state, on: _set(torch.Generator(_reading.device(on)), "set_state", state.cpu()),
     ),
 }
-MAKERS |= {k.__name__: (k, _parts_of_bits, functools.partial(_make_bits, k)) for k in BITS}
 MAKERS |= {k.__name__: (k, lambda number: (number.item(),), k) for k in NUMBERS}
 KINDS = {kind: (name, parts) for name, (kind, parts, _) in MAKERS.items() if parts}
 
