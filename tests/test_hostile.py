@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -257,13 +256,10 @@ CALLS = {
     "what does not belong to the run": (state.make, -1, "named", "model"),
     "a tensor that is none": (state.make, -1, "tensor", [1], True, True, None, {}),
     "a tensor that hides": (state.make, -1, "tensor", torch.ones(1), True, True, None, {"backward": 1}),
-    "a legacy generator beyond its table": (
-        state.make, -1, "RandomState", {**np.random.RandomState(0).get_state(legacy=False),
-                                        "state": {"key": [0] * 624, "pos": 1 << 20}}),
     "another number": (state.make, -1, "object_", 1),
     "a kind of value that is none": (state.make, -1, "__import__", "os"),
     "a second self": (state.make, -1, "object", "models.er", "Er", ""),
-    "attributes of what is not there": (state.make, 10**6, "deque"),
+    "an object without attributes": (state.make, -1, "object", "models.utils.snapshot", "Snapshot", None),
 }  # fmt: skip
 CHANGES = {
     "a method's name": attribute("observe", 1),

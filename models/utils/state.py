@@ -145,13 +145,13 @@ class _Reading:
         self.objects: dict[int, Any] = {}
         self.places: dict[int, str] = {}
 
-    def blank(self, module: str, name: str, place: str | None) -> Any:
+    def blank(self, number: int, module: str, name: str, place: str | None) -> Any:
         """An object without attributes, or one of the fresh method's modules where it was one."""
         mine = self.origin.parts.get(place)
         if mine is not None and (place in self.places.values() or type(mine).__qualname__ != name):
             raise ValueError(f"another module in the place of {place or 'the method'}")
         cls = self.origin.class_of(module, name) if mine is None else type(mine)
-        out = mine if mine is not None and self.into else object.__new__(cls)
+        out = self.objects[number] = mine if mine is not None and self.into else object.__new__(cls)
         if mine is not None:
             self.places[id(out)] = place
         return out
@@ -161,6 +161,8 @@ class _Reading:
 
     def finish(self, held: dict[int, dict]) -> None:
         """Give the objects their attributes, all of which are there now."""
+        if held.keys() != self.objects.keys():
+            raise ValueError("attributes without an object, or the other way round")
         for number, part in held.items():
             out = self.objects[number]
             if isinstance(out, nn.Module):
@@ -177,13 +179,10 @@ _reading: _Reading | None = None
 
 
 def make(number: int, kind: str, *given) -> Any:
-    """A value of a kind in `MAKERS`, none of which does more than to make it; None while only the rest of a checkpoint
-    is read.
-    """
+    """A blank object, or a value of a kind in `MAKERS`, none of which does more than to make it."""
     if _reading is None:
-        return None
-    out = _reading.objects[number] = MAKERS[kind][2](*given)
-    return out
+        return None  # only the rest of a checkpoint is read
+    return _reading.blank(number, *given) if kind == "object" else MAKERS[kind][2](*given)
 
 
 def _make_tensor(data: Tensor, parameter: bool, learns: bool, gradient: Tensor | None, marks: dict) -> Tensor:
@@ -191,13 +190,6 @@ def _make_tensor(data: Tensor, parameter: bool, learns: bool, gradient: Tensor |
     out.grad = gradient
     vars(out).update(_refuse_hidden(out, marks))
     return out
-
-
-def _parts_of_legacy(generator: np.random.RandomState) -> tuple:
-    state = generator.get_state(legacy=False)
-    if generator._bit_generator.seed_seq is not None or not 0 <= state["state"]["pos"] <= 624:  # read without a look
-        raise ValueError("a RandomState that is not made from a number")
-    return (state,)
 
 
 def _make_bits(state: dict, entropy: int, key: tuple, spawned: int) -> np.random.PCG64:
@@ -220,17 +212,11 @@ def _set(generator: Any, name: str, state: Any) -> Any:
 # kind -> (class, what it is made of, how it is made of that)
 MAKERS: dict[str, tuple[type, Callable, Callable]] = {
     "named": (object, None, lambda name: _reading.origin.named[name]),
-    "object": (object, None, lambda *given: _reading.blank(*given)),
     "tensor": (Tensor, None, _make_tensor),
     "ndarray": (np.ndarray, _memory, lambda memory: memory.numpy()),
     "deque": (deque, lambda d: (list(d), d.maxlen), deque),
     "defaultdict": (defaultdict, lambda d: (d.default_factory, dict(d)), defaultdict),
     "Random": (random.Random, lambda r: (r.getstate(),), lambda state: _set(random.Random(0), "setstate", state)),
-    "RandomState": (
-        np.random.RandomState,
-        _parts_of_legacy,
-        lambda state: _set(np.random.RandomState(0), "set_state", state),
-    ),
     "PCG64": (
         np.random.PCG64,
         lambda b: (b.state, b.seed_seq.entropy, b.seed_seq.spawn_key, b.seed_seq.n_children_spawned),
@@ -300,9 +286,7 @@ class _Look:
         except (ValueError, TypeError) as e:
             raise self.refusal(path, e) from None
         if form is None:
-            self.flat[path] = str(value)
-            self.tensor(value, path)
-            return
+            return self.tensor(value, path) if isinstance(value, Tensor) else self.flat.update({path: str(value)})
         (kind, *given), held = form
         number = len(self.forms)
         self.forms[id(value)] = make, (number, kind, *given)
@@ -323,11 +307,10 @@ class _Look:
             else:
                 self.visit(part, f"{path}.{name}".lstrip("."))
 
-    def tensor(self, value: Any, path: str) -> None:
+    def tensor(self, value: Tensor, path: str) -> None:
         """Note a tensor, and whose memory it is a part of."""
-        if isinstance(value, Tensor):
-            self.flat[path] = value.detach()
-        if isinstance(value, Tensor) and not value.is_meta and value.numel():
+        self.flat[path] = value.detach()
+        if not value.is_meta and value.numel():
             memory = value.untyped_storage()
             start = memory.data_ptr()
             owner = self.memory.setdefault(memory._cdata, (start, start + memory.nbytes(), path))[2]
