@@ -35,7 +35,9 @@ def note_of(origin: Any) -> dict[str, Any]:
     kinds |= {v for v in file.values() if isinstance(v, type) and v.__module__ == module}
     for cls in {c for kind in kinds for c in kind.__mro__ if c.__module__ not in ("builtins", "abc", "typing")}:
         parts = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
-        note |= {f"class attribute {cls.__qualname__}.{k}": _content(v, module) for k, v in parts.items()}
+        note |= {
+            f"class attribute {cls.__module__}.{cls.__qualname__}.{k}": _content(v, module) for k, v in parts.items()
+        }
     return note
 
 
@@ -58,9 +60,9 @@ def _content(value: Any, module: str, numbers: bool = False, within: tuple = ())
         if hasattr(value, "hooked"):  # torch wraps the `step` of an optimiser when the first one is made
             return look(value.__wrapped__)
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        return [id(value), *map(look, (value.__defaults__, value.__kwdefaults__, vars(value), cells))]
+        return [(id(value), value), *map(look, (value.__defaults__, value.__kwdefaults__, vars(value), cells))]
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), value._version, value
     if isinstance(value, nn.Module):
         return [look(tensor) for tensor in (*value.parameters(), *value.buffers())]
     if isinstance(value, np.ndarray):
@@ -70,7 +72,9 @@ def _content(value: Any, module: str, numbers: bool = False, within: tuple = ())
             return pickle.dumps(value)
         except (TypeError, AttributeError):
             return object()  # a generator, say: where it is cannot be told, so that it is never the same
-    return look(vars(value)) if type(value).__module__ == module and hasattr(value, "__dict__") else id(value)
+    if type(value).__module__ == module and hasattr(value, "__dict__"):
+        return look(vars(value))
+    return id(value), value  # which is kept, since an id is unique only while its object lives
 
 
 @functools.cache

@@ -30,8 +30,7 @@ SCALARS = (type(None), bool, int, float, str, bytes)
 BY_TORCH = (OrderedDict, Counter, torch.dtype, torch.device, torch.Size, bytearray, complex)
 HOUSE = ("models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.")
 TABLES = {"_parameters": Tensor, "_buffers": Tensor, "_modules": nn.Module}
-BLANK = vars(nn.Module())
-HOOKS = [name for name in BLANK if "hook" in name]
+HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
 NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl"}  # of a module: the one that reads has its own
 NUMBERS = [np.dtype(f"{sign}int{n}").type for sign in ("", "u") for n in (8, 16, 32, 64)]
 NUMBERS += [np.bool_, np.float16, np.float32, np.float64]
@@ -54,6 +53,7 @@ class Origin:
     def __init__(self, model: nn.Module, free: tuple[str, ...] = ()):
         self.model, self.free, self.tried, self.parts = model, free, False, dict(model.named_modules())
         self.places = {id(part): name for name, part in self.parts.items()}
+        self.kinds = {name: (type(part), _hooks(part)) for name, part in self.parts.items()}
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self.shapes = {name: list(tensor.shape) for name, tensor in tensors}
         held = [(f"{name}.{k}".lstrip("."), v) for name, part in self.parts.items() for k, v in vars(part).items()]
@@ -69,43 +69,44 @@ class Origin:
         self.note = note_of(self)
 
     def class_of(self, module: str, name: str) -> type | None:
-        """A class of which a stored state may have objects: all they have is in their `__dict__`, and nothing runs when
-        they go; None for any other name.
+        """A class of which a stored state may have objects, None for any other name: all they have is in their
+        `__dict__`, and nothing runs when they go.
         """
         found = vars(sys.modules.get(module, argparse)).get(name)
         ours = module in self.files or module.startswith(HOUSE) or found is argparse.Namespace
         if not ours or not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, name):
             return None
-        heap = 1 << 9
-        plain = all(c is object or c.__flags__ & heap and not vars(c).get("__slots__") for c in found.__mro__)
+        python = 1 << 9  # the flag of a class that is written in Python
+        plain = all(c is object or c.__flags__ & python and not vars(c).get("__slots__") for c in found.__mro__)
         return found if plain and not hasattr(found, "__del__") else None
 
     def form(self, value: Any) -> tuple[tuple, dict | None] | None:
         """How a value is written: what `make` is given, and an object's attributes; None: as torch writes it.
 
         Raises:
-            ValueError, TypeError: it would not come back the same.
+            ValueError, TypeError, AttributeError: it would not come back the same.
         """
         kind, place = type(value), self.places.get(id(value))
         if id(value) in self.names:
             return ("named", self.names[id(value)]), None
-        if kind in BY_TORCH:
-            return None
-        if kind in KINDS:
-            return (KINDS[kind][0], *KINDS[kind][1](value)), None
         if kind in (Tensor, nn.Parameter):
-            return _form_of_tensor(value)
-        if place is None and self.class_of(kind.__module__, kind.__qualname__) is not kind:
+            given = _parts_of_tensor(value)
+            plain = kind is Tensor and not (given[2] or given[4]) and given[3] is None
+            return None if plain else (("tensor", *given), None)
+        if kind in KINDS or kind in BY_TORCH:
+            return ((KINDS[kind][0], *KINDS[kind][1](value)), None) if kind in KINDS else None
+        expected, hooks = self.kinds.get(place) or (self.class_of(kind.__module__, kind.__qualname__), {})
+        if kind is not expected:
             raise ValueError(f"a {kind.__name__}")
         # A schedule puts a `step` of its own into an optimiser, for a warning.
         held = {k: v for k, v in vars(value).items() if k not in NOT_HELD and not hasattr(v, "_wrapped_by_lr_sched")}
         _refuse_hidden(value, held)
         if isinstance(value, torch.optim.Optimizer):
-            hooks = [hook for name, table in held.items() if "hook" in name for hook in table.values()]
-            if not all(type(hook).__module__ == "models.utils.continual_model" for hook in hooks):
+            mine = [hook for name, table in held.items() if "hook" in name for hook in table.values()]
+            if not all(type(hook).__module__ == "models.utils.continual_model" for hook in mine):
                 raise ValueError("a hook")
         elif isinstance(value, nn.Module):
-            if any(vars(value).get(name) for name in HOOKS if place is None or "ward" in name):
+            if (mine := _hooks(value)) != hooks or any("ward" in name for name in mine):
                 raise ValueError("a hook")
             for table, of in TABLES.items():
                 if type(held[table]) is not dict or not all(isinstance(v, of | None) for v in held[table].values()):
@@ -113,17 +114,19 @@ class Origin:
         return ("object", kind.__module__, kind.__qualname__, place), held
 
 
-def _form_of_tensor(value: Tensor) -> tuple | None:
-    marks = _refuse_hidden(value, vars(value))
+def _parts_of_tensor(value: Tensor) -> tuple:
     if value.layout is not torch.strided or value.is_quantized or value.grad_fn is not None:
         raise ValueError("a tensor on a graph (detach it), or of another layout")
     if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
         raise ValueError("a hook")
     if not value.is_meta and value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError("it is larger than its memory: clone it")
-    if type(value) is Tensor and not value.requires_grad and value.grad is None and not marks:
-        return None
-    return ("tensor", value.detach(), type(value) is nn.Parameter, value.requires_grad, value.grad, marks), None
+    marks = _refuse_hidden(value, vars(value))
+    return value.detach(), type(value) is nn.Parameter, value.requires_grad, value.grad, marks
+
+
+def _hooks(part: nn.Module) -> dict[str, Any]:
+    return {name: copy.copy(table) for name in HOOKS if (table := vars(part).get(name))}
 
 
 def _refuse_hidden(value: Any, attributes: dict) -> dict:
@@ -156,9 +159,6 @@ class _Reading:
             self.places[id(out)] = place
         return out
 
-    def device(self, kind: str) -> Any:
-        return kind if kind == "cpu" else self.origin.model.device
-
     def finish(self, held: dict[int, dict]) -> None:
         """Give the objects their attributes, all of which are there now."""
         if held.keys() != self.objects.keys():
@@ -166,10 +166,11 @@ class _Reading:
         for number, part in held.items():
             out = self.objects[number]
             if isinstance(out, nn.Module):
-                mine = vars(self.origin.parts.get(self.places.get(id(out)), nn.Module()))
+                blank, place = vars(nn.Module()), self.places.get(id(out))
+                mine = blank if place is None else vars(self.origin.parts[place])
                 part = {k: v for k, v in part.items() if k not in NOT_HELD}
-                # No hook: one that was there at the construction has been taken away.
-                part |= {k: (BLANK if "ward" in k else mine)[k] for k in NOT_HELD & mine.keys()}
+                # A pass had no hook when it was saved.
+                part |= {k: (blank if "ward" in k else mine)[k] for k in NOT_HELD & mine.keys()}
             object.__setattr__(out, "__dict__", _refuse_hidden(out, part))
             if isinstance(out, torch.optim.Optimizer):
                 out._patch_step_function()  # without which its hooks are not called
@@ -192,45 +193,50 @@ def _make_tensor(data: Tensor, parameter: bool, learns: bool, gradient: Tensor |
     return out
 
 
+def _parts_of_bits(bits: np.random.PCG64) -> tuple:
+    seeds = bits.seed_seq
+    if seeds.pool_size != 4:
+        raise ValueError("a generator of other seeds")
+    return bits.state, seeds.entropy, seeds.spawn_key, seeds.n_children_spawned
+
+
 def _make_bits(state: dict, entropy: int, key: tuple, spawned: int) -> np.random.PCG64:
     out = np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned))
     out.state = state
     return out
 
 
-def _memory(array: np.ndarray) -> tuple:
-    if not array.flags.writeable:
-        raise ValueError("an array that is read-only: copy it")
-    return (torch.from_numpy(array),)
+def _make_torch(device: str, state: Tensor) -> torch.Generator:
+    out = torch.Generator(device)
+    out.set_state(state.cpu())
+    return out
 
 
-def _set(generator: Any, name: str, state: Any) -> Any:
-    getattr(generator, name)(state)
-    return generator
+def _make_random(state: tuple) -> random.Random:
+    out = random.Random(0)
+    out.setstate(state)
+    return out
 
 
 # kind -> (class, what it is made of, how it is made of that)
-MAKERS: dict[str, tuple[type, Callable, Callable]] = {
-    "named": (object, None, lambda name: _reading.origin.named[name]),
-    "tensor": (Tensor, None, _make_tensor),
-    "ndarray": (np.ndarray, _memory, lambda memory: memory.numpy()),
+MAKERS: dict[str, tuple[type | None, Callable | None, Callable]] = {
+    "named": (None, None, lambda name: _reading.origin.named[name]),
+    "tensor": (None, None, _make_tensor),
+    # Of a read-only array there is no tensor: it is refused.
+    "array": (
+        np.ndarray,
+        lambda a: (torch.from_numpy(a if a.flags.writeable else None),),
+        lambda memory: memory.numpy(),
+    ),
     "deque": (deque, lambda d: (list(d), d.maxlen), deque),
     "defaultdict": (defaultdict, lambda d: (d.default_factory, dict(d)), defaultdict),
-    "Random": (random.Random, lambda r: (r.getstate(),), lambda state: _set(random.Random(0), "setstate", state)),
-    "PCG64": (
-        np.random.PCG64,
-        lambda b: (b.state, b.seed_seq.entropy, b.seed_seq.spawn_key, b.seed_seq.n_children_spawned),
-        _make_bits,
-    ),
-    "numpy Generator": (np.random.Generator, lambda g: (g.bit_generator,), np.random.Generator),
-    "torch Generator": (
-        torch.Generator,
-        lambda g: (g.get_state(), g.device.type),
-        lambda state, on: _set(torch.Generator(_reading.device(on)), "set_state", state.cpu()),
-    ),
+    "random": (random.Random, lambda r: (r.getstate(),), _make_random),
+    "bits": (np.random.PCG64, _parts_of_bits, _make_bits),
+    "numpy": (np.random.Generator, lambda g: (g.bit_generator,), np.random.Generator),
+    "torch": (torch.Generator, lambda g: (g.device.type, g.get_state()), _make_torch),
+    **{k.__name__: (k, lambda number: (number.item(),), k) for k in NUMBERS},
 }
-MAKERS |= {k.__name__: (k, lambda number: (number.item(),), k) for k in NUMBERS}
-KINDS = {kind: (name, parts) for name, (kind, parts, _) in MAKERS.items() if parts}
+KINDS = {kind: (name, parts) for name, (kind, parts, _) in MAKERS.items() if kind}
 
 
 class _Look:
@@ -283,7 +289,7 @@ class _Look:
         """Note what is no plain value."""
         try:
             form = self.origin.form(value)
-        except (ValueError, TypeError) as e:
+        except (ValueError, TypeError, AttributeError) as e:
             raise self.refusal(path, e) from None
         if form is None:
             return self.tensor(value, path) if isinstance(value, Tensor) else self.flat.update({path: str(value)})
@@ -291,7 +297,7 @@ class _Look:
         number = len(self.forms)
         self.forms[id(value)] = make, (number, kind, *given)
         self.flat[path] = [kind, *(part for part in given if type(part) in SCALARS)]
-        if kind in ("tensor", "ndarray"):
+        if kind in ("tensor", "array"):
             self.tensor(given.pop(0), path)
         for part in given:
             if type(part) not in SCALARS:

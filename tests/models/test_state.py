@@ -163,7 +163,6 @@ KEPT = {
                               "((self.e - flat.mean(0)).pow(2).sum() + self.h[0](flat).mean()).backward(); k += self.e.grad.std() + self.h[0].weight.grad.std()"),
     "class, dtype, device, functions": ("self.act = F.relu", "self.kind, self.where, self.f, self.h, self.l = torch.float64, torch.device('cpu'), torch.tanh, half, list", "k += float(self.f(self.h(flat)).to(self.kind).to(self.where).std()) + self.act(flat).std() + len(self.l('ab'))"),
     "namespace": ("self.o = argparse.Namespace(n=1)", "self.p = argparse.Namespace(n=[1])", "self.o.n += 1; self.p.n[0] += 1; k += self.o.n + self.p.n[0]"),
-    "hook taken away": ("self.net.register_forward_hook(lambda module, given, out: 2 * out)", "self.net._forward_hooks.clear()", ""),
     "run's things under other names": ("", "self.stream, self.crit = dataset, [self.loss]", "k += self.stream.N_TASKS + self.crit[0](self.net(inputs), labels).detach()"),
 }  # fmt: skip
 # name -> (init, begin_task, observe, what the line names)
@@ -222,6 +221,7 @@ REFUSED = {
     "default factory": ("", "self.d = collections.defaultdict(lambda: 2)", "k += self.d[1]", "default_factory|d"),
     "patched method": ("", "self.net.features = lambda x: x.flatten(1)", "", "net"),
     "hook": ("", "self.net.register_forward_hook(nothing)", "", "net"),
+    "hook taken away": ("self.net.register_forward_hook(lambda module, given, out: 2 * out)", "self.net._forward_hooks.clear()", "", "net"),
     "hook of a parameter": ("", "self.net.classifier.weight.register_hook(nothing)", "", "net.classifier.weight"),
     "hook of an optimiser": ("", "self.opt.register_step_pre_hook(lambda *_: None)", "", "opt"),
     "hook of a late module": ("", "self.m = nn.Linear(2, 2); self.m.register_forward_pre_hook(nothing)", "", "m"),
