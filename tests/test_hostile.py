@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import main as entry
-from models.utils import readers, state
+from models.utils import state
 from utils.buffer import Buffer
 from utils.registry import ROOT
 from utils.run import checkpoint
@@ -222,13 +222,7 @@ def refused_file(capsys, tmp_path: Path, data: bytes) -> str:
 
 
 class Call:
-    """Pickled, a call of a function."""
-
-    def __init__(self, function, *given):
-        self.form = function, given
-
-    def __reduce__(self):
-        return self.form
+    """Written as a call."""
 
 
 def attribute(name: str, value) -> Callable:
@@ -246,25 +240,24 @@ def within(part: str, name: str, value) -> Callable:
 
 
 CALLS = {
-    "os.system": Call(os.system, "touch trace"),
-    "eval": Call(eval, "open('trace', 'w')"),
-    "getattr": Call(getattr, "", "join"),
-    "torch.load": Call(torch.load, "trace"),
-    "a constructor": Call(torch.nn.Linear, 1, 1),
-    "a class of the method": Call(Buffer, 10),
-    "a class of os": Call(readers.instance, "os", "_Environ", None, {}),
-    "a class through a class": Call(readers.instance, "models.er", "Er.observe.__globals__", None, {}),
-    "a class that is no class": Call(readers.instance, "torch.nn.modules.linear", "math", None, {}),
-    "a class made by a function": Call(readers.code, "file.Nothing"),
-    "code that is not there": Call(readers.code, "file.os"),
-    "a function of torch's files": Call(readers.code, "torch:load"),
-    "a method of Python's": Call(readers.bound, [], "__class__"),
-    "a bit generator that is none": Call(readers.made, "bit generator", "bytes", {}, (0, (), 0)),
-    "another number": Call(readers.made, "number", "object", 1),
-    "a kind of value that is none": Call(readers.made, "__import__", "os"),
-    "what does not belong to the run": Call(readers.owned, "model"),
-    "a second self": Call(readers.instance, "models.er", "Er", "", {}),
-}
+    "os.system": (os.system, "touch trace"),
+    "eval": (eval, "open('trace', 'w')"),
+    "getattr": (getattr, "", "join"),
+    "torch.load": (torch.load, "trace"),
+    "a constructor": (torch.nn.Linear, 1, 1),
+    "a class of the method": (Buffer, 10),
+    "a class of os": (state.make, -1, "object", "os", "_Environ", None),
+    "a class through a class": (state.make, -1, "object", "models.er", "Er.observe.__globals__", None),
+    "a class that is no class": (state.make, -1, "object", "torch.nn.modules.linear", "math", None),
+    "a function of torch's files": (state.make, -1, "named", "torch.load"),
+    "what does not belong to the run": (state.make, -1, "named", "model"),
+    "a tensor that is none": (state.make, -1, "tensor", [1], True, True, None, {}),
+    "a tensor that hides": (state.make, -1, "tensor", torch.ones(1), True, True, None, {"backward": 1}),
+    "another number": (state.make, -1, "object_", 1),
+    "a kind of value that is none": (state.make, -1, "__import__", "os"),
+    "a second self": (state.make, -1, "object", "models.er", "Er", ""),
+    "an object without attributes": (state.make, -1, "object", "models.utils.snapshot", "Snapshot", None),
+}  # fmt: skip
 CHANGES = {
     "a method's name": attribute("observe", 1),
     "a name of Python's": attribute("__class__", 1),
@@ -281,18 +274,22 @@ def test_a_method_that_is_none_is_one_line_and_runs_nothing(capsys, tmp_path, sa
     exp, content = build(resolve(COMMAND)), io.BytesIO()
     facts = {name: part for name, part in saved.state.items() if name not in ("model", "path", "entries")}
     model = exp.model
+    forms = state.Origin.form
     if name in CALLS:
-        monkeypatch.setattr(state.Origin, "form", lambda self, value, form=state.Origin.form: (
-            value.form if isinstance(value, Call) else form(self, value)))  # fmt: skip
-        model.evil = CALLS[name]
-        monkeypatch.setattr(state, "_is_allowed", lambda value: True)
+        model.evil = evil = Call()
+        monkeypatch.setattr(state.Origin, "form", lambda self, value: (
+            (("evil",), None) if value is evil else forms(self, value)))  # fmt: skip
+        looks = state._Look.__init__
+
+        def look(self, *args):
+            looks(self, *args)
+            self.forms[id(evil)] = CALLS[name][0], CALLS[name][1:]
+
+        monkeypatch.setattr(state._Look, "__init__", look)
     elif CHANGES[name]:
         CHANGES[name](model)
-        monkeypatch.setattr(state.Origin, "_instance", lambda self, value, attributes, place=None: (
-            readers.instance, (type(value).__module__, type(value).__qualname__, place, attributes)))  # fmt: skip
-        monkeypatch.setattr(state.Origin, "_module", lambda self, value: self._instance(
-            value, {k: sorted(v) if k == "_non_persistent_buffers_set" else v for k, v in vars(value).items()
-                    if k not in (*readers.MODULE_HOOKS, "_origin")}, self.places.get(id(value))))  # fmt: skip
+        monkeypatch.setattr(state, "_refuse_hidden", lambda value, attributes: attributes)
+        monkeypatch.setattr(state, "TABLES", {})
     state.write(facts | {"model": model if name != "no method at all" else [1]}, content, model)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

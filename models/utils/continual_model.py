@@ -86,7 +86,7 @@ class ContinualModel(nn.Module):
         self._n_classes_current_task = 0
         self.opt = self.get_optimizer()
         self._read_signatures()
-        self._autocast = torch.autocast if getattr(args, "code_optimization", 0) >= 2 else None
+        self._autocast = getattr(args, "code_optimization", 0) >= 2
 
     # ---- what a method writes
 
@@ -229,7 +229,8 @@ class ContinualModel(nn.Module):
         optimizer = OPTIMIZERS[args.optimizer](params, **options)
         optimizer.made_by_runner = True
         if args.clip_grad:
-            optimizer.register_step_pre_hook(GradientClipping(args.clip_grad))
+            # Under a number that torch gives to no other hook, in this process or in one that reads a checkpoint.
+            optimizer._optimizer_step_pre_hooks[-1] = GradientClipping(args.clip_grad)
         return optimizer
 
     def running_statistics(self) -> Iterable[Tensor]:
@@ -275,7 +276,7 @@ class ContinualModel(nn.Module):
     def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
         """`observe` with the keywords it names and no others; returns what it returns."""
         self.dataset.begin_batch(self.net)
-        with self._autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
         self._task_iteration += 1
         self._epoch_iteration += 1

@@ -1,171 +1,99 @@
-"""What a method can change without holding it, and what a checkpoint does not have: options, stream, classes, globals.
+"""What a method can change without holding it: options, stream, loss, transform, classes, and globals of its file.
 
-A note of it is taken when the method was constructed; what differs from it later was changed by the method.
+A note of it is taken when the method was constructed. What differs from it later was changed by the method.
 """
 
 import dis
 import functools
-import io
-import itertools
+import pickle
 import random
 import sys
 import types
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from models.utils.state import Origin
-
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-LARGE = 1 << 20  # entries from which on a tensor is known by the number of its changes
+NUMBERS = (*PLAIN, list, tuple, dict)
+MOVING = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
-class Outside:
-    """The note.
+def note_of(origin: Any) -> dict[str, Any]:
+    """name -> plain values that stand for what surrounds a method (a `state.Origin`)."""
+    note: dict[str, Any] = {}
+    for name, owner in origin.owned.items():
+        attributes = getattr(owner, "__dict__", {})
+        # A stream and a transform set some of their attributes themselves, and have private tables.
+        left = _set_by(type(owner)) | {*(origin.free if name == "args" else ()), *origin.private[name]}
+        note |= {f"{name}.{k}": _content(v, "", True) for k, v in attributes.items() if k not in left}
+    module = type(origin.model).__module__
+    file = {k: v for k, v in vars(sys.modules[module]).items() if not k.startswith("__")}
+    note |= {f"global {k}": _content(v, module) for k, v in file.items()}
+    kinds = {type(part) for part in (*origin.parts.values(), origin.owned.get("dataset"))}
+    kinds |= {v for v in file.values() if isinstance(v, type) and v.__module__ == module}
+    for cls in {c for kind in kinds for c in kind.__mro__ if c.__module__ not in ("builtins", "abc", "typing")}:
+        parts = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
+        note |= {
+            f"class attribute {cls.__module__}.{cls.__qualname__}.{k}": _content(v, module) for k, v in parts.items()
+        }
+    return note
 
-    Args:
-        origin: the method as it was constructed.
+
+def _content(value: Any, module: str, numbers: bool = False, within: tuple = ()) -> Any:
+    """Plain values that stand for what a value holds: with `numbers`, only the plain ones in lists and dicts; else also
+    functions and objects of a file; of others, which one it is.
     """
-
-    def __init__(self, origin: "Origin"):
-        self.origin = origin
-        # A stream and a transform keep private tables of their own, filled as they go.
-        self.private = {name: {k for k in _attributes(owner) if k[0] == "_"} for name, owner in origin.owned.items()}
-        self.note = self._take()
-
-    def changed(self) -> str:
-        """A name for something that is not as it was, '' where all is."""
-        now = self._take()
-        return next((name for name in (*self.note, *now) if not _equal(self.note.get(name), now.get(name))), "")
-
-    def _take(self) -> dict[str, Any]:
-        origin = self.origin
-        roots: dict[str, Any] = {}
-        for name, owner in origin.owned.items():
-            if isinstance(owner, torch.Generator | np.random.RandomState):
-                continue
-            left = _set_by(type(owner)) | self.private[name] | (set(origin.free) if name == "args" else set())
-            roots |= {f"{name}.{k}": _Numbers(v) for k, v in _attributes(owner).items() if k not in left}
-            if isinstance(owner, types.FunctionType):
-                roots |= {name: owner}
-        for name, value in origin.code.items():
-            if isinstance(value, types.FunctionType) and "." not in name[5:]:
-                roots |= {f"function {name}": value}
-        kinds = {type(part) for part in (*origin.parts.values(), origin.owned.get("dataset"))} - {type(None)}
-        file = vars(sys.modules[type(origin.model).__module__])
-        own = {v for v in file.values() if isinstance(v, type) and v.__module__ == type(origin.model).__module__}
-        for cls in sorted(
-            {c for kind in kinds | own for c in kind.__mro__}, key=lambda c: (c.__module__, c.__qualname__)
-        ):
-            if cls.__module__.partition(".")[0] not in ("builtins", "abc", "typing"):
-                parts = {k: v for k, v in vars(cls).items() if not k.startswith("__")}
-                roots |= {f"class attribute {cls.__qualname__}.{k}": v for k, v in parts.items()}
-        roots |= {f"global {k}": v for k, v in file.items() if not k.startswith("__")}
-        note: dict[str, Any] = {}
-        for name, value in roots.items():
-            note[name] = list(_content(value, set()))
-        return note
-
-
-def outside_of(origin: "Origin") -> Outside:
-    """The note of what is outside of a method."""
-    return Outside(origin)
-
-
-def _attributes(owner: Any) -> dict[str, Any]:
-    return getattr(owner, "__dict__", {})
-
-
-class _Numbers:
-    """Marks a value of which the numbers and texts count, and not the objects, which are the run's own."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-
-def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = list(value.items())
-    if type(value) in (list, tuple):
-        for part in value:
-            held = part[1] if type(part) is tuple and len(part) == 2 else part
-            if type(held) in PLAIN or isinstance(held, list | tuple | dict):
-                yield from _numbers(part)
-    else:
-        yield value if type(value) in PLAIN else id(value)
-
-
-def _content(value: Any, seen: set[int]) -> Iterator[Any]:
-    """Plain values that stand for what a value holds; of objects that are not looked into, which one it is."""
     if type(value) in PLAIN:
-        yield value
-        return
-    if isinstance(value, _Numbers):
-        yield from _numbers(value.value)
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if type(value) in (list, tuple, set, frozenset) or isinstance(value, dict):
-        yield type(value).__name__
-        for part in value.items() if isinstance(value, dict) else value:
-            yield from _content(part, seen)
-    elif isinstance(value, staticmethod | classmethod):
-        yield from _content(value.__func__, seen)
-    elif isinstance(value, types.FunctionType):
-        if not value.__module__ or value.__module__.partition(".")[0] not in ("torch", "numpy"):
-            marks = {k: v for k, v in vars(value).items() if k not in ("__wrapped__", "hooked")}
-            yield value.__qualname__
-            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-            for part in (value.__defaults__, value.__kwdefaults__, marks, cells):
-                yield from _content(part, seen)
-    elif isinstance(value, Tensor):
-        small = value.numel() <= LARGE and value.device.type != "meta" and value.layout is torch.strided
-        yield value.detach().clone() if small else (id(value), value._version)
-    elif type(value) is np.ndarray and value.dtype.kind != "O":
-        yield value.tobytes()
-    elif isinstance(value, random.Random):
-        yield value.getstate() if type(value) is random.Random else id(value)
-    elif isinstance(value, np.random.Generator):
-        yield repr(value.bit_generator.state)
-    elif isinstance(value, functools.partial):
-        yield from _content([value.func, value.args, value.keywords], seen)
-    elif hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):
+        return value
+    if id(value) in within:
+        return "within itself"
+    look = functools.partial(_content, module=module, numbers=numbers, within=(*within, id(value)))
+    if isinstance(value, dict):
+        return [(look(k), look(v)) for k, v in value.items() if not numbers or isinstance(v, NUMBERS)]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [look(part) for part in value if not numbers or isinstance(part, NUMBERS)]
+    if isinstance(value, staticmethod | classmethod):
+        return look(value.__func__)
+    if isinstance(value, types.FunctionType) and value.__module__ == module:
+        if hasattr(value, "hooked"):  # torch wraps the `step` of an optimiser when the first one is made
+            return look(value.__wrapped__)
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        return [(id(value), value), *map(look, (value.__defaults__, value.__kwdefaults__, vars(value), cells))]
+    if isinstance(value, Tensor):
+        return id(value), value._version, value
+    if isinstance(value, nn.Module):
+        return [look(tensor) for tensor in (*value.parameters(), *value.buffers())]
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    if isinstance(value, MOVING) or hasattr(type(value), "__next__"):
         try:
-            yield from _content(repr(value) if isinstance(value, itertools.count) else value.__reduce__(), seen)
-        except TypeError:
-            yield object()  # a generator: where it is cannot be seen without moving it
-    elif isinstance(value, nn.Module):
-        for part in (*value.parameters(), *value.buffers()):
-            yield from _content(part, seen)
-    elif type(value).__module__.startswith("palimpsest_dropin_") and hasattr(value, "__dict__"):
-        yield from _content(vars(value), seen)
-    else:
-        yield id(value)
+            return pickle.dumps(value)
+        except (TypeError, AttributeError):
+            return object()  # a generator, say: where it is cannot be told, so that it is never the same
+    if type(value).__module__ == module and hasattr(value, "__dict__"):
+        return look(vars(value))
+    return id(value), value  # which is kept, since an id is unique only while its object lives
 
 
 @functools.cache
 def _set_by(cls: type) -> frozenset[str]:
     """Names of attributes that the methods of a class set, `__init__` apart."""
-    out: set[str] = set()
-    for c in cls.__mro__:
-        for name, part in vars(c).items():
-            if isinstance(part, types.FunctionType) and name != "__init__":
-                out |= {i.argval for i in dis.get_instructions(part.__code__) if i.opname == "STORE_ATTR"}
-    return frozenset(out)
+    codes = [f.__code__ for c in cls.__mro__ for k, f in vars(c).items() if hasattr(f, "__code__") and k != "__init__"]
+    return frozenset(i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
 
 
-def _equal(a: list | None, b: list | None) -> bool:
-    if a is None or b is None or len(a) != len(b):
-        return False
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor) or isinstance(y, Tensor):
-            if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)):
-                return False
-        elif type(x) is not type(y) or not (x == y or (x != x and y != y)):
-            return False
-    return True
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two entries of a description are the same; nan equals nan."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+        return same and (a.is_meta or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def keeps_order(value: set) -> bool:
+    """Whether another process lists the same integers in the same order, now and after more of them."""
+    other = set(list(value))
+    same = all(type(part) is int for part in value) and list(other) == list(value)
+    return same and (list(value) == list(range(len(value))) or sys.getsizeof(other) == sys.getsizeof(value))

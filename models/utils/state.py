@@ -1,63 +1,45 @@
-"""Everything a method remembers, as one pickle that cannot run code.
+"""Everything a method remembers, in one file that cannot run code.
 
-`torch.save` writes the method as it is, with its modules, tensors, optimisers, lists and objects. What belongs to the
-run (options, stream, loss, transform) and all code (functions, classes) is written as a name, for which the method that
-reads the file has its own. `torch.load(weights_only=True)` reads it, which may call what is in
-`models/utils/readers.py` and nothing else.
-
-A method author writes nothing for this. What would not come back the same (an iterator, a hook, an option that the
-method changed, a set of texts) is refused by its name when it is to be saved.
+`torch.save` writes the method with the pickler below: an object as the name of its class, with its attributes in a
+table of their own ("held"), so that objects may hold one another; what belongs to the run (options, stream, loss,
+transform) and functions as names, for which the method that reads the file has its own. It is read by
+`torch.load(weights_only=True)`, which may call `make` and what torch itself allows, no constructor. A method author
+writes nothing for this. What is not known here to come back the same is refused by its name.
 """
 
-import enum
-import functools
+import argparse
+import copy
 import io
-import pathlib
 import pickle
 import random
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from copy import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.utils.outside import outside_of
-from models.utils.readers import (
-    BIT_GENERATORS,
-    CODE,
-    LEFT_OUT,
-    MAKERS,
-    MODULE_HOOKS,
-    NUMBERS,
-    READERS,
-    SCALARS,
-    TABLES,
-    Reading,
-    bound,
-    code,
-    instance,
-    is_plain,
-    leaf,
-    made,
-    member,
-    owned,
-    read_by,
-)
-from models.utils.walk import Unkept, Walk, refusal, same_value
+from models.utils.outside import keeps_order, note_of, same_value
 from utils.errors import UserError
 
 OWNED = ("args", "dataset", "loss", "transform", "normalization_transform")
-BUILTINS = {kind.__name__: kind for kind in (list, dict, tuple, int, float, bool, str, set, OrderedDict, Counter)}
-CALLED = (type, types.FunctionType, types.BuiltinFunctionType)
-NATIVE = {*SCALARS, dict, list, tuple, set, frozenset}
-BY_TORCH = {set, frozenset, complex, bytearray, OrderedDict, Counter, torch.Size, torch.device, nn.Parameter, Tensor}
-HOUSE = (
-    "models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.", "torchvision.", "timm.", "peft.",
-)  # fmt: skip
+SCALARS = (type(None), bool, int, float, str, bytes)
+BY_TORCH = (OrderedDict, Counter, torch.dtype, torch.device, torch.Size, bytearray, complex)
+HOUSE = ("models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.")
+TABLES = {"_parameters": Tensor, "_buffers": Tensor, "_modules": nn.Module}
+HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl"}  # of a module: the one that reads has its own
+NUMBERS = [np.dtype(f"{sign}int{n}").type for sign in ("", "u") for n in (8, 16, 32, 64)]
+NUMBERS += [np.bool_, np.float16, np.float32, np.float64]
+NAMED: dict[str, Any] = {kind.__name__: kind for kind in (dict, float, int, list, str)}
+for _name, _function in [*vars(torch).items(), *vars(nn.functional).items()]:  # functions of tensors, not of files
+    if isinstance(_function, types.BuiltinFunctionType) and hasattr(Tensor, _name):
+        NAMED[f"torch.{_name}"] = _function
+    elif getattr(_function, "__module__", "") == nn.functional.__name__ and not isinstance(_function, type):
+        NAMED[f"F.{_name}"] = _function
 
 
 class Origin:
@@ -69,182 +51,286 @@ class Origin:
     """
 
     def __init__(self, model: nn.Module, free: tuple[str, ...] = ()):
-        self.model, self.free, self.tried = model, free, False
-        self.parts = dict(model.named_modules())
+        self.model, self.free, self.tried, self.parts = model, free, False, dict(model.named_modules())
         self.places = {id(part): name for name, part in self.parts.items()}
-        self.hooks = {name: _hooks(part) for name, part in self.parts.items()}
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self.shapes = {name: list(tensor.shape) for name, tensor in named}
+        self.kinds = {name: (type(part), _hooks(part)) for name, part in self.parts.items()}
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self.shapes = {name: list(tensor.shape) for name, tensor in tensors}
+        held = [(f"{name}.{k}".lstrip("."), v) for name, part in self.parts.items() for k, v in vars(part).items()]
+        self.settings = {name: value for name, value in held if type(value) in SCALARS}
+        self.files = {c.__module__ for part in self.parts.values() for c in type(part).__mro__} - {"builtins"}
         self.owned = {name: value for name in OWNED if (value := vars(model).get(name)) is not None}
-        self.owned |= {"torch's generator": torch.default_generator, "numpy's generator": np.random.mtrand._rand}
-        self.names = {id(value): name for name, value in self.owned.items()}
-        mine = vars(sys.modules[type(model).__module__])
-        classes = {c for part in self.parts.values() for c in type(part).__mro__} - {object}
-        self.files = {c.__module__ for c in classes} - {"builtins"}
-        self.code = {f"file.{name}": value for name, value in mine.items() if isinstance(value, CODE)}
-        self.labels = {id(value): label for label, value in self.code.items()}
-        self.roots: dict[int, tuple] = {}
-        walk = Walk(self, learn=True)
-        walk.visit(model, "")
-        self.settings = {path: value for path, value in walk.flat.items() if type(value) in SCALARS}
-        self.surroundings = outside_of(self)
-
-    def form(self, value: Any) -> Any:
-        """How a value is written: (reader, its arguments), or NotImplemented for what torch writes itself.
-
-        Raises:
-            Unkept: it would not come back the same.
-        """
-        kind = type(value)
-        if id(value) in self.names:
-            return owned, (self.names[id(value)],)
-        if isinstance(value, Tensor):
-            return self._tensor(value)
-        if kind in (
-            Counter,
-            OrderedDict,
-            torch.dtype,
-            torch.device,
-            torch.Size,
-            bytearray,
-            complex,
-            torch.storage.TypedStorage,
-        ):
-            return NotImplemented
-        if isinstance(value, nn.Module):
-            return self._module(value)
-        if isinstance(value, torch.optim.Optimizer):
-            return self._instance(value, _of_optimizer(value))
-        if kind is types.MethodType and getattr(type(value.__self__), value.__name__, None) is value.__func__:
-            return bound, (value.__self__, value.__name__)
-        if isinstance(value, CODE):
-            return code, (self._label(value),)
-        if kind is np.ndarray:
-            return made, ("array", self._memory(value), value.flags.writeable)
-        if isinstance(value, np.generic) and value.dtype.name in NUMBERS:
-            return made, ("number", value.dtype.name, value.item())
-        if kind is functools.partial and not vars(value):
-            return made, ("partial", value.func, value.args, value.keywords)
-        if kind is deque:
-            return made, ("deque", list(value), value.maxlen)
-        if kind is defaultdict:
-            return made, ("defaultdict", value.default_factory, dict(value))
-        if kind in (slice, range):
-            return made, (kind.__name__, value.start, value.stop, value.step)
-        if isinstance(value, pathlib.PurePath) and kind.__name__ in MAKERS:
-            return made, (kind.__name__, str(value))
-        if isinstance(value, enum.Enum) and self.class_of(kind.__module__, kind.__qualname__) and value.name:
-            return member, (kind.__module__, kind.__qualname__, value.name)
-        if (generator := _generator(value)) is not None:
-            return generator
-        if is_plain(kind) and hasattr(value, "__dict__"):
-            return self._instance(value, vars(value))
-        raise Unkept(f"a {kind.__name__}")
+        file = vars(sys.modules[type(model).__module__])
+        functions = {f"file.{k}": v for k, v in file.items() if type(v) is types.FunctionType and v.__globals__ is file}
+        generators = {"torch's generator": torch.default_generator, "numpy's generator": np.random.mtrand._rand}
+        self.named = NAMED | functions | generators | self.owned
+        self.names = {id(value): name for name, value in self.named.items()}
+        self.private = {k: {a for a in getattr(v, "__dict__", ()) if a[0] == "_"} for k, v in self.owned.items()}
+        self.note = note_of(self)
 
     def class_of(self, module: str, name: str) -> type | None:
-        """A class that a stored state may name, None for any other."""
-        if not (module in self.files or module == "argparse" and name == "Namespace" or module.startswith(HOUSE)):
+        """A class of which a stored state may have objects, None for any other name: all they have is in their
+        `__dict__`, and nothing runs when they go.
+        """
+        found = vars(sys.modules.get(module, argparse)).get(name)
+        ours = module in self.files or module.startswith(HOUSE) or found is argparse.Namespace
+        if not ours or not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, name):
             return None
-        found: Any = sys.modules.get(module)
-        for part in name.split("."):
-            found = vars(found).get(part) if isinstance(found, type | types.ModuleType) else None
-        return found if isinstance(found, type) and (found.__module__, found.__qualname__) == (module, name) else None
+        python = 1 << 9  # the flag of a class that is written in Python
+        plain = all(c is object or c.__flags__ & python and not vars(c).get("__slots__") for c in found.__mro__)
+        return found if plain and not hasattr(found, "__del__") else None
 
-    def code_of(self, label: str) -> Any:
-        """The function, class or module that a stored name stands for."""
-        where, _, name = label.rpartition(":")
-        if where == "builtins":
-            return BUILTINS[name]
-        if where == "torch" and name in dir(Tensor):  # functions of tensors, not those of files
-            return vars(torch)[name]
-        if where == "torch.nn.functional" and getattr(vars(nn.functional)[name], "__module__", "") == where:
-            return vars(nn.functional)[name]
-        return self.code[label]
+    def form(self, value: Any) -> tuple[tuple, dict | None] | None:
+        """How a value is written: what `make` is given, and an object's attributes; None: as torch writes it.
 
-    def _label(self, value: Any) -> str:
-        name = getattr(value, "__name__", "")
-        if BUILTINS.get(name) is value:
-            return f"builtins:{name}"
-        for module in (torch, nn.functional):
-            label = f"{module.__name__}:{name}"
-            if vars(module).get(name) is value and (module is not torch or name in dir(Tensor)):
-                return label
-        if id(value) not in self.labels:
-            raise Unkept(f"a {type(value).__name__} that was not there when the method was constructed")
-        owner = getattr(value, "__self__", None)
-        hidden = isinstance(value, types.BuiltinFunctionType) and not isinstance(owner, types.ModuleType | type | None)
-        if hidden and owner is not random._inst and owner is not np.random.mtrand._rand:
-            raise Unkept(f"a method of a {type(owner).__name__}")
-        self.check_cells(value)
-        return self.labels[id(value)]
+        Raises:
+            ValueError, TypeError, AttributeError: it would not come back the same.
+        """
+        kind, place = type(value), self.places.get(id(value))
+        if id(value) in self.names:
+            return ("named", self.names[id(value)]), None
+        if kind in (Tensor, nn.Parameter):
+            given = _parts_of_tensor(value)
+            plain = kind is Tensor and not (given[2] or given[4]) and given[3] is None
+            return None if plain else (("tensor", *given), None)
+        if kind in KINDS or kind in BY_TORCH:
+            return ((KINDS[kind][0], *KINDS[kind][1](value)), None) if kind in KINDS else None
+        expected, hooks = self.kinds.get(place) or (self.class_of(kind.__module__, kind.__qualname__), {})
+        if kind is not expected:
+            raise ValueError(f"a {kind.__name__}")
+        # A schedule puts a `step` of its own into an optimiser, for a warning.
+        held = {k: v for k, v in vars(value).items() if k not in NOT_HELD and not hasattr(v, "_wrapped_by_lr_sched")}
+        _refuse_hidden(value, held)
+        if isinstance(value, torch.optim.Optimizer):
+            mine = [hook for name, table in held.items() if "hook" in name for hook in table.values()]
+            if not all(type(hook).__module__ == "models.utils.continual_model" for hook in mine):
+                raise ValueError("a hook")
+        elif isinstance(value, nn.Module):
+            if (mine := _hooks(value)) != hooks or any("ward" in name for name in mine):
+                raise ValueError("a hook")
+            for table, of in TABLES.items():
+                if type(held[table]) is not dict or not all(isinstance(v, of | None) for v in held[table].values()):
+                    raise ValueError(f"{table} of other things")
+        return ("object", kind.__module__, kind.__qualname__, place), held
 
-    def check_cells(self, function: Any) -> None:
-        """Refuse a function that holds more than the method itself and constants: a fresh one holds its own."""
-        for cell in getattr(function, "__closure__", None) or ():
-            held = cell.cell_contents
-            if held is not self.model and id(held) not in self.names and not _is_constant(held):
-                raise Unkept(f"a function that holds a {type(held).__name__}")
 
-    def _tensor(self, value: Tensor) -> Any:
-        kind, marks = type(value), vars(value)
-        if kind not in (Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
-            raise Unkept(f"a {kind.__name__} of layout {value.layout}")
-        if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
-            raise Unkept("a tensor with a hook")
-        if hidden := [name for name in marks if hasattr(Tensor, name)]:
-            raise Unkept("it hides what a tensor has", hidden[0])
-        if not value.is_leaf and _can_go_back(value):
-            raise Unkept("a tensor that still hangs on its graph: detach it")
-        gradient = value.grad if value.is_leaf else None
-        if kind is Tensor and not value.requires_grad and gradient is None and not marks:
-            return NotImplemented
-        learns = value.is_leaf and value.requires_grad
-        return leaf, (value.detach(), kind is nn.Parameter, learns, {"grad": gradient, **marks})
+def _parts_of_tensor(value: Tensor) -> tuple:
+    if value.layout is not torch.strided or value.is_quantized or value.grad_fn is not None:
+        raise ValueError("a tensor on a graph (detach it), or of another layout")
+    if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+        raise ValueError("a hook")
+    if not value.is_meta and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError("it is larger than its memory: clone it")
+    marks = _refuse_hidden(value, vars(value))
+    return value.detach(), type(value) is nn.Parameter, value.requires_grad, value.grad, marks
 
-    def _module(self, value: nn.Module) -> tuple:
-        place, hooks = self.places.get(id(value)), _hooks(value)
-        if hooks != self.hooks.get(place, {}):
-            raise Unkept("a hook registered or removed during training")
-        for table in hooks.values():
-            for hook in table.values() if isinstance(table, dict) else ():
-                self.check_cells(getattr(hook, "__func__", hook))
-        attributes = {name: part for name, part in vars(value).items() if name not in LEFT_OUT}
-        for table, kind in zip(TABLES, (Tensor, Tensor, nn.Module), strict=True):
-            if type(attributes.get(table)) is not dict or not all(
-                type(k) is str and isinstance(v, kind | None) for k, v in attributes[table].items()
-            ):
-                raise Unkept("a table of other things", table)
-        attributes["_non_persistent_buffers_set"] = sorted(value._non_persistent_buffers_set)
-        return self._instance(value, attributes, place)
 
-    def _instance(self, value: Any, attributes: dict, place: str | None = None) -> tuple:
-        cls = type(value)
-        if place is None and self.class_of(cls.__module__, cls.__qualname__) is not cls:
-            raise Unkept(f"a {cls.__name__}")
-        for name in attributes:
-            if type(name) is not str or name.startswith("__") or name in _methods(cls):
-                raise Unkept("it hides a method", str(name))
-        return instance, (cls.__module__, cls.__qualname__, place, attributes)
+def _hooks(part: nn.Module) -> dict[str, Any]:
+    return {name: copy.copy(table) for name in HOOKS if (table := vars(part).get(name))}
 
-    def _memory(self, value: np.ndarray) -> Tensor:
-        """The memory of an array, of which several arrays may be views, as a tensor."""
-        root: Any = value
-        while isinstance(root.base if isinstance(root, np.ndarray) else None, np.ndarray | Tensor):
-            root = root.base
+
+def _refuse_hidden(value: Any, attributes: dict) -> dict:
+    """The attributes of an object, of which none may hide a method of its class."""
+    for name in attributes:
+        if type(name) is not str or name.startswith("__") or callable(getattr(type(value), name, None)):
+            raise ValueError(f"its {name} hides a method")
+    return attributes
+
+
+# ---- reading: all that a checkpoint may call
+
+
+class _Reading:
+    """One state that is being read for a method: into its own modules, or to look at it."""
+
+    def __init__(self, origin: Origin, into: bool):
+        self.origin, self.into = origin, into
+        self.objects: dict[int, Any] = {}
+        self.places: dict[int, str] = {}
+
+    def blank(self, number: int, module: str, name: str, place: str | None) -> Any:
+        """An object without attributes, or one of the fresh method's modules where it was one."""
+        mine = self.origin.parts.get(place)
+        if mine is not None and (place in self.places.values() or type(mine).__qualname__ != name):
+            raise ValueError(f"another module in the place of {place or 'the method'}")
+        cls = self.origin.class_of(module, name) if mine is None else type(mine)
+        out = self.objects[number] = mine if mine is not None and self.into else object.__new__(cls)
+        if mine is not None:
+            self.places[id(out)] = place
+        return out
+
+    def finish(self, held: dict[int, dict]) -> None:
+        """Give the objects their attributes, all of which are there now."""
+        if held.keys() != self.objects.keys():
+            raise ValueError("attributes without an object, or the other way round")
+        for number, part in held.items():
+            out = self.objects[number]
+            if isinstance(out, nn.Module):
+                blank, place = vars(nn.Module()), self.places.get(id(out))
+                mine = blank if place is None else vars(self.origin.parts[place])
+                part = {k: v for k, v in part.items() if k not in NOT_HELD}
+                # A pass had no hook when it was saved.
+                part |= {k: (blank if "ward" in k else mine)[k] for k in NOT_HELD & mine.keys()}
+            object.__setattr__(out, "__dict__", _refuse_hidden(out, part))
+            if isinstance(out, torch.optim.Optimizer):
+                out._patch_step_function()  # without which its hooks are not called
+
+
+_reading: _Reading | None = None
+
+
+def make(number: int, kind: str, *given) -> Any:
+    """A blank object, or a value of a kind in `MAKERS`, none of which does more than to make it."""
+    if _reading is None:
+        return None  # only the rest of a checkpoint is read
+    return _reading.blank(number, *given) if kind == "object" else MAKERS[kind][2](*given)
+
+
+def _make_tensor(data: Tensor, parameter: bool, learns: bool, gradient: Tensor | None, marks: dict) -> Tensor:
+    out = nn.Parameter(Tensor.detach(data), learns) if parameter else Tensor.requires_grad_(data, learns)
+    out.grad = gradient
+    vars(out).update(_refuse_hidden(out, marks))
+    return out
+
+
+def _parts_of_bits(bits: np.random.PCG64) -> tuple:
+    seeds = bits.seed_seq
+    if seeds.pool_size != 4:
+        raise ValueError("a generator of other seeds")
+    return bits.state, seeds.entropy, seeds.spawn_key, seeds.n_children_spawned
+
+
+def _make_bits(state: dict, entropy: int, key: tuple, spawned: int) -> np.random.PCG64:
+    out = np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned))
+    out.state = state
+    return out
+
+
+def _make_torch(device: str, state: Tensor) -> torch.Generator:
+    out = torch.Generator(device)
+    out.set_state(state.cpu())
+    return out
+
+
+def _make_random(state: tuple) -> random.Random:
+    out = random.Random(0)
+    out.setstate(state)
+    return out
+
+
+# kind -> (class, what it is made of, how it is made of that)
+MAKERS: dict[str, tuple[type | None, Callable | None, Callable]] = {
+    "named": (None, None, lambda name: _reading.origin.named[name]),
+    "tensor": (None, None, _make_tensor),
+    # Of a read-only array there is no tensor: it is refused.
+    "array": (
+        np.ndarray,
+        lambda a: (torch.from_numpy(a if a.flags.writeable else None),),
+        lambda memory: memory.numpy(),
+    ),
+    "deque": (deque, lambda d: (list(d), d.maxlen), deque),
+    "defaultdict": (defaultdict, lambda d: (d.default_factory, dict(d)), defaultdict),
+    "random": (random.Random, lambda r: (r.getstate(),), _make_random),
+    "bits": (np.random.PCG64, _parts_of_bits, _make_bits),
+    "numpy": (np.random.Generator, lambda g: (g.bit_generator,), np.random.Generator),
+    "torch": (torch.Generator, lambda g: (g.device.type, g.get_state()), _make_torch),
+    **{k.__name__: (k, lambda number: (number.item(),), k) for k in NUMBERS},
+}
+KINDS = {kind: (name, parts) for name, (kind, parts, _) in MAKERS.items() if kind}
+
+
+class _Look:
+    """A look at all that a method holds: `flat` describes it, `forms` and `held` are how it is written."""
+
+    def __init__(self, origin: Origin, most: int = sys.maxsize):
+        self.origin, self.most = origin, most
+        self.flat: dict[str, Any] = {}
+        self.forms: dict[int, tuple] = {}
+        self.held: dict[int, dict] = {}
+        self.seen: dict[int, tuple[str, Any]] = {}  # with the object: an id is unique only while it lives
+        self.memory: dict[int, tuple[int, int, str]] = {}
+        self.visit(origin.model, "")
+        spans = sorted(self.memory.values())
+        for (_, end, first), (start, _, path) in zip(spans, spans[1:], strict=False):
+            if start < end:
+                raise self.refusal(path, f"it shares its memory with {first}")
+
+    def visit(self, value: Any, path: str) -> None:
+        """Note a value and all within it."""
+        kind = type(value)
+        if len(self.flat) > self.most:
+            raise ValueError("more entries than the file can hold")
+        if kind in SCALARS:
+            self.flat[path] = value
+            return
+        if id(value) in self.seen:
+            self.flat[path] = f"= {self.seen[id(value)][0]}"
+            return
+        if kind is not tuple:  # whether two equal ones are one, nobody can tell
+            self.seen[id(value)] = path, value
+        if kind is set and path.endswith("_non_persistent_buffers_set"):
+            self.flat[path] = sorted(value)
+        elif kind in (list, tuple, set):
+            if kind is set and not keeps_order(value):
+                raise self.refusal(path, "a set whose order another process would not have")
+            self.flat[path] = f"{kind.__name__} of {len(value)}"
+            for i, part in enumerate(value):
+                self.visit(part, f"{path}[{i}]")
+        elif kind in (dict, OrderedDict, Counter):
+            self.flat[path] = [key if type(key) in SCALARS else f"key {i}" for i, key in enumerate(value)]
+            for i, (key, part) in enumerate(value.items()):
+                if type(key) not in SCALARS:
+                    self.visit(key, f"{path} key {i}")
+                self.visit(part, f"{path}[{key!r}]" if type(key) in SCALARS else f"{path}[{i}]")
+        else:
+            self.other(value, path)
+
+    def other(self, value: Any, path: str) -> None:
+        """Note what is no plain value."""
         try:
-            if id(root) not in self.roots:
-                self.roots[id(root)] = root, root if isinstance(root, Tensor) else torch.from_numpy(root)
-            base = self.roots[id(root)][1]
-            if value.dtype != root.dtype and not isinstance(root, Tensor):
-                raise TypeError
-            start = value.__array_interface__["data"][0] - base.untyped_storage().data_ptr()
-            strides = [stride // value.itemsize for stride in value.strides]
-            return base.detach().as_strided(value.shape, strides, start // value.itemsize)
-        except (TypeError, ValueError, RuntimeError):
-            raise Unkept(f"an array of {value.dtype}, or of reversed axes") from None
+            form = self.origin.form(value)
+        except (ValueError, TypeError, AttributeError) as e:
+            raise self.refusal(path, e) from None
+        if form is None:
+            return self.tensor(value, path) if isinstance(value, Tensor) else self.flat.update({path: str(value)})
+        (kind, *given), held = form
+        number = len(self.forms)
+        self.forms[id(value)] = make, (number, kind, *given)
+        self.flat[path] = [kind, *(part for part in given if type(part) in SCALARS)]
+        if kind in ("tensor", "array"):
+            self.tensor(given.pop(0), path)
+        for part in given:
+            if type(part) not in SCALARS:
+                self.visit(part, f"{path}.{'grad' if isinstance(part, Tensor) else 'of'}")
+        if held is None:
+            return
+        self.held[number] = held
+        for name, part in held.items():
+            if name in TABLES:
+                self.flat[f"{path}.{name}".lstrip(".")] = list(part)
+                for key, inner in part.items():
+                    self.visit(inner, f"{path}.{key}".lstrip("."))
+            else:
+                self.visit(part, f"{path}.{name}".lstrip("."))
+
+    def tensor(self, value: Tensor, path: str) -> None:
+        """Note a tensor, and whose memory it is a part of."""
+        self.flat[path] = value.detach()
+        if not value.is_meta and value.numel():
+            memory = value.untyped_storage()
+            start = memory.data_ptr()
+            owner = self.memory.setdefault(memory._cdata, (start, start + memory.nbytes(), path))[2]
+            self.flat[f"{path} memory"] = [owner, value.storage_offset(), *value.stride()]
+
+    def refusal(self, path: str, why: object) -> UserError:
+        method = getattr(self.origin.model, "NAME", type(self.origin.model).__name__)
+        return UserError(
+            f"attribute '{path}' of {method} ({why}) cannot be kept in a checkpoint: keep tensors, numbers, lists, "
+            "dicts and copies of networks, or make it in __init__"
+        )
 
 
-# ---- writing and reading
+# ---- what the runner calls
 
 
 def origin_of(model: nn.Module, free: tuple[str, ...] = ()) -> Origin:
@@ -255,8 +341,7 @@ def origin_of(model: nn.Module, free: tuple[str, ...] = ()) -> Origin:
 
 
 def describe(model: nn.Module, most: int = sys.maxsize) -> dict[str, Any]:
-    """All that a method remembers, by name: tensors, plain values and words for the rest, equal for equal states
-    whatever the process.
+    """All that a method remembers, by name: tensors, plain values and words, equal for equal states in any process.
 
     Args:
         most: entries from which on the state is refused.
@@ -264,76 +349,71 @@ def describe(model: nn.Module, most: int = sys.maxsize) -> dict[str, Any]:
     Raises:
         UserError: an attribute would not come back the same; the line names it.
     """
-    walk = Walk(origin_of(model), most=most)
-    walk.visit(model, "")
-    walk.check_memory()
-    return walk.flat
+    return _Look(origin_of(model), most).flat
 
 
 def check(model: nn.Module) -> None:
-    """Refuse what would not come back the same; at the first time, by writing and reading it.
+    """Refuse what the method changed and does not hold, and at the first time what would not come back the same: by
+    writing and reading it.
 
     Raises:
         UserError: names the attribute.
     """
     origin = origin_of(model)
-    if changed := origin.surroundings.changed():
-        raise UserError(
-            f"{changed} was changed by {model.NAME} and is no part of a checkpoint: keep an attribute instead"
-        )
-    before = describe(model)
+    now = note_of(origin)
+    for name in origin.note | now:
+        if name not in origin.note or name not in now or origin.note[name] != now[name]:
+            raise UserError(f"{name} was changed by {model.NAME}, no checkpoint has it: keep an attribute instead")
     if origin.tried:
         return
-    file = io.BytesIO()
+    before, reading, file = _Look(origin), _Reading(origin, into=False), io.BytesIO()
     try:
         write({"model": model}, file, model)
         file.seek(0)
-        reading = Reading(origin, into=False)
-        with read_by(reading):
-            read = torch.load(file, weights_only=True)["model"]
-        reading.finish()
-        other = copy(origin)
-        other.model, other.places = read, reading.places
-        walk = Walk(other)
-        walk.visit(read, "")
+        read = copy.copy(origin)
+        read.model, read.places = _read(file, reading)["model"], reading.places
+        after = _Look(read)
     except (pickle.PickleError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as e:
         raise UserError(f"{model.NAME} cannot be kept in a checkpoint: {type(e).__name__} {e}"[:500]) from None
-    for name in (*before, *walk.flat):
-        if not same_value(before.get(name), walk.flat.get(name)):
-            raise refusal(origin, name, "it comes back as another one")
+    for name in before.flat | after.flat:
+        if not same_value(before.flat.get(name), after.flat.get(name)):
+            raise before.refusal(name, "it comes back as another one")
     origin.tried = True
 
 
 def write(state: dict[str, Any], file, model: nn.Module) -> None:
-    """`torch.save`, with the method and what it holds as described above."""
-    origin, written = origin_of(model), {}
-    origin.roots.clear()
+    """`torch.save` of plain values, tensors and the method.
 
-    class Writer(pickle._Pickler):
+    Raises:
+        UserError: an attribute would not come back the same; the line names it.
+    """
+    look = _Look(origin_of(model))
+
+    class Pickler(pickle.Pickler):
         def reducer_override(self, value):
-            kind = type(value)
-            if kind in NATIVE or isinstance(value, CALLED) and _is_allowed(value):
-                return NotImplemented
-            if id(value) not in written:
-                written[id(value)] = origin.form(value), value
-            return written[id(value)][0]
+            return look.forms.get(id(value), NotImplemented)
 
-        def save_reduce(self, function, given, *more, obj=None):
-            """An object within its own attributes is written there from its name and the same dict of attributes."""
-            if function not in READERS:
-                return super().save_reduce(function, given, *more, obj=obj)
-            super().save_reduce(function, (*given,))  # a tuple within itself could not be read
-            if id(obj) not in self.memo:
-                self.memoize(obj)
-
-    module = types.SimpleNamespace(__name__="state", Pickler=Writer)
-    torch.save(state, file, pickle_module=module)
+    module = types.SimpleNamespace(__name__="state", Pickler=Pickler)
+    torch.save(state | {"held": look.held}, file, pickle_module=module)
 
 
-def read_rest(file) -> Any:
+def _read(file, reading: _Reading | None, **how) -> dict[str, Any]:
+    global _reading
+    _reading = reading
+    try:
+        with torch.serialization.safe_globals([make]):
+            state = torch.load(file, weights_only=True, **how)
+    finally:
+        _reading = None
+    held = state.pop("held")
+    if reading:
+        reading.finish(held)
+    return state
+
+
+def read_rest(file) -> dict[str, Any]:
     """What was written, without the method."""
-    with read_by(None):
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return _read(file, None, map_location="cpu", mmap=True)
 
 
 def read_into(model: nn.Module, file, most: int, move: bool = False) -> None:
@@ -351,12 +431,8 @@ def read_into(model: nn.Module, file, most: int, move: bool = False) -> None:
         device = "cpu" if location == "cpu" and not move else str(model.device)
         return torch.serialization.default_restore_location(storage, device)
 
-    reading = Reading(origin_of(model), into=True)
-    with read_by(reading):
-        found = torch.load(file, map_location=place, weights_only=True)["model"]
-    if found is not model:
+    if _read(file, _Reading(origin_of(model), into=True), map_location=place)["model"] is not model:
         raise ValueError("no state of a method")
-    reading.finish()
     describe(model, most)
 
 
@@ -366,85 +442,9 @@ def keep_settings(model: nn.Module, saved: dict[str, Any]) -> None:
     Args:
         saved: name -> value when the stored method was constructed.
     """
+    parts = dict(model.named_modules())
     for name, mine in origin_of(model).settings.items():
-        where, _, attribute = name.rpartition(".")
-        part = dict(model.named_modules()).get(where)
-        if part is None or name not in saved or attribute not in vars(part) or mine == saved[name]:
-            continue
-        if type(vars(part)[attribute]) is type(saved[name]) and vars(part)[attribute] == saved[name]:
-            vars(part)[attribute] = mine
-
-
-# ---- small questions
-
-
-def _hooks(part: nn.Module) -> dict[str, Any]:
-    return {t: dict(v) if isinstance(v, dict) else v for t in MODULE_HOOKS if (v := vars(part).get(t))}
-
-
-def _of_optimizer(value: torch.optim.Optimizer) -> dict[str, Any]:
-    """The attributes of an optimiser; its hooks are kept where they are the runner's."""
-    out = dict(vars(value))
-    if "step" in out and getattr(out["step"], "_wrapped_by_lr_sched", False):
-        del out["step"]  # a schedule's warning, no more
-    for table in [name for name, part in out.items() if "hook" in name and isinstance(part, dict)]:
-        hooks = list(out[table].values())
-        if not all(type(hook).__module__ == "models.utils.continual_model" for hook in hooks):
-            raise Unkept("a hook", table)
-        out[table] = OrderedDict((-1 - i, hook) for i, hook in enumerate(hooks))  # no number torch gives to another
-    return out
-
-
-def _generator(value: Any) -> tuple | None:
-    if isinstance(value, torch.Generator):
-        return made, ("torch generator", value.get_state(), value.device.type)
-    if isinstance(value, np.random.BitGenerator) and type(value).__name__ in BIT_GENERATORS:
-        seeds = getattr(value, "seed_seq", None)
-        known = isinstance(seeds, np.random.SeedSequence)
-        told = (seeds.entropy, seeds.spawn_key, seeds.n_children_spawned) if known else (0, (), 0)
-        return made, ("bit generator", type(value).__name__, value.state, told)
-    if type(value) is np.random.Generator:
-        return made, ("numpy generator", value.bit_generator)
-    if type(value) is np.random.RandomState:
-        state = value.get_state(legacy=False)
-        return made, ("numpy random", value._bit_generator, state["has_gauss"], state["gauss"])
-    return (made, ("python random", value.getstate())) if type(value) is random.Random else None
-
-
-def _is_allowed(value: Any) -> bool:
-    """Whether torch or a reader makes values with it, so that it stands in a file as it is."""
-    if isinstance(value, type):
-        return (
-            value in BY_TORCH or value.__module__ in ("torch", "torch.storage") and value.__name__.endswith("Storage")
-        )
-    return value in READERS or value.__module__ in ("torch._utils", "torch._tensor", "torch.serialization", "_codecs")
-
-
-@functools.cache
-def _methods(cls: type) -> frozenset[str]:
-    kinds = types.FunctionType | staticmethod | classmethod
-    return frozenset(name for c in cls.__mro__ for name, part in vars(c).items() if isinstance(part, kinds))
-
-
-def _is_constant(value: Any) -> bool:
-    if isinstance(value, types.FunctionType) and value.__closure__:
-        return all(_is_constant(cell.cell_contents) for cell in value.__closure__)
-    return isinstance(value, (*SCALARS, *CODE)) or (type(value) is tuple and all(map(_is_constant, value)))
-
-
-def _can_go_back(value: Tensor) -> bool:
-    """Whether a backward pass could still go through the graph of a tensor."""
-    todo, seen = [value.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for name in dir(node):
-            if name.startswith("_saved_"):
-                try:
-                    getattr(node, name)
-                except RuntimeError:
-                    return False
-        todo += [following for following, _ in node.next_functions]
-    return True
+        place, _, attribute = name.rpartition(".")
+        held = vars(parts[place]) if place in parts else {}
+        if name in saved and attribute in held and same_value(held[attribute], saved[name]):
+            held[attribute] = mine

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.utils.outside import same_value
 from models.utils.state import describe
-from models.utils.walk import same_value
 from utils import registry
 from utils.check.cases import Case, Failure, Interrupted
 from utils.check.sync import SyncDetector
