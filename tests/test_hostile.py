@@ -1,4 +1,4 @@
-"""Damaged and malicious checkpoints and configurations: each is one line and status 2, and nothing is written."""
+"""Damaged and malicious checkpoints: each is one line and status 2, and nothing is written."""
 
 import copy
 import hashlib
@@ -28,21 +28,22 @@ COMMAND = [*METHOD, "--dataset", "seq-digits", "--non_verbose"]
 SECONDS = 10  # far more than a refusal takes
 
 
-def call(capsys, *argv: str) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr of one command line, in this process."""
-    status = entry.main(list(argv))
-    out = capsys.readouterr()
-    return status, out.out, out.err
-
-
 def refused(capsys, *argv: str) -> str:
     """The one line with which a command line is refused."""
     begin = time.perf_counter()
-    status, _, err = call(capsys, *argv)
+    status, err = entry.main(list(argv)), capsys.readouterr().err
     assert time.perf_counter() - begin < SECONDS
     assert status == 2, err
     assert err.startswith("main.py: error: ") and err.count("\n") == 1 and len(err) < 2000, err
     return err
+
+
+def refused_file(capsys, folder: Path, data: bytes) -> None:
+    """A checkpoint with these bytes is refused, and nothing is written beside it."""
+    file = folder / "given.pt"
+    file.write_bytes(data)
+    refused(capsys, *COMMAND, f"--results_path={folder / 'results'}", f"--loadcheck={file}", "--inference_only")
+    assert [*folder.iterdir()] == [file] and file.read_bytes() == data
 
 
 def only_run(results: Path) -> Path:
@@ -132,13 +133,10 @@ DAMAGE = [
 
 @pytest.mark.parametrize("damage, number", DAMAGE, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_damaged_checkpoint_is_one_line_and_nothing_written(capsys, tmp_path, saved, damage, number):
-    file, data = tmp_path / "given.pt", saved.data
-    rng = random.Random(f"{damage.__name__} {number}")
+    data, rng = saved.data, random.Random(f"{damage.__name__} {number}")
     while data == saved.data:
         data = damage(rng, saved.data)
-    file.write_bytes(data)
-    refused(capsys, *COMMAND, "--results_path", str(tmp_path / "results"), "--loadcheck", str(file), "--inference_only")
-    assert contents(tmp_path) == {"given.pt": data}
+    refused_file(capsys, tmp_path, data)
 
 
 # ---- checkpoints that are whole and say something wrong
@@ -207,15 +205,6 @@ def test_a_checkpoint_that_says_something_wrong_is_one_line_and_nothing_written(
     STRUCTURES[name](facts)
     state.write(facts | {"model": exp.model}, content, exp.model)
     refused_file(capsys, tmp_path, signed(content.getvalue()))
-
-
-def refused_file(capsys, tmp_path: Path, data: bytes) -> str:
-    """The line with which a file is refused; nothing is written."""
-    (tmp_path / "given.pt").write_bytes(data)
-    results = ["--results_path", str(tmp_path / "results")]
-    err = refused(capsys, *COMMAND, *results, "--loadcheck", str(tmp_path / "given.pt"), "--inference_only")
-    assert contents(tmp_path) == {"given.pt": data}
-    return err
 
 
 # ---- a method that is none: what the pickle of the method may say
@@ -296,30 +285,17 @@ def test_a_method_that_is_none_is_one_line_and_runs_nothing(capsys, tmp_path, sa
     refused_file(capsys, tmp_path, signed(content.getvalue()))
 
 
-class Bomb:
-    """Pickled, it makes a folder when it is read."""
-
-    def __init__(self, folder: Path):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
 @pytest.mark.parametrize("with_footer", [False, True])
 @pytest.mark.parametrize("form", ["pickle", "archive", "old archive", "inside"])
 def test_code_in_a_checkpoint_does_not_run(capsys, tmp_path, saved, form, with_footer):
-    trace, content = tmp_path / "trace", io.BytesIO()
+    bomb, content = Call(os.mkdir, str(tmp_path / "trace")), io.BytesIO()
     if form == "pickle":
-        content.write(pickle.dumps(Bomb(trace)))
+        content.write(pickle.dumps(bomb))
     else:
-        inside = saved.state | {"options": Bomb(trace)} if form == "inside" else Bomb(trace)
+        inside = saved.state | {"options": bomb} if form == "inside" else bomb
         torch.save(inside, content, _use_new_zipfile_serialization=form != "old archive")
     data = content.getvalue()
-    (tmp_path / "given.pt").write_bytes(signed(data) if with_footer else data)
-    results = ["--results_path", str(tmp_path / "results")]
-    refused(capsys, *COMMAND, *results, "--loadcheck", str(tmp_path / "given.pt"), "--inference_only")
-    assert [path.name for path in tmp_path.iterdir()] == ["given.pt"]
+    refused_file(capsys, tmp_path, signed(data) if with_footer else data)
 
 
 @pytest.mark.parametrize("kind", ["compressed", "overlapping"])

@@ -16,8 +16,6 @@ from utils.config_file import CHECKSUM
 
 whole = test_hostile.whole  # a fixture
 
-# ---- config.yaml
-
 
 def with_checksum(text: str) -> bytes:
     return f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
@@ -41,76 +39,51 @@ def without(section: str, name: str | None = None) -> Callable[[dict], str]:
     return change
 
 
-def aliases(mark: str) -> str:
-    """Each line mentions the one before it nine times."""
-    lines = [f"  a0: &a0 {'{x: 1}' if mark else '[x]'}\n"]
-    lines += [
-        f"  a{i}: &a{i} {mark and '{<<: '}[{', '.join([f'*a{i - 1}'] * 9)}]{mark and '}'}\n" for i in range(1, 12)
-    ]
-    return "bomb:\n" + "".join(lines)
+def aliases() -> str:
+    """Each line merges the one before it nine times."""
+    lines = [f"  a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)]
+    return "bomb:\n  a0: &a0 {x: 1}\n" + "".join(lines)
 
 
 CONFIGURATIONS = {
-    "aliases": more(aliases("")),
-    "merged aliases": more(aliases("<<")),
-    "an alias of itself": more("bomb: &a [*a]\n"),
+    "aliases": more(aliases()),
     "a python object": more("bomb: !!python/object/apply:os.mkdir [trace]\n"),
-    "a python name": more("bomb: !!python/name:os.system\n"),
-    "a python tuple": more("? !!python/tuple [1, 2]\n: 3\n"),
     "a key that is a list": more("? [1, 2]\n: 3\n"),
-    "a key that is a dict": more("? {1: 2}\n: 3\n"),
     "a date that is none": more("day: 2024-13-45\n"),
-    "binary that is none": more("data: !!binary not base64 at all!\n"),
     "a number that is none": more("data: !!int x\n"),
-    "two documents": more("---\na: 1\n"),
     "nested deeply": more("bomb: " + "[" * 5000 + "]" * 5000 + "\n"),
     "very large": more("bomb: " + "x" * (1 << 21) + "\n"),
     "control characters": more("bomb: \x01\x02\n"),
-    "a tab": more("\tbomb: 1\n"),
-    "only a number": lambda facts: "5\n",
     "only a list": lambda facts: "[1, 2]\n",
     "nothing": lambda facts: "",
     "no options": without("options"),
-    "no environment": without("environment"),
     "origins that are a list": lambda facts: yaml.safe_dump(facts | {"origins": [1]}),
     "environment that is deep": lambda facts: yaml.safe_dump(facts | {"environment": {"a": {"b": 1}}}),
     "no model": without("options", "model"),
     "no learning rate": without("options", "lr"),
-    "no buffer size": without("options", "buffer_size"),
     "a file as model": option("model", "../../evil.py"),
-    "a place as model": option("model", "../evil"),
-    "an absolute file as model": option("model", "/tmp/evil.py"),
-    "an unknown model": option("model", "evil"),
     "a model of two lines": option("model", "er\nTraceback"),
-    "a number as model": option("model", 5),
-    "a method that does not fit": option("model", "pah"),
     "a file as dataset": option("dataset", "../../evil.py"),
     "a file as backbone": option("backbone", "evil.py"),
-    "an unknown option": option("evil", 1),
+    "a number as model": option("model", 5),
+    "a method that does not fit": option("model", "pah"),
     "an unknown option of two lines": option("evil\nTraceback", 1),
-    "an option that is a dict": option("lr", {"a": 1}),
     "an option of two lines that is a dict": option("lr\nTraceback", {"a": 1}),
     "an option that is a list of lists": option("lr_milestones", [[1]]),
     "a list for a number": option("lr", [0.1, 0.2]),
     "a number for a list": option("lr_milestones", 3),
     "text for a number": option("lr", "fast\nTraceback"),
-    "yes for a number": option("lr", True),
     "yes for a count": option("batch_size", True),
+    "yes for a number": option("lr", True),
+    "text for yes or no": option("joint", "perhaps"),
     "nothing for a number": option("eval_batch_size", None),
-    "nothing for a seed": option("seed", None),
     "nothing for the replayed batch": option("minibatch_size", None),
-    "a number for a device": option("device", 5),
-    "a list for a device": option("device", ["cpu"]),
     "a number for a name": option("exp_name", 5),
     "a place for a name": option("exp_name", "../../x"),
     "a choice that is none": option("optimizer", "evil\nTraceback"),
-    "a negative learning rate": option("lr", -1.0),
     "not a number": option("lr", float("nan")),
     "a huge number": lambda facts: yaml.safe_dump(facts).replace("  seed: 0", "  seed: 0x" + "f" * 20000),
-    "a fraction for a count": option("n_epochs", 1.5),
-    "text for yes or no": option("joint", "perhaps"),
     "tasks that are not there": option("stop_after", 99),
-    "evaluation of nothing": option("inference_only", True),
     "a checkpoint that is none": option("loadcheck", "/etc/passwd"),
     "an order of classes that is none": option("custom_class_order", [0, 0, "x"]),
 }
@@ -126,14 +99,10 @@ def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
     return err
 
 
-@pytest.mark.parametrize(
-    "damage, number",
-    [(damage, number) for damage, times in ((truncated, 1), (flipped, 2), (appended, 1)) for number in range(times)],
-    ids=lambda v: getattr(v, "__name__", str(v)),
-)
-def test_a_damaged_configuration_is_one_line_and_nothing_written(capsys, tmp_path, whole, damage, number):
+@pytest.mark.parametrize("damage", [truncated, flipped, appended])
+def test_a_damaged_configuration_is_one_line_and_nothing_written(capsys, tmp_path, whole, damage):
     data = (only_run(whole) / "config.yaml").read_bytes()
-    rerun_refused(capsys, tmp_path, whole, damage(random.Random(f"{damage.__name__} {number}"), data))
+    rerun_refused(capsys, tmp_path, whole, damage(random.Random(damage.__name__), data))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -145,10 +114,8 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
     rerun_refused(capsys, tmp_path, whole, with_checksum(CONFIGURATIONS[name](facts)))
 
 
-@pytest.mark.parametrize("name", ["a file as model", "aliases", "an unknown option"])
-def test_a_configuration_without_the_right_checksum_is_not_even_looked_at(capsys, tmp_path, whole, name):
-    facts = yaml.safe_load((only_run(whole) / "config.yaml").read_bytes())
-    text = CONFIGURATIONS[name](facts)
+def test_a_configuration_without_the_right_checksum_is_not_even_looked_at(capsys, tmp_path, whole):
+    text = more(aliases())(yaml.safe_load((only_run(whole) / "config.yaml").read_bytes()))
     assert "no checksum" in rerun_refused(capsys, tmp_path / "a", whole, text.encode())
     wrong = with_checksum(text).replace(b"lr: 0.03", b"lr: 0.04")
     assert "checksum is wrong" in rerun_refused(capsys, tmp_path / "b", whole, wrong)
@@ -160,7 +127,7 @@ def test_a_configuration_without_the_right_checksum_is_not_even_looked_at(capsys
     ("metrics.csv", "a\0b\n\""),
     ("result.yaml", "? [1]\n: 2\n"),
     ("result.yaml", "1: 2\n"),
-    ("result.yaml", aliases("<<")),
+    ("result.yaml", aliases()),
 ])  # fmt: skip
 def test_results_that_are_none_are_found_before_a_run_is_repeated(capsys, tmp_path, whole, name, text):
     folder = tmp_path / "run"
