@@ -285,10 +285,20 @@ def test_a_method_that_is_none_is_one_line_and_runs_nothing(capsys, tmp_path, sa
     refused_file(capsys, tmp_path, signed(content.getvalue()))
 
 
+class Bomb:
+    """Pickled, it makes a folder when it is read."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
 @pytest.mark.parametrize("with_footer", [False, True])
 @pytest.mark.parametrize("form", ["pickle", "archive", "old archive", "inside"])
 def test_code_in_a_checkpoint_does_not_run(capsys, tmp_path, saved, form, with_footer):
-    bomb, content = Call(os.mkdir, str(tmp_path / "trace")), io.BytesIO()
+    bomb, content = Bomb(tmp_path / "trace"), io.BytesIO()
     if form == "pickle":
         content.write(pickle.dumps(bomb))
     else:

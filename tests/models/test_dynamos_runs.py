@@ -122,7 +122,7 @@ def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
     exp, file = experiment("dynamos", *argv(nf=8), *more), tmp_path / "a.pt"
     model = exp.model
     checkpoint.save(checkpoint.capture(trained, Position()), file)
-    checkpoint.restore(checkpoint.load(file), model, exp.dataset, exp.run, exact=False)
+    checkpoint.restore(checkpoint.load(file), exp, exact=False)
     assert (model.net.inf_thresh, model.net.sample, model.net.temperature) == (0.9, True, 0.5)
 
 
