@@ -267,7 +267,7 @@ def test_bad_checkpoints_are_named(tmp_path, monkeypatch):
     torch.save({"x": 1}, path)
     with pytest.raises(UserError, match="truncated: its last line is missing"):
         checkpoint.load(path)
-    checkpoint.save({"position": {"step": 3}}, path)
+    checkpoint.save({"position": {"step": 3}, "model": torch.nn.Identity()}, path)
     assert checkpoint.verify(path).step == 3
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         checkpoint.load(path)
@@ -276,9 +276,9 @@ def test_bad_checkpoints_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="its checksum is wrong"):
         checkpoint.load(path)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    checkpoint.save({"position": {"step": 3}}, path)
+    checkpoint.save({"position": {"step": 3}, "model": torch.nn.Identity()}, path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="a newer version .format 99, this version reads 2"):
+    with pytest.raises(UserError, match="a newer version .format 99, this version reads 3"):
         checkpoint.load(path)
 
 
@@ -294,7 +294,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
     torch.save({"x": Bomb()}, "bomb.pt")
     with pytest.raises(UserError, match="truncated"):
         checkpoint.load("bomb.pt")
-    checkpoint.save({"position": {"step": 1}, "x": Bomb()}, Path("bomb.pt"))
+    checkpoint.save({"position": {"step": 1}, "model": torch.nn.Identity(), "x": Bomb()}, Path("bomb.pt"))
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load("bomb.pt")
     assert not (tmp_path / "bomb-went-off").exists()
