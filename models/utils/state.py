@@ -93,8 +93,12 @@ class Origin:
             given = _parts_of_tensor(value)
             plain = kind is Tensor and not (given[2] or given[4]) and given[3] is None
             return None if plain else (("tensor", *given), None)
-        if kind in KINDS or kind in BY_TORCH:
-            return ((KINDS[kind][0], *KINDS[kind][1](value)), None) if kind in KINDS else None
+        if kind in KINDS:
+            if kind is np.ndarray and not value.flags.writeable:
+                raise ValueError("an array that is read-only: copy it")
+            return (KINDS[kind][0], *KINDS[kind][1](value)), None
+        if kind in BY_TORCH:
+            return None
         expected, hooks = self.kinds.get(place) or (self.class_of(kind.__module__, kind.__qualname__), {})
         if kind is not expected:
             raise ValueError(f"a {kind.__name__}")
@@ -193,47 +197,36 @@ def _make_tensor(data: Tensor, parameter: bool, learns: bool, gradient: Tensor |
     return out
 
 
-def _parts_of_bits(bits: np.random.PCG64) -> tuple:
-    seeds = bits.seed_seq
-    if seeds.pool_size != 4:
-        raise ValueError("a generator of other seeds")
-    return bits.state, seeds.entropy, seeds.spawn_key, seeds.n_children_spawned
-
-
-def _make_bits(state: dict, entropy: int, key: tuple, spawned: int) -> np.random.PCG64:
-    out = np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=key, n_children_spawned=spawned))
-    out.state = state
-    return out
-
-
-def _make_torch(device: str, state: Tensor) -> torch.Generator:
-    out = torch.Generator(device)
-    out.set_state(state.cpu())
-    return out
-
-
-def _make_random(state: tuple) -> random.Random:
-    out = random.Random(0)
-    out.setstate(state)
-    return out
+def _put(generator: Any, state: Any, method: Callable) -> Any:
+    method(generator, state)
+    return generator
 
 
 # kind -> (class, what it is made of, how it is made of that)
 MAKERS: dict[str, tuple[type | None, Callable | None, Callable]] = {
     "named": (None, None, lambda name: _reading.origin.named[name]),
     "tensor": (None, None, _make_tensor),
-    # Of a read-only array there is no tensor: it is refused.
-    "array": (
-        np.ndarray,
-        lambda a: (torch.from_numpy(a if a.flags.writeable else None),),
-        lambda memory: memory.numpy(),
-    ),
+    "array": (np.ndarray, lambda a: (torch.from_numpy(a),), lambda memory: memory.numpy()),
     "deque": (deque, lambda d: (list(d), d.maxlen), deque),
     "defaultdict": (defaultdict, lambda d: (d.default_factory, dict(d)), defaultdict),
-    "random": (random.Random, lambda r: (r.getstate(),), _make_random),
-    "bits": (np.random.PCG64, _parts_of_bits, _make_bits),
+    "random": (
+        random.Random,
+        lambda r: (r.getstate(),),
+        lambda state: _put(random.Random(0), state, random.Random.setstate),
+    ),
+    "bits": (
+        np.random.PCG64,
+        lambda b: (b.seed_seq.state, b.state),
+        lambda seeds, state: _put(
+            np.random.PCG64(np.random.SeedSequence(**seeds)), state, np.random.PCG64.state.__set__
+        ),
+    ),
     "numpy": (np.random.Generator, lambda g: (g.bit_generator,), np.random.Generator),
-    "torch": (torch.Generator, lambda g: (g.device.type, g.get_state()), _make_torch),
+    "torch": (
+        torch.Generator,
+        lambda g: (g.device.type, g.get_state()),
+        lambda device, state: _put(torch.Generator(device), state.cpu(), torch.Generator.set_state),
+    ),
     **{k.__name__: (k, lambda number: (number.item(),), k) for k in NUMBERS},
 }
 KINDS = {kind: (name, parts) for name, (kind, parts, _) in MAKERS.items() if kind}

@@ -136,7 +136,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         set_random_state(state["random"])
     except UserError as e:
         raise UserError(_one_line(e)) from None  # it may quote what the file says
-    except (*MALFORMED, pickle.UnpicklingError) as e:
+    except (*MALFORMED, MemoryError, pickle.UnpicklingError) as e:
         raise UserError(f"the checkpoint does not fit this method: {type(e).__name__}: {_one_line(e)[:200]}") from e
     return position
 
