@@ -415,6 +415,8 @@ class BoxHead(nn.Module):
 
         self.pyramid = FeaturePyramidNetwork([trunk.channels[i] for i in trunk.pyramid], trunk.box_width)
         self.head, self.taps, self.strides = FCOSHead(trunk.box_width, 1, n, 2), trunk.pyramid, trunk.strides
+        for part in self.head.modules():
+            vars(part).pop("box_coder", None)  # of torchvision's own loss; no checkpoint would take it
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         levels = list(self.pyramid({str(i): maps[i] for i in self.taps}).values())

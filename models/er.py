@@ -9,8 +9,8 @@ References: Ratcliff 1990; Robins 1995; Chaudhry et al. 2019, "On Tiny Episodic 
 
 from datasets.utils.task import Task
 from models.utils.continual_model import ContinualModel
-from models.utils.reservoirs import Reservoirs
 from utils.args import add_rehearsal_args
+from utils.buffer import Reservoirs
 
 
 class ER(ContinualModel):
