@@ -292,7 +292,7 @@ class _Look:
         (kind, *given), held = form
         number = len(self.forms)
         self.forms[id(value)] = make, (number, kind, *given)
-        self.flat[path] = [kind, *(part for part in given if type(part) in SCALARS)]
+        self.flat[f"{path} as"] = [kind, *(part for part in given if type(part) in SCALARS)]
         if kind in ("tensor", "array"):
             self.tensor(given.pop(0), path)
         for part in given:
