@@ -81,6 +81,10 @@ class Origin:
             return None
         python = 1 << 9  # the flag of a class that is written in Python
         plain = all(c is object or c.__flags__ & python and not vars(c).get("__slots__") for c in found.__mro__)
+        try:
+            object.__new__(found)  # refuses a class that has more than its __dict__
+        except TypeError:
+            return None
         return found if plain and not hasattr(found, "__del__") else None
 
     def form(self, value: Any) -> tuple[tuple, dict | None] | None:
