@@ -58,6 +58,7 @@ class Origin:
         self.shapes = {name: list(tensor.shape) for name, tensor in tensors}
         held = [(f"{name}.{k}".lstrip("."), v) for name, part in self.parts.items() for k, v in vars(part).items()]
         self.settings = {name: value for name, value in held if type(value) in SCALARS}
+        self.classes = {argparse.Namespace, *(type(value) for _, value in held)}
         self.files = {c.__module__ for part in self.parts.values() for c in type(part).__mro__} - {"builtins"}
         self.owned = {name: value for name in OWNED if (value := vars(model).get(name)) is not None}
         file = vars(sys.modules[type(model).__module__])
@@ -73,11 +74,17 @@ class Origin:
         `__dict__`, and nothing runs when they go.
         """
         found = vars(sys.modules.get(module, argparse)).get(name)
-        ours = module in self.files or module.startswith(HOUSE) or found is argparse.Namespace
-        if not ours or not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, name):
+        if not isinstance(found, type):
+            return None
+        ours = module in self.files or module.startswith(HOUSE) or found in self.classes
+        if not ours or (found.__module__, found.__qualname__) != (module, name):
             return None
         python = 1 << 9  # the flag of a class that is written in Python
         plain = all(c is object or c.__flags__ & python and not vars(c).get("__slots__") for c in found.__mro__)
+        try:
+            object.__new__(found)  # refuses a class that has more than its __dict__
+        except TypeError:
+            return None
         return found if plain and not hasattr(found, "__del__") else None
 
     def form(self, value: Any) -> tuple[tuple, dict | None] | None:
