@@ -113,7 +113,7 @@ class BalancedEWC(ContinualModel):
                 terms["distilled"] = self.args.distill_weight * sum(said)
         loss = sum(terms.values())
         loss.backward()
-        held = regularised_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
+        held = regularised_step(self, loss, self.penalty, self.args.e_lambda)
         return {"loss": held["loss"], **terms} | {name: held[name] for name in ("penalty",) if name in held}
 
     def scale(self, task: int) -> torch.Tensor | float:
@@ -210,7 +210,7 @@ class BalancedEWC(ContinualModel):
             losses, _ = self.remembered(dataset.tasks)
             loss = sum(m / sum(missing) * part for m, part in zip(missing, losses, strict=True) if m)
             loss.backward()
-            regularised_step(self, loss, self.penalty, self.args.e_lambda, own_steps=True)
+            regularised_step(self, loss, self.penalty, self.args.e_lambda)
             if step % 10 and step < self.args.finetune_steps:
                 continue
             missing = self.shortfalls(dataset)

@@ -68,7 +68,7 @@ class EWC(ContinualModel):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        return regularised_step(self, loss, self.penalty, self.args.e_lambda, own_steps=self.dataset.OWN_STEPS)
+        return regularised_step(self, loss, self.penalty, self.args.e_lambda)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -163,7 +163,6 @@ class TaskStream:
     Class attributes:
         TASK: class of its tasks, or the base class of those that there are.
         MIXED: examples of different tasks can stand in one batch.
-        OWN_STEPS: a quadratic penalty is measured in the optimiser's own steps, see `models.utils.quadratic`.
 
     Attributes:
         tasks: those that are scored, in stream order.
@@ -171,7 +170,6 @@ class TaskStream:
 
     TASK: type[Task] = ClassTask
     MIXED = True
-    OWN_STEPS = False
     tasks: list[Task]
 
     def make_task(self, classes: tuple[int, int], criterion: Callable | None = None) -> Task:

@@ -297,10 +297,14 @@ class GradientClipping:
 
     Args:
         norm: the largest L2 norm of all its gradients together.
+
+    Attributes:
+        factor: what the last gradients were multiplied by, 0-d.
     """
 
     def __init__(self, norm: float):
-        self.norm = norm
+        self.norm, self.factor = norm, torch.ones(())
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.norm)
+        total = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.norm)
+        self.factor = (self.norm / (total + 1e-6)).clamp(max=1)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from utils.errors import UserError
 
 
 class Quadratic(nn.Module):
@@ -64,13 +65,10 @@ def add_update_argument(parser) -> None:
     )
 
 
-def regularised_step(
-    model, loss: Tensor, penalty: Quadratic, strength: float, own_steps: bool = False
-) -> dict[str, Tensor]:
+def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -> dict[str, Tensor]:
     """The optimiser's step after `loss.backward()`, joined by that on strength * Omega(theta); the terms to log.
 
-    `model` is the method: its `net`, `opt` and `--ewc_update`. With `own_steps` the proximal step of each parameter is
-    as long as the optimiser's own, see `step_sizes`.
+    `model` is the method: its `net`, `opt` and `--ewc_update`.
     """
     if not penalty:
         model.opt.step()
@@ -82,27 +80,40 @@ def regularised_step(
         model.opt.step()
     else:
         model.opt.step()
-        lr = step_sizes(model.opt, model.net) if own_steps else model.opt.param_groups[0]["lr"]
-        penalty.contract(model.net, strength, lr)
+        penalty.contract(model.net, strength, step_sizes(model.opt, model.net))
     return {"loss": loss + held, "ce": loss, "penalty": held}
 
 
 @torch.no_grad()
 def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tensor:
-    """What the optimiser's last step multiplied a gradient by: lr; with Adam lr / (sqrt(v) + eps), per parameter (P,).
+    """What the optimiser multiplies a lasting gradient by in one step: one number, or one per parameter (P,).
 
-    Adam moves a parameter of small gradients as far as any other; a penalty that took steps of lr alone would hardly
-    hold it, whatever its gradient said.
+    SGD: lr / (1 - momentum), Nesterov or not. Adam, AdamW: lr / (sqrt(v) + eps). Both times the factor of the last
+    clipping. A proximal step of this length rests where the gradients of loss and penalty cancel, which is the
+    minimiser of their sum; one of lr alone would hold parameters 1 / (1 - momentum) times too weakly, and hardly at all
+    against Adam.
+
+    Raises:
+        UserError: another kind of optimiser, of which this is not known.
     """
-    group = optimizer.param_groups[0]
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        return group["lr"]
-    sizes = []
-    for p in net.parameters():
-        state = optimizer.state.get(p)
-        if not state:  # never moved
-            sizes.append(torch.zeros_like(p).flatten())
-            continue
-        mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-        sizes.append((group["lr"] / (mean.sqrt() + group["eps"])).flatten())
-    return torch.cat(sizes)
+    groups = optimizer.param_groups
+    if isinstance(optimizer, torch.optim.SGD) and len(groups) == 1:
+        size = _step_size(optimizer, groups[0], None)
+    elif isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
+        sizes = {p: _step_size(optimizer, group, p) for group in groups for p in group["params"]}
+        size = torch.cat([(torch.zeros_like(p) + sizes.get(p, 0.0)).flatten() for p in net.parameters()])
+    else:
+        raise UserError(f"no proximal step is known for {type(optimizer).__name__}: give --ewc_update explicit")
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        size = size * getattr(hook, "factor", 1.0)
+    return size
+
+
+def _step_size(optimizer: torch.optim.Optimizer, group: dict, p: Tensor | None) -> float | Tensor:
+    if isinstance(optimizer, torch.optim.SGD):
+        return group["lr"] / (1 - group["momentum"])
+    state = optimizer.state.get(p)
+    if not state:  # never moved
+        return 0.0
+    mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+    return group["lr"] / (mean.sqrt() + group["eps"])

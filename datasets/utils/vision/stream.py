@@ -39,7 +39,7 @@ class VisionStream(ContinualDataset):
     """
 
     SETTING = "task-il"
-    TASK, MIXED, OWN_STEPS = VisionTask, False, True
+    TASK, MIXED = VisionTask, False
     RECORDS_EPOCHS = True
     INPUT = "images"
     mirror = True
