@@ -1,6 +1,6 @@
-"""The classic methods on Fashion-MNIST with the MLP, one epoch: the tables of docs/findings/classic.md.
+"""The classic methods on Fashion-MNIST (one epoch) and digits with the MLP: the tables of docs/findings/classic.md.
 
-    python -m benchmarks.classic [--stream split|perm] [--seeds 5] [method ...]
+    python -m benchmarks.classic [--stream split|perm|digits] [--seeds 5] [method ...]
 
 Prints a row per method with mean and standard deviation over the seeds, and the command that repeats it.
 """
@@ -15,8 +15,8 @@ import numpy as np
 from utils.run.config import resolve
 from utils.run.experiment import execute
 
-SHARED = "--backbone mnistmlp --n_epochs 1 --disable_log --non_verbose --num_threads 1"
-SPLIT = f"--dataset seq-fmnist --batch_size 10 {SHARED}"
+SHARED = "--backbone mnistmlp --disable_log --non_verbose --num_threads 1"
+SPLIT = f"--dataset seq-fmnist --n_epochs 1 --batch_size 10 {SHARED}"
 REPLAY = "--buffer_size 500 --minibatch_size 10"
 SPLIT_ROWS = {
     "sgd": "--lr 0.03",
@@ -52,7 +52,7 @@ SPLIT_ROWS = {
     "hat": "--lr 0.03",
     "joint": "--lr 0.03",
 }
-PERM = f"--dataset perm-fmnist --stop_after 10 --batch_size 128 {SHARED}"
+PERM = f"--dataset perm-fmnist --n_epochs 1 --stop_after 10 --batch_size 128 {SHARED}"
 PERM_ROWS = {
     "sgd": "--lr 0.1",
     "ewc": "--lr 0.1 --e_lambda 30 --n_fisher 1000",
@@ -63,8 +63,12 @@ PERM_ROWS = {
     "gem": "--lr 0.1 --buffer_size 500 --gamma 0.5",
     "er": "--lr 0.1 --buffer_size 500 --minibatch_size 128",
 }
-METRICS = {"split": [("class-il", "acc"), ("class-il", "forgetting"), ("task-il", "acc"), ("task-il", "forgetting")],
-           "perm": [("domain-il", "acc"), ("domain-il", "forgetting"), ("domain-il", "la")]}  # fmt: skip
+DIGITS = f"--dataset seq-digits --n_epochs 5 --batch_size 10 {SHARED}"
+DIGITS_ROWS = {method: row.replace("--buffer_size 500", "--buffer_size 200") for method, row in SPLIT_ROWS.items()}
+SEQUENTIAL = [("class-il", "acc"), ("class-il", "forgetting"), ("task-il", "acc"), ("task-il", "forgetting")]
+DOMAINS = [("domain-il", "acc"), ("domain-il", "forgetting"), ("domain-il", "la")]
+STREAMS = {"split": (SPLIT, SPLIT_ROWS, SEQUENTIAL), "perm": (PERM, PERM_ROWS, DOMAINS),
+           "digits": (DIGITS, DIGITS_ROWS, SEQUENTIAL)}  # fmt: skip
 
 
 def row(method: str, command: str, metrics: list[tuple[str, str]], seeds: int) -> str:
@@ -86,11 +90,10 @@ def row(method: str, command: str, metrics: list[tuple[str, str]], seeds: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*")
-    parser.add_argument("--stream", choices=["split", "perm"], default="split")
+    parser.add_argument("--stream", choices=STREAMS, default="split")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    shared, rows = (SPLIT, SPLIT_ROWS) if args.stream == "split" else (PERM, PERM_ROWS)
-    metrics = METRICS[args.stream]
+    shared, rows, metrics = STREAMS[args.stream]
     print(f"shared: {shared} --seeds {' '.join(map(str, range(args.seeds)))}")
     print(f"| method | {' | '.join(' '.join(m) for m in metrics)} | s a seed | options |")
     print("|---" * (len(metrics) + 3) + "|")
