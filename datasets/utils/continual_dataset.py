@@ -255,7 +255,7 @@ class ContinualDataset(TaskStream):
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
         size = self._size_of_batch(task)
-        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit)
+        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit, task)
 
     def _size_of_batch(self, task: int) -> int:
         return self.get_batch_size()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from datasets.utils.streaming import Cache, StreamEvalLoader, StreamLoader
+from datasets.utils.loaders import EvalLoader, TrainLoader
+from datasets.utils.streaming import Cache, Streamed
 from datasets.utils.vision.data import Scene, augmented, resized
 from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
 from tests.datasets import test_vision_data
@@ -73,32 +74,32 @@ def test_an_object_pushed_over_the_border_is_none_any_more():
 # ---- the loader
 
 
-class Numbers:
+class Numbers(Streamed):
     """Example i is a 1 x 2 x 2 image of i, its label (i, the first random number of the epoch); some files are bad."""
 
-    def __init__(self, n=10, bad=()):
+    def __init__(self, n=10, bad=(), workers=0):
+        super().__init__(workers)
         self.n, self.bad, self.cache = n, bad, Cache((1, 2, 2), n)
 
     def __len__(self):
         return self.n
 
-    def example(self, row, epoch):
+    def example(self, row, epoch=None):
         if row in self.bad:
             raise UserError(f"{row}.jpg: truncated")
         pixels = self.cache.get(row, lambda: torch.full((1, 2, 2), row, dtype=torch.uint8))
         return pixels, torch.tensor([row, -1 if epoch is None else 10 * int(epoch) + row])
 
 
-def numbers(source, workers=0, **more):
-    return StreamLoader(
-        source, torch.arange(len(source)), 4, lambda x: x.float(), num_workers=workers,
-        order=lambda n, epoch: permutation(n, 0, epoch), **more,
-    )  # fmt: skip
+def numbers(workers=0, **more):
+    source = Numbers(workers=workers)
+    order = lambda n, epoch: permutation(n, 0, epoch)  # noqa: E731
+    return TrainLoader(source, torch.arange(len(source)), 4, lambda x: x.float(), order, **more)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_entered_at_any_batch(workers):
-    loader = numbers(Numbers(), workers)
+    loader = numbers(workers)
     whole = list(loader.epoch(1))
     assert len(loader) == len(whole) == 3 and [len(x) for x, _, _ in whole] == [4, 4, 2]
     rows = torch.cat([labels[:, 0] for _, labels, _ in whole])
@@ -106,13 +107,13 @@ def test_an_epoch_can_be_entered_at_any_batch(workers):
     for start in range(4):
         assert equal(list(loader.epoch(1, start)), whole[start:])
     assert not equal(list(loader.epoch(2)), whole)
-    assert loader.waited > 0
+    assert loader.dataset.source.waited > 0
 
 
 def test_drop_last_keep_and_the_debug_limit():
-    assert len(numbers(Numbers(), drop_last=True)) == len(list(numbers(Numbers(), drop_last=True).epoch(0))) == 2
-    assert len(list(numbers(Numbers(), max_batches=1).epoch(0))) == 1
-    loader = numbers(Numbers())
+    assert len(numbers(drop_last=True)) == len(list(numbers(drop_last=True).epoch(0))) == 2
+    assert len(list(numbers(max_batches=1).epoch(0))) == 1
+    loader = numbers()
     loader.keep(torch.tensor([7, 2]))
     assert sorted(next(loader.epoch(0))[1][:, 0].tolist()) == [2, 7]
     assert loader.dataset.data[:, 0, 0, 0].tolist() == [7, 2] and loader.dataset.targets[:, 1].tolist() == [-1, -1]
@@ -120,7 +121,7 @@ def test_drop_last_keep_and_the_debug_limit():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_file_met_on_the_way_is_one_line(workers):
-    loader = StreamEvalLoader(Numbers(bad=[9]), torch.arange(10), 4, lambda x: x, num_workers=workers)
+    loader = EvalLoader(Numbers(bad=[9], workers=workers), torch.arange(10), 4, lambda x: x)
     batches = iter(loader)
     assert next(batches)[1][:, 0].tolist() == [0, 1, 2, 3]
     with pytest.raises(UserError, match="^9.jpg: truncated$"):
@@ -130,7 +131,7 @@ def test_a_bad_file_met_on_the_way_is_one_line(workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_draws_no_random_number_of_the_method(workers):
     before = random_state()["torch"]
-    list(numbers(Numbers(), workers).epoch(0))
+    list(numbers(workers).epoch(0))
     assert torch.equal(random_state()["torch"], before)
 
 

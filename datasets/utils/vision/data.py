@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from datasets.utils.streaming import Cache
+from datasets.utils.streaming import Cache, Streamed
 from datasets.utils.vision.formats import VOID, Boxes, Examples, read_image, read_mask
 from datasets.utils.vision.kinds import VisionTask
 from utils.randomness import generator
@@ -91,7 +91,7 @@ def equally_spaced(length: int, n: int) -> list[int]:
     return [i * length // n for i in range(n)]
 
 
-class VisionData:
+class VisionData(Streamed):
     """One part (training or test) of a task, to be read example by example.
 
     Args:
@@ -102,6 +102,7 @@ class VisionData:
         capacity: decoded examples kept in memory.
         max_boxes: rows of the padded boxes.
         seed: what the augmentation is a function of, with task, epoch and example.
+        num_workers: processes that decode.
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class VisionData:
         capacity: int = 0,
         max_boxes: int = 0,
         seed: int = 0,
+        num_workers: int = 0,
     ):
+        super().__init__(num_workers)
         self.examples, self.task, self.size, self.augment = examples, task, size, augment
         self.mirror, self.max_boxes, self.seed = mirror, max_boxes, seed
         self.cache = Cache((3 + task.MASKED, size, size), min(capacity, len(examples)))

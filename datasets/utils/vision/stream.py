@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, ContinualDataset, stratified_mask
-from datasets.utils.loaders import Split
+from datasets.utils.continual_dataset import STATISTICS, ContinualDataset, stratified_mask
 from datasets.utils.per_task import MEANINGLESS
-from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader, moved
+from datasets.utils.streaming import JointLoader, moved
 from datasets.utils.vision.data import VisionData, equally_spaced
 from datasets.utils.vision.formats import Boxes, Parts
 from datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
@@ -126,7 +125,6 @@ class VisionStream(ContinualDataset):
         self.tasks = [kinds[name](name, parts[name][0].class_names) for name in args.vision_order.split(",")]
         self.N_CLASSES_PER_TASK = [task.n_outputs for task in self.tasks]
         self.N_CLASSES = sum(self.N_CLASSES_PER_TASK)
-        self._loaders = []
         self._data = [
             tuple(self._examples(task, part, parts, training=i == 0) for i, part in enumerate(parts[task.name]))
             for task in self.tasks
@@ -147,6 +145,7 @@ class VisionStream(ContinualDataset):
             capacity=int(share * len(part)),
             max_boxes=max(boxes, default=0),
             seed=self.seed,
+            num_workers=self.args.num_workers,
         )
 
     # ---- what the loop and the methods use
@@ -157,7 +156,6 @@ class VisionStream(ContinualDataset):
         loaders = [self._make_train_loader(*self._train_part(t), t) for t in stage]
         together = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
         self.train_loader = loaders[0] if len(stage) == 1 else together
-        self._loaders.append(self.train_loader)
         self.extend_test_loaders(stage[-1])
         if (args.holdout or args.validation) and len(stage) == 1:
             self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
@@ -170,7 +168,7 @@ class VisionStream(ContinualDataset):
     @property
     def waited(self) -> float:
         """See the class."""
-        return sum(loader.waited for loader in self._loaders)
+        return sum(train.waited for train, _ in self._data)
 
     def get_loss(self):
         """Loss of the task that the latest training batch is of."""
@@ -250,24 +248,6 @@ class VisionStream(ContinualDataset):
     def _size_of_batch(self, task: int) -> int:
         sizes = self.args.task_batch_sizes
         return sizes[task] if sizes else super()._size_of_batch(task)
-
-    def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
-        return StreamLoader(
-            split,
-            rows,
-            self._size_of_batch(task),
-            self._transform,
-            self.train_device,
-            self.args.num_workers,
-            order=lambda n, epoch: permutation(n, self.seed, "order", task, epoch),
-            task=task,
-            drop_last=self.args.drop_last,
-            max_batches=DEBUG_BATCHES if self.args.debug_mode else None,
-        )
-
-    def _make_test_loader(self, split: VisionData | Split, rows: Tensor) -> StreamEvalLoader:
-        size, workers = self.args.eval_batch_size, self.args.num_workers
-        return StreamEvalLoader(split, rows, size, self._normalize, self.train_device, workers)
 
 
 def task_order(text: str) -> str:
