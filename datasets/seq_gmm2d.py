@@ -47,7 +47,7 @@ class SequentialGMM2D(VectorStream):
         y, x = torch.meshgrid(g, g, indexing="ij")
         return torch.stack((x.flatten(), y.flatten()), 1)
 
-    def _vectors(self, domain):
+    def _splits(self, domain):
         train, test = [], []
         for mode in (2 * domain, 2 * domain + 1):
             rng = np.random.RandomState(42 + mode)  # noqa: NPY002 - the published stream's generator

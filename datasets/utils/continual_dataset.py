@@ -242,6 +242,10 @@ class ContinualDataset(TaskStream):
             return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
         return RawData(raw.train_x, targets, raw.test_x, raw.test_y)
 
+    def _task_order(self) -> list[int]:
+        """What each task shows: its own number, unless `--custom_task_order` says otherwise."""
+        return checked_order(self.args.custom_task_order or list(range(self.N_TASKS)), self.N_TASKS, "task")
+
     def _held_out_mask(self, targets: Tensor) -> Tensor:
         """Which training examples (N,) are held out, the same fraction of every class."""
         percent = self.args.validation or self.args.holdout
@@ -312,6 +316,15 @@ class MultiHeadLoss:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = self.others[labels.clamp(min=0)]  # -100, the label of a token that is not scored, is ignored below
         return F.cross_entropy(logits.masked_fill(others, -torch.inf), labels)
+
+
+def checked_order(order: list[int], n: int, what: str) -> list[int]:
+    """The order itself, if it names each of 0..n-1 once."""
+    if sorted(order) != list(range(n)):
+        raise UserError(
+            f"--custom_{what}_order must name each {what} from 0 to {n - 1} once, got {','.join(map(str, order))}"
+        )
+    return order
 
 
 def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.continual_dataset import ContinualDataset
+from datasets.utils.continual_dataset import ContinualDataset, checked_order
 from datasets.utils.loaders import Split, TrainLoader
 from datasets.utils.transforms import permute_pixels, rotate
 from utils.args import add_bool, non_negative_int, positive_int
@@ -24,8 +24,7 @@ class ClassIncremental(ContinualDataset):
 
     def _prepare(self) -> None:
         raw = self._read()
-        sizes = [self.cpt(t) for t in range(self.N_TASKS)]
-        order, sizes = self._orders(sizes)
+        order, sizes = self._orders([self.cpt(t) for t in range(self.N_TASKS)])
         if not isinstance(self.N_CLASSES_PER_TASK, int):
             self.N_CLASSES_PER_TASK = sizes
         position = torch.empty(self.N_CLASSES, dtype=torch.int64)
@@ -45,11 +44,8 @@ class ClassIncremental(ContinualDataset):
             order = permutation(self.N_CLASSES, self.seed, "class order")
         if self.args.custom_class_order:
             order = torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
-        if self.args.custom_task_order:
-            tasks = checked_order(self.args.custom_task_order, self.N_TASKS, "task")
-            blocks = order.split(sizes)
-            order, sizes = torch.cat([blocks[t] for t in tasks]), [sizes[t] for t in tasks]
-        return order, sizes
+        blocks, tasks = order.split(sizes), self._task_order()
+        return torch.cat([blocks[t] for t in tasks]), [sizes[t] for t in tasks]
 
     def _rows(self, targets: Tensor, task: int) -> Tensor:
         low, high = self.task_classes(task)
@@ -90,8 +86,7 @@ class DomainIncremental(ContinualDataset):
         held_out = self._held_out_mask(self._clean).to(self.device)
         self._true = Split(self._train.images, self._clean.to(self.device))
         self._kept_rows, self._held_out_rows = (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
-        given = self.args.custom_task_order
-        self._order = checked_order(given, self.N_TASKS, "task") if given else list(range(self.N_TASKS))
+        self._order = self._task_order()
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
         """The images (N, C, H, W) uint8 as domain number `domain` shows them."""
@@ -222,12 +217,3 @@ def interleave(a: Tensor, b: Tensor) -> Tensor:
     """Two sequences merged evenly: element i of n stands at (i + 1/2) / n of the way."""
     place = torch.cat([(torch.arange(len(x)) + 0.5) / max(len(x), 1) for x in (a, b)])
     return torch.cat([a, b])[place.argsort(stable=True)]
-
-
-def checked_order(order: list[int], n: int, what: str) -> list[int]:
-    """The order itself, if it names each of 0..n-1 once."""
-    if sorted(order) != list(range(n)):
-        raise UserError(
-            f"--custom_{what}_order must name each {what} from 0 to {n - 1} once, got {','.join(map(str, order))}"
-        )
-    return order
