@@ -107,7 +107,7 @@ class ContinualDataset(TaskStream):
         self._normalize = Normalize(self.mean, self.std)
         self._transform = TrainTransform(augment, self._normalize)
         self._prepare()
-        self._scored_cpt = [self.cpt(t) for t in range(self.EVAL_TASKS)]
+        self._scored = [self.get_offsets(t) for t in range(self.EVAL_TASKS)]
         every = range(self.EVAL_TASKS)
         self.stages = [every] if args.joint else [range(t, t + 1) for t in every]
         self._refuse_too_few()
@@ -135,8 +135,7 @@ class ContinualDataset(TaskStream):
 
     def _make_tasks(self) -> None:
         """Make `tasks`, what is asked on each part of the stream."""
-        scored = [self.task_classes(t) for t in range(self.EVAL_TASKS)]
-        self._set_tasks(scored, [self.get_offsets(t) for t in range(self.N_TASKS)], self.args.multi_head)
+        self._set_tasks(self._scored, [self.get_offsets(t) for t in range(self.N_TASKS)], self.args.multi_head)
 
     # ---- what the loop and the methods use
 
@@ -185,10 +184,7 @@ class ContinualDataset(TaskStream):
 
     def task_classes(self, task: int) -> tuple[int, int]:
         """As `get_offsets`, for the tasks that are scored: under `--joint` these stay the stream's own."""
-        if self.SETTING != "class-il":
-            return 0, self.N_CLASSES
-        start = sum(self._scored_cpt[:task])
-        return start, start + self._scored_cpt[task]
+        return self._scored[task]
 
     def get_transform(self) -> TrainTransform:
         """Raw uint8 batch -> augmented, normalised network input."""
@@ -208,7 +204,7 @@ class ContinualDataset(TaskStream):
             return F.cross_entropy
         if self.SETTING != "class-il":
             raise UserError(f"--multi_head: the tasks of {self.NAME} share their classes, there is one head: drop it")
-        return MultiHeadLoss([self.task_classes(t) for t in range(self.EVAL_TASKS)], self.train_device)
+        return MultiHeadLoss(self._scored, self.train_device)
 
     def get_backbone(self) -> str:
         """Name of the default network."""
@@ -234,13 +230,11 @@ class ContinualDataset(TaskStream):
         self.checksum = raw.checksum
         if raw.train_x.shape[1:] != self.SIZE:
             raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
-        self._clean = raw.train_y  # held-out examples are scored by their true labels
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
-        if self.args.label_perc < 1:
-            kept = stratified_mask(targets, self.args.label_perc, self.seed, "labelled")
-            self._clean = raw.train_y[kept]
-            return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
-        return RawData(raw.train_x, targets, raw.test_x, raw.test_y)
+        share = self.args.label_perc
+        kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)
+        self._clean = raw.train_y[kept]  # held-out examples are scored by their true labels
+        return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
 
     def _task_order(self) -> list[int]:
         """What each task shows: its own number, unless `--custom_task_order` says otherwise."""
