@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datasets.utils.continual_dataset import ContinualDataset, checked_order
 from datasets.utils.loaders import Split, TrainLoader
-from datasets.utils.transforms import permute_pixels, rotate
+from datasets.utils.transforms import rotate
 from utils.args import add_bool, non_negative_int, positive_int
 from utils.errors import UserError
 from utils.randomness import generator, permutation
@@ -123,8 +123,9 @@ class Permuted(DomainIncremental):
         images = F.pad(images, (self.args.pad,) * 4)
         if domain == 0 and self.args.identity_first:
             return images
-        pixels = images[0].numel()
-        return permute_pixels(images, permutation(pixels, self.seed, "permutation", domain).to(images.device))
+        pixels = images.flatten(1)
+        order = permutation(pixels.shape[1], self.seed, "permutation", domain)
+        return pixels.index_select(1, order.to(pixels.device)).view(images.shape)
 
 
 class Rotated(DomainIncremental):
