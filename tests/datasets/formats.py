@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +110,8 @@ def accept_svhn(monkeypatch, base: Path) -> None:
         monkeypatch.setitem(SVHN.split_list, split, [url, file, _md5(base / file)])
 
 
-def write_tinyimagenet(
-    base: Path, classes: int = 3, per_class: int = 4, n_test: int = 6, as_zip: bool = False
-) -> RawData:
-    """Writes the folder `tiny-imagenet-200`, or the archive of it; some images are grey, as in the original.
+def write_tinyimagenet(base: Path, classes: int = 3, per_class: int = 4, n_test: int = 6) -> RawData:
+    """Writes the folder `tiny-imagenet-200`; some images are grey, as in the original.
 
     The ids stand in `wnids.txt` in another order than the sorted one, which the labels follow.
     """
@@ -142,16 +139,10 @@ def write_tinyimagenet(
         annotations.append(f"val_{i}.JPEG\t{wnids[label]}\t0\t32\t44\t62\n")
     files["val/val_annotations.txt"] = "".join(annotations).encode()
 
-    base.mkdir(parents=True, exist_ok=True)
-    if as_zip:
-        with zipfile.ZipFile(base / "tiny-imagenet-200.zip", "w") as archive:
-            for name, content in files.items():
-                archive.writestr(f"tiny-imagenet-200/{name}", content)
-    else:
-        for name, content in files.items():
-            path = base / "tiny-imagenet-200" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+    for name, content in files.items():
+        path = base / "tiny-imagenet-200" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     return _raw_data(np.stack(train_x), np.repeat(np.arange(classes), per_class), np.stack(test_x), test_y)
 
 
