@@ -40,7 +40,7 @@ class ContinualDataset(TaskStream):
         SOURCE: function of `base_path` that returns RawData. A `Source` also gives SIZE, N_CLASSES, MEAN and STD where
             the class does not set them.
         N_TASKS: number of tasks.
-        N_CLASSES_PER_TASK: int, or a list with one entry per task.
+        N_CLASSES_PER_TASK: int, or a list with one entry per task; by default equal shares in class-il, else all.
         N_CLASSES: classes over all tasks, the network's outputs.
         SIZE: (C, H, W) of an example; of a token stream (L, V), sequence length and number of different tokens; of a
             vector (D,).
@@ -84,6 +84,10 @@ class ContinualDataset(TaskStream):
                     setattr(cls, name, getattr(source, name))
             if not hasattr(cls, "N_CLASSES"):
                 cls.N_CLASSES = source.N_CLASSES
+        if hasattr(cls, "N_CLASSES") and hasattr(cls, "N_TASKS") and not hasattr(cls, "N_CLASSES_PER_TASK"):
+            shares = cls.N_TASKS if getattr(cls, "SETTING", None) == "class-il" else 1
+            if cls.N_CLASSES % shares == 0:
+                cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed

@@ -68,11 +68,6 @@ class DomainIncremental(Collection):
     SETTING = "domain-il"
     N_TASKS = 20
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if not hasattr(cls, "N_CLASSES_PER_TASK") and hasattr(cls, "N_CLASSES"):
-            cls.N_CLASSES_PER_TASK = cls.N_CLASSES
-
     def _prepare(self) -> None:
         if self.args.permute_classes or self.args.custom_class_order:
             raise UserError(
