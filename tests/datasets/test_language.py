@@ -137,16 +137,6 @@ def test_accuracy_and_perplexity_by_hand():
     assert two.result()["perplexity"] == math.inf
 
 
-def test_the_loss_is_the_mean_over_scored_tokens():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(4, 5, 6), torch.randint(0, 6, (4, 5))
-    labels[:, 0] = IGNORED
-    expected = F.cross_entropy(logits[:, 1:].reshape(-1, 6), labels[:, 1:].reshape(-1))
-    loss = TokenLoss(F.cross_entropy)
-    torch.testing.assert_close(loss(logits, labels), expected)
-    torch.testing.assert_close(loss(logits, torch.where(labels == IGNORED, IGNORED - 32, labels)), expected)
-
-
 def test_separate_heads_do_not_compete():
     exp = language("--language_mode", "multihead")
     assert exp.args.multi_head and exp.dataset.N_CLASSES == 96

@@ -172,57 +172,43 @@ def test_unreadable_file_is_not_called_damaged(tmp_path, monkeypatch):
 # ---- CIFAR and SVHN
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
-def test_cifar(tmp_path, monkeypatch, name):
-    expected = formats.write_cifar(tmp_path, name)
-    formats.accept_cifar(monkeypatch, tmp_path, name)
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "SVHN"])
+def test_cifar_and_svhn(tmp_path, monkeypatch, name):
+    expected = formats.official(monkeypatch, tmp_path, name)
     data = getattr(sources, name.lower())(str(tmp_path))
-    assert equal(data, expected)
-    assert data.train_x.shape == (50, 3, 32, 32) and data.train_x.is_contiguous()
+    assert equal(data, expected) and data.train_x.shape[1:] == (3, 32, 32) and data.train_x.is_contiguous()
 
 
-@pytest.mark.parametrize(("name", "file"), [("CIFAR10", "data_batch_3"), ("CIFAR100", "test"), ("CIFAR100", "meta")])
-def test_altered_cifar_file_is_named(tmp_path, monkeypatch, name, file):
-    formats.write_cifar(tmp_path, name)
-    formats.accept_cifar(monkeypatch, tmp_path, name)
-    path = damaged(next(tmp_path.glob(f"*/{file}")), lambda b: b[:-5])
-    message = error_of(getattr(sources, name.lower()), tmp_path)
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("CIFAR10", "data_batch_3"), ("CIFAR100", "test"), ("CIFAR100", "meta"), ("SVHN", "test_32x32.mat")],
+)
+def test_altered_file_is_named(tmp_path, monkeypatch, name, file):
+    formats.official(monkeypatch, tmp_path, name)
+    path, source = damaged(next(tmp_path.rglob(file)), lambda b: b[:-5]), getattr(sources, name.lower())
+    message = error_of(source, tmp_path)
     assert message.startswith(path) and "MD5" in message and "download=True" not in message
+    if name == "SVHN":  # the right checksum of a file that scipy cannot read
+        formats.accept(monkeypatch, tmp_path, name)
+        message = error_of(source, tmp_path)
+        assert message.startswith(path) and "truncated or damaged" in message
 
 
 def test_cifar_archive_in_the_data_folder_is_unpacked(tmp_path, monkeypatch):
-    expected = formats.write_cifar(tmp_path / "made")
-    formats.accept_cifar(monkeypatch, tmp_path / "made")
-    base = tmp_path / "data"
+    expected = formats.official(monkeypatch, tmp_path / "made", "CIFAR10")
+    base, other = tmp_path / "data", tmp_path / "other"
     base.mkdir()
     archive = base / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", formats._md5(archive))
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", formats.md5(archive))
     assert equal(sources.cifar10(str(base)), expected)
-
     # A truncated archive is named, and nothing of it is unpacked.
-    other = tmp_path / "other"
     other.mkdir()
     (other / archive.name).write_bytes(archive.read_bytes()[:-100])
     message = error_of(sources.cifar10, other)
     assert message.startswith(str(other / archive.name)) and "MD5" in message
     assert contents(other) == [archive.name]
-
-
-def test_svhn(tmp_path, monkeypatch):
-    expected = formats.write_svhn(tmp_path)
-    formats.accept_svhn(monkeypatch, tmp_path)
-    data = sources.svhn(str(tmp_path))
-    assert equal(data, expected)
-    assert data.train_x.is_contiguous() and data.train_y[0] == 0
-    path = damaged(tmp_path / "test_32x32.mat", lambda b: b[:-50])
-    message = error_of(sources.svhn, tmp_path)
-    assert message.startswith(path) and "MD5" in message
-    # The right checksum of a file that scipy cannot read.
-    formats.accept_svhn(monkeypatch, tmp_path)
-    message = error_of(sources.svhn, tmp_path)
-    assert message.startswith(path) and "truncated or damaged" in message
 
 
 # ---- Tiny ImageNet

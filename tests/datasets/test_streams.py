@@ -257,7 +257,7 @@ def test_the_mnist_family_reads_the_official_files(name, tmp_path):
 
 def test_number_of_tasks_of_cifar100(tmp_path, monkeypatch):
     formats.write_cifar(tmp_path, "CIFAR100", n_train=100, n_test=100)
-    formats.accept_cifar(monkeypatch, tmp_path, "CIFAR100")
+    formats.accept(monkeypatch, tmp_path, "CIFAR100")
     for tasks in ("5", "10", "20"):
         dataset = stream("seq-cifar100", "--n_tasks", tasks, "--base_path", str(tmp_path))
         assert int(tasks) == dataset.N_TASKS and dataset.cpt(0) == 100 // int(tasks)
