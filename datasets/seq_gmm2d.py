@@ -27,7 +27,6 @@ class SequentialGMM2D(VectorStream):
     NAME = "seq-gmm2d"
     SETTING = "class-il"
     N_TASKS = 3
-    N_CLASSES_PER_TASK = 2
     N_CLASSES = N_MODES
     SIZE = (2,)
     DEFAULTS = {

@@ -149,7 +149,6 @@ class Rotating360(ContinualDataset):
     SETTING = "general-continual"
     N_TASKS = 1
     N_CLASSES = 9
-    N_CLASSES_PER_TASK = 9
     ROUNDS = 3
 
     def _prepare(self) -> None:

@@ -42,10 +42,8 @@ def write_idx_family(folder: Path, n_train: int = 30, n_test: int = 20, compress
     train, test = _random_split(n_train, (28, 28), 10, 0), _random_split(n_test, (28, 28), 10, 1)
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in zip(IDX_FILES, (*train, *test), strict=True):
-        if compress:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array)))
-        else:
-            (folder / name).write_bytes(idx_bytes(array))
+        content = idx_bytes(array)
+        (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(content) if compress else content)
     return _raw_data(train[0][:, None], train[1], test[0][:, None], test[1])
 
 

@@ -16,9 +16,9 @@ from datasets.seq_language import N_TEST, N_TRAIN, VOCABULARY
 from datasets.utils.scores import IGNORED, TokenLoss, TokenScore
 from datasets.utils.task import Task, TokenTask
 from models.sgd import SGD
-from tests.models.helpers import Command, experiment, finished
+from tests.models.helpers import experiment, finished
 from utils import registry
-from utils.check import cases, conformance
+from utils.check import cases
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.run.config import resolve
@@ -90,17 +90,14 @@ def test_labels_are_what_the_grammar_says_and_begin_with_the_third_token(mode):
         assert inputs.dtype == torch.int64 and torch.equal(inputs, raw.long()) and labels.shape == (32, 16)
 
 
-def test_sequences_are_a_function_of_the_seed_and_tasks_can_be_reordered():
-    a, b, c = (language("--seed", s).dataset for s in "001")
-    assert a.checksum == b.checksum != c.checksum
-    turned = language("--custom_task_order", "2,0,1").dataset
-    assert torch.equal(turned.task_data(1).data, a.task_data(0).data)
+def test_sequences_are_a_function_of_the_seed():
+    a, b, c = (language("--seed", s).dataset.checksum for s in "001")
+    assert a == b != c
 
 
 def test_held_out_sequences_are_neither_trained_on_nor_lost():
     dataset = language("--holdout", "25").dataset
-    dataset.enter_task(1)
-    rows = torch.cat([dataset.train_loader.dataset.rows, dataset.held_out_loader.dataset.rows])
+    rows = torch.cat([dataset.enter_task(1).dataset.rows, dataset.held_out_loader.dataset.rows])
     assert len(dataset.held_out_loader.dataset) == 128 and rows.sort().values.tolist() == list(range(N_TRAIN))
 
 
@@ -245,13 +242,6 @@ def test_methods_run_on_tokens(model, mode):
 
 def test_the_methods_that_take_any_loss_are_among_them():
     assert {"sgd", "er", "derpp", "ewc_on", "joint", "ewc", "si", "mas", "gem", "agem"} <= {*MODELS}
-
-
-def test_replay_on_tokens_keeps_the_contract():
-    case = Command("er", "--buffer_size", "60", "--n_tasks", "2", "--debug_mode", dataset="seq-language")
-    conformance.looking_changes_nothing(case)
-    conformance.observe_never_waits(case)
-    conformance.resumes_exactly(case, elsewhere=False)
 
 
 # ---- what is remembered

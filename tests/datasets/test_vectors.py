@@ -97,11 +97,9 @@ def test_polynomials_at_the_ends_of_their_intervals(which, ends):
 
 def test_plot_inputs_and_task_order():
     dataset = stream("seq-poly1d", "--custom_task_order", "2,1,0")
-    x = dataset.plot_inputs()
-    assert x.shape == (200, 1) and (x[0].item(), x[-1].item()) == pytest.approx((-4.1, 4.1))
-    assert dataset.domain(0) == (2, 4) and torch.equal(
-        dataset.task_data(2).data, stream("seq-poly1d").task_data(0).data
-    )
+    torch.testing.assert_close(dataset.plot_inputs(), torch.linspace(-4.1, 4.1, 200).unsqueeze(1))
+    last = stream("seq-poly1d").task_data(2)
+    assert dataset.domain(0) == (2, 4) and torch.equal(dataset.task_data(0).data, last.data)
 
 
 def r2(*batches):
@@ -166,10 +164,8 @@ def test_early_stopping_watches_the_error():
 
 
 def test_the_default_network_is_that_of_the_stream_and_reads_vectors():
-    sizes = {
-        name: experiment("sgd", dataset=name).model.net.get_params().numel() for name in ("seq-poly1d", "seq-gmm2d")
-    }
-    assert sizes == {"seq-poly1d": 141, "seq-gmm2d": 206}
+    nets = [experiment("sgd", dataset=name).model.net for name in ("seq-poly1d", "seq-gmm2d")]
+    assert [net.get_params().numel() for net in nets] == [141, 206]
     assert experiment("sgd", "--mlp_hidden_size", "50", dataset="seq-poly1d").model.net.feature_dim == 50
 
 
@@ -240,8 +236,11 @@ def test_the_documented_example(tmp_path):
     assert exp.run.matrices["domain-il"][2, 2] > 50
 
 
-@pytest.mark.parametrize("name", ["seq-poly1d", "seq-gmm2d"])
-def test_replay_on_vectors_keeps_the_contract(name):
-    case = Command("er", "--buffer_size", "20", dataset=name)
+@pytest.mark.parametrize(
+    "name, more", [("seq-poly1d", []), ("seq-gmm2d", []), ("seq-language", ["--n_tasks", "2", "--debug_mode"])]
+)
+def test_replay_keeps_the_contract(name, more):
+    case = Command("er", "--buffer_size", "40", *more, dataset=name)
+    conformance.looking_changes_nothing(case)
     conformance.observe_never_waits(case)
     conformance.resumes_exactly(case, elsewhere=False)
