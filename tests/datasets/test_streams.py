@@ -183,18 +183,16 @@ def test_interleave():
 
 @pytest.mark.parametrize("option, replaces_test", [("--validation", True), ("--holdout", False)])
 def test_held_out_data(option, replaces_test):
-    dataset, plain, raw = stream("seq-digits", option, "20"), stream("seq-digits"), digits("./data")
-    for d in (dataset, plain):
-        d.get_data_loaders()
+    dataset, other = (stream("seq-digits", option, "20", "--seed", seed) for seed in "01")
+    (_, plain), raw = stream("seq-digits").get_data_loaders(), digits("./data")
+    train, held_out = dataset.enter_task(0).dataset, dataset.held_out_loader.dataset
     n = [(raw.train_y == c).sum().item() for c in (0, 1)]
     held = sum(round(0.2 * k) for k in n)
-    assert len(dataset.train_loader.dataset) == sum(n) - held
-    assert len(dataset.held_out_loader.dataset) == held
-    held_rows = set(dataset.held_out_loader.dataset.rows.tolist())
-    assert not held_rows & set(dataset.train_loader.dataset.rows.tolist())
-    assert len(dataset.test_loaders[0].dataset) == (held if replaces_test else len(plain.test_loaders[0].dataset))
-    other = stream("seq-digits", option, "20", "--seed", "1")
-    other.get_data_loaders()
+    assert len(train) == sum(n) - held and len(held_out) == held
+    held_rows = set(held_out.rows.tolist())
+    assert not held_rows & set(train.rows.tolist())
+    assert len(dataset.test_loaders[0].dataset) == (held if replaces_test else len(plain.dataset))
+    other.enter_task(0)
     assert set(other.held_out_loader.dataset.rows.tolist()) != held_rows
 
 
