@@ -16,6 +16,7 @@ from datasets.seq_language import N_TEST, N_TRAIN, VOCABULARY
 from datasets.utils.scores import IGNORED, TokenLoss, TokenScore
 from datasets.utils.task import Task, TokenTask
 from models.sgd import SGD
+from models.utils.fisher import fisher_diagonal
 from tests.models.helpers import experiment, finished
 from utils import registry
 from utils.check import cases
@@ -229,6 +230,20 @@ def test_the_gru_is_that_of_torch():
     theirs.load_state_dict(mine)
     x = torch.randint(0, 40, (3, 16))
     torch.testing.assert_close(net.features(x), theirs(net.embedding(x))[0])
+
+
+@pytest.mark.parametrize("net", [GRU(8, 5, 4, 6), Transformer((4, 8), 5, 8, 1, 2)], ids=lambda n: n.NAME)
+def test_fisher_information_of_sequences(net):
+    x, y = torch.randint(0, 8, (5, 4)), torch.randint(0, 5, (5, 4))
+    y[:, 0] = IGNORED
+    total = 0
+    for i in range(5):
+        net.zero_grad()
+        F.cross_entropy(net(x[i : i + 1])[0], y[i], reduction="sum").backward()
+        total = total + net.get_grads() ** 2
+    torch.testing.assert_close(fisher_diagonal(net, [(x, y)], "empirical"), total / 5)
+    with pytest.raises(UserError, match="mc or empirical"):
+        fisher_diagonal(net, [(x, y)], "exact")
 
 
 @pytest.mark.parametrize("mode", ["tagged", "multihead"])

@@ -1,4 +1,4 @@
-"""The buffer: reservoir sampling in distribution, draws, fields, state."""
+"""The buffer: reservoir sampling in distribution, draws and fields."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.models.helpers import reload
 from utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
 
 
@@ -101,23 +100,6 @@ def test_empty_and_wrong_fields():
         Buffer(0)
 
 
-@pytest.mark.parametrize("kind, fields", [(Buffer, {}), (SelectiveBuffer, {"admitted": torch.arange(20) % 3 > 0})])
-def test_state_goes_on_exactly(kind, fields):
-    buffers = []
-    for seed in (0, 5):
-        torch.manual_seed(seed)
-        buffers.append(kind(5))
-    first, second = buffers
-    first.add_data(torch.arange(20), labels=torch.arange(20.0), **fields)
-    reload(first, second)
-    for buffer in buffers:
-        buffer.add_data(torch.arange(20, 40), labels=torch.arange(20.0), **fields)
-    assert all(torch.equal(a, b) for a, b in zip(first.get_all_data(), second.get_all_data(), strict=True))
-    assert torch.equal(first.get_data(4)[0], second.get_data(4)[0]) and first.labels.dtype == torch.float32
-    second.empty()
-    assert second.is_empty() and len(second) == 0
-
-
 def test_replace_writes_the_rows_that_were_taken():
     buffer = filled(10)
     images = torch.full((3, 1, 2, 2), 99, dtype=torch.uint8)
@@ -205,3 +187,5 @@ def test_a_selective_buffer_draws_filled_slots():
     # Rows of one draw are distinct, hence the factor (n - 1) / (n - k).
     assert stats.chi2.sf(((counts - 300) ** 2 / 300).sum().item() * 49 / 40, 49) > 1e-3
     assert len(buffer.get_data(99)[0]) == 50
+    buffer.empty()
+    assert buffer.is_empty() and int(buffer.num_admitted) == 0
