@@ -44,11 +44,10 @@ class MNISTMLP(Backbone):
         return cls(in_size, num_classes, args.mlp_hidden_size, args.mlp_hidden_layers)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        x, out = x.flatten(1), []
+        out = [x.flatten(1)]
         for layer in self.layers:
-            x = F.relu(layer(x))  # not nn.ReLU: on a network this small every module call shows
-            out.append(x)
-        return out
+            out.append(F.relu(layer(out[-1])))  # not nn.ReLU: on a network this small every module call shows
+        return out[1:]
 
     def chain(self):
         first, *others = self.layers

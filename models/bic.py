@@ -21,36 +21,27 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import features_of, refill, share, with_exemplars
-from models.utils.snapshot import Snapshot
-from utils.args import add_rehearsal_args, non_negative_float, non_negative_int
-from utils.buffer import Buffer
+from models.utils.exemplars import Exemplars, features_of, refill, share
+from utils.args import non_negative_float, non_negative_int
 from utils.randomness import permutation
 
 VALIDATION, TEMPERATURE = 0.1, 2.0  # share of the exemplars, T: those of the paper
 
 
-class BiC(ContinualModel):
+class BiC(Exemplars):
     NAME = "bic"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser, minibatch=False)
-        parser.add_argument("--bic_epochs", type=non_negative_int, default=250, help="epochs of stage 2")
-        parser.add_argument(
-            "--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm"
-        )
+        add = Exemplars.get_parser(parser).add_argument
+        add("--bic_epochs", type=non_negative_int, default=250, help="epochs of stage 2")
+        add("--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot()
-        self.sizes: list[int] = []
-        self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         # Factor and summand of every logit: now, and of the teacher's.
         identity = torch.stack((torch.ones(backbone.num_classes), torch.zeros(backbone.num_classes)))
         self.register_buffer("correction", identity.to(self.device))
@@ -76,8 +67,8 @@ class BiC(ContinualModel):
         return torch.cat([training for training, _ in self.split(data.targets)])
 
     def begin_task(self, dataset):
-        if self.current_task > 0:
-            self.teacher.take(self.net)
+        super().begin_task(dataset)
+        if self.teacher:
             self.old_correction = self.correction.clone()
             self.correction[0], self.correction[1] = 1, 0
 
@@ -114,7 +105,7 @@ class BiC(ContinualModel):
         """Stage 2: fit the new classes' factor and summand."""
         past, seen = self.n_past_classes, self.n_seen_classes
         with torch.no_grad():
-            logits = self.net.classifier(features_of(self.net, images, self.normalization_transform))[:, :seen]
+            logits = self.net.classifier(features_of(self, images))[:, :seen]
         affine = torch.tensor([1.0, 0.0], device=self.device, requires_grad=True)
         optimizer = torch.optim.Adam([affine], lr=0.001)
         for _ in range(self.args.bic_epochs):
@@ -130,9 +121,8 @@ class BiC(ContinualModel):
         return self.net(x) * self.correction[0] + self.correction[1]
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = with_exemplars(self, inputs, labels)
+        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen = self.n_past_classes, self.n_seen_classes
-        self.opt.zero_grad()
         logits = self.net(inputs)
         terms = {"ce": (1 - past / seen) * self.loss(logits[:, :seen], labels)}
         if self.teacher:
@@ -142,7 +132,4 @@ class BiC(ContinualModel):
             terms["kd"] = past / seen * F.cross_entropy(logits[:, :past] / TEMPERATURE, soft)
         if self.args.wd_reg:
             terms["wd"] = self.args.wd_reg * sum(p.square().sum() for p in self.net.parameters())
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

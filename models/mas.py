@@ -9,14 +9,12 @@ Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 """
 
 from datasets.utils.task import ClassTask, TokenTask
-from models.utils.continual_model import ContinualModel
 from models.utils.fisher import sum_over_gradients
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from utils import panels
+from models.utils.quadratic import Regularised, add_update_argument, regularised_step
 from utils.args import non_negative_float, positive_int
 
 
-class MAS(ContinualModel):
+class MAS(Regularised):
     NAME = "mas"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask)
@@ -25,12 +23,7 @@ class MAS(ContinualModel):
     def get_parser(parser):
         parser.add_argument("--mas_lambda", type=non_negative_float, default=1.0, help="strength of the penalty")
         parser.add_argument("--n_mas", type=positive_int, help="examples of the importance (default: all)")
-        add_update_argument(parser)
-        return parser
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.penalty = Quadratic()
+        return add_update_argument(parser)
 
     def end_task(self, dataset):
         low, high = dataset.get_offsets(self.current_task) if self.args.multi_head else (0, None)
@@ -51,6 +44,3 @@ class MAS(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         return regularised_step(self, loss, self.penalty, 2 * self.args.mas_lambda)
-
-    def report(self, dataset, tasks):
-        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

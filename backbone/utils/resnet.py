@@ -64,12 +64,10 @@ class SmallImageResNet(Backbone):
         return self.stem(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        x = self.stemmed(x)
-        out = []
+        out = [self.stemmed(x)]
         for layer in self.layers:
-            x = layer(x)
-            out.append(x)
-        return [*out, x.mean((2, 3))]
+            out.append(layer(out[-1]))
+        return [*out[1:], out[-1].mean((2, 3))]
 
     def chain(self):
         # A stage ends with a ReLU; the one here is that of the sum where a method adds something to the stage.

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from models.utils.continual_model import ContinualModel
+from utils import panels
 
 
 class Quadratic(nn.Module):
@@ -55,13 +57,14 @@ class Quadratic(nn.Module):
 
 
 def add_update_argument(parser) -> None:
-    """`--ewc_update`: how the penalty enters a step."""
+    """`--ewc_update`: how the penalty enters a step; returns the parser."""
     parser.add_argument(
         "--ewc_update",
         choices=["prox", "explicit"],
         default="prox",
         help="prox: closed-form step on the penalty after the task's step; explicit: its gradient is added",
     )
+    return parser
 
 
 def regularised_step(
@@ -106,3 +109,14 @@ def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tenso
         mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
         sizes.append((group["lr"] / (mean.sqrt() + group["eps"])).flatten())
     return torch.cat(sizes)
+
+
+class Regularised(ContinualModel):
+    """A method whose loss is joined by a `penalty`; the report shows how much each parameter matters to it."""
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.penalty = Quadratic()
+
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -48,7 +48,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         images, labels = _test_images(dataset, tasks)
         actions, v, _ = _passes(net, images)
         shape = net.nf, tuple(dataset.SIZE[1:]), model.num_classes
-        agents, dense = agent_macs(*shape[:2], model.args.hidden_dim_ratio), dense_macs(*shape)
+        agents, dense = agent_macs(net.nf, model.args.hidden_dim_ratio), dense_macs(*shape)
 
         def macs(masks: Tensor) -> float:
             return (kept_macs(kept_fractions(masks, len(net.agents)), *shape).mean().item() + agents) / dense
