@@ -16,8 +16,6 @@ alpha and beta. An evaluation within a task is not corrected.
 Reference: Wu et al. 2019, "Large Scale Incremental Learning", sections 3 and 4, equations 1-6.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -47,10 +45,10 @@ class BiC(Exemplars):
         self.register_buffer("correction", identity.to(self.device))
         self.register_buffer("old_correction", identity.to(self.device))
 
-    def validation_slots(self, n):
-        """Which of n exemplars of a class are for validation; those of fewer exemplars are among them."""
-        s = VALIDATION
-        return [i for i in range(n) if math.floor(i * s) > math.floor((i - 1) * s)]
+    def held_out(self, n):
+        """Which of n exemplars of a class are for validation (n,) bool; those of fewer exemplars are among them."""
+        i = torch.arange(n, dtype=torch.float64)
+        return (i * VALIDATION).floor() > ((i - 1) * VALIDATION).floor()
 
     def split(self, labels):
         """(training, held-out) positions of each class of a task, shuffled by the seed."""
@@ -59,7 +57,7 @@ class BiC(Exemplars):
         for c in classes:
             rows = (labels == c).nonzero().squeeze(1)
             rows = rows[permutation(len(rows), self.args.seed, "exemplars", c).to(rows.device)]
-            held_out = len(self.validation_slots(min(quota, len(rows))))
+            held_out = int(self.held_out(min(quota, len(rows))).sum())
             parts.append((rows[held_out:], rows[:held_out]))
         return parts
 
@@ -73,30 +71,27 @@ class BiC(Exemplars):
             self.correction[0], self.correction[1] = 1, 0
 
     def begin_epoch(self, epoch, dataset):
-        slots = torch.cat([torch.arange(0)] + [self.slots(c, validation=False) for c in range(len(self.sizes))])
+        slots = self.slots(validation=False)
         self.order = slots[torch.randperm(len(slots))].to(self.device)
 
-    def slots(self, c, validation):
-        """The buffer's rows of class c that are for validation, or those that are not."""
-        mask = torch.zeros(self.sizes[c], dtype=torch.bool)
-        mask[self.validation_slots(self.sizes[c])] = True
-        return sum(self.sizes[:c]) + (mask == validation).nonzero().squeeze(1)
+    def slots(self, validation):
+        """The buffer's rows that are for validation, or those that are not."""
+        held_out = torch.cat([torch.zeros(0, dtype=torch.bool), *map(self.held_out, self.sizes)])
+        return (held_out == validation).nonzero().squeeze(1)
 
     def end_task(self, dataset):
         data = dataset.task_data(self.current_task)
         images, labels = data.data, data.targets
         parts = self.split(labels)
         if self.sizes:
-            slots = torch.cat([self.slots(c, validation=True) for c in range(len(self.sizes))])
-            old, old_labels = self.buffer.get_data_by_index(slots)
+            old, old_labels = self.buffer.get_data_by_index(self.slots(validation=True))
             new = torch.cat([held_out for _, held_out in parts])
             x = torch.cat((old, images[new].to(old.device)))
             self.fit(x, torch.cat((old_labels, labels[new].to(old.device))))
         n, chosen = share(self.buffer, self.n_seen_classes), []
         for training, held_out in parts:
             rows = training.new_empty(min(n, len(training) + len(held_out)))
-            mask = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-            mask[self.validation_slots(len(rows))] = True
+            mask = self.held_out(len(rows)).to(rows.device)
             rows[mask], rows[~mask] = held_out[: mask.sum()], training[: (~mask).sum()]
             chosen.append({"examples": images[rows], "labels": labels[rows]})
         self.sizes = refill(self.buffer, self.sizes, n, chosen)

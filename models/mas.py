@@ -8,6 +8,8 @@ The absolute value is taken per example. The penalty takes a proximal step by de
 Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 """
 
+from torch.nn.utils import parameters_to_vector
+
 from datasets.utils.task import ClassTask, TokenTask
 from models.utils.fisher import sum_over_gradients
 from models.utils.quadratic import Regularised, add_update_argument, regularised_step
@@ -36,7 +38,7 @@ class MAS(Regularised):
                 yield inputs, labels, None
 
         total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., low:high].pow(2).sum(), power=1)
-        omega = total / count
+        omega = parameters_to_vector(total.values()) / count
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):

@@ -49,14 +49,10 @@ class SmallImageResNet(Backbone):
         self.stem = nn.Sequential(
             nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
-        channels, stages = widths[0], []
-        for s, width in enumerate(widths):
-            stage = []
-            for b in range(blocks):
-                stage.append(BasicBlock(channels, width, 2 if s and not b else 1, padded))
-                channels = width
-            stages.append(nn.Sequential(*stage))
-        self.layers = nn.ModuleList(stages)
+        self.layers = nn.ModuleList()
+        for stride, i, o in zip([1, *[2] * len(widths)], [widths[0], *widths], widths, strict=False):
+            others = (BasicBlock(o, o, 1, padded) for _ in range(blocks - 1))
+            self.layers.append(nn.Sequential(BasicBlock(i, o, stride, padded), *others))
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     def stemmed(self, x: Tensor) -> Tensor:

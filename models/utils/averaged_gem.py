@@ -7,11 +7,7 @@ from models.utils.rehearsal import Rehearsal
 
 
 class AveragedGEM(Rehearsal):
-    """g~ = g - (<g, g_ref> / <g_ref, g_ref>) g_ref  where <g, g_ref> < 0, else g.
-
-    g_ref is the gradient of the loss on `--minibatch_size` examples of the buffer, which a subclass fills. Chaudhry et
-    al. 2019, "Efficient Lifelong Learning with A-GEM", equation 11.
-    """
+    """What `agem` and `agem_r` have in common; their files have the formula. A subclass fills the buffer."""
 
     TASKS = (ClassTask, TokenTask, RegressionTask)
 

@@ -56,12 +56,13 @@ IDS = ["mnistmlp", "convnet", "convnet-batchnorm", "resnet32"]
 @pytest.mark.parametrize("network", NETWORKS, ids=IDS)
 def test_own_parameters_from_outside_give_the_network_itself(network):
     torch.manual_seed(0)
-    net = randomise(network()).eval()
-    external, x = ExternalWeights(net), torch.randn(4, *CHANNELS)
-    weights, statistics = given(net, external)
+    nets, x = [randomise(network()).eval() for _ in range(3)], torch.randn(4, *CHANNELS)
+    external = ExternalWeights(nets[0])
+    weights, statistics = zip(*(given(net, external) for net in nets), strict=True)
+    weights, statistics = torch.cat(weights), None if statistics[0] is None else torch.cat(statistics)
     assert external.size == weights.shape[1] and not list(external.parameters()) and not external.state_dict()
     out, seen = external.apply(weights, x, None, statistics)
-    torch.testing.assert_close(out[0], net(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out, torch.stack([net(x) for net in nets]), rtol=1e-4, atol=1e-4)
     assert seen is None
     assert external.n_statistics == (0 if statistics is None else statistics.shape[1])
 
@@ -88,27 +89,6 @@ def test_a_vector_of_zeros_has_gains_of_one():
     }
     means, variances = external.initial_statistics().chunk(2)
     assert not means.any() and (variances == 1).all()
-
-
-@pytest.mark.parametrize("network", [NETWORKS[0], little_resnet], ids=["mnistmlp", "resnet"])
-def test_many_weight_vectors_are_applied_one_by_one(network):
-    torch.manual_seed(0)
-    net = network()
-    external, x = ExternalWeights(net), torch.randn(5, *CHANNELS)
-    weights = 0.3 * torch.randn(3, external.size)
-    statistics = torch.rand(3, external.n_statistics) + 0.5 if external.n_statistics else None
-    out = external(weights, x, statistics=statistics)
-    assert out.shape == (3, 5, 6)
-    net.eval()
-    for s in range(3):
-        net.set_params(weights[s] if external.centre is None else weights[s] + external.centre)
-        if statistics is not None:
-            sizes = [m.num_features for m in normalisations(net)]
-            for layer, mean, var in zip(
-                normalisations(net), *(p.split(sizes) for p in statistics[s].chunk(2)), strict=True
-            ):
-                layer.running_mean.copy_(mean), layer.running_var.copy_(var)
-        torch.testing.assert_close(out[s], net(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", [NETWORKS[0], little_resnet], ids=["mnistmlp", "resnet"])

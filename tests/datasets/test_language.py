@@ -257,6 +257,8 @@ def test_fisher_information_of_sequences(net):
         F.cross_entropy(net(x[i : i + 1])[0], y[i], reduction="sum").backward()
         total = total + net.get_grads() ** 2
     torch.testing.assert_close(fisher_diagonal(net, [(x, y)], "empirical"), total / 5)
+    with pytest.raises(UserError, match="mc or empirical"):
+        fisher_diagonal(net, [(x, y)], "exact")
 
 
 @pytest.mark.parametrize("mode", ["tagged", "multihead"])

@@ -12,11 +12,11 @@ from backbone.resnet32 import ResNet32
 from backbone.utils.resnet import SmallImageResNet
 from backbone.utils.wrapped import Wrapped
 from models.hat import HAT
-from models.packnet import CapacityError, PackNet
+from models.packnet import PackNet
 from models.pnn import PNN
 from models.utils.held import Held
 from tests.models.helpers import FakeStream, enter, experiment, learn_task, options
-from utils.errors import UserError
+from utils.errors import TrainingFailed, UserError
 
 
 def sequential(*widths):
@@ -190,7 +190,7 @@ def test_packnet_without_room_names_layer_and_task():
     enter(model, model.dataset, 0)
     with pytest.warns(UserWarning, match="nothing to prune in net.0.weight"):
         model.prune(0.5, None)  # round(.5) = 0
-    with pytest.raises(CapacityError, match="net.0.weight for task 1"):
+    with pytest.raises(TrainingFailed, match="net.0.weight for task 1"):
         enter(model, model.dataset, 1)
     with pytest.raises(UserError, match="--prune_percentage 1: expected"):
         method(PackNet, sequential(1, 1, 6), 3, 2, "--prune_percentage", "1")
