@@ -38,9 +38,7 @@ class ConvNet(Backbone):
     @classmethod
     def from_args(cls, args, in_size, num_classes):
         if args.norm == "group" and args.width % 4:
-            raise UserError(
-                f"--width {args.width}: --norm group needs a multiple of 4; change it or take another --norm"
-            )
+            raise UserError(f"--width {args.width}: --norm group needs a multiple of 4: change it, or --norm")
         return cls(in_size, num_classes, args.norm, args.width)
 
     def stages(self, x: Tensor) -> list[Tensor]:

@@ -85,13 +85,11 @@ class ExternalWeights(nn.Module):
         parts = self._parts(weights, head)
         if self.plain_layers is not None:
             return self._plain(parts, x), None
-        template = self._template[0]
-        if not self.statistics_of:
-            return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
+        template = self._template[0].train(statistics is None)
         if statistics is not None:
-            template.eval()
-            return vmap(lambda p: functional_call(template, p, (x,)))(parts | self._statistics(statistics)), None
-        template.train()
+            parts |= self._statistics(statistics)
+        if statistics is not None or not self.statistics_of:
+            return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
 
         def with_statistics(p):
             out = functional_call(template, p, (x,))

@@ -41,11 +41,6 @@ class Quadratic(nn.Module):
         drift = theta - self.centre
         return 0.5 * (self.weight * drift).dot(drift)
 
-    def add_gradient(self, net: Backbone, strength: float) -> None:
-        """Explicit form: add strength * A (theta - c) to the gradients; diverges when lr * strength * max A > 2."""
-        pull = self.weight * (net.get_params() - self.centre)
-        net.set_grads(net.get_grads().add_(pull, alpha=strength))
-
     def contract(self, net: Backbone, strength: float, lr: float | Tensor) -> None:
         """Proximal step after the task's own: theta <- (theta + s A c) / (1 + s A) with s = lr * strength.
 
@@ -81,7 +76,9 @@ def regularised_step(
     # A value to log only: the penalty enters below, without a graph over all parameters.
     held = strength * penalty.value(model.net.get_params())
     if model.args.ewc_update == "explicit":
-        penalty.add_gradient(model.net, strength)
+        # Diverges where lr * strength * max A > 2.
+        pull = penalty.weight * (model.net.get_params() - penalty.centre)
+        model.net.set_grads(model.net.get_grads().add_(pull, alpha=strength))
         model.opt.step()
     else:
         model.opt.step()

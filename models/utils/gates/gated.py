@@ -46,9 +46,8 @@ class GatedModel(ContinualModel):
         self.image_size = dataset.SIZE[1:]
         # One count over the whole run, so that a task too short for the warm-up does not start it anew.
         self.count = 0
-        self.counts_epochs = (
-            args.n_epochs > 1 and args.fitting_mode != "iters" and dataset.SETTING != "general-continual"
-        )
+        by_iterations = args.fitting_mode == "iters" or dataset.SETTING == "general-continual"
+        self.counts_epochs = args.n_epochs > 1 and not by_iterations
         if args.warmup and self.counts_epochs and args.n_epochs <= WARMUP:
             raise UserError(
                 f"--warmup trains {WARMUP} epochs without gates, a task has --n_epochs {args.n_epochs}: use one epoch "
