@@ -60,14 +60,10 @@ class Hyper(GeneratedHeads):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         t, args = self.current_task, self.args
-        self.opt.zero_grad()
         logits = task_logits(self.net.features(inputs), self.heads(t + 1))
         terms = {"ce": self.loss(logits[t], labels - self.n_past_classes)}
         if t > 0 and args.hyper_w > 0:
             with torch.no_grad():
                 taught = task_logits(self.teacher.copy.features(inputs), self.teacher_heads)
             terms["kd"] = args.hyper_w * kd(logits[:t], taught, TEMPERATURE).mean(1).sum()
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

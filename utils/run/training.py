@@ -57,7 +57,7 @@ def train_task(exp: Experiment, at: Position) -> None:
                 losses = model.meta_observe(inputs, labels, raw, epoch)
                 at.move()
                 log.step(losses, at)
-            model.meta_end_epoch(epoch, stream)
+            model.end_epoch(epoch, stream)
             if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0:
                 evaluate_run(exp, at, epoch)
             at.batch = 0
