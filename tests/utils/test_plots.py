@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils import charts
-from utils.log import network_plots, plots
+from utils.log import plots
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
 STOPPED = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [np.nan] * 3])
@@ -34,7 +34,7 @@ def test_terms_by_task_worked_example():
 
 
 def test_capacity_rises():
-    axes = network_plots.capacity_bars([500, 200, 100], 1000).axes[0]
+    axes = plots.capacity_bars([500, 200, 100], 1000).axes[0]
     before, own = axes.containers
     assert [bar.get_height() for bar in before] == [0, 500, 700]
     assert [bar.get_y() + bar.get_height() for bar in own] == [500, 700, 800]
@@ -50,7 +50,7 @@ def test_confusion_is_in_percent_of_the_true_class():
 def test_embedding_draws_every_point_once(tasks, classes, tmp_path):
     rng = np.random.default_rng(0)
     task = np.repeat(np.arange(tasks), 40)
-    figure = network_plots.embedding(
+    figure = plots.embedding(
         rng.normal(size=(len(task), 2)), task, rng.integers(0, classes, len(task)), [0.5, 0.1]
     )
     assert sum(len(part.get_offsets()) for part in figure.axes[0].collections) == len(task)
@@ -64,15 +64,15 @@ def test_plots_of_any_length_draw(n, tmp_path):
     curve = plots.mean_curve(matrix)
     for figure in (
         plots.accuracy_curves(matrix),
-        plots.average_curve(matrices),
+        plots.average_curves({name: plots.mean_curve(m)[None] for name, m in matrices.items()}),
         plots.accuracy_matrix(matrix),
-        plots.term_bars("bwt", {name: plots.terms_per_task("bwt", m) for name, m in matrices.items()}),
-        network_plots.capacity_bars([10] * n, 10 * n),
-        network_plots.importance_histogram(np.arange(n), np.arange(n + 1.0), 0.1),
+        plots.term_bars("bwt", {name: {1: -2.0, n: 3.0} for name in matrices}),
+        plots.capacity_bars([10] * n, 10 * n),
+        plots.importance_histogram(np.arange(n), np.arange(n + 1.0), 0.1),
         charts.confusion_matrix(matrix),
         plots.comparison_bars({f"method {k}": (50.0 - k, 1.0) for k in range(n)}, "accuracy (%)", "Comparison"),
-        plots.seed_curves({"class-il": np.stack([curve, curve])}),
-        plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}, 0.1) for k in range(3 * n)]),
+        plots.average_curves({"class-il": np.stack([curve, curve])}),
+        plots.loss_curves([(k, {"loss": 100.0 / (k + 1)}, 0.1) for k in range(3 * n)], ["loss"]),
     ):
         figure.savefig(tmp_path / "x.png", dpi=40)
         labels = [t for axes in figure.axes for t in axes.get_xticklabels() if t.get_text()]
@@ -84,19 +84,20 @@ def test_plots_of_any_length_draw(n, tmp_path):
 
 def test_loss_axis_and_long_runs():
     long = [(k, {"loss": 1.0 + 99.0 * (k == 0)}, 0.1) for k in range(5000)]
-    axes = plots.loss_curves(long, task_ends=[2500]).axes[0]
+    axes = plots.loss_curves(long, ["loss"], task_ends=[2500]).axes[0]
     assert len(axes.lines[0].get_xdata()) == 1000
-    assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": 1.0}, 0.1)]).axes[0].get_yscale() == "log"
-    assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": -1.0}, 0.1)]).axes[0].get_yscale() == "linear"
-    mixed = plots.loss_curves([(k, {"loss": -50.0 - k, "ce": 0.5}, 0.1) for k in range(3)]).axes[0]
+    assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": 1.0}, 0.1)], ["loss"]).axes[0].get_yscale() == "log"
+    assert plots.loss_curves([(0, {"loss": 100.0}, 0.1), (1, {"loss": -1.0}, 0.1)], ["loss"]).axes[0].get_yscale() == "linear"
+    mixed = plots.loss_curves([(k, {"loss": -50.0 - k, "ce": 0.5}, 0.1) for k in range(3)], ["loss", "ce"]).axes[0]
     assert mixed.get_yscale() == "symlog" and mixed.get_ylim()[0] < -50
-    many = plots.loss_curves([(k, {f"term {n}": n + k for n in range(14)}, 0.1) for k in range(3)]).axes[0]
+    names = [f"term {n}" for n in range(14)]
+    many = plots.loss_curves([(k, {name: 1.0 + k for name in names}, 0.1) for k in range(3)], names).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in many.lines}) == 14
-    assert plots.loss_curves([]).axes
+    assert plots.loss_curves([], []).axes
 
 
 def test_scores_below_zero_stay_on_the_plot():
-    axes = plots.average_curve({"domain-il": np.array([[-20.0]])}).axes[0]
+    axes = plots.average_curves({"domain-il": np.array([[-20.0]])}).axes[0]
     assert axes.get_ylim()[0] < -20
 
 

@@ -17,8 +17,8 @@ from utils.args import NEUTRAL
 from utils.atomic import write_text
 from utils.errors import UserError
 from utils.log import plots
-from utils.log.page import count, image, page, section, table
-from utils.metrics import METRICS
+from utils.log.page import count, images, page, section, table
+from utils.metrics import METRICS, spread
 
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}
@@ -64,12 +64,13 @@ def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
 
 def measured(rows: Sequence[Row]) -> dict[str, Spread]:
     """Mean, sample standard deviation and number of runs of every measure that is defined."""
-    from utils.log.report import spread
-
     out = {}
     for measure, column in MEASURES.items():
-        values = [_number(row.get(column or _last_task(row))) for row in rows]
-        known = [value for value in values if value is not None]
+        texts = [row.get(column or _last_task(row)) for row in rows]
+        try:
+            known = [float(text) for text in texts if text]
+        except ValueError as e:
+            raise UserError(f"{measure} in a mean_accs.csv is no number: {e}") from None
         if known:
             mean, deviation, _, n = spread(known)
             out[measure] = (mean, deviation, n)
@@ -90,13 +91,13 @@ def write_comparison(tables: dict[tuple[str, str], list[tuple[str, Row]]], path:
 
 
 def _bars(found: dict[str, dict[str, Spread]]) -> str:
-    images = []
+    figures = []
     for measure, unit, highest in (("final accuracy", "%", 112), ("forgetting", "points", None)):
         bars = {name: values[measure][:2] for name, values in found.items() if measure in values}
         if bars:
             title = f"{measure.capitalize()}: mean and standard deviation over runs"
-            images.append(image(plots.comparison_bars(bars, f"{measure} ({unit})", title, highest), measure))
-    return f'<div class="plots">{"".join(images)}</div>'
+            figures.append((plots.comparison_bars(bars, f"{measure} ({unit})", title, highest), measure, False))
+    return images(figures)
 
 
 def _numbers(found: dict[str, dict[str, Spread]]) -> str:
@@ -112,7 +113,7 @@ def _numbers(found: dict[str, dict[str, Spread]]) -> str:
         "joint training on all tasks minus learning accuracy.</p>"
     )
     head = ["method", "runs", *MEASURES, "intransigence"]
-    return table(head, rows, "dense", numeric=range(1, len(head))) + note
+    return table(head, rows, texts=1, dense=True) + note
 
 
 def _is_score(name: str) -> bool:
@@ -121,13 +122,6 @@ def _is_score(name: str) -> bool:
 
 def _last_task(row: Row) -> str:
     return f"task{max((int(name[4:]) for name in row if _is_score(name)), default=0)}"
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
 
 
 def main(argv: list[str]) -> int:
