@@ -127,19 +127,16 @@ def test_files_of_a_run(tmp_path, folder, capsys):
     assert "Forgetting criterion" in page and "predictions on test images of seg" in page and "Overall: " in page
 
 
-def a_verdict(baseline, achieved, floor):
-    (row,) = criterion.verdicts(["a"], [baseline], [achieved])
-    row.floor = floor
-    return row
-
-
 def test_what_was_kept_above_the_floor():
-    assert a_verdict(60.0, 40.0, 20.0).kept == 50
-    assert math.isnan(a_verdict(20.0, 25.0, 20.0).kept) and math.isnan(a_verdict(math.nan, 25.0, 20.0).kept)
+    kept = [
+        criterion.Verdict("a", *scores, floor=20.0).kept for scores in ((60.0, 40.0), (20.0, 25.0), (math.nan, 25.0))
+    ]
+    assert kept[0] == 50 and all(map(math.isnan, kept[1:]))
 
 
 def test_the_table_carries_both_readings():
-    rows = criterion.verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
+    scores = {"seg": (22.08, 20.47), "det": (83.40, 78.94), "cls": (100.0, 100.0)}
+    rows = [criterion.Verdict(name, *values) for name, values in scores.items()]
     assert criterion.overall(rows, "absolute") and not criterion.overall(rows, "relative")
     assert criterion.cells(rows[0])[2:9] == ["22.08", "20.47", "-1.61", "17.08", "PASS", "20.98", "FAIL"]
     assert len(criterion.cells(rows[0])) == len(criterion.COLUMNS)

@@ -1,6 +1,8 @@
 """What a run is made of, where it stands, and what is known of it so far."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,14 @@ class Evaluation:
     epoch: int | None
     scores: dict[str, list[float]]
     others: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def values(self, score: str) -> Iterator[tuple[str, str, int, float]]:
+        """(metric, scenario, task, value) of everything that is defined; `score` is the name of what `scores` holds."""
+        for metric, scenarios in {score: self.scores, **self.others}.items():
+            for scenario, values in scenarios.items():
+                for task, value in enumerate(values):
+                    if not isnan(value):
+                        yield metric, scenario, task, float(value)
 
 
 @dataclass

@@ -31,7 +31,5 @@ class Logger:
 
 def seen_mean(scores: list[float], trained: int) -> float:
     """Mean score over the tasks up to the one being trained, or over all where none is; nan without any score."""
-    scores = np.asarray(scores, dtype=np.float64)
-    scores = scores[: trained + 1] if trained >= 0 else scores
-    scores = scores[~np.isnan(scores)]
-    return float(scores.mean()) if scores.size else float("nan")
+    seen = np.asarray(scores[: trained + 1] if trained >= 0 else scores, dtype=np.float64)
+    return float(np.nanmean(seen)) if not np.isnan(seen).all() else float("nan")
