@@ -55,6 +55,8 @@ class Fake:
         return self.experiments.get(name)
 
     def create_experiment(self, name, artifact_location=None):
+        if name in self.experiments:
+            raise ValueError(f"{name} exists")
         self.experiments[name] = SimpleNamespace(experiment_id=name, lifecycle_stage="active", place=artifact_location)
         return name
 

@@ -66,7 +66,7 @@ def test_plots_of_any_length_draw(n, tmp_path):
         plots.accuracy_curves(matrix),
         plots.average_curves({name: plots.mean_curve(m)[None] for name, m in matrices.items()}),
         plots.accuracy_matrix(matrix),
-        plots.term_bars("bwt", {name: {1: -2.0, n: 3.0} for name in matrices}),
+        plots.term_bars("bwt", {name: np.linspace(-2, 3, n) for name in matrices}),
         plots.capacity_bars([10] * n, 10 * n),
         plots.importance_histogram(np.arange(n), np.arange(n + 1.0), 0.1),
         charts.confusion_matrix(matrix),

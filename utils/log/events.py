@@ -61,10 +61,8 @@ class Log:
 
     def step(self, losses: Any, at: Position) -> None:
         """Note the result of one `observe`: tensor, float or dict with 'loss'."""
-        if type(losses) is dict:
-            losses = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in losses.items()}
-        elif isinstance(losses, torch.Tensor):
-            losses = losses.detach()
+        losses = losses if isinstance(losses, dict) else {"loss": losses}
+        losses = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in losses.items()}
         self.pending.append(losses)
         if len(self.pending) == FLUSH_EVERY:
             self.flush(at)
@@ -96,8 +94,7 @@ class Log:
         Raises:
             TrainingFailed: one of them is not finite; names the step, the task and the terms.
         """
-        rows = [losses if isinstance(losses, dict) else {"loss": losses} for losses in self.pending]
-        rows = [{name: v for name, v in row.items() if v is not None} for row in rows]
+        rows = [{name: v for name, v in row.items() if v is not None} for row in self.pending]
         tensors = [v for row in rows for v in row.values() if isinstance(v, torch.Tensor)]
         values = iter(torch.stack([v.float() for v in tensors]).tolist() if tensors else ())
         rows = [{n: next(values) if isinstance(v, torch.Tensor) else float(v) for n, v in row.items()} for row in rows]

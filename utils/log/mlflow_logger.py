@@ -26,8 +26,7 @@ from utils.record import Evaluation, Run
 
 LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"
-PAUSE = 5.0  # least seconds between two messages to the store
-SHARE = 20  # a message that took s seconds is followed by a pause of at least SHARE x s
+PAUSE, SHARE = 5.0, 20  # a message that took s seconds is followed by a pause of PAUSE seconds, or SHARE x s if longer
 METRICS_AT_ONCE, PARAMS_AT_ONCE, LONGEST_PARAM, LONGEST_TAG = 1000, 100, 6000, 5000  # limits of MLflow
 FILES = ("config.yaml", "metrics.csv", "accuracy_matrix.csv", "report.html")
 # MLflow's own defaults wait for minutes on a server that does not answer, and report its use to its makers.
@@ -63,29 +62,24 @@ class Store:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.entities = entities
         name = run.config.get("exp_name") or f"{run.setting}/{run.dataset_name}"
+        place = None if re.match("https?:|databricks", uri) else (results / "mlartifacts").as_uri()
         try:
             with _alone(uri), _random_kept():
                 self.client = mlflow.MlflowClient(uri)
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    place = None if re.match("https?:|databricks", uri) else (results / "mlartifacts").as_uri()
-                    self.experiment = self._new_experiment(name, place)
-                elif found.lifecycle_stage == "deleted":
-                    raise UserError(f"its experiment '{name}' was deleted: restore it, or give another --exp_name")
-                else:
+                try:
+                    self.experiment = self.client.create_experiment(name, artifact_location=place)
+                except Exception:
+                    found = self.client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+                    if found.lifecycle_stage == "deleted":
+                        raise UserError(
+                            f"its experiment '{name}' was deleted: restore it, or give another --exp_name"
+                        ) from None
                     self.experiment = found.experiment_id
         except Exception as e:  # of MLflow, its database layer, its network layer
             advice = "" if isinstance(e, UserError) else "; --mlflow alone keeps a file under --results_path"
             raise UserError(f"--mlflow {uri} cannot be used: {_one_line(e)}{advice}") from None
-
-    def _new_experiment(self, name: str, place: str | None) -> str:
-        try:
-            return self.client.create_experiment(name, artifact_location=place)
-        except Exception:
-            found = self.client.get_experiment_by_name(name)  # another process may have been first
-            if found is None:
-                raise
-            return found.experiment_id
 
     def find(self, name: str):
         """The MLflow run of the run folder `name`, or None."""
@@ -134,9 +128,8 @@ class MLflowLogger(Logger):
 
     def run_started(self, run: Run) -> None:
         self.run = run
-        if run.position is not None:
-            for step, means, lr in run.losses:
-                self._note(step, _losses(means, lr))
+        for step, means, lr in run.losses if run.position is not None else ():
+            self._note(step, _losses(means, lr))
         for evaluation in run.history:
             self._note(evaluation.step, _scores(evaluation))
         self._send(at_once=True)
@@ -154,12 +147,11 @@ class MLflowLogger(Logger):
         for scenario, values in summary.items():
             self._note(step, {f"{scenario}/{metric}": value for metric, value in values.items()})
         self._send(at_once=True)
-        with self._tolerated():
-            for path in (run.folder / name for name in FILES):
-                if self.run_id and path.is_file():
-                    self.store.client.log_artifact(self.run_id, str(path))
-        with self._tolerated():
-            if self.run_id and not self.pending:
+        if self.run_id and not self.pending:
+            with self._tolerated():
+                for path in (run.folder / name for name in FILES):
+                    if path.is_file():
+                        self.store.client.log_artifact(self.run_id, str(path))
                 self.store.client.set_terminated(self.run_id, "FINISHED", end_time=self.finished)
 
     def run_stopped(self, run: Run, error: BaseException) -> None:
@@ -270,12 +262,10 @@ def _losses(means: dict[str, float], lr: float) -> dict[str, float]:
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
-    values = {}
+    points = {f"{scenario}/{name}_task{task + 1:02d}": v for name, scenario, task, v in evaluation.values("acc")}
     for metric, scenarios in {"acc": evaluation.scores, **evaluation.others}.items():
-        for scenario, scores in scenarios.items():
-            values |= {f"{scenario}/{metric}_task{task + 1:02d}": score for task, score in enumerate(scores)}
-            values[f"{scenario}/{metric}_mean"] = seen_mean(scores, evaluation.task)
-    return values
+        points |= {f"{name}/{metric}_mean": seen_mean(scores, evaluation.task) for name, scores in scenarios.items()}
+    return points
 
 
 @contextmanager
@@ -308,6 +298,5 @@ def _alone(uri: str):
 
 def _one_line(e: BaseException) -> str:
     text = " ".join(str(e).split())
-    return (
-        text if len(text) <= 260 else f"{text[:120]} ... {text[-120:]}"
-    )  # the cause of a network's failure comes last
+    # The cause of a network's failure comes last.
+    return text if len(text) <= 260 else f"{text[:120]} ... {text[-120:]}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import metrics
 from utils.charts import (
     CYCLE,
     HEAT,
@@ -50,17 +49,6 @@ def worded(text: str, score: str) -> str:
 def mean_curve(matrix: np.ndarray) -> np.ndarray:
     """Mean accuracy over the tasks seen so far after each task, shape (T,), nan where it was not evaluated."""
     return np.array([row[: t + 1].mean() for t, row in enumerate(matrix)])
-
-
-def terms_per_task(metric: str, matrix: np.ndarray, baseline: np.ndarray | None = None) -> dict[int, float]:
-    """The terms of 'forgetting', 'bwt' or 'fwt' that are defined, by task (from 1).
-
-    Args:
-        baseline: scores (T,) of the untrained network, for 'fwt'.
-    """
-    values = metrics.terms(matrix, baseline).get(metric, np.empty(0))
-    first = 2 if metric == "fwt" else 1  # forward transfer has no term for the first task, the others none for the last
-    return {task: value for task, value in enumerate(values.tolist(), first) if not np.isnan(value)}
 
 
 def accuracy_curves(matrix: np.ndarray, title: str = "Accuracy of each task", score: str = "accuracy") -> Figure:
@@ -111,24 +99,24 @@ def accuracy_matrix(matrix: np.ndarray, title: str = "Accuracy matrix", score: s
     return heat_map(matrix, *words, lambda value: f"{value:.{digits}f}", _range(matrix))
 
 
-def term_bars(metric: str, terms: Mapping[str, Mapping[int, float]], score: str = "accuracy") -> Figure:
+def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accuracy") -> Figure:
     """What became of each task: a group of bars, one colour per scenario.
 
     Args:
         metric: 'forgetting', 'bwt' or 'fwt'.
-        terms: scenario -> what `terms_per_task` returns; not all are empty.
+        terms: scenario -> the metric's terms as in `metrics.terms`, nan where one is not defined; not all of them are.
     """
     title, ylabel = BARS[metric]
     figure, axes = _score_figure(score, f"{title} of each task", "task", ylabel)
-    series = {name: values for name, values in terms.items() if values}
-    tasks = [task for values in series.values() for task in values]
-    heights = [value for values in series.values() for value in values.values()]
-    width = 0.8 / len(series)
-    for k, (name, values) in enumerate(series.items()):
-        places = np.array(list(values)) + (k - (len(series) - 1) / 2) * width
-        bars = axes.bar(places, list(values.values()), width * 0.92, color=_colour(name, k), label=name)
-        if len(heights) <= 20:
+    first = 2 if metric == "fwt" else 1  # forward transfer has no term for the first task, the others none for the last
+    tasks, heights, width = [], [], 0.8 / len(terms)
+    for k, (name, values) in enumerate(terms.items()):
+        known = np.flatnonzero(~np.isnan(values))
+        places = known + first + (k - (len(terms) - 1) / 2) * width
+        bars = axes.bar(places, values[known], width * 0.92, color=_colour(name, k), label=name)
+        if len(known) * len(terms) <= 20:
             axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        tasks, heights = [*tasks, *(known + first).tolist()], [*heights, *values[known].tolist()]
     low, high = min(0.0, *heights), max(0.0, *heights)
     reach = max(0.12 * (high - low), 0.5)
     axes.set_ylim(low - reach if low < 0 else 0, high + reach)

@@ -221,10 +221,13 @@ def _figures(run: Run) -> Iterator[tuple[str, Any, str, bool]]:
     for name, matrix in run.matrices.items():
         figure = plots.accuracy_matrix(matrix, f"Accuracy matrix: {name}", run.score)
         yield f"matrix_{name}", figure, f"accuracy matrix, {name}", run.n_tasks > 10
+    terms = {scenario: metrics.terms(*_measured(run, scenario)) for scenario in run.matrices}
     for metric, (title, _) in plots.BARS.items():
-        terms = {s: plots.terms_per_task(metric, matrix, run.baselines.get(s)) for s, matrix in run.matrices.items()}
-        if any(terms.values()):
-            figure, name = plots.term_bars(metric, terms, run.score), title.lower()
+        shown = {scenario: found[metric] for scenario, found in terms.items() if metric in found}
+        shown = {scenario: values for scenario, values in shown.items() if not np.isnan(values).all()}
+        if shown:
+            name = title.lower()
+            figure = plots.term_bars(metric, shown, run.score)
             yield name.replace(" ", "_"), figure, f"{name} of each task", False
     if found := run.analysis:
         if found.confusion is not None:
