@@ -9,6 +9,7 @@ twice the later run counts); where options differ, the entry's name says which.
 
 import argparse
 import csv
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.metrics import METRICS, spread
 MEASURES = {"final accuracy": ""}
 MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
 NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *(metric.column for metric in METRICS.values())}
+SCORE = re.compile(r"task\d+")
 Row = dict[str, str]
 Spread = tuple[float, float, int]  # mean, standard deviation, runs
 
@@ -54,7 +56,7 @@ def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
     out: dict[str, dict[str | None, Row]] = {}
     for method in dict.fromkeys(method for method, _ in rows):
         mine = [row for other, row in rows if other == method]
-        options = [name for name in mine[0] if name not in NOT_OPTIONS and not _is_score(name)]
+        options = [name for name in mine[0] if name not in NOT_OPTIONS and not SCORE.fullmatch(name)]
         differing = [name for name in options if len({row.get(name) for row in mine}) > 1]
         for row in mine:
             told = [f"{name} {row[name]}" for name in differing if row[name]]
@@ -116,12 +118,8 @@ def _numbers(found: dict[str, dict[str, Spread]]) -> str:
     return table(head, rows, texts=1, dense=True) + note
 
 
-def _is_score(name: str) -> bool:
-    return name.startswith("task") and name[4:].isdigit()
-
-
 def _last_task(row: Row) -> str:
-    return f"task{max((int(name[4:]) for name in row if _is_score(name)), default=0)}"
+    return max(filter(SCORE.fullmatch, row), key=lambda name: int(name[4:]), default="")
 
 
 def main(argv: list[str]) -> int:

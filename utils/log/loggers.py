@@ -19,10 +19,10 @@ from utils import criterion
 from utils.atomic import file_errors, write_text
 from utils.config_file import write_config
 from utils.log import plots
-from utils.log.logger import Logger, Summary, seen_mean
+from utils.log.events import Logger
 from utils.log.report import excluded_terms, summarise_run, write_report
 from utils.metrics import METRICS
-from utils.record import Evaluation, Run
+from utils.record import Evaluation, Run, Summary
 
 
 class CSVLogger(Logger):
@@ -124,12 +124,12 @@ class ConsoleLogger(Logger):
         where = f"task {evaluation.task + 1}/{run.n_tasks}" if evaluation.task >= 0 else "untrained"
         if evaluation.epoch is not None:
             where += f" epoch {evaluation.epoch + 1}"
-        means = [f"{name} {seen_mean(evaluation.scores[name], evaluation.task):.1f}" for name in evaluation.scores]
+        means = [f"{name} {evaluation.seen_mean(scores):.1f}" for name, scores in evaluation.scores.items()]
         for metric, values in evaluation.others.items():
             if np.isnan([v for row in values.values() for v in row]).any():
                 continue  # of some of the tasks only, as that of one class: it is in the files
             prefix = "" if len(values) == 1 else "{} "
-            means += [f"{prefix.format(n)}{metric} {seen_mean(v, evaluation.task):.3g}" for n, v in values.items()]
+            means += [f"{prefix.format(n)}{metric} {evaluation.seen_mean(v):.3g}" for n, v in values.items()]
         # Through tqdm: a plain print would land in the middle of the progress bar.
         tqdm.write(" | ".join([where, *means]), file=sys.stdout)
         sys.stdout.flush()
@@ -191,7 +191,7 @@ class TensorBoardLogger(Logger):
                 self.writer.add_scalar(tag, value, evaluation.step)
             for scenario, scores in evaluation.scores.items():
                 prefix = _prefix(evaluation.scores, scenario)
-                self.writer.add_scalar(f"{prefix}acc_mean", seen_mean(scores, evaluation.task), evaluation.step)
+                self.writer.add_scalar(f"{prefix}acc_mean", evaluation.seen_mean(scores), evaluation.step)
                 if evaluation.epoch is None and scenario in run.matrices:
                     image = plots.matrix_image(run.matrices[scenario])
                     self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")

@@ -7,7 +7,6 @@ before training; from then on it costs a line of warning, and what it missed is 
 import logging
 import math
 import os
-import random
 import re
 import sqlite3
 import sys
@@ -21,8 +20,9 @@ from filelock import FileLock
 
 from utils.atomic import file_errors
 from utils.errors import Stopped, UserError
-from utils.log.logger import Logger, Summary, seen_mean
-from utils.record import Evaluation, Run
+from utils.log.events import Logger
+from utils.randomness import preserve_rng
+from utils.record import Evaluation, Run, Summary
 
 LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"
@@ -64,7 +64,7 @@ class Store:
         name = run.config.get("exp_name") or f"{run.setting}/{run.dataset_name}"
         place = None if re.match("https?:|databricks", uri) else (results / "mlartifacts").as_uri()
         try:
-            with _alone(uri), _random_kept():
+            with _alone(uri), preserve_rng():
                 self.client = mlflow.MlflowClient(uri)
                 try:
                     self.experiment = self.client.create_experiment(name, artifact_location=place)
@@ -86,12 +86,19 @@ class Store:
         query = f"tags.`{RUN_TAG}` = '{name}'"
         return next(iter(self.client.search_runs([self.experiment], filter_string=query, max_results=1)), None)
 
-    def find_or_start(self, name: str, title: str, tags: dict[str, Any]):
-        """The MLflow run of the run folder `name`, running again if it had been stopped; a new one where none is."""
+    def find_or_start(self, name: str, run: Run, tags: dict[str, Any]):
+        """The MLflow run of the folder `name`, running again if it had been stopped; a new one where none is."""
         found = self.find(name)
         if found is None:
-            tags = {key: str(value)[:LONGEST_TAG] for key, value in {RUN_TAG: name, **tags}.items()}
-            return self.client.create_run(self.experiment, run_name=title, tags=tags)
+            about = {
+                "model": run.model_name,
+                "dataset": run.dataset_name,
+                "setting": run.setting,
+                RUN_TAG: name,
+                **tags,
+            }
+            about = {key: str(value)[:LONGEST_TAG] for key, value in about.items()}
+            return self.client.create_run(self.experiment, run_name=f"{Path(run.model_name).stem} {name}", tags=about)
         if found.info.status not in ("RUNNING", "FINISHED"):
             self.client.update_run(found.info.run_id, status="RUNNING")
         return found
@@ -168,7 +175,7 @@ class MLflowLogger(Logger):
         self.run = runs[0]
         with self._tolerated():
             self.store = store = Store(self.args, self.run)
-            parent = self._parent()
+            parent = store.find_or_start(self.run.group, self.run, {})
             store.add_params(parent, {name: value for name, value in self.run.config.items() if name != "seed"})
             for child in filter(None, (store.find(run.folder.name) for run in runs)):
                 if child.data.tags.get(PARENT_TAG) != parent.info.run_id:  # it was tracked before --seeds was given
@@ -211,23 +218,17 @@ class MLflowLogger(Logger):
         """Find or start the MLflow run; may fail anywhere and be called again."""
         run = self.run
         self.store = store = self.store or Store(self.args, run)
-        tags = {"model": run.model_name, "dataset": run.dataset_name, "setting": run.setting, "seed": run.seed,
-                "parameters": run.parameters, **run.environment}  # fmt: skip
+        tags = {"seed": run.seed, "parameters": run.parameters, **run.environment}
         tags["mlflow.source.git.commit"] = run.environment.get("commit", "unknown").split()[0]
         about = [run.config.get("notes"), *(f"{name}: {note}" for name, note in run.notes.items())]
         tags["mlflow.note.content"] = "\n\n".join(filter(None, about))
         if run.group:
-            self.parent = tags[PARENT_TAG] = self._parent().info.run_id
-        mine = store.find_or_start(run.folder.name, f"{Path(run.model_name).stem} {run.folder.name}", tags)
+            self.parent = tags[PARENT_TAG] = store.find_or_start(run.group, run, {}).info.run_id
+        mine = store.find_or_start(run.folder.name, run, tags)
         store.add_params(mine, run.config)
         if (run.folder / FILES[0]).is_file():
             store.client.log_artifact(mine.info.run_id, str(run.folder / FILES[0]))
         self._adopt(mine)
-
-    def _parent(self):
-        title = f"{Path(self.run.model_name).stem} {self.run.group}"
-        tags = {"model": self.run.model_name, "dataset": self.run.dataset_name, "setting": self.run.setting}
-        return self.store.find_or_start(self.run.group, title, tags)
 
     def _adopt(self, mine) -> None:
         """Write to this MLflow run, and nothing that it has already."""
@@ -246,7 +247,7 @@ class MLflowLogger(Logger):
         """A failure inside the block is one line on stderr, once per run, and never an end."""
         begin = time.monotonic()
         try:
-            with _random_kept():
+            with preserve_rng():  # waiting times between attempts are random
                 yield
         except Exception as e:  # whatever MLflow, its database layer or its network layer raises
             if not self.warned:
@@ -264,18 +265,8 @@ def _losses(means: dict[str, float], lr: float) -> dict[str, float]:
 def _scores(evaluation: Evaluation) -> dict[str, float]:
     points = {f"{scenario}/{name}_task{task + 1:02d}": v for name, scenario, task, v in evaluation.values("acc")}
     for metric, scenarios in {"acc": evaluation.scores, **evaluation.others}.items():
-        points |= {f"{name}/{metric}_mean": seen_mean(scores, evaluation.task) for name, scores in scenarios.items()}
+        points |= {f"{name}/{metric}_mean": evaluation.seen_mean(scores) for name, scores in scenarios.items()}
     return points
-
-
-@contextmanager
-def _random_kept() -> Iterator[None]:
-    """SyncDetector times between attempts are drawn from the global generator, which belongs to the training."""
-    state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 def _alone(uri: str):

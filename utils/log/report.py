@@ -15,10 +15,9 @@ from utils import charts, criterion, metrics
 from utils.args import NEUTRAL
 from utils.atomic import file_errors, write_bytes, write_text
 from utils.log import plots
-from utils.log.logger import Summary
 from utils.log.page import count, drawn, escape, images, page, section, table
 from utils.metrics import METRICS
-from utils.record import Run
+from utils.record import Run, Summary
 
 SeedsTable = dict[str, dict[str, tuple[float, float, float, int]]]
 
