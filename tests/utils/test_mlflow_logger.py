@@ -174,10 +174,14 @@ def test_losses_are_sent_now_and_then_and_names_are_made_fit(tmp_path, store):
 
 
 def test_a_resumed_run_goes_on_in_the_same_place_with_nothing_doubled(tmp_path, store):
-    def first_task(run, logger):
+    def first_task(name):
+        run = a_run(tmp_path / name, scenarios=("class-il",), n_tasks=2)
+        run.folder.mkdir()
+        logger = logger_of(run)
         logger.run_started(run)
         logger.step(50, {"loss": 2.0}, 0.1)
         evaluate(run, [logger], 0, {"class-il": [90.0]})
+        return run, logger
 
     def second_task(run, logger):
         for step in (150, 200):
@@ -185,14 +189,8 @@ def test_a_resumed_run_goes_on_in_the_same_place_with_nothing_doubled(tmp_path, 
         evaluate(run, [logger], 1, {"class-il": [60.0, 80.0]})
         logger.run_ended(run, {"class-il": {"acc": 70.0}})
 
-    for name in ("whole", "stopped"):
-        (tmp_path / name).mkdir()
-    whole = a_run(tmp_path / "whole", scenarios=("class-il",), n_tasks=2)
-    logger = logger_of(whole)
-    first_task(whole, logger), second_task(whole, logger)
-    stopped = a_run(tmp_path / "stopped", scenarios=("class-il",), n_tasks=2)
-    logger = logger_of(stopped)
-    first_task(stopped, logger)
+    second_task(*first_task("whole"))
+    stopped, logger = first_task("stopped")
     logger.step(150, {"loss": 100 / 150}, 0.1)  # after the checkpoint
     logger.run_stopped(stopped, Stopped(signal.SIGTERM, None, 160))
     assert store.named("stopped").info.status == "KILLED"

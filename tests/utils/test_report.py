@@ -186,33 +186,20 @@ def test_published_scores_that_cannot_be_compared_and_options_set_otherwise(tmp_
     assert "No published score is stored for this row." in page(run).text
 
 
-def test_summarise_run_uses_evaluations_during_tasks(tmp_path):
+def test_metrics_over_the_evaluations_during_tasks(tmp_path):
     run = a_run(tmp_path, scenarios=("domain-il",), baselines={"domain-il": [10.0, 20.0, 30.0]})
     run.matrices["domain-il"] = np.array([[90.0, 30.0, 40.0], [60.0, 80.0, 50.0], [70.0, 60.0, 90.0]])
-    run.history = [
-        Evaluation(0, -1, None, {"domain-il": [10.0, 20.0, 30.0]}),
-        Evaluation(1, 0, None, {"domain-il": [90.0]}),
-        Evaluation(2, 1, 0, {"domain-il": [40.0, 70.0]}),
-        Evaluation(3, 1, None, {"domain-il": [60.0, 80.0]}),
-        Evaluation(4, 2, None, {"domain-il": [70.0, 60.0, 90.0]}),
-    ]
+    points = [(0, -1, None, [10.0, 20.0, 30.0]), (1, 0, None, [90.0]), (2, 1, 0, [40.0, 70.0]), (3, 1, 1, [0.0, 0.0]),
+              (3, 1, None, [60.0, 80.0]), (4, 2, None, [70.0, 60.0, 90.0])]  # fmt: skip
+    run.history = [Evaluation(step, task, epoch, {"domain-il": scores}) for step, task, epoch, scores in points]
     found = summarise_run(run)["domain-il"]
     assert found["fwt"] == pytest.approx((30 - 20 + 50 - 30) / 2)
-    assert found["min_acc"] == pytest.approx((40 + 60) / 2)
+    assert found["min_acc"] == pytest.approx((40 + 60) / 2)  # of two evaluations at one iteration the later counts
     assert set(found) == set(METRICS)
 
 
-def test_of_two_evaluations_at_one_iteration_the_later_counts(tmp_path):
-    run = a_run(tmp_path, np.array([[80.0]]), ("domain-il",))
-    run.history = [
-        Evaluation(5, 0, 0, {"domain-il": [60.0]}),
-        Evaluation(9, 0, 1, {"domain-il": [70.0]}),
-        Evaluation(9, 0, None, {"domain-il": [80.0]}),
-    ]
-    assert summarise_run(run)["domain-il"] == {"acc": 80, "aaa": 80, "la": 80, "anytime": 70, "wf10": 0, "wp10": 20}
-
-
-def test_report_of_a_look_at_the_network(tmp_path, undrawn):
+@pytest.mark.usefixtures("undrawn")
+def test_report_of_a_look_at_the_network(tmp_path):
     run = a_run(tmp_path, scenarios=("class-il",), analysis=ANALYSIS, baselines={"class-il": [10.0, 20.0, np.nan]})
     run.matrices["class-il"][0, 1] = 45.0
     found = page(run)
@@ -251,9 +238,6 @@ def test_seeds_report(tmp_path):
     assert found.row("class-il", "Average")[2:] == ["75.00 ± 1.67", "74.33", "-0.67", "yes"]
     assert len(found.images) == 1
     assert not any(row[0] == "seed" and len(row) == 3 for row in found.rows)
-
-
-def test_seeds_report_of_one_joint_run(tmp_path, undrawn):
     run = a_run(tmp_path, JOINT)
     path = write_seeds_report(tmp_path / "s", [run], summarise_seeds([summarise_run(run)]))
     found = Page(path.read_text(encoding="utf-8"))

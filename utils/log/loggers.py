@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,8 +164,9 @@ class TensorBoardLogger(Logger):
 
         # A killed run may have written events after its checkpoint, and at its very step: those are dropped by the
         # reader, and what the checkpoint knows of its step is written once more.
-        with file_errors(run.folder):
-            self.writer = SummaryWriter(str(run.folder), purge_step=run.position or 0)
+        self.folder = run.folder
+        with file_errors(self.folder):
+            self.writer = SummaryWriter(str(self.folder), purge_step=run.position or 0)
         for step, means, lr in run.losses if run.position else ():
             if step == run.position:
                 self.step(step, means, lr)
@@ -179,13 +179,13 @@ class TensorBoardLogger(Logger):
             self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *lines]))
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             for term, value in losses.items():
                 self.writer.add_scalar(f"loss/{term}", value, step)
             self.writer.add_scalar("lr", lr, step)
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             for metric, scenario, task, value in evaluation.values("acc"):
                 tag = f"{_prefix(evaluation.scores, scenario)}{metric}_task{task + 1:02d}"
                 self.writer.add_scalar(tag, value, evaluation.step)
@@ -198,7 +198,7 @@ class TensorBoardLogger(Logger):
             self.writer.flush()
 
     def saving(self, run: Run) -> None:
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             self.writer.flush()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
@@ -212,7 +212,7 @@ class TensorBoardLogger(Logger):
             for metric, value in values.items()
         }
         step = run.history[-1].step if run.history else 0
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             for path in sorted((run.folder / "plots").glob("*.png")):
                 image = np.asarray(Image.open(path).convert("RGB"))
                 self.writer.add_image(f"plots/{path.stem}", image, step, dataformats="HWC")
@@ -222,9 +222,6 @@ class TensorBoardLogger(Logger):
             for tag, value in metrics.items():
                 self.writer.add_scalar(tag, value, step)
             self.writer.close()
-
-    def _where(self) -> Path:
-        return Path(self.writer.log_dir)
 
 
 class ReportLogger(Logger):
