@@ -18,7 +18,7 @@ from models.utils.kept_images import select_exemplars
 from models.utils.quadratic import Quadratic, step_sizes
 from tests.models.helpers import enter
 from utils.check import case_runs, cases, conformance
-from utils.criterion import of_run, passes, remarks, verdicts
+from utils.criterion import Verdict, of_run, remarks
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.log.analysis import look_at_tests
@@ -111,8 +111,7 @@ def test_batch_size_of_each_task(folder):
 
 
 def test_a_target_below_the_floor_is_said_to_say_nothing():
-    rows = verdicts(["det"], [12.0], [8.0])
-    rows[0].floor = 9.0
+    rows = [Verdict("det", 12.0, 8.0, floor=9.0)]
     run = SimpleNamespace(config={})
     assert any("no higher than the floor" in line and "det" in line for line in remarks(run, rows))
     run.config["criterion"] = "relative"  # 11.4
@@ -132,11 +131,12 @@ def test_a_run_of_the_last_stage_alone_has_its_baseline(option):
 
 
 def test_the_criterion_has_two_readings():
-    rows = verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
+    rows = [Verdict("", *scores) for scores in ((22.08, 20.47), (83.40, 78.94), (100.0, 100.0))]
     assert [row.passed["absolute"] for row in rows] == [True, True, True]
     assert [row.passed["relative"] for row in rows] == [False, False, True]
     assert rows[1].delta == pytest.approx(-4.46)
-    assert passes(22.08, 17.08) and not passes(22.08, 17.07) and passes(100, 95, reading="relative")
+    assert Verdict("", 22.08, 17.08).passed["absolute"] and not Verdict("", 22.08, 17.07).passed["absolute"]
+    assert Verdict("", 100, 95).passed["relative"]
 
 
 def test_kept_images_cover_the_classes():

@@ -23,8 +23,8 @@ def figures(options: tuple[str, ...], seeds: int = 3) -> dict[str, float]:
     """Mean task-IL accuracy (AA), PAH's forgetting (FM) and last-task accuracy over seeds, in percent."""
     runs = [finished(*options, "--seed", str(s)).run.matrices["task-il"] for s in range(seeds)]
     return {
-        "aa": np.mean([metrics.compute("acc", r) for r in runs]),
-        "fm": np.mean([metrics.compute("forgetting_chaudhry", r) for r in runs]),
+        "aa": np.mean([metrics.summarise(r)["acc"] for r in runs]),
+        "fm": np.mean([metrics.summarise(r)["forgetting_chaudhry"] for r in runs]),
         "last": np.mean([r[-1, -1] for r in runs]),
     }
 
