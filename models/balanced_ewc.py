@@ -161,7 +161,7 @@ class BalancedEWC(ContinualModel):
             return raw, labels.byte() if dataset.tasks[task].MASKED else labels
 
         if n := self.args.replay_per_task:
-            shown = torch.cat([dataset.tasks[task].presence(labels) for _, labels in dataset.plain_batches(task)])
+            shown = torch.cat([dataset.tasks[task].presence(labels) for _, labels in dataset.examples(task=task)])
             chosen = select_exemplars(shown, n)
             self.replay = [*self.replay, kept(chosen)]
         if self.args.finetune:
