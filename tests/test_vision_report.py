@@ -141,6 +141,8 @@ def test_what_was_kept_above_the_floor():
 def test_the_table_carries_both_readings():
     rows = criterion.verdicts(["seg", "det", "cls"], [22.08, 83.40, 100.0], [20.47, 78.94, 100.0])
     assert criterion.overall(rows, "absolute") and not criterion.overall(rows, "relative")
+    assert [row.passed["relative"] for row in rows] == [False, False, True]
+    assert criterion.passes(22.08, 17.08) and not criterion.passes(22.08, 17.07)
     assert criterion.cells(rows[0])[2:9] == ["22.08", "20.47", "-1.61", "17.08", "PASS", "20.98", "FAIL"]
     assert len(criterion.cells(rows[0])) == len(criterion.COLUMNS)
 
