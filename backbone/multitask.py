@@ -50,25 +50,14 @@ class BalancedMultiTaskModel(Backbone):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--trunk", choices=list(TRUNKS), default="efficientnet_b0", help="the shared layers")
-        parser.add_argument(
-            "--pretrained",
-            default="none",
-            metavar="none|cache|FILE",
-            help="weights of the EfficientNet trunk: none, torchvision's for ImageNet (cache), or a file",
-        )
-        parser.add_argument(
-            "--bn_policy",
-            choices=POLICIES,
-            default="per_task",
-            help="the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, GroupNorm",
-        )
-        parser.add_argument(
-            "--head",
-            choices=["branches", "unified"],
-            default="branches",
-            help="a branch for each task, or one head of three convolutions for all",
-        )
+        add = parser.add_argument
+        add("--trunk", choices=list(TRUNKS), default="efficientnet_b0", help="the shared layers")
+        told = "weights of the EfficientNet trunk: none, torchvision's for ImageNet (cache), or a file"
+        add("--pretrained", default="none", metavar="none|cache|FILE", help=told)
+        told = "the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, GroupNorm"
+        add("--bn_policy", choices=POLICIES, default="per_task", help=told)
+        told = "a branch for each task, or one head of three convolutions for all"
+        add("--head", choices=["branches", "unified"], default="branches", help=told)
         return parser
 
     def __init__(

@@ -54,44 +54,19 @@ class VisionStream(ContinualDataset):
 
     @classmethod
     def get_parser(cls, parser):
-        parser.add_argument(
-            "--vision_order",
-            choices=[",".join(order) for order in permutations(TASKS)],
-            default=",".join(TASKS),
-            help="order of the tasks",
+        add, orders = parser.add_argument, [",".join(order) for order in permutations(TASKS)]
+        add("--vision_order", choices=orders, default=orders[0], help="order of the tasks")
+        add("--seg_classes", choices=[*SEGMENTATION], default="semantic", help="masks of objects, or of their classes")
+        add(
+            "--detection", choices=[*DETECTION], default="multilabel", help="which classes are there, or a box for each"
         )
-        parser.add_argument(
-            "--seg_classes",
-            choices=["binary", "semantic"],
-            default="semantic",
-            help="what a mask tells: object or not (one output), or its class",
-        )
-        parser.add_argument(
-            "--detection",
-            choices=["multilabel", "boxes"],
-            default="multilabel",
-            help="what is asked of an image with objects: which classes are there, or a box around each",
-        )
-        parser.add_argument("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
-        parser.add_argument(
-            "--vision_subset",
-            type=non_negative_int,
-            default=300,
-            metavar="N",
-            help="images of each task, four fifths for training, drawn by the seed; 0 for all there are",
-        )
-        parser.add_argument(
-            "--task_batch_sizes",
-            type=int_list,
-            metavar="N,N,...",
-            help="images per batch of each task, in their order (default: --batch_size)",
-        )
-        parser.add_argument(
-            "--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself"
-        )
-        parser.add_argument(
-            "--cache_mb", type=non_negative_int, default=512, metavar="MB", help="memory for decoded images, in MB"
-        )
+        add("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
+        told = "images of each task, four fifths for training, drawn by the seed; 0 for all there are"
+        add("--vision_subset", type=non_negative_int, default=300, metavar="N", help=told)
+        told = "images per batch of each task, in their order (default: --batch_size)"
+        add("--task_batch_sizes", type=int_list, metavar="N,N,...", help=told)
+        add("--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself")
+        add("--cache_mb", type=non_negative_int, default=512, metavar="MB", help="memory for decoded images, in MB")
         return parser
 
     def _parts(self) -> dict[str, Parts]:
