@@ -192,15 +192,12 @@ class BoxTask(VisionTask):
 
     def label(self, scene, target, training, max_boxes):
         shown = ~scene.crowd if training else torch.ones_like(scene.crowd)
-        n = int(shown.sum())
-        label = {
-            "boxes": torch.zeros(max_boxes, 4),
-            "classes": torch.full((max_boxes,), -1),
-            "crowd": torch.zeros(max_boxes, dtype=torch.bool),
+        boxes, missing = scene.boxes.as_subclass(Tensor)[shown], max_boxes - int(shown.sum())
+        return {
+            "boxes": F.pad(boxes, (0, 0, 0, missing)),
+            "classes": F.pad(scene.classes[shown], (0, missing), value=-1),
+            "crowd": F.pad(scene.crowd[shown], (0, missing)),
         }
-        label["boxes"][:n] = scene.boxes.as_subclass(Tensor)[shown]
-        label["classes"][:n], label["crowd"][:n] = scene.classes[shown], scene.crowd[shown]
-        return label
 
     def distance(self, outputs, taught, tau, direction="teacher"):
         """Classes as those of an image, at each location; sides by their squared difference, where the teacher sees
