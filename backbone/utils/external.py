@@ -95,8 +95,11 @@ class ExternalWeights(nn.Module):
 
         def with_statistics(p):
             out = functional_call(template, p, (x,))
-            seen = [layer.seen for layer in template.modules() if isinstance(layer, ExternalBatchNorm)]
-            return out, torch.cat([mean for mean, _ in seen] + [variance for _, variance in seen])
+            layers = [layer for layer in template.modules() if isinstance(layer, ExternalBatchNorm)]
+            means, variances = zip(*(layer.seen for layer in layers), strict=True)
+            for layer in layers:  # what belongs to this call must not stay in the state
+                layer.seen = None
+            return out, torch.cat(means + variances)
 
         return vmap(with_statistics)(parts)
 

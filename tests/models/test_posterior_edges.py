@@ -9,6 +9,7 @@ import torch
 
 from backbone.utils.task_hypernetwork import TaskHypernetwork
 from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
+from models.utils.state import describe
 from tests.models.helpers import experiment, finished, first_batch
 from utils.check.sync import SyncDetector
 from utils.errors import UserError
@@ -64,6 +65,7 @@ def test_coresets_leave_running_statistics_alone():
     model.coreset_images, model.coreset_labels = batch[2][:3].unsqueeze(0), batch[1][:3].unsqueeze(0)
     model.separate_tasks(1)
     assert torch.equal(model.statistics, kept)
+    assert describe(model)  # nothing that a call left on the layers, which no checkpoint could hold
 
 
 def test_one_task_is_not_inferred():
