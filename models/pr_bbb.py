@@ -18,9 +18,8 @@ References: Henning et al. 2021, arXiv 2103.01133; Blundell et al. 2015; Kingma,
 import torch
 import torch.nn.functional as F
 
-from models.utils.posterior import divergences
 from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.gaussian import distance, draw, gaussian, initial
+from models.utils.posterior.gaussian import distance, draw, gaussian, initial, kl_to_prior
 from models.utils.posterior.meta_replay import IN_CACHE, MetaReplay, add_meta_replay_args
 from utils.args import add_bool, fraction, non_negative_float, non_negative_int, positive_int
 from utils.errors import UserError
@@ -64,7 +63,7 @@ class PRBBB(MetaReplay):
     def fit_phi(self, phi, inputs, labels):
         mean, std = gaussian(phi)
         outputs = self.drawn_outputs(mean, std, inputs)
-        kl = divergences.kl_to_prior(mean, std.square(), self.args.prior_variance)
+        kl = kl_to_prior(mean, std.square(), self.args.prior_variance)
         kl = self.net.own_sum(kl.unsqueeze(0), self.own([self.current_task])).sum()
         return {"nll": self.nll(outputs, labels), "kl": self.args.kl_scale * kl}
 
