@@ -136,8 +136,6 @@ def test_a_head_that_is_not_a_number_is_not_taken_for_certain():
 
 
 def test_gauss_initialisation_of_chunks_where_task_embeddings_are_large():
-    from backbone.utils.task_hypernetwork import TaskHypernetwork
-
     torch.manual_seed(0)
     hyper = TaskHypernetwork(2000, [], 32, chunk=50)
     hyper.initialise_gauss([(2000, 0.003)])
