@@ -102,9 +102,7 @@ LINE = {"uncertainty", "task_inference", "functions"}
     "model, dataset, more, pictures",
     [
         ("pr_bbb", "seq-gmm2d", [], PLANE),
-        ("pr_dirac", "seq-gmm2d", [], PLANE),
         ("pr_dirac", "seq-poly1d", ["--separate"], {"functions"}),
-        ("vcl", "seq-gmm2d", [], PLANE),
         ("vcl", "seq-poly1d", [], LINE),
         ("ewc_post", "seq-gmm2d", ["--ewc_head", "growing"], {"reliability", "class_map"}),
         ("ewc_post", "seq-poly1d", ["--det_multi_head"], {"functions"}),
