@@ -138,7 +138,7 @@ class PRBBB(MetaReplay):
 
     def _coreset_loss(self, phi, task):
         """n E_q[CE] on a batch of coreset examples for one task."""
-        per_task, low, high = self.args.coreset_size, *self.head(task)
+        per_task, (low, high) = self.args.coreset_size, self.head(task)
         total = per_task * self.n_begun
         size = min(self.args.batch_size, total)
         if self.args.coreset_balance is None:
@@ -149,7 +149,7 @@ class PRBBB(MetaReplay):
             other = torch.randint(total - per_task, (size - n_own,), device=self.device)
             rows = torch.cat([own, torch.where(other < task * per_task, other, other + per_task)])
         inputs = self.normalization_transform(self.coreset_images.flatten(0, 1)[rows])
-        labels = self.coreset_labels.flatten()[rows] - (low if self.by_class else 0)
+        labels = self.coreset_labels.flatten()[rows] - self.first_label(task)
         mine = rows // per_task == task
         n_classes = high - low
         labels = torch.where(mine, labels, torch.randint_like(labels, n_classes)).clamp(0, n_classes - 1)

@@ -118,16 +118,10 @@ class ExternalWeights(nn.Module):
     def local(self, mean: Tensor, variance: Tensor, x: Tensor, head: tuple[int, int], samples: int) -> Tensor:
         """Outputs (S, B, C) by the local reparametrisation trick: every pre-activation is drawn for every example.
 
-        The weights are N(mean, diag(variance)), both (P,); a pre-activation is N(x m^T + m_b, x^2 v^T + v_b).
+        For fully connected networks. Weights are N(mean, diag(variance)), both (P,); a pre-activation is
+        N(x m^T + m_b, x^2 v^T + v_b).
         Kingma, Salimans & Welling 2015, eq. 6.
-
-        Raises:
-            UserError: the network is not fully connected.
         """
-        if self.plain_layers is None:
-            raise UserError(
-                f"--local_reparam needs a fully connected network, not {self._template[0].NAME}: --backbone mnistmlp"
-            )
         means, variances = self._parts(mean.unsqueeze(0), head), self._parts(variance.unsqueeze(0), head)
         h = x.flatten(1).expand(samples, -1, -1)
         for name in self.plain_layers:

@@ -47,7 +47,7 @@ def test_what_a_look_tells_by_hand():
     look = Look([q.log() for q in p], {"ent": entropies, "conf": entropies})
     model = SimpleNamespace(
         joint_softmax=False, regression=False, by_class=True, criteria=("ent",), look=lambda x: look,
-        head=lambda t: (2 * t, 2 * t + 2),
+        first_label=lambda t: 2 * t,
         predicted=lambda _, task: torch.eye(4)[torch.where(task == 0, 0, 3)],
     )  # fmt: skip
     told = posterior_view._answers(model, torch.zeros(2, 1), torch.tensor([2, 3]), 1)

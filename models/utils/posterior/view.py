@@ -76,8 +76,7 @@ def _answers(model, inputs: Tensor, labels: Tensor, task: int) -> dict[str, Tens
         answers["given error"] = error.mean(1)
         answers["inferred error"] = (model.predicted(look, inferred) - labels).square().mean(1)
         return answers
-    first = model.head(task)[0] if model.by_class else 0
-    answers |= _classes("given", look.means[task], labels - first)
+    answers |= _classes("given", look.means[task], labels - model.first_label(task))
     largest = torch.stack([mean.max(1).values.exp() for mean in look.means])
     answers["inferred confidence"] = largest.gather(0, inferred.unsqueeze(0))[0]
     answers["inferred correct"] = model.predicted(look, inferred).argmax(1) == labels
