@@ -231,10 +231,7 @@ def test_the_score_of_a_gaussian(dimension):
     found, exact = ssge.score(x, x), -x
     assert ((found - exact).norm() / exact.norm()).item() <= 0.45
     assert torch.cosine_similarity(found.flatten(), exact.flatten(), 0).item() >= 0.9
-
-
-def test_the_estimate_is_finite_with_all_eigenvalues():
-    assert ssge.score(torch.randn(500, 1), torch.randn(3, 1), ratio=1.0).isfinite().all()
+    assert ssge.score(x, x, ratio=1.0).isfinite().all()  # with all eigenvalues too
 
 
 def test_the_entropy_enters_by_the_gradient_of_its_samples():
@@ -381,7 +378,6 @@ def test_perturbed_weights_have_full_support():
     a = phi[0, :18].view(9, 2)
     exact = torch.cat([a, torch.zeros(9, 7)], 1) + 0.4 * torch.eye(9)
     torch.testing.assert_close(torch.cov(generator(phi, z)[0].T), 0.25 * exact @ exact.T, rtol=0.05, atol=0.05)
-    assert torch.linalg.matrix_rank(exact) == 9
     bare = WeightGenerator(9, [], latent=2)
     flat = bare(phi, bare.noise(50, torch.device("cpu")))[0]
     assert torch.linalg.matrix_rank(flat - flat.mean(0), rtol=1e-4) == 2
