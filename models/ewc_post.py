@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from backbone.utils.external import LARGEST_CALL
-from models.utils.posterior.base import EVALUATION_SEED, Posterior, add_posterior_args
+from models.utils.posterior.base import Posterior, add_posterior_args
 from utils import panels
 from utils.args import add_bool, non_negative_float, non_negative_int
 from utils.errors import UserError
@@ -133,13 +133,9 @@ class EWCPosterior(Posterior):
     def forward(self, x):
         if not self.joint_softmax or not self.n_begun:
             return super().forward(x)
-        newest = self.n_begun - 1
-        statistics = self.statistics[newest:] if self.net.n_statistics else None
-        noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
-        low, high = self.head(newest)
-        outputs = self.net.evaluate(self.weights([newest], self.samples, noise), x, [(low, high)], statistics)[0]
+        (outputs,) = self.sampled_outputs(x, since=self.n_begun - 1)
         scores = torch.full((len(x), self.num_classes), -1e4, device=x.device)
-        scores[:, low:high] = torch.logsumexp(outputs.log_softmax(-1), 0)
+        scores[:, : outputs.shape[-1]] = torch.logsumexp(outputs.log_softmax(-1), 0)
         return scores
 
     def evaluate_batch(self, inputs, labels, task, scenarios):

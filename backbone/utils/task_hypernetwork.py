@@ -126,21 +126,18 @@ class TaskHypernetwork(MLP):
     def forward(self, tasks: Sequence[int]) -> Tensor:
         """Weights (K, outputs) of these tasks."""
         e = torch.stack([self.embeddings[t] for t in tasks])
-        first, *others = self.layers
         if not self.chunk:
-            h = first(e)
+            return self.layers[-1](self.before_last(e))
+        first, *others = self.layers
+        by_task, by_chunk = first.weight.split([self.embedding, self.chunk_embedding], 1)
+        h = F.linear(e, by_task, first.bias).unsqueeze(1)  # (K, 1, width)
+        if self.conditional:
+            c = torch.stack([self.chunk_embeddings[t] for t in tasks])  # (K, N, d)
+            h = torch.baddbmm(h, c, by_chunk.T.expand(len(c), -1, -1))
         else:
-            by_task, by_chunk = first.weight.split([self.embedding, self.chunk_embedding], 1)
-            from_task = F.linear(e, by_task, first.bias).unsqueeze(1)  # (K, 1, width)
-            if self.conditional:
-                c = torch.stack([self.chunk_embeddings[t] for t in tasks])  # (K, N, d)
-                h = torch.baddbmm(from_task, c, by_chunk.T.expand(len(c), -1, -1))
-            else:
-                h = from_task + F.linear(self.chunk_embeddings[0], by_chunk)
+            h = h + F.linear(self.chunk_embeddings[0], by_chunk)
         for layer in others:
             h = layer(self.activation(h))
-        if not self.chunk:
-            return h
         cut = self.n_chunks * self.chunk - self.outputs
         return h.flatten(1).split([self.outputs, cut], 1)[0] if cut else h.flatten(1)
 
@@ -168,9 +165,8 @@ class TaskHypernetwork(MLP):
             return
         wanted = sum(n * v for n, v in variances) / self.outputs
         last, std, self.chunk_std = self.layers[-1], self.chunk_std, 0.0
-        from_task = (
-            last(self._last_hidden()).var().item()
-        )  # what task embeddings alone give must leave half of it to the chunks
+        # what task embeddings alone give must leave half of it to the chunks
+        from_task = last(self._last_hidden()).var().item()
         last.weight.mul_(min(1.0, math.sqrt(wanted / (2 * max(from_task, 1e-20)))))
         self.chunk_std = std
         for _ in range(8):  # outputs are not linear in the embeddings: a few rounds of proportional correction

@@ -211,12 +211,12 @@ class Posterior(ContinualModel):
         return self.args.val_sample_size
 
     @torch.no_grad()
-    def sampled_outputs(self, x: Tensor) -> list[Tensor]:
-        """Outputs (S, B, C_j) of the head of every task j so far, under the posterior of that task; as many posteriors
-        at a time as there is room for samples of.
+    def sampled_outputs(self, x: Tensor, since: int = 0) -> list[Tensor]:
+        """Outputs (S, B, C_j) of the head of every task j so far, beginning with task `since`, under the posterior of
+        that task; as many posteriors at a time as there is room for samples of.
         """
         out, together = [], max(1, LARGEST_CALL // (self.samples * self.net.size))
-        for first in range(0, self.n_begun, together):
+        for first in range(since, self.n_begun, together):
             tasks = list(range(first, min(first + together, self.n_begun)))
             noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
             weights = self.weights(tasks, self.samples, noise)
