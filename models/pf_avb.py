@@ -22,4 +22,8 @@ class PFAVB(Adversary, ImplicitPosterior):
         return add_discriminator_args(add_generator_args(add_posterior_args(parser)))
 
     def fit(self, inputs, labels):
-        return self.terms(self.phi, inputs, labels, contrast=self.prior_phi is None, prior_phi=self.prior_phi)
+        contrast = self.prior_phi is None
+        dis, moments = self.train_discriminator(self.phi, contrast, self.prior_phi)
+        weights, for_kl = self.training_weights(self.phi)
+        kl = self.args.kl_scale * self.divergence(for_kl, contrast, moments)
+        return {"nll": self.nll(self.outputs(weights, inputs), labels), "kl": kl, "dis": dis}

@@ -27,4 +27,8 @@ class PRAVB(Adversary, ImplicitReplay):
         return parser
 
     def fit_phi(self, phi, inputs, labels):
-        return self.terms(phi, inputs, labels, contrast=self.args.adaptive_contrast)
+        contrast = self.args.adaptive_contrast
+        dis, moments = self.train_discriminator(phi, contrast)
+        weights, for_kl = self.training_weights(phi)
+        nll = self.nll(self.outputs(weights, inputs), labels)
+        return {"nll": nll, "kl": self.args.kl_scale * self.divergence(for_kl, contrast, moments), "dis": dis}

@@ -49,7 +49,7 @@ class Discriminator(MLP):
 
 
 class Adversary:
-    """Adds a discriminator with its optimiser, and the loss that it makes possible, to a method with a `generator`."""
+    """Adds a discriminator with its optimiser, and the divergence that it estimates, to a method with a `generator`."""
 
     NO_TERMS = ("dis",)
 
@@ -74,16 +74,15 @@ class Adversary:
         self.discriminator.reset()
         self.dis_opt = self._dis_optimizer()
 
-    def terms(
-        self, phi: Tensor, inputs: Tensor, labels: Tensor, contrast: bool, prior_phi: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """N E_q[CE] + kappa KL(q || p) of the posterior phi (n,), after steps of the discriminator; 'dis' is its last
-        loss, no term: 2 ln 2 where it cannot tell q from its reference.
+    def train_discriminator(self, phi: Tensor, contrast: bool, prior_phi: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Steps of the discriminator on samples of the posterior phi (n,) and of its reference.
 
         Args:
-            contrast: the reference is the Gaussian alpha with the moments of q (adaptive contrast), and
-                KL = E_q[D + ln alpha - ln p]; else it is p, and KL = E_q[D].
+            contrast: the reference is the Gaussian alpha with the moments of q (adaptive contrast); else the prior p.
             prior_phi: (n,) what generates samples of p; None where p = N(0, sigma_p^2 I).
+
+        Returns:
+            The last loss, 2 ln 2 where q is not told from its reference; mean and deviation (P,) of alpha, or 0 and 1.
         """
         args, draw, fixed = self.args, self.generator.draw, phi.detach()
         mean, std = self._moments(fixed) if contrast else (0.0, 1.0)
@@ -93,16 +92,25 @@ class Adversary:
                 samples = (draw(fixed, n) - mean) / std
                 reference = scale * torch.randn_like(samples) if prior_phi is None else draw(prior_phi, n)
             self.dis_opt.zero_grad()
-            dis = self.discriminator.loss(samples, reference)
-            dis.backward()
+            loss = self.discriminator.loss(samples, reference)
+            loss.backward()
             self.dis_opt.step()
-        weights = draw(phi, args.train_sample_size)
-        for_kl = weights if args.num_kl_samples == len(weights) else draw(phi, args.num_kl_samples)
-        ratio = self.discriminator((for_kl - mean) / std)
+        return loss.detach(), (mean, std)
+
+    def training_weights(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (S, P) of q for the likelihood and for the divergence, the same ones where as many are wanted."""
+        weights, n = self.generator.draw(phi, self.args.train_sample_size), self.args.num_kl_samples
+        return weights, weights if n == len(weights) else self.generator.draw(phi, n)
+
+    def divergence(self, weights: Tensor, contrast: bool, moments: tuple) -> Tensor:
+        """KL(q || p) estimated on weights (S, P) of q: E_q[D + ln alpha - ln p] by a contrast, else E_q[D]."""
+        mean, std = moments
+        ratio = self.discriminator((weights - mean) / std)
         if contrast:
-            ratio = ratio + log_gaussian(for_kl, mean, std.square()) - log_gaussian(for_kl, 0.0, args.prior_variance)
-        nll = self.nll(self.outputs(weights, inputs), labels)
-        return {"nll": nll, "kl": args.kl_scale * ratio.mean(), "dis": dis.detach()}
+            ratio = (
+                ratio + log_gaussian(weights, mean, std.square()) - log_gaussian(weights, 0.0, self.args.prior_variance)
+            )
+        return ratio.mean()
 
     @torch.no_grad()
     def _moments(self, phi: Tensor) -> tuple[Tensor, Tensor]:
