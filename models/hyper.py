@@ -42,13 +42,8 @@ class Hyper(GeneratedHeads):
         self.reset_optimizers()
 
     def reset_optimizers(self):
-        args = self.args
-        groups = [
-            {"params": list(self.embeddings), "lr": args.lr_embedding},
-            {"params": list(self.net.parameters()), "lr": args.lr_backbone},
-            {"params": list(self.hyper.parameters()), "lr": args.lr_hyper},
-        ]
-        self.opt = torch.optim.AdamW(groups, weight_decay=args.optim_wd)
+        groups = self.parameter_groups(self.args.lr_embedding)
+        self.opt = torch.optim.AdamW(groups, weight_decay=self.args.optim_wd)
 
     def begin_task(self, dataset):
         for task in range(len(self.embeddings), self.current_task + 1):

@@ -44,12 +44,10 @@ def test_pah_and_multi_head_lwf_are_close():
     assert abs(figures(PAH)["aa"] - figures(LWF)["aa"]) <= 2
 
 
-@pytest.mark.slow
 def test_prototypes_from_images_are_at_least_as_good_as_gaussian_ones():
     assert figures(PAH, 5)["aa"] >= figures((*PAH, "--pah_proto_init", "gauss"), 5)["aa"] - 0.2
 
 
-@pytest.mark.slow
 def test_prototype_distillation_alone_is_fine_tuning():
     alone = figures((*PAH, "--pah_w_sm", "0", "--pah_w_sp", "1"), 5)
     assert abs(alone["aa"] - figures(FINE_TUNE, 5)["aa"]) <= 8 and alone["fm"] >= 10
