@@ -77,7 +77,7 @@ def test_lists_come_back_from_a_stored_run():
     stored = vars(resolve(argv).args)
     args = from_stored(stored, [], "config.yaml").args
     assert args.task_batch_sizes == [8, 4, 2] and args.n_iters is None
-    with pytest.raises(UserError, match="the wrong kind"):
+    with pytest.raises(UserError, match="expected integers"):
         from_stored({**stored, "task_batch_sizes": 0.1}, [], "config.yaml")
 
 

@@ -80,8 +80,6 @@ def _read_section(section: dict, where: str, names: dict[str, str], actions: dic
     _known(section, set(names), where)
     for key, value in section.items():
         action = actions[names[key]]
-        if value is None and action.default is not None:
-            raise UserError(f"config: {where}.{key} is None: expected a value, or leave the key out")
         values[action.dest] = converted(action, value, f"config: {where}.{key}")
 
 
