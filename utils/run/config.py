@@ -13,7 +13,7 @@ from typing import Any
 
 from utils import registry
 from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, explain_unknown, refuse_repeats
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
 
@@ -345,8 +345,7 @@ def converted(action: argparse.Action, value: Any, origin: str) -> Any:
         if action.choices is not None and value not in action.choices:
             raise ValueError(f"'{value}': expected one of {', '.join(map(str, action.choices))}")
     except (argparse.ArgumentTypeError, ValueError) as e:
-        why = " ".join(str(e).split())[:400]
-        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {why}") from None
+        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {one_line(e)}") from None
     return value
 
 
