@@ -16,8 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from utils.config_file import plain_yaml
 from utils.errors import UserError
 from utils.registry import ROOT, nearest, normalise
 
@@ -25,26 +24,6 @@ FOLDER = ROOT / "best_args"
 SCENARIOS = ("class-il", "task-il", "domain-il", "general-continual")
 PUBLISHED = ("acc", "std", "forgetting", "forgetting_std", "forgetting_chaudhry", "forgetting_chaudhry_std")
 Row = dict[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence, which would lose rows: here they are an error. So is a value
-    that it takes for a date or a number and cannot convert, which it would raise without saying where.
-    """
-
-    def construct_object(self, node, deep=False):
-        try:
-            return super().construct_object(node, deep)
-        except ValueError as e:
-            raise yaml.constructor.ConstructorError(None, None, f"'{node.value}': {e}", node.start_mark) from None
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' appears twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def load_rows(method: str, folder: Path | str | None = None) -> dict[str, list[Row]]:
@@ -60,7 +39,7 @@ def load_rows(method: str, folder: Path | str | None = None) -> dict[str, list[R
     path = _files(folder).get(normalise(method))
     if path is None:
         return {}
-    rows = _parsed(path) or {}
+    rows = plain_yaml(path) or {}
     if not isinstance(rows, dict):
         raise UserError(f"{path.name}, line 1: expected 'dataset:' with a list of rows under it")
     for dataset, entries in rows.items():
@@ -146,7 +125,9 @@ def check_rows(rows: dict[str, list[Row]], option_names: set[str]) -> list[str]:
                 problems.append(f"{where}: buffer_size is no positive whole number")
             set_here = list(row.get("args") or {}) + ([] if size is None else ["buffer_size"])
             problems += [
-                f"{where}: '{n}' is no option{_near(n, option_names)}" for n in set_here if n not in option_names
+                f"{where}: '{n}' is no option{nearest(n, sorted(option_names))}"
+                for n in set_here
+                if n not in option_names
             ]
             problems += [
                 f"{where}: {name} is the text '{item}', not a number (YAML needs the point in 1.0e-5)"
@@ -184,21 +165,6 @@ def _check_published(published: Any) -> list[str]:
 def _files(folder: Path | str | None) -> dict[str, Path]:
     """The files by normalised method name, sorted."""
     return {normalise(path.stem): path for path in sorted(Path(folder or FOLDER).glob("*.yaml"))}
-
-
-def _parsed(path: Path) -> Any:
-    data = path.read_bytes()
-    try:
-        return yaml.load(data, Loader=_Loader)
-    except yaml.MarkedYAMLError as e:
-        line, problem = e.problem_mark.line + 1, e.problem
-    except yaml.reader.ReaderError as e:
-        line, problem = data.count(b"\n", 0, e.position) + 1, e.reason
-    raise UserError(f"{path.name}, line {line}: {problem}: mend the YAML")
-
-
-def _near(name: str, choices: set[str]) -> str:
-    return nearest(name, sorted(choices))
 
 
 def _is_number(value: Any) -> bool:
