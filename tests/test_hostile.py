@@ -139,6 +139,13 @@ def test_a_damaged_checkpoint_is_one_line_and_nothing_written(capsys, tmp_path, 
     refused_file(capsys, tmp_path, data)
 
 
+@pytest.mark.parametrize("format, age", [(checkpoint.FORMAT - 1, "an older"), (99, "a newer")])
+def test_a_checkpoint_of_another_version_is_told(capsys, tmp_path, saved, format, age):
+    (tmp_path / "given.pt").write_bytes(signed(saved.data[: -checkpoint.FOOTER_LENGTH], format))
+    err = refused(capsys, *COMMAND, "--disable_log", "--loadcheck", str(tmp_path / "given.pt"))
+    assert f"{age} version (format {format}, this version reads {checkpoint.FORMAT})" in err
+
+
 # ---- checkpoints that are whole and say something wrong
 
 
@@ -214,18 +221,9 @@ class Call:
     """Written as a call."""
 
 
-def attribute(name: str, value) -> Callable:
-    def change(model) -> None:
-        vars(model)[name] = value
-
-    return change
-
-
-def within(part: str, name: str, value) -> Callable:
-    def change(model) -> None:
-        vars(model.get_submodule(part))[name] = value
-
-    return change
+def held(part: str, name: str, value) -> Callable:
+    """Puts an attribute into a part of the method, '' for the method itself."""
+    return lambda model: vars(model.get_submodule(part)).update({name: value})
 
 
 CALLS = {
@@ -248,11 +246,11 @@ CALLS = {
     "an object without attributes": (state.make, -1, "object", "models.utils.snapshot", "Snapshot", None),
 }  # fmt: skip
 CHANGES = {
-    "a method's name": attribute("observe", 1),
-    "a name of Python's": attribute("__class__", 1),
-    "a method of a part": within("net.classifier", "forward", 1),
-    "a table of other things": within("net", "_modules", {"classifier": 1}),
-    "a table that is none": within("net", "_parameters", []),
+    "a method's name": held("", "observe", 1),
+    "a name of Python's": held("", "__class__", 1),
+    "a method of a part": held("net.classifier", "forward", 1),
+    "a table of other things": held("net", "_modules", {"classifier": 1}),
+    "a table that is none": held("net", "_parameters", []),
     "no method at all": None,
 }
 

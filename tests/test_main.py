@@ -110,13 +110,6 @@ def test_both_spellings_of_names_options_and_booleans(capsys):
         assert "task-il" in out
 
 
-def test_best_args_and_their_precedence(capsys):
-    status, out, err = call(capsys, "--model", "pah", "--dataset", "seq-digits", "--load_best_args", "--n_epochs", "1",
-                            "--stop_after", "1", "--disable_log")  # fmt: skip
-    assert status == 0, err
-    assert re.search(r"pah_proto_size\s+5\s+best_args", out) and re.search(r"n_epochs\s+1\s+command line", out)
-
-
 def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
     base = ["--model", "er", "--buffer_size", "50", *DIGITS]
     call(capsys, *base, "--results_path", str(tmp_path / "a"), "--savecheck", "task")
@@ -134,6 +127,8 @@ def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
     for other, words in (
         (["--optimizer", "adam"], "give the same --optimizer"),
         (["--seed", "1"], "--seed 0, this run has 1"),
+        (["--permute_classes"], "--permute_classes False"),
+        (["--backbone", "mnistmlp"], "saved with --backbone convnet, this run has mnistmlp"),
     ):
         status, _, err = call(capsys, *base, *other, "--loadcheck", file, "--disable_log")
         assert status == 2 and words in err
@@ -234,13 +229,6 @@ def test_a_results_path_that_cannot_be_written(capsys, tmp_path):
     assert status == 2 and "--results_path" in err and err.count("\n") == 1
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(capsys, tmp_path):
-    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--lr", "1e30", "--backbone", "mnistmlp", "--results_path",
-                          str(tmp_path))  # fmt: skip
-    assert status == 1 and re.search(r"loss is (nan|inf|-inf) at step \d+ \(task \d; ", err) and err.count("\n") == 1
-    assert (run_folder(tmp_path) / "metrics.csv").is_file()
-
-
 def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
     from models.sgd import SGD
 
@@ -252,7 +240,10 @@ def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
     assert status == 130 and "interrupted" in err
 
 
-def test_check_runs_the_conformance_suite(capsys):
+def test_check_runs_the_conformance_suite(capsys, monkeypatch):
+    from utils.check import conformance
+
+    monkeypatch.setattr(conformance, "CHECKS", [conformance.observe_never_waits])  # the others take their time
     path = ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"
     status, out, _ = call(capsys, "--check", str(path))
     assert status == 1

@@ -22,14 +22,17 @@ def in_batches(n: int, capacity: int, batch: int, rng: np.random.Generator) -> l
 
 
 class ScriptedDraws:
-    """Stands in for a generator: hands out prepared numbers in [0, 1)."""
+    """Stands in for a generator: hands out prepared numbers."""
 
     def __init__(self, values):
         self.values = list(values)
 
-    def random(self, n):
-        taken, self.values = self.values[:n], self.values[n:]
+    def random(self, size):
+        taken, self.values = self.values[:size], self.values[size:]
         return np.array(taken)
+
+    def integers(self, _, size):
+        return self.random(size)
 
 
 @given(st.integers(1, 7), st.integers(1, 40), st.integers(1, 12), st.randoms(use_true_random=False))
@@ -188,17 +191,6 @@ def test_buffers_leave_the_global_generators_alone():
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-class ScriptedIntegers:
-    """Stands in for a generator: hands out prepared integers."""
-
-    def __init__(self, values):
-        self.values = list(values)
-
-    def integers(self, _, size):
-        taken, self.values = self.values[:size], self.values[size:]
-        return np.array(taken)
-
-
 @given(st.integers(1, 7), st.integers(1, 40), st.integers(1, 12), st.randoms(use_true_random=False))
 @settings(max_examples=200, deadline=None)
 def test_a_selective_buffer_is_a_reservoir_over_the_admitted(capacity, n, batch, rng):
@@ -211,7 +203,7 @@ def test_a_selective_buffer_is_a_reservoir_over_the_admitted(capacity, n, batch,
             if slot < capacity:
                 expected[slot] = k
     buffer = SelectiveBuffer(capacity)
-    buffer.rng = ScriptedIntegers(draws)
+    buffer.rng = ScriptedDraws(draws)
     for rows in torch.arange(n).split(batch):
         buffer.add_data(rows.view(-1, 1), admitted=torch.tensor(admitted)[rows], labels=rows + 100)
     stored, labels = buffer.get_all_data()

@@ -12,13 +12,13 @@ from models.sgd import SGD
 from models.utils.continual_model import ContinualModel
 from tests.models.helpers import experiment, finished
 from utils.check import case_runs, cases
-from utils.errors import TrainingFailed, UserError
+from utils.errors import TrainingFailed
 from utils.evaluation import evaluate
 from utils.log.events import FLUSH_EVERY
 from utils.log.loggers import Logger
-from utils.record import Evaluation, Position
+from utils.record import Position
 from utils.run import checkpoint
-from utils.run.training import batches_per_epoch, train
+from utils.run.training import train
 from utils.schedule import set_learning_rate
 
 
@@ -90,14 +90,6 @@ def test_the_step_with_the_first_bad_loss_is_named(monkeypatch):
     exp = experiment("sgd", "--stop_after", "2", "--n_epochs", "15")
     with pytest.raises(TrainingFailed, match=r"loss is nan at step 60 \(task 0; loss nan\)"):
         train(exp)
-
-
-def test_epochs_and_iterations():
-    args = experiment("sgd").args
-    args.n_epochs = 2
-    assert batches_per_epoch(args, range(9)) == [9, 9]
-    args.fitting_mode, args.n_iters = "iters", 20
-    assert batches_per_epoch(args, range(9)) == [9, 9, 2]
 
 
 def test_a_number_of_iterations_ends_a_task():
@@ -237,53 +229,6 @@ def test_debug_mode_shortens_epochs():
     assert finished("sgd", "--debug_mode", "--n_epochs", "2", "--stop_after", "1").run.history[0].step == 10
 
 
-def test_a_checkpoint_survives_the_disk_and_continues(tmp_path):
-    whole = finished("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
-    half = experiment("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
-    path = tmp_path / "checkpoint.pt"
-
-    class Stop(Exception):
-        pass
-
-    def save(position):
-        if position.task == 2 and position.batch == 5:
-            checkpoint.save(checkpoint.capture(half, position), path)
-            raise Stop
-
-    with pytest.raises(Stop):
-        half.log.after_step = save
-        train(half)
-    other = experiment("derpp", "--buffer_size", "40", "--alpha", "0.5", "--beta", "0.5", "--n_epochs", "2")
-    start = checkpoint.restore(checkpoint.load(path), other)
-    train(other, start)
-    assert torch.equal(whole.model.net.get_params(), other.model.net.get_params())
-    assert torch.equal(whole.model.buffer.logits, other.model.buffer.logits)
-    assert whole.run.history == other.run.history and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-def test_bad_checkpoints_are_named(tmp_path, monkeypatch):
-    path = tmp_path / "c.pt"
-    for content, words in ((b"", "is empty"), (b"some text", "not a checkpoint of this program")):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=words):
-            checkpoint.load(path)
-    torch.save({"x": 1}, path)
-    with pytest.raises(UserError, match="truncated: its last line is missing"):
-        checkpoint.load(path)
-    state = checkpoint.capture(experiment("sgd"), Position(step=3))
-    checkpoint.save(state, path)
-    assert checkpoint.verify(path).step == 3
-    whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"step 000000000003", b"step 000000000004"))
-    with pytest.raises(UserError, match="its checksum is wrong"):
-        checkpoint.load(path)
-    monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    checkpoint.save(state, path)
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="a newer version .format 99, this version reads 3"):
-        checkpoint.load(path)
-
-
 @pytest.mark.parametrize("level", ["1", "2"])
 def test_code_optimization_levels_train(level):
     try:
@@ -291,25 +236,6 @@ def test_code_optimization_levels_train(level):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert exp.run.matrices["task-il"][0, 0] > 80
-
-
-def test_an_evaluation_is_plain_data():
-    assert Evaluation(1, 0, None, {"class-il": [1.0]}) == Evaluation(1, 0, None, {"class-il": [1.0]})
-
-
-def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
-    exp = finished("sgd", "--stop_after", "1", "--n_epochs", "1")
-    state = checkpoint.capture(exp, Position(task=1))
-    for option, words in (
-        (["--seed", "1"], "--seed 0, this run has 1"),
-        (["--permute_classes"], "--permute_classes False"),
-    ):
-        other = experiment("sgd", *option)
-        with pytest.raises(UserError, match=words):
-            checkpoint.restore(state, other)
-    other = experiment("sgd", "--backbone", "mnistmlp")
-    with pytest.raises(UserError, match="saved with --backbone convnet, this run has mnistmlp"):
-        checkpoint.restore(state, other)
 
 
 @pytest.mark.parametrize(
