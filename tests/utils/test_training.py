@@ -60,11 +60,8 @@ def test_losses_reach_the_loggers_as_means_of_a_window(monkeypatch, returned):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         value = float(next(values))
-        return {
-            "tensor": torch.tensor(value),
-            "float": value,
-            "dict": {"loss": torch.tensor(value), "half": value / 2},
-        }[returned]
+        as_dict = {"loss": torch.tensor(value), "half": value / 2}
+        return {"tensor": torch.tensor(value), "float": value, "dict": as_dict}[returned]
 
     monkeypatch.setattr(SGD, "observe", observe)
     seen = []
@@ -84,9 +81,8 @@ def test_losses_reach_the_loggers_as_means_of_a_window(monkeypatch, returned):
 
 def test_the_step_with_the_first_bad_loss_is_named(monkeypatch):
     count = iter(range(1, 1000))
-    monkeypatch.setattr(
-        SGD, "observe", lambda self, *a, epoch=None: torch.tensor(math.nan if next(count) >= 60 else 1.0)
-    )
+    bad_from_60 = lambda self, *a, epoch=None: torch.tensor(math.nan if next(count) >= 60 else 1.0)  # noqa: E731
+    monkeypatch.setattr(SGD, "observe", bad_from_60)
     exp = experiment("sgd", "--stop_after", "2", "--n_epochs", "15")
     with pytest.raises(TrainingFailed, match=r"loss is nan at step 60 \(task 0; loss nan\)"):
         train(exp)
@@ -97,21 +93,15 @@ def test_a_number_of_iterations_ends_a_task():
     assert [e.step for e in exp.run.history] == [20, 40]
 
 
-@pytest.mark.parametrize(
-    "options, expected",
-    [
-        (
-            ["--lr_scheduler", "multisteplr", "--lr_milestones", "2", "3", "--sched_multistep_lr_gamma", "0.1"],
-            [1, 1, 0.1, 0.01],
-        ),
-        (["--lr_warmup", "0.5"], [1 / 3, 2 / 3, 1, 1]),
-        (["--lr_scheduler", "cosine", "--lr_warmup", "0.5"], [1 / 3, 2 / 3, 1, 0.5]),
-        (["--lr_scheduler", "cosine"], [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
-        ([], [1, 1, 1, 1]),
-    ],
-)
+@pytest.mark.parametrize("options, expected", [
+    ("--lr_scheduler multisteplr --lr_milestones 2 3 --sched_multistep_lr_gamma 0.1", [1, 1, 0.1, 0.01]),
+    ("--lr_warmup 0.5", [1 / 3, 2 / 3, 1, 1]),
+    ("--lr_scheduler cosine --lr_warmup 0.5", [1 / 3, 2 / 3, 1, 0.5]),
+    ("--lr_scheduler cosine", [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
+    ("", [1, 1, 1, 1]),
+])  # fmt: skip
 def test_learning_rate_schedules(options, expected):
-    exp = experiment("sgd", "--lr", "1", "--n_epochs", "4", *options)
+    exp = experiment("sgd", "--lr", "1", "--n_epochs", "4", *options.split())
     rates = []
     for epoch in range(4):
         set_learning_rate(exp.model, exp.args, epoch, n_epochs=4)
