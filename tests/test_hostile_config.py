@@ -110,13 +110,6 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
     rerun_refused(capsys, tmp_path, whole, with_checksum(CONFIGURATIONS[name](facts)))
 
 
-def test_a_configuration_without_the_right_checksum_is_not_even_looked_at(capsys, tmp_path, whole):
-    text = more(aliases())(yaml.safe_load((only_run(whole) / "config.yaml").read_bytes()))
-    assert "no checksum" in rerun_refused(capsys, tmp_path / "a", whole, text.encode())
-    wrong = with_checksum(text).replace(b"lr: 0.03", b"lr: 0.04")
-    assert "checksum is wrong" in rerun_refused(capsys, tmp_path / "b", whole, wrong)
-
-
 @pytest.mark.parametrize("name, text", [
     ("metrics.csv", "step,value\n1\n"),
     ("metrics.csv", "step,value\n1,2,3,4\n"),

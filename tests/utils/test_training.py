@@ -189,19 +189,6 @@ def test_a_method_that_needs_the_task_is_given_it_and_has_no_class_il_score():
     assert list(evaluate(model, exp.dataset, [0, 3], trained=3)[0]) == ["task-il"] and model.asked == {0, 3}
 
 
-def test_one_score_per_task_in_domain_il_and_general_continual():
-    assert list(finished("sgd", "--stop_after", "1", "--n_epochs", "1", dataset="rot-digits").run.matrices) == [
-        "domain-il"
-    ]
-    general = finished("sgd", dataset="digits-360")
-    assert general.run.matrices["general-continual"].shape == (1, 1)
-
-
-def test_future_tasks_are_evaluated_for_forward_transfer():
-    exp = finished("sgd", "--enable_other_metrics", "--n_epochs", "1", "--stop_after", "2")
-    assert not np.isnan(exp.run.matrices["task-il"][0]).any() and len(exp.run.baselines["task-il"]) == 5
-
-
 def test_evaluations_during_a_task_are_kept_apart():
     exp = finished("sgd", "--eval_epochs", "2", "--n_epochs", "5", "--stop_after", "1")
     assert [e.epoch for e in exp.run.history] == [1, 3, None]

@@ -14,6 +14,7 @@ from typing import Any
 from utils import registry
 from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, explain_unknown, refuse_repeats
 from utils.errors import UserError, one_line
+from utils.run.best_args import find_row
 
 NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
 
@@ -75,7 +76,8 @@ def resolve(argv: list[str]) -> Config:
 
     # The row may name the backbone, whose options must exist before the strict parse.
     given, _ = _explicit(build_parser(choice, None), argv, strict=False)
-    row = _best_row(model_class, choice.dataset, given)
+    best = given.get("load_best_args") or given.get("model_config") == "best"
+    row = find_row(model_class.NAME, choice.dataset, given.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
     backbone, origin = next(
         (layer["backbone"], origin)
@@ -284,14 +286,6 @@ def _explicit(
             raise UserError(explain_unknown(rest, parser))
         refuse_repeats(argv, parser)
     return vars(namespace), actions
-
-
-def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[str, Any] | None:
-    if not (given.get("load_best_args") or given.get("model_config") == "best"):
-        return None
-    from utils.run.best_args import find_row
-
-    return find_row(model_class.NAME, dataset, given.get("buffer_size"))
 
 
 def _still_valid(defaults: dict[str, Any], backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
