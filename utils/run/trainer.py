@@ -1,17 +1,5 @@
-"""Continual learning of one's own network on one's own loaders, from a script or a notebook.
-
-    trainer = ContinualTrainer(
-        model=net,
-        config={
-            "optimizer": {"type": "adam", "lr": 0.001},
-            "continual_strategy": {"ewc": {"enabled": True, "lambda": 100.0}},
-            "replay": {"size": 500},
-        },
-    )
-    for task_id, (train_loader, val_loader) in enumerate(loaders):
-        trainer.train_task(train_loader, val_loader, task_id, f"task {task_id}", num_epochs=5)
-        trainer.evaluate_all_tasks([val for _, val in loaders[: task_id + 1]])
-    print(trainer.metrics())
+"""Continual learning of one's own network on one's own loaders, from a script or a notebook: docs/trainer.md has an
+example.
 
 The strategies are the method files of models/; this module translates a configuration into their options.
 """
