@@ -142,55 +142,45 @@ def test_token_sequences():
         assert losses[0][-1]["ce" if strategy != "gem" and strategy != "er" else "loss"] < 2.08
 
 
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        ({"continual_strategy": {"ewc": {"enabled": True}, "si": {"enabled": True}}}, "enables ewc and si: enable one"),
-        ({"continual_strategy": {"ewk": {}}}, "unknown key 'ewk'; did you mean ewc"),
-        ({"continual_strategy": {"ewc": {"lamda": 1}}}, r"continual_strategy.ewc has an unknown key 'lamda'; did you"),
-        (
-            {"continual_strategy": {"ewc": {"lambda": -1}}},
-            "continual_strategy.ewc.lambda .* -1: expected a number >= 0",
-        ),
-        ({"continual_strategy": {"ewc": {"fisher": "mx"}}}, "ewc.fisher .*'mx': expected one of mc, exact"),
-        ({"continual_strategy": {"ewc": {"enabled": "yes"}}}, "continual_strategy.ewc must be a dict with 'enabled'"),
-        ({"continual_strategy": {"packnet": {"prune_percentage": 1.5}}}, "packnet.prune_percentage .*1.5"),
-        ({"continual_strategy": {"packnet": {}}, "replay": {"size": 5}}, "replay is not defined with packnet"),
-        ({"continual_strategy": {"er": {}}, "replay": {"size": 5}}, "er, which keeps a replay buffer of its own"),
-        ({"continual_strategy": {"pnn": {"input_size": 3}}}, "pnn needs all of input_size, hidden_sizes, output_size"),
-        (
-            {"continual_strategy": {"pnn": {**SIZES, "input_size": 3}}},
-            r"pnn has sizes \[3, 32, 32, 10\], the network's",
-        ),
-        ({"optimizer": {"type": "adamm"}}, "optimizer.type .*'adamm': expected one of sgd, adam"),
-        ({"optimizer": {"lr": 0}}, "optimizer.lr .*0: expected a number > 0"),
-        ({"optimizer": 3}, "optimizer is int: expected a dict"),
-        ({"scheduler": {"type": "step"}}, "scheduler.type"),
-        ({"replay": {"size": 0}}, "replay.size .*0: expected an integer >= 1"),
-        ({"replay": {"amount": 4}}, "replay has an unknown key 'amount'"),
-        ({"strategy": {}}, "config has an unknown key 'strategy'"),
-    ],
-)
+@pytest.mark.parametrize("settings, words", [
+    ({"continual_strategy": {"ewc": {"enabled": True}, "si": {"enabled": True}}}, "enables ewc and si: enable one"),
+    ({"continual_strategy": {"ewk": {}}}, "unknown key 'ewk'; did you mean ewc"),
+    ({"continual_strategy": {"ewc": {"lamda": 1}}}, r"continual_strategy.ewc has an unknown key 'lamda'; did you"),
+    ({"continual_strategy": {"ewc": {"lambda": -1}}}, "strategy.ewc.lambda .* -1: expected a number >= 0"),
+    ({"continual_strategy": {"ewc": {"lambda": None}}}, "ewc.lambda .*nothing is given"),
+    ({"continual_strategy": {"ewc": {"fisher": "mx"}}}, "ewc.fisher .*'mx': expected one of mc, exact"),
+    ({"continual_strategy": {"ewc": {"enabled": "yes"}}}, "continual_strategy.ewc must be a dict with 'enabled'"),
+    ({"continual_strategy": {"packnet": {"prune_percentage": 1.5}}}, "packnet.prune_percentage .*1.5"),
+    ({"continual_strategy": {"packnet": {}}, "replay": {"size": 5}}, "replay is not defined with packnet"),
+    ({"continual_strategy": {"er": {}}, "replay": {"size": 5}}, "er, which keeps a replay buffer of its own"),
+    ({"continual_strategy": {"pnn": {"input_size": 3}}}, "pnn needs all of input_size, hidden_sizes, output_size"),
+    ({"continual_strategy": {"pnn": {**SIZES, "input_size": 3}}}, r"pnn has sizes \[3, 32, 32, 10\], the network's"),
+    ({"optimizer": {"type": "adamm"}}, "optimizer.type .*'adamm': expected one of sgd, adam"),
+    ({"optimizer": {"lr": 0}}, "optimizer.lr .*0: expected a number > 0"),
+    ({"optimizer": 3}, "optimizer is int: expected a dict"),
+    ({"scheduler": {"type": "step"}}, "scheduler.type"),
+    ({"replay": {"size": 0}}, "replay.size .*0: expected an integer >= 1"),
+    ({"replay": {"task_balanced": 3}}, "replay.task_balanced .*'3' is not a yes/no value"),
+    ({"replay": {"amount": 4}}, "replay has an unknown key 'amount'"),
+    ({"strategy": {}}, "config has an unknown key 'strategy'"),
+])  # fmt: skip
 def test_a_wrong_configuration_is_one_line_that_names_the_key(settings, words):
     with pytest.raises(UserError, match=words) as error:
         ContinualTrainer(model=network(), config=settings, device="cpu")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "call, words",
-    [
-        (lambda t, d: t.train_task(d[0][0], None, 1), "task_id is 1: tasks are learned in order, the next one is 0"),
-        (lambda t, d: t.train_task(d[0][0], None, 0, num_epochs=0), "num_epochs is 0"),
-        (lambda t, d: t.train_task(d[1][0], None, 0), "task 0 has labels 2 to 3: in class-il they go on"),
-        (lambda t, d: t.train_task(DataLoader(TensorDataset(torch.rand(2, 64), torch.tensor([0, 12])))), "0 to 12"),
-        (lambda t, d: t.train_task([torch.rand(4, 64)], None, 0), "expected batches of .inputs, labels."),
-        (lambda t, d: t.train_task([], None, 0), "gives no batch"),
-        (lambda t, d: t.evaluate(d[0][1], 0), "task 0 was not learned yet"),
-        (lambda t, d: t.save("x.pt"), "nothing to save"),
-        (lambda t, d: t.load("nowhere.pt"), "nowhere.pt does not exist"),
-    ],
-)
+@pytest.mark.parametrize("call, words", [
+    (lambda t, d: t.train_task(d[0][0], None, 1), "task_id is 1: tasks are learned in order, the next one is 0"),
+    (lambda t, d: t.train_task(d[0][0], None, 0, num_epochs=0), "num_epochs is 0"),
+    (lambda t, d: t.train_task(d[1][0], None, 0), "task 0 has labels 2 to 3: in class-il they go on"),
+    (lambda t, d: t.train_task(DataLoader(TensorDataset(torch.rand(2, 64), torch.tensor([0, 12])))), "0 to 12"),
+    (lambda t, d: t.train_task([torch.rand(4, 64)], None, 0), "expected batches of .inputs, labels."),
+    (lambda t, d: t.train_task([], None, 0), "gives no batch"),
+    (lambda t, d: t.evaluate(d[0][1], 0), "task 0 was not learned yet"),
+    (lambda t, d: t.save("x.pt"), "nothing to save"),
+    (lambda t, d: t.load("nowhere.pt"), "nowhere.pt does not exist"),
+])  # fmt: skip
 def test_wrong_calls_are_one_line(call, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = ContinualTrainer(model=network(), config=config("ewc"), device="cpu")
