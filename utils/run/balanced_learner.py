@@ -1,8 +1,5 @@
-"""Balanced EWC stage by stage from Python: the runner's own pieces, in the order that the caller wants.
-
-    learner = BalancedContinualLearner(learning_rate=2e-3, n_epochs=10)
-    for verdict in learner.run():
-        print(verdict.task, verdict.achieved, verdict.passed)
+"""Balanced EWC stage by stage from Python: the runner's own pieces, in the order that the caller wants; docs/vision.md
+has an example.
 
 It writes neither a report nor checkpoints; `main.py --model balanced-ewc` does.
 """

@@ -4,8 +4,10 @@ import operator
 import sys
 from itertools import islice
 
+import numpy as np
+
 from models.utils.continual_model import ContinualModel
-from utils.evaluation import empty_matrix, evaluate, predictions, scenarios
+from utils.evaluation import evaluate, predictions, scenarios
 from utils.record import Evaluation, Experiment, Position
 from utils.schedule import restart_schedule, set_learning_rate
 
@@ -105,7 +107,7 @@ def evaluate_run(exp: Experiment, at: Position, epoch: int | None = None) -> Eva
     if epoch is None and (shown := predictions(model, stream)):
         run.pictures.append((trained, shown))
     for name in scenarios(model, stream):
-        matrix = run.matrices.setdefault(name, empty_matrix(stream.EVAL_TASKS))
+        matrix = run.matrices.setdefault(name, np.full((stream.EVAL_TASKS, stream.EVAL_TASKS), np.nan))
         if epoch is None:
             matrix[trained, :n] = evaluation.scores[name]
     exp.log.evaluated(evaluation)
