@@ -4,13 +4,9 @@ With GroupNorm (the default) a prediction does not depend on the other images of
 behave alike.
 """
 
-from collections.abc import Callable
-from functools import partial
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone, pooled_relu
+from backbone.utils.base import Backbone
 from utils.args import positive_int
 from utils.errors import UserError
 
@@ -25,12 +21,8 @@ class ConvNet(Backbone):
     @staticmethod
     def get_parser(parser):
         parser.add_argument("--norm", choices=list(NORMS), default="group", help="normalisation of the layers")
-        parser.add_argument(
-            "--width",
-            type=positive_int,
-            default=16,
-            help="channels of the first layer; a multiple of 4 with --norm group",
-        )
+        parser.add_argument("--width", type=positive_int, default=16,
+                            help="channels of the first layer; a multiple of 4 with --norm group")  # fmt: skip
         return parser
 
     def __init__(self, in_size: tuple[int, int, int], num_classes: int, norm: str = "group", width: int = 16):
@@ -46,21 +38,15 @@ class ConvNet(Backbone):
     @classmethod
     def from_args(cls, args, in_size, num_classes):
         if args.norm == "group" and args.width % 4:
-            raise UserError(
-                f"--width {args.width}: --norm group needs a multiple of 4; change it or take another --norm"
-            )
+            raise UserError(f"--width {args.width}: --norm group needs a multiple of 4: change it, or --norm")
         return cls(in_size, num_classes, args.norm, args.width)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        out = []
+        out = [x]
         for layer in self.layers:
-            x = layer(x)
-            out.append(x)
-        return [*out, x.mean((2, 3))]
+            out.append(layer(out[-1]))
+        return [*out[1:], out[-1].mean((2, 3))]
 
     def chain(self):
-        def normed(layer: nn.Sequential, activation: Callable, x: Tensor) -> Tensor:
-            return activation(layer[1](x))
-
-        activations = [F.relu, F.relu, pooled_relu]
-        return [(layer[0], partial(normed, layer, a)) for layer, a in zip(self.layers, activations, strict=True)]
+        *first, last = self.layers
+        return [*((layer[0], layer[1:]) for layer in first), (last[0], lambda x: last[1:](x).mean((2, 3)))]

@@ -36,13 +36,11 @@ class Trace:
         actions: (N, A), 1 kept, 0 dropped.
         v: (N, A), the agents' vectors.
         logp: (N, G), log-probability of each agent's actions.
-        slices: G + 1 places, the first gate of each agent and one past the last.
     """
 
     actions: Tensor
     v: Tensor
     logp: Tensor
-    slices: list[int]
 
 
 class GatedResNet(SmallImageResNet):
@@ -113,7 +111,7 @@ class GatedResNet(SmallImageResNet):
         maps, actions, v = self._gated_stage(self.layers[0](self.stemmed(x)), thresholds)
         logits = self.classifier(maps.mean((2, 3)))
         logp = -F.binary_cross_entropy_with_logits(v / self.temperature, actions, reduction="none")
-        return logits, Trace(actions, v, logp.view(len(x), len(self.agents), -1).sum(2), self.slices)
+        return logits, Trace(actions, v, logp.view(len(x), len(self.agents), -1).sum(2))
 
     def thresholds(self, n: int) -> Tensor:
         """The thresholds t of n images: (n, A), drawn, in training or with `sample`, else (1, A)."""
@@ -182,12 +180,9 @@ class Agents(nn.Module):
         self.gamma, self.beta = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
-        (self.w1, self.b1), (self.w2, self.b2) = map(self._stacked, (squeezes, excites))
-
-    @staticmethod
-    def _stacked(layers: tuple[nn.Linear, ...]) -> tuple[nn.Parameter, nn.Parameter]:
-        weights = torch.stack([layer.weight.detach().t() for layer in layers])
-        return nn.Parameter(weights), nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+        for i, layers in ((1, squeezes), (2, excites)):
+            setattr(self, f"w{i}", nn.Parameter(torch.stack([layer.weight.detach().t() for layer in layers])))
+            setattr(self, f"b{i}", nn.Parameter(torch.stack([layer.bias.detach() for layer in layers])))
 
     def __len__(self) -> int:
         return len(self.weights)

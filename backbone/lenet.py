@@ -5,9 +5,8 @@
 References: LeCun et al. 1998; Henning et al. 2021, arXiv 2103.01133 (these sizes).
 """
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from backbone.utils.base import Backbone
 from utils.errors import UserError
@@ -37,11 +36,6 @@ class LeNet(Backbone):
     @classmethod
     def from_args(cls, args, in_size, num_classes):
         return cls(in_size, num_classes, args.lenet)
-
-    def stages(self, x: Tensor) -> list[Tensor]:
-        a = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        b = F.max_pool2d(F.relu(self.conv2(a)), 2)
-        return [a, b, torch.relu(self.hidden(b.flatten(1)))]
 
     def chain(self):
         return [

@@ -6,7 +6,7 @@ Reference: Lopez-Paz & Ranzato 2017; Riemer et al. 2019; Buzzega et al. 2020.
 import math
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from backbone.utils.base import Backbone
 from utils.args import positive_int
@@ -43,13 +43,6 @@ class MNISTMLP(Backbone):
     def from_args(cls, args, in_size, num_classes):
         return cls(in_size, num_classes, args.mlp_hidden_size, args.mlp_hidden_layers)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        x, out = x.flatten(1), []
-        for layer in self.layers:
-            x = F.relu(layer(x))  # not nn.ReLU: on a network this small every module call shows
-            out.append(x)
-        return out
-
     def chain(self):
-        first, *others = self.layers
+        first, *others = self.layers  # F.relu and not nn.ReLU: on a network this small every module call shows
         return [(lambda x: first(x.flatten(1)), F.relu), *((layer, F.relu) for layer in others)]

@@ -50,25 +50,14 @@ class BalancedMultiTaskModel(Backbone):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--trunk", choices=list(TRUNKS), default="efficientnet_b0", help="the shared layers")
-        parser.add_argument(
-            "--pretrained",
-            default="none",
-            metavar="none|cache|FILE",
-            help="weights of the EfficientNet trunk: none, torchvision's for ImageNet (cache), or a file",
-        )
-        parser.add_argument(
-            "--bn_policy",
-            choices=POLICIES,
-            default="per_task",
-            help="the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, GroupNorm",
-        )
-        parser.add_argument(
-            "--head",
-            choices=["branches", "unified"],
-            default="branches",
-            help="a branch for each task, or one head of three convolutions for all",
-        )
+        add = parser.add_argument
+        add("--trunk", choices=list(TRUNKS), default="efficientnet_b0", help="the shared layers")
+        told = "weights of the EfficientNet trunk: none, torchvision's for ImageNet (cache), or a file"
+        add("--pretrained", default="none", metavar="none|cache|FILE", help=told)
+        told = "the trunk's BatchNorm: shared, its statistics frozen after the first task, one per task, GroupNorm"
+        add("--bn_policy", choices=POLICIES, default="per_task", help=told)
+        told = "a branch for each task, or one head of three convolutions for all"
+        add("--head", choices=["branches", "unified"], default="branches", help=told)
         return parser
 
     def __init__(
@@ -229,20 +218,32 @@ def block(n_in: int, n_out: int, size: int = 3, stride: int = 1) -> nn.Sequentia
     return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
 
 
-class SmallTrunk(nn.Module):
-    """Four stages of a block of stride 2 and one of stride 1.
+class Trunk(nn.Module):
+    """Layers one after another, the only child; some of their maps are read.
 
-    Attributes (of every trunk):
-        channels: of the maps that `forward` returns, finest first.
+    Class attributes:
+        TAPS: the layers whose maps `forward` returns, finest first.
+        channels, strides: of these maps.
         scales: which of them the detection branch reads.
         skips: whether the decoder reads the finer maps too.
         mask_widths, det_widths, cls_widths: widths of the branches.
-        pyramid, strides, box_width: maps that boxes are read from, strides of all maps, width of that branch.
+        pyramid, box_width: maps that boxes are read from, width of that branch.
     """
 
-    channels, scales, skips = (24, 48, 96, 128), (1, 2, 3), True
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps, (layers,) = [], self.children()
+        for layer in layers:
+            x = layer(x)
+            maps.append(x)
+        return [maps[i] for i in self.TAPS]
+
+
+class SmallTrunk(Trunk):
+    """Four stages of a block of stride 2 and one of stride 1."""
+
+    TAPS, channels, strides = (0, 1, 2, 3), (24, 48, 96, 128), (2, 4, 8, 16)
+    scales, skips, pyramid, box_width = (1, 2, 3), True, (1, 2, 3), 64
     mask_widths, det_widths, cls_widths = (96, 64, 48, 32), (64, 256), (256, 256)
-    pyramid, strides, box_width = (1, 2, 3), (2, 4, 8, 16), 64
 
     def __init__(self, pretrained: str = "none"):
         super().__init__()
@@ -251,36 +252,27 @@ class SmallTrunk(nn.Module):
         pairs = pairwise((3, *self.channels))
         self.stages = nn.ModuleList(nn.Sequential(block(a, b, stride=2), block(b, b)) for a, b in pairs)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
+class EfficientNetTrunk(Trunk):
+    """torchvision's EfficientNet-B0 without its classifier."""
 
-class EfficientNetTrunk(nn.Module):
-    """torchvision's EfficientNet-B0 without its classifier; maps at strides 4, 8, 16, 32 and 32."""
-
-    channels, scales, skips = (24, 40, 112, 320, 1280), (1, 2, 4), False
+    TAPS, channels, strides = (2, 3, 5, 7, 8), (24, 40, 112, 320, 1280), (4, 8, 16, 32, 32)
+    scales, skips, pyramid, box_width = (1, 2, 4), False, (1, 2, 3), 96
     mask_widths, det_widths, cls_widths = (192, 128, 96, 64, 32), (128, 256), (512, 256)
-    pyramid, strides, box_width = (1, 2, 3), (4, 8, 16, 32, 32), 96
-    TAPS = (2, 3, 5, 7, 8)
 
     def __init__(self, pretrained: str = "none"):
         super().__init__()
-        from torchvision import models
-
         if pretrained == "cache":
             from backbone.efficientnet_b0 import EfficientNetB0
 
             self.layers = EfficientNetB0(1, pretrained=True).trunk.features
             return
-        self.layers = models.efficientnet_b0().features
-        if pretrained != "none":
-            self._load(Path(pretrained))
+        from torchvision.models import efficientnet_b0
 
-    def _load(self, file: Path) -> None:
+        self.layers = efficientnet_b0().features
+        if pretrained == "none":
+            return
+        file = Path(pretrained)
         if not file.is_file():
             raise UserError(f"--pretrained {file}: no such file: give none, cache, or a file with the trunk's weights")
         try:
@@ -292,14 +284,6 @@ class EfficientNetTrunk(nn.Module):
                 f"--pretrained {file}: not the weights of torchvision's efficientnet_b0 ({type(e).__name__}): give "
                 "another file, or none"
             ) from None
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i in self.TAPS:
-                maps.append(x)
-        return maps
 
 
 TRUNKS = {"efficientnet_b0": EfficientNetTrunk, "small": SmallTrunk}

@@ -21,38 +21,16 @@ from utils.run import training
 from utils.run.config import resolve
 from utils.run.experiment import build
 
-METHODS = {
-    "sgd": [],
-    "er": ["--buffer_size", "500"],
-    "derpp": ["--buffer_size", "500", "--alpha", "1.0", "--beta", "0.5"],
-}
+METHODS = {"sgd": "", "er": "--buffer_size 500", "derpp": "--buffer_size 500 --alpha 1.0 --beta 0.5"}
 
 
 def runner_seconds(method: str, batch_size: int, iterations: int, dataset: str) -> float:
     """Seconds per iteration of the runner's own loop."""
-    argv = [
-        "--model",
-        method,
-        "--dataset",
-        dataset,
-        "--lr",
-        "0.1",
-        "--batch_size",
-        str(batch_size),
-        "--num_threads",
-        "1",
-    ]
-    argv += [
-        "--fitting_mode",
-        "iters",
-        "--n_iters",
-        str(iterations),
-        "--stop_after",
-        "1",
-        "--disable_log",
-        "--non_verbose",
-    ]
-    exp = build(resolve([*argv, "--backbone", "mnistmlp", "--device", "cpu", *METHODS[method]]))
+    command = (
+        f"--model {method} --dataset {dataset} --backbone mnistmlp --lr 0.1 --batch_size {batch_size} --device cpu "
+        f"--fitting_mode iters --n_iters {iterations} --stop_after 1 --disable_log --non_verbose --num_threads 1"
+    )
+    exp = build(resolve([*command.split(), *METHODS[method].split()]))
     nothing = Evaluation(0, 0, None, {})
     with mock.patch.object(training, "evaluate_run", return_value=nothing):
         begin = time.perf_counter()

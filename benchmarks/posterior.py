@@ -9,6 +9,7 @@ counts.
 """
 
 import argparse
+import shlex
 import time
 
 import torch
@@ -21,17 +22,15 @@ from utils.run.experiment import build
 from utils.run.training import enter_task
 
 COMMON = "--model pr-bbb --disable_log --non_verbose --num_threads 1 --kl_scale 0.001 --beta 1"
+CHUNKED = (
+    f"{COMMON} --dataset perm-fmnist --pad 2 --identity_first --n_tasks 10 --backbone mnistmlp --mlp_hidden_size 1000 "
+    "--batch_size 128 --hnet_arch '' --cond_emb_size 64 --chunk_size 32000 --chunk_emb_size 32 --use_cond_chunk_embs"
+)
 CASES = {
     "seq-gmm2d, 10-10, full hypernetwork 50-50, S = 10": (
         f"{COMMON} --dataset seq-gmm2d --hnet_arch 50,50 --cond_emb_size 32 --train_sample_size 10", 200),
-    "perm-fmnist, 1000-1000, chunks of 32000, mse, S = 1": (
-        f"{COMMON} --dataset perm-fmnist --pad 2 --identity_first --n_tasks 10 --backbone mnistmlp "
-        "--mlp_hidden_size 1000 --batch_size 128 --hnet_arch '' --cond_emb_size 64 --chunk_size 32000 "
-        "--chunk_emb_size 32 --use_cond_chunk_embs --train_sample_size 1", 3),
-    "perm-fmnist, 1000-1000, chunks of 32000, mse, S = 10": (
-        f"{COMMON} --dataset perm-fmnist --pad 2 --identity_first --n_tasks 10 --backbone mnistmlp "
-        "--mlp_hidden_size 1000 --batch_size 128 --hnet_arch '' --cond_emb_size 64 --chunk_size 32000 "
-        "--chunk_emb_size 32 --use_cond_chunk_embs --train_sample_size 10", 2),
+    "perm-fmnist, 1000-1000, chunks of 32000, mse, S = 1": (f"{CHUNKED} --train_sample_size 1", 3),
+    "perm-fmnist, 1000-1000, chunks of 32000, mse, S = 10": (f"{CHUNKED} --train_sample_size 10", 2),
 }  # fmt: skip
 
 
@@ -106,8 +105,6 @@ class Naive:
 
 def at_task(command: str, task: int) -> tuple[PRBBB, tuple]:
     """The method in training on its `task`-th task (from 1), the earlier ones begun but not trained."""
-    import shlex
-
     exp = build(resolve(shlex.split(command)))
     model, dataset = exp.model, exp.dataset
     model.train()

@@ -11,6 +11,5 @@ class SequentialCIFAR10(ClassIncremental):
     NAME = "seq-cifar10"
     SOURCE = sources.cifar10
     N_TASKS = 5
-    N_CLASSES_PER_TASK = 2
     AUGMENT = {"crop_padding": 4, "flip": True}
     DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 50, "batch_size": 32}

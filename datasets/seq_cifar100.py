@@ -11,7 +11,6 @@ class SequentialCIFAR100(ClassIncremental):
     NAME = "seq-cifar100"
     SOURCE = sources.cifar100
     N_TASKS = 10
-    N_CLASSES_PER_TASK = 10
     AUGMENT = {"crop_padding": 4, "flip": True}
     DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 50, "batch_size": 32}
 

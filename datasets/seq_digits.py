@@ -8,5 +8,4 @@ class SequentialDigits(ClassIncremental):
     NAME = "seq-digits"
     SOURCE = sources.digits
     N_TASKS = 5
-    N_CLASSES_PER_TASK = 2
     DEFAULTS = {"backbone": "convnet", "lr": 0.03, "n_epochs": 15, "batch_size": 32, "num_threads": 1}

@@ -8,5 +8,4 @@ class SequentialFashionMNIST(ClassIncremental):
     NAME = "seq-fmnist"
     SOURCE = sources.fashion_mnist
     N_TASKS = 5
-    N_CLASSES_PER_TASK = 2
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.03, "n_epochs": 1, "batch_size": 10, "num_threads": 1}

@@ -27,7 +27,6 @@ class SequentialGMM2D(VectorStream):
     NAME = "seq-gmm2d"
     SETTING = "class-il"
     N_TASKS = 3
-    N_CLASSES_PER_TASK = 2
     N_CLASSES = N_MODES
     SIZE = (2,)
     DEFAULTS = {
@@ -47,7 +46,7 @@ class SequentialGMM2D(VectorStream):
         y, x = torch.meshgrid(g, g, indexing="ij")
         return torch.stack((x.flatten(), y.flatten()), 1)
 
-    def _vectors(self, domain):
+    def _splits(self, domain):
         train, test = [], []
         for mode in (2 * domain, 2 * domain + 1):
             rng = np.random.RandomState(42 + mode)  # noqa: NPY002 - the published stream's generator

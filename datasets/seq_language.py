@@ -17,7 +17,6 @@ from torch import Tensor
 
 from datasets.utils.loaders import Split
 from datasets.utils.scores import IGNORED
-from datasets.utils.streams import checked_order
 from datasets.utils.tokens import TokenStream
 from utils.args import number
 from utils.errors import UserError
@@ -62,8 +61,6 @@ class SequentialLanguage(TokenStream):
         self.SETTING, self.SETTINGS = "domain-il", ()
         if args.language_mode == "multihead":
             self.SETTING, self.N_CLASSES = "class-il", VOCABULARY * args.n_tasks
-        given = args.custom_task_order
-        self._order = checked_order(given, args.n_tasks, "task") if given else list(range(args.n_tasks))
         super().__init__(args, device)
 
     def grammar(self, language: int) -> Tensor:
@@ -76,11 +73,10 @@ class SequentialLanguage(TokenStream):
         following[around] = around.roll(-1)
         return following
 
-    def _sequences(self, task):
-        language = self._order[task]
-        return tuple(self._walks(task, language, n, part) for part, n in (("train", N_TRAIN), ("test", N_TEST)))
+    def _splits(self, domain):
+        return self._walks(domain, N_TRAIN, "train"), self._walks(domain, N_TEST, "test")
 
-    def _walks(self, task: int, language: int, n: int, part: str) -> Split:
+    def _walks(self, language: int, n: int, part: str) -> Split:
         following, tagged = self.grammar(language), self.args.language_mode == "tagged"
         tokens = [torch.randint(VOCABULARY, (n,), generator=generator(self.seed, "first tokens", language, part))]
         while len(tokens) < LENGTH + (not tagged):
@@ -88,6 +84,6 @@ class SequentialLanguage(TokenStream):
         if tagged:
             tokens.insert(0, torch.full((n,), VOCABULARY + language))
         x = torch.stack(tokens, 1)
-        labels = x[:, 1:] + (task * VOCABULARY if self.SETTING == "class-il" else 0)
+        labels = x[:, 1:].clone()
         labels[:, : 1 + tagged] = IGNORED
         return Split(x[:, :-1].to(torch.uint8), labels)

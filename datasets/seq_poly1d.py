@@ -72,7 +72,7 @@ class SequentialPoly1D(RegressionStream):
         """(200, 1) equidistant points on [-4.1, 4.1]: all intervals, the gaps between them, and a little beyond."""
         return torch.linspace(-4.1, 4.1, N_PLOT).unsqueeze(1)
 
-    def _vectors(self, domain):
+    def _splits(self, domain):
         (low, high), polynomial = self._set[domain]
         rng = np.random.RandomState(42)  # noqa: NPY002 - the published stream's generator
         x = rng.uniform(low, high, (N_TRAIN, 1))

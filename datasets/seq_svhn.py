@@ -11,6 +11,5 @@ class SequentialSVHN(ClassIncremental):
     NAME = "seq-svhn"
     SOURCE = sources.svhn
     N_TASKS = 5
-    N_CLASSES_PER_TASK = 2
     AUGMENT = {"crop_padding": 4, "flip": False}
     DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 70, "batch_size": 32}

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from datasets.utils.loaders import Split
-from datasets.utils.streams import checked_order
 from datasets.utils.tokens import TokenStream
 from utils.args import positive_int
 from utils.errors import UserError
@@ -34,17 +33,14 @@ class SequentialText(TokenStream):
         self.SIZE = (args.sequence_length, 256)
         self.folders = task_folders(Path(args.text_path))
         self.N_TASKS = len(self.folders)
-        if args.custom_task_order:
-            order = checked_order(args.custom_task_order, self.N_TASKS, "task")
-            self.folders = [self.folders[t] for t in order]
         super().__init__(args, device)
 
-    def _sequences(self, task):
-        text, length = read_text(self.folders[task]), self.args.sequence_length
+    def _splits(self, domain):
+        text, length = read_text(self.folders[domain]), self.args.sequence_length
         cut = len(text) - len(text) // 10
         if len(text) - cut <= length:
             raise UserError(
-                f"the text in {self.folders[task]} has {len(text)} bytes: expected at least {10 * (length + 1)}, so "
+                f"the text in {self.folders[domain]} has {len(text)} bytes: expected at least {10 * (length + 1)}, so "
                 "that its last tenth holds a test sequence; add text or lower --sequence_length"
             )
         return sequences(text[:cut], length), sequences(text[cut:], length)

@@ -11,6 +11,5 @@ class SequentialTinyImageNet(ClassIncremental):
     NAME = "seq-tinyimg"
     SOURCE = sources.tinyimagenet
     N_TASKS = 10
-    N_CLASSES_PER_TASK = 20
     AUGMENT = {"crop_padding": 4, "flip": True}
     DEFAULTS = {"backbone": "resnet18", "lr": 0.03, "n_epochs": 100, "batch_size": 32}

@@ -20,12 +20,8 @@ class SequentialVisionMini(VisionStream):
     @classmethod
     def get_parser(cls, parser):
         parser = super().get_parser(parser)
-        parser.add_argument(
-            "--vision_items",
-            choices=["auto", "fashion", "digits"],
-            default="auto",
-            help="what is on the images: Fashion-MNIST's garments, digits, or garments where their files are found",
-        )
+        told = "what is on the images: Fashion-MNIST's garments, digits, or garments where their files are found"
+        parser.add_argument("--vision_items", choices=["auto", "fashion", "digits"], default="auto", help=told)
         return parser
 
     def _parts(self):

@@ -9,16 +9,9 @@ Reference: Chaudhry et al. 2019, "Efficient Lifelong Learning with A-GEM", equat
 """
 
 from models.utils.averaged_gem import AveragedGEM
-from models.utils.episodic import add_task
+from models.utils.episodic import EpisodicMemory
 
 
-class AGEM(AveragedGEM):
+class AGEM(AveragedGEM, EpisodicMemory):
     NAME = "agem"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.sizes: list[int] = []  # rows of each past task, one after the other
-
-    def end_task(self, dataset):
-        self.sizes = add_task(self.buffer, self.sizes, dataset.train_loader)

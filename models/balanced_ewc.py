@@ -46,34 +46,21 @@ class BalancedEWC(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--e_lambda", type=non_negative_float, default=0.01, help="strength of the penalty, lambda")
-        parser.add_argument("--drift", type=non_negative_float, default=0.01, help="penalty delta on plain drift")
-        parser.add_argument("--n_fisher", type=positive_int, help="images of the Fisher information (default: all)")
-        parser.add_argument(
-            "--probe_size",
-            type=number(int, 1, 64),
-            default=64,
-            help="images of each task kept to be scored: held-out ones, or training images",
-        )
-        parser.add_argument(
-            "--replay_per_task", type=number(int, 0, 10), default=10, help="images of each task kept to train on"
-        )
-        parser.add_argument(
-            "--replay_weight", type=non_negative_float, default=0.0, help="weight of their losses in later tasks"
-        )
-        parser.add_argument(
-            "--distill_weight", type=non_negative_float, default=0.0, help="weight of what the old branches said"
-        )
+        add = parser.add_argument
+        add("--e_lambda", type=non_negative_float, default=0.01, help="strength of the penalty, lambda")
+        add("--drift", type=non_negative_float, default=0.01, help="penalty delta on plain drift")
+        add("--n_fisher", type=positive_int, help="images of the Fisher information (default: all)")
+        told = "images of each task kept to be scored: held-out ones, or training images"
+        add("--probe_size", type=number(int, 1, 64), default=64, help=told)
+        add("--replay_per_task", type=number(int, 0, 10), default=10, help="images of each task kept to train on")
+        add("--replay_weight", type=non_negative_float, default=0.0, help="weight of their losses in later tasks")
+        add("--distill_weight", type=non_negative_float, default=0.0, help="weight of what the old branches said")
         add_bool(parser, "--balance_losses", default=True, help="divide a task's losses by their mean at its beginning")
-        parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
-        parser.add_argument(
-            "--tolerance", type=positive_float, default=5.0, help="what a task may lose, in points or percent"
-        )
-        parser.add_argument(
-            "--criterion", choices=READINGS, default="absolute", help="points of the score, or percent of it"
-        )
+        add("--softmax_temp", type=positive_float, default=2.0, help="temperature of the distillation")
+        add("--tolerance", type=positive_float, default=5.0, help="what a task may lose, in points or percent")
+        add("--criterion", choices=READINGS, default="absolute", help="points of the score, or percent of it")
         add_bool(parser, "--finetune", default=True, help="fine-tune on the kept images where a target is missed")
-        parser.add_argument("--finetune_steps", type=positive_int, default=100, help="steps of it at most")
+        add("--finetune_steps", type=positive_int, default=100, help="steps of it at most")
         add_update_argument(parser)
         return parser
 
@@ -161,7 +148,7 @@ class BalancedEWC(ContinualModel):
             return raw, labels.byte() if dataset.tasks[task].MASKED else labels
 
         if n := self.args.replay_per_task:
-            shown = torch.cat([dataset.tasks[task].presence(labels) for _, labels in dataset.plain_batches(task)])
+            shown = torch.cat([dataset.tasks[task].presence(labels) for _, labels in dataset.examples(task=task)])
             chosen = select_exemplars(shown, n)
             self.replay = [*self.replay, kept(chosen)]
         if self.args.finetune:

@@ -16,50 +16,39 @@ alpha and beta. An evaluation within a task is not corrected.
 Reference: Wu et al. 2019, "Large Scale Incremental Learning", sections 3 and 4, equations 1-6.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import features_of, refill, share, with_exemplars
-from models.utils.snapshot import Snapshot
-from utils.args import add_rehearsal_args, non_negative_float, non_negative_int
-from utils.buffer import Buffer
+from models.utils.exemplars import Exemplars, features_of, refill, share
+from utils.args import non_negative_float, non_negative_int
 from utils.randomness import permutation
 
 VALIDATION, TEMPERATURE = 0.1, 2.0  # share of the exemplars, T: those of the paper
 
 
-class BiC(ContinualModel):
+class BiC(Exemplars):
     NAME = "bic"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser, minibatch=False)
-        parser.add_argument("--bic_epochs", type=non_negative_int, default=250, help="epochs of stage 2")
-        parser.add_argument(
-            "--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm"
-        )
+        add = Exemplars.get_parser(parser).add_argument
+        add("--bic_epochs", type=non_negative_int, default=250, help="epochs of stage 2")
+        add("--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot()
-        self.sizes: list[int] = []
-        self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         # Factor and summand of every logit: now, and of the teacher's.
         identity = torch.stack((torch.ones(backbone.num_classes), torch.zeros(backbone.num_classes)))
         self.register_buffer("correction", identity.to(self.device))
         self.register_buffer("old_correction", identity.to(self.device))
 
-    def validation_slots(self, n):
-        """Which of n exemplars of a class are for validation; those of fewer exemplars are among them."""
-        s = VALIDATION
-        return [i for i in range(n) if math.floor(i * s) > math.floor((i - 1) * s)]
+    def held_out(self, n):
+        """Which of n exemplars of a class are for validation (n,) bool; those of fewer exemplars are among them."""
+        i = torch.arange(n, dtype=torch.float64)
+        return (i * VALIDATION).floor() > ((i - 1) * VALIDATION).floor()
 
     def split(self, labels):
         """(training, held-out) positions of each class of a task, shuffled by the seed."""
@@ -68,7 +57,7 @@ class BiC(ContinualModel):
         for c in classes:
             rows = (labels == c).nonzero().squeeze(1)
             rows = rows[permutation(len(rows), self.args.seed, "exemplars", c).to(rows.device)]
-            held_out = len(self.validation_slots(min(quota, len(rows))))
+            held_out = int(self.held_out(min(quota, len(rows))).sum())
             parts.append((rows[held_out:], rows[:held_out]))
         return parts
 
@@ -76,36 +65,33 @@ class BiC(ContinualModel):
         return torch.cat([training for training, _ in self.split(data.targets)])
 
     def begin_task(self, dataset):
-        if self.current_task > 0:
-            self.teacher.take(self.net)
+        super().begin_task(dataset)
+        if self.teacher:
             self.old_correction = self.correction.clone()
             self.correction[0], self.correction[1] = 1, 0
 
     def begin_epoch(self, epoch, dataset):
-        slots = torch.cat([torch.arange(0)] + [self.slots(c, validation=False) for c in range(len(self.sizes))])
+        slots = self.slots(validation=False)
         self.order = slots[torch.randperm(len(slots))].to(self.device)
 
-    def slots(self, c, validation):
-        """The buffer's rows of class c that are for validation, or those that are not."""
-        mask = torch.zeros(self.sizes[c], dtype=torch.bool)
-        mask[self.validation_slots(self.sizes[c])] = True
-        return sum(self.sizes[:c]) + (mask == validation).nonzero().squeeze(1)
+    def slots(self, validation):
+        """The buffer's rows that are for validation, or those that are not."""
+        held_out = torch.cat([torch.zeros(0, dtype=torch.bool), *map(self.held_out, self.sizes)])
+        return (held_out == validation).nonzero().squeeze(1)
 
     def end_task(self, dataset):
         data = dataset.task_data(self.current_task)
         images, labels = data.data, data.targets
         parts = self.split(labels)
         if self.sizes:
-            slots = torch.cat([self.slots(c, validation=True) for c in range(len(self.sizes))])
-            old, old_labels = self.buffer.get_data_by_index(slots)
+            old, old_labels = self.buffer.get_data_by_index(self.slots(validation=True))
             new = torch.cat([held_out for _, held_out in parts])
             x = torch.cat((old, images[new].to(old.device)))
             self.fit(x, torch.cat((old_labels, labels[new].to(old.device))))
         n, chosen = share(self.buffer, self.n_seen_classes), []
         for training, held_out in parts:
             rows = training.new_empty(min(n, len(training) + len(held_out)))
-            mask = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-            mask[self.validation_slots(len(rows))] = True
+            mask = self.held_out(len(rows)).to(rows.device)
             rows[mask], rows[~mask] = held_out[: mask.sum()], training[: (~mask).sum()]
             chosen.append({"examples": images[rows], "labels": labels[rows]})
         self.sizes = refill(self.buffer, self.sizes, n, chosen)
@@ -114,7 +100,7 @@ class BiC(ContinualModel):
         """Stage 2: fit the new classes' factor and summand."""
         past, seen = self.n_past_classes, self.n_seen_classes
         with torch.no_grad():
-            logits = self.net.classifier(features_of(self.net, images, self.normalization_transform))[:, :seen]
+            logits = self.net.classifier(features_of(self, images))[:, :seen]
         affine = torch.tensor([1.0, 0.0], device=self.device, requires_grad=True)
         optimizer = torch.optim.Adam([affine], lr=0.001)
         for _ in range(self.args.bic_epochs):
@@ -130,9 +116,8 @@ class BiC(ContinualModel):
         return self.net(x) * self.correction[0] + self.correction[1]
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = with_exemplars(self, inputs, labels)
+        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen = self.n_past_classes, self.n_seen_classes
-        self.opt.zero_grad()
         logits = self.net(inputs)
         terms = {"ce": (1 - past / seen) * self.loss(logits[:, :seen], labels)}
         if self.teacher:
@@ -142,7 +127,4 @@ class BiC(ContinualModel):
             terms["kd"] = past / seen * F.cross_entropy(logits[:, :past] / TEMPERATURE, soft)
         if self.args.wd_reg:
             terms["wd"] = self.args.wd_reg * sum(p.square().sum() for p in self.net.parameters())
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

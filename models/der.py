@@ -11,12 +11,11 @@ Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning"
 import torch.nn.functional as F
 
 from datasets.utils.task import ClassTask, TokenTask
-from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, non_negative_float
-from utils.buffer import Buffer
 
 
-class DER(ContinualModel):
+class DER(Rehearsal):
     NAME = "der"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     TASKS = (ClassTask, TokenTask)
@@ -27,19 +26,11 @@ class DER(ContinualModel):
         parser.add_argument("--alpha", type=non_negative_float, required=True, help="weight of the replayed logits")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
         logits = self.net(inputs)
         terms = {"ce": self.loss(logits, labels)}
         if not self.buffer.is_empty():
-            replayed, stored = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
+            replayed, stored = self.draw()
             terms["logits"] = self.args.alpha * F.mse_loss(self.net(replayed), stored)
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
         self.buffer.add_data(examples=not_aug_inputs, logits=logits.detach())
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

@@ -11,12 +11,11 @@ Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning"
 import torch.nn.functional as F
 
 from datasets.utils.task import ClassTask, TokenTask
-from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, non_negative_float
-from utils.buffer import Buffer
 
 
-class DERpp(ContinualModel):
+class DERpp(Rehearsal):
     NAME = "derpp"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     TASKS = (ClassTask, TokenTask)
@@ -28,23 +27,14 @@ class DERpp(ContinualModel):
         parser.add_argument("--beta", type=non_negative_float, required=True, help="weight of the replayed labels")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        size = self.args.minibatch_size
-        self.opt.zero_grad()
         logits = self.net(inputs)
         terms = {"ce": self.loss(logits, labels)}
         if not self.buffer.is_empty():
             # Three passes, as published: one over the joined batches would mix their BatchNorm statistics.
-            replayed, _, stored = self.buffer.get_data(size, transform=self.transform)
+            replayed, _, stored = self.draw()
             terms["logits"] = self.args.alpha * F.mse_loss(self.net(replayed), stored)
-            replayed, replayed_labels, _ = self.buffer.get_data(size, transform=self.transform)
+            replayed, replayed_labels, _ = self.draw()
             terms["replay"] = self.args.beta * self.loss(self.net(replayed), replayed_labels)
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
         self.buffer.add_data(examples=not_aug_inputs, labels=labels, logits=logits.detach())
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

@@ -11,15 +11,16 @@ code it is `multi_scale`.
 
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_bool, add_rehearsal_args, non_negative_float
 from utils.buffer import SelectiveBuffer
 
 
-class DERppSingle(ContinualModel):
+class DERppSingle(Rehearsal):
     NAME = "derpp_single"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     DEFAULTS = {"backbone": "gated-resnet"}
+    BUFFER = SelectiveBuffer
 
     @staticmethod
     def get_parser(parser):
@@ -29,27 +30,19 @@ class DERppSingle(ContinualModel):
         add_bool(parser, "--second_draw", help="replay labels in a pass and from a draw of their own")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = SelectiveBuffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         args = self.args
-        self.opt.zero_grad()
         logits = self.net(inputs)
         terms = {"ce": self.loss(logits, labels)}
         if self.buffer.num_seen_examples:
             some = self.buffer.num_admitted > 0  # where no answer was right so far, nothing is replayed
-            replayed, y, z = self.buffer.get_data(args.minibatch_size, transform=self.transform)
+            replayed, y, z = self.draw()
             new_logits = self.net(replayed)
             terms["logits"] = some * args.alpha * F.mse_loss(new_logits, z)
             if args.second_draw:
-                replayed, y, _ = self.buffer.get_data(args.minibatch_size, transform=self.transform)
+                replayed, y, _ = self.draw()
                 new_logits = self.net(replayed)
             terms["replay"] = some * args.beta * self.loss(new_logits, y)
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
         logits = logits.detach()
         self.buffer.add_data(not_aug_inputs, admitted=logits.argmax(1) == labels, labels=labels, logits=logits)
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

@@ -29,9 +29,6 @@ class ER(ContinualModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         pools = self.dataset.pools(self.current_task + 1)
         batches = self.buffer.join(pools, inputs, labels, self.args.minibatch_size, self.transform)
-        self.opt.zero_grad()
-        loss = sum(task.loss(*self.net.outputs(x, [task]), y) for task, x, y in batches)
-        loss.backward()
-        self.opt.step()
+        loss = self.step_on(sum(task.loss(*self.net.outputs(x, [task]), y) for task, x, y in batches))
         self.buffer.add(pools, not_aug_inputs, labels)
         return loss

@@ -10,33 +10,19 @@ Reference: Caccia et al. 2022, "New Insights on Reducing Abrupt Representation C
 equation 2.
 """
 
-from models.utils.continual_model import ContinualModel
-from utils.args import add_rehearsal_args
-from utils.buffer import Buffer
+from models.utils.rehearsal import Rehearsal
 
 
-class ERACE(ContinualModel):
+class ERACE(Rehearsal):
     NAME = "er_ace"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
-    @staticmethod
-    def get_parser(parser):
-        return add_rehearsal_args(parser)
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
         past = self.n_past_classes
         terms = {"ce": self.loss(self.net(inputs)[:, past:], labels - past)}
         if self.current_task > 0:
-            replayed, replayed_labels = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
+            replayed, replayed_labels = self.draw()
             terms["replay"] = self.loss(self.net(replayed), replayed_labels)
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

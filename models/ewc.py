@@ -15,41 +15,30 @@ References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (separate against m
 """
 
 from datasets.utils.task import Task
-from models.utils.continual_model import ContinualModel
 from models.utils.fisher import FISHERS, check_fisher, fisher_diagonal
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from utils import panels
+from models.utils.quadratic import Regularised, add_update_argument, regularised_step
 from utils.args import fraction, non_negative_float, positive_int
 
 
-class EWC(ContinualModel):
+class EWC(Regularised):
     NAME = "ewc"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (Task,)
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--e_lambda", type=non_negative_float, default=100.0, help="strength of the penalty")
-        parser.add_argument(
-            "--ewc_mode", choices=["separate", "online"], default="separate", help="one quadratic per task, or one"
-        )
-        parser.add_argument("--gamma", type=fraction, default=1.0, help="decay of the old Fisher at each task (online)")
-        parser.add_argument(
-            "--ewc_fisher", choices=FISHERS, default="mc", help="labels: drawn, all classes, the data's, or weighted"
-        )
-        parser.add_argument("--n_fisher", type=positive_int, help="examples of the Fisher information (default: all)")
-        parser.add_argument(
-            "--ewc_normalize",
-            choices=["none", "mean", "max"],
-            default="none",
-            help="divide each task's Fisher information by its mean or its largest entry",
-        )
-        add_update_argument(parser)
-        return parser
+        add = parser.add_argument
+        add("--e_lambda", type=non_negative_float, default=100.0, help="strength of the penalty")
+        add("--ewc_mode", choices=["separate", "online"], default="separate", help="one quadratic per task, or one")
+        add("--gamma", type=fraction, default=1.0, help="decay of the old Fisher at each task (online)")
+        add("--ewc_fisher", choices=FISHERS, default="mc", help="labels: drawn, all classes, the data's, or weighted")
+        add("--n_fisher", type=positive_int, help="examples of the Fisher information (default: all)")
+        add("--ewc_normalize", choices=["none", "mean", "max"], default="none",
+            help="divide each task's Fisher information by its mean or its largest entry")  # fmt: skip
+        return add_update_argument(parser)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.penalty = Quadratic()
         check_fisher(dataset, args.ewc_fisher)
 
     def end_task(self, dataset):
@@ -69,6 +58,3 @@ class EWC(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         return regularised_step(self, loss, self.penalty, self.args.e_lambda)
-
-    def report(self, dataset, tasks):
-        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -10,34 +10,27 @@ References: Kirkpatrick et al. 2017; Schwarz et al. 2018, "Progress & Compress",
 """
 
 from datasets.utils.task import ClassTask, TokenTask
-from models.utils.continual_model import ContinualModel
 from models.utils.fisher import check_fisher, fisher_diagonal
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from utils import panels
+from models.utils.quadratic import Regularised, add_update_argument, regularised_step
 from utils.args import fraction, non_negative_float
 
 
-class EWCOnline(ContinualModel):
+class EWCOnline(Regularised):
     NAME = "ewc_on"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask)
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--e_lambda", type=non_negative_float, required=True, help="strength of the penalty")
-        parser.add_argument("--gamma", type=fraction, required=True, help="decay of the old Fisher at each task")
-        parser.add_argument(
-            "--ewc_fisher",
-            choices=["weighted", "empirical"],
-            default="weighted",
-            help="weight of an example's squared gradient: p(y|x), or 1",
-        )
-        add_update_argument(parser)
-        return parser
+        add = parser.add_argument
+        add("--e_lambda", type=non_negative_float, required=True, help="strength of the penalty")
+        add("--gamma", type=fraction, required=True, help="decay of the old Fisher at each task")
+        add("--ewc_fisher", choices=["weighted", "empirical"], default="weighted",
+            help="weight of an example's squared gradient: p(y|x), or 1")  # fmt: skip
+        return add_update_argument(parser)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.penalty = Quadratic()
         check_fisher(dataset, args.ewc_fisher)
 
     def end_task(self, dataset):
@@ -51,6 +44,3 @@ class EWCOnline(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         return regularised_step(self, loss, self.penalty, 2 * self.args.e_lambda)
-
-    def report(self, dataset, tasks):
-        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from backbone.utils.external import LARGEST_CALL
-from models.utils.posterior.base import EVALUATION_SEED, Posterior, add_posterior_args
+from models.utils.posterior.base import Posterior, add_posterior_args
 from utils import panels
 from utils.args import add_bool, non_negative_float, non_negative_int
 from utils.errors import UserError
@@ -40,9 +40,7 @@ class EWCPosterior(Posterior):
             help="gradients for the given labels, or expected over the prediction")  # fmt: skip
         add("--ewc_head", choices=["multi", "growing", "fixed"], default="multi",
             help="class-IL streams: a head per task, one over the classes so far, or one over all")  # fmt: skip
-        add_bool(
-            parser, "--det_multi_head", default=True, help="predict by W* alone; --no_det_multi_head: by samples of q"
-        )
+        add_bool(parser, "--det_multi_head", default=True, help="predict by W* alone; --no_det_multi_head: by samples")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -63,8 +61,8 @@ class EWCPosterior(Posterior):
             return super().head(task)
         return 0, self.get_offsets(task)[1] if self.args.ewc_head == "growing" else self.net.n_outputs
 
-    def _first_label(self):
-        return 0 if self.joint_softmax else super()._first_label()
+    def first_label(self, task):
+        return 0 if self.joint_softmax else super().first_label(task)
 
     def _new(self):
         """(P,) 1 for the weights that the current task is the first to use."""
@@ -86,7 +84,7 @@ class EWCPosterior(Posterior):
 
     def _fisher(self, loader):
         """diag E_x[grad grad^T] (P,) at the current weights, running statistics of BatchNorm."""
-        head, first = self.head(self.current_task), self._first_label()
+        head, first = self.head(self.current_task), self.first_label(self.current_task)
         statistics = self.statistics[self.current_task :] if self.net.n_statistics else None
         exact, scale = self.args.fisher == "exact", self.likelihood_scale
 
@@ -112,8 +110,7 @@ class EWCPosterior(Posterior):
         for inputs, labels, raw in loader:
             inputs = self.normalization_transform(raw)
             room = int(min(len(inputs), wanted - n))
-            parts = zip(inputs[:room].split(size), (labels[:room] - first).split(size), strict=True)
-            for x, y in parts:
+            for x, y in zip(inputs[:room].split(size), (labels[:room] - first).split(size), strict=True):
                 total += vmap(squares, in_dims=(None, 0, 0))(self.means, x, y).sum(0)
             n += room
             if n >= wanted:
@@ -136,13 +133,9 @@ class EWCPosterior(Posterior):
     def forward(self, x):
         if not self.joint_softmax or not self.n_begun:
             return super().forward(x)
-        newest = self.n_begun - 1
-        statistics = self.statistics[newest:] if self.net.n_statistics else None
-        noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
-        low, high = self.head(newest)
-        outputs = self.net.evaluate(self.weights([newest], self.samples, noise), x, [(low, high)], statistics)[0]
+        (outputs,) = self.sampled_outputs(x, since=self.n_begun - 1)
         scores = torch.full((len(x), self.num_classes), -1e4, device=x.device)
-        scores[:, low:high] = torch.logsumexp(outputs.log_softmax(-1), 0)
+        scores[:, : outputs.shape[-1]] = torch.logsumexp(outputs.log_softmax(-1), 0)
         return scores
 
     def evaluate_batch(self, inputs, labels, task, scenarios):

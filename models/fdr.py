@@ -15,13 +15,11 @@ distance as in Buzzega et al. 2020.
 
 import torch
 
-from models.utils.continual_model import ContinualModel
-from models.utils.episodic import add_task
+from models.utils.episodic import EpisodicMemory
 from utils.args import add_rehearsal_args, non_negative_float
-from utils.buffer import Buffer
 
 
-class FDR(ContinualModel):
+class FDR(EpisodicMemory):
     NAME = "fdr"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
 
@@ -31,29 +29,16 @@ class FDR(ContinualModel):
         parser.add_argument("--alpha", type=non_negative_float, default=1.0, help="weight of the distance")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-        self.sizes: list[int] = []  # rows of each past task, one after the other
-
     @torch.no_grad()
     def end_task(self, dataset):
         self.net.eval()
-        self.sizes = add_task(self.buffer, self.sizes, dataset.train_loader, logits=self.logits)
+        self.add_task(dataset.train_loader, logits=lambda raw: self.net(self.normalization_transform(raw)))
         self.net.train()
 
-    def logits(self, raw):
-        """What the network says of raw images now, without augmentation."""
-        return self.net(self.normalization_transform(raw))
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
         terms = {"ce": self.loss(self.net(inputs), labels)}
         if not self.buffer.is_empty():
-            replayed, _, stored = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
+            replayed, _, stored = self.draw()
             distance = torch.softmax(self.net(replayed), -1) - torch.softmax(stored, -1)
             terms["distance"] = self.args.alpha * distance.norm(dim=-1).mean()
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

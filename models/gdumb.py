@@ -15,32 +15,28 @@ import math
 
 import torch
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import refill, share
+from models.utils.exemplars import random_rows, refill, share
+from models.utils.rehearsal import Rehearsal
 from models.utils.snapshot import Snapshot
 from utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
-from utils.buffer import Buffer
 
 
-class GDumb(ContinualModel):
+class GDumb(Rehearsal):
     NAME = "gdumb"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser, minibatch=False)
-        parser.add_argument("--maxlr", type=positive_float, default=0.05, help="learning rate after a restart")
-        parser.add_argument("--minlr", type=positive_float, default=5e-4, help="learning rate before a restart")
-        parser.add_argument("--fitting_epochs", type=positive_int, default=256, help="passes through the memory")
-        parser.add_argument(
-            "--cutmix_alpha", type=non_negative_float, default=0.0, help="CutMix's Beta(a, a); 0 is off"
-        )
+        add = add_rehearsal_args(parser, minibatch=False).add_argument
+        add("--maxlr", type=positive_float, default=0.05, help="learning rate after a restart")
+        add("--minlr", type=positive_float, default=5e-4, help="learning rate before a restart")
+        add("--fitting_epochs", type=positive_int, default=256, help="passes through the memory")
+        add("--cutmix_alpha", type=non_negative_float, default=0.0, help="CutMix's Beta(a, a); 0 is off")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
         self.sizes: list[int] = []  # rows of each class
         self.first = Snapshot()
         self.first.take(backbone)
@@ -51,8 +47,7 @@ class GDumb(ContinualModel):
     def end_task(self, dataset):
         data, n, new = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes), []
         for c in range(self.n_past_classes, self.n_seen_classes):
-            rows = (data.targets == c).nonzero().squeeze(1)
-            rows = rows[torch.randperm(len(rows))[:n].to(rows.device)]
+            rows = random_rows(data.targets, c, n)
             new.append({"examples": data.data[rows], "labels": data.targets[rows]})
         self.sizes = refill(self.buffer, self.sizes, n, new)
         self.fit()

@@ -14,14 +14,12 @@ Reference: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Lea
 import torch
 
 from datasets.utils.task import ClassTask, RegressionTask, TokenTask
-from models.utils.continual_model import ContinualModel
-from models.utils.episodic import add_task, gradient_at
+from models.utils.episodic import EpisodicMemory, gradient_at
 from models.utils.projection import project
 from utils.args import add_rehearsal_args, non_negative_float
-from utils.buffer import Buffer
 
 
-class GEM(ContinualModel):
+class GEM(EpisodicMemory):
     NAME = "gem"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask, RegressionTask)
@@ -35,19 +33,11 @@ class GEM(ContinualModel):
         parser.add_argument("--gem_eps_abs", type=non_negative_float, help="absolute regulariser instead")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-        self.sizes: list[int] = []  # rows of each past task, one after the other
-
-    def end_task(self, dataset):
-        self.sizes = add_task(self.buffer, self.sizes, dataset.train_loader)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         past = []
         if self.sizes:
             memories = (rows.split(self.sizes) for rows in self.buffer.get_all_data())
-            past = [gradient_at(self, *memory) for memory in zip(*memories, strict=True)]
+            past = [gradient_at(self, self.transform(x), y) for x, y in zip(*memories, strict=True)]
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()

@@ -18,15 +18,14 @@ of the batch as a whole is from its code.
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
 from models.utils.fisher import per_example_gradients
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, positive_int
-from utils.buffer import Buffer
 
 FIRST_SCORE = 0.1  # of the batch that finds nothing to be compared with, as in the published code
 
 
-class GSS(ContinualModel):
+class GSS(Rehearsal):
     NAME = "gss"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     UNUSED = ("multi_head",)
@@ -38,22 +37,14 @@ class GSS(ContinualModel):
         parser.add_argument("--batch_num", type=positive_int, default=1, help="steps, each with its own draw")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         losses = []
         for _ in range(self.args.batch_num):
             x, y = inputs, labels
             if not self.buffer.is_empty():
-                replayed, replayed_labels, _ = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
+                replayed, replayed_labels, _ = self.draw()
                 x, y = torch.cat((x, replayed)), torch.cat((y, replayed_labels))
-            self.opt.zero_grad()
-            loss = self.loss(self.net(x), y)
-            loss.backward()
-            self.opt.step()
-            losses.append(loss.detach())
+            losses.append(self.step_on(self.loss(self.net(x), y)).detach())
         self.select(not_aug_inputs, labels)
         return torch.stack(losses).mean()
 

@@ -24,31 +24,27 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, fraction, non_negative_float
-from utils.buffer import Buffer
 
 ASCENT_STEPS = 100
 
 
-class HAL(ContinualModel):
+class HAL(Rehearsal):
     NAME = "hal"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     UNUSED = ("multi_head",)
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser)
-        parser.add_argument("--hal_lambda", type=non_negative_float, default=0.1, help="weight of the anchors")
-        parser.add_argument("--beta", type=fraction, default=0.5, help="decay of the running mean of features")
-        parser.add_argument(
-            "--gamma", type=non_negative_float, default=0.1, help="weight of an anchor's distance from that mean"
-        )
+        add = add_rehearsal_args(parser).add_argument
+        add("--hal_lambda", type=non_negative_float, default=0.1, help="weight of the anchors")
+        add("--beta", type=fraction, default=0.5, help="decay of the running mean of features")
+        add("--gamma", type=non_negative_float, default=0.1, help="weight of an anchor's distance from that mean")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
         self.register_buffer("anchors", None)  # (past classes, C, H, W), as the network sees images
         self.register_buffer("phi", None)  # (feature_dim,)
 
@@ -58,7 +54,7 @@ class HAL(ContinualModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         x, y = inputs, labels
         if not self.buffer.is_empty():
-            replayed, replayed_labels = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
+            replayed, replayed_labels = self.draw()
             x, y = torch.cat((x, replayed)), torch.cat((y, replayed_labels))
         self.opt.zero_grad()
         logits, features = self.net(x, "both")

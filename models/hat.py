@@ -61,9 +61,8 @@ class HAT(ContinualModel):
             self.embeddings.requires_grad_(False)
             self.embeddings.append(nn.Parameter(start.to(self.device)))
         rows = {id(p): head_rows(p, self.get_offsets(self.current_task)) for p in self.net.classifier.parameters()}
-        free = self.free(self.used)
-        movable = {n: rows[id(p)] if id(p) in rows else free[id(p)] for n, p in self.net.named_parameters()}
-        self.held.hold(self.net, movable)
+        movable = rows | self.free(self.used)
+        self.held.hold(self.net, {name: movable[id(p)] for name, p in self.net.named_parameters()})
         self.reset_optimizers()
 
     def free(self, used: Tensor) -> dict[int, Tensor]:

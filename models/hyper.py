@@ -42,13 +42,8 @@ class Hyper(GeneratedHeads):
         self.reset_optimizers()
 
     def reset_optimizers(self):
-        args = self.args
-        groups = [
-            {"params": list(self.embeddings), "lr": args.lr_embedding},
-            {"params": list(self.net.parameters()), "lr": args.lr_backbone},
-            {"params": list(self.hyper.parameters()), "lr": args.lr_hyper},
-        ]
-        self.opt = torch.optim.AdamW(groups, weight_decay=args.optim_wd)
+        groups = self.parameter_groups(self.args.lr_embedding)
+        self.opt = torch.optim.AdamW(groups, weight_decay=self.args.optim_wd)
 
     def begin_task(self, dataset):
         for task in range(len(self.embeddings), self.current_task + 1):
@@ -60,14 +55,10 @@ class Hyper(GeneratedHeads):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         t, args = self.current_task, self.args
-        self.opt.zero_grad()
         logits = task_logits(self.net.features(inputs), self.heads(t + 1))
         terms = {"ce": self.loss(logits[t], labels - self.n_past_classes)}
         if t > 0 and args.hyper_w > 0:
             with torch.no_grad():
                 taught = task_logits(self.teacher.copy.features(inputs), self.teacher_heads)
             terms["kd"] = args.hyper_w * kd(logits[:t], taught, TEMPERATURE).mean(1).sum()
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
-        return {"loss": loss, **terms}
+        return self.step_on(terms)

@@ -17,30 +17,23 @@ Reference: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representatio
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import add_herded, class_means, features_of, nearest_mean_scores, with_exemplars
-from models.utils.snapshot import Snapshot
-from utils.args import add_rehearsal_args, non_negative_float
-from utils.buffer import Buffer
+from models.utils.exemplars import Exemplars, class_means, features_of, nearest_mean_scores
+from utils.args import non_negative_float
 
 
-class ICaRL(ContinualModel):
+class ICaRL(Exemplars):
     NAME = "icarl"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("optim_wd", "multi_head")
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser, minibatch=False)
+        Exemplars.get_parser(parser)
         parser.add_argument("--opt_wd", type=non_negative_float, default=1e-5, help="weight decay of the optimiser")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot()
-        self.sizes: list[int] = []
-        self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         self.register_buffer("means", None)
 
     def get_optimizer(self, params=None, lr=None):
@@ -50,18 +43,13 @@ class ICaRL(ContinualModel):
         return optimizer
 
     def begin_task(self, dataset):
+        super().begin_task(dataset)
         self.means = None
-        if self.current_task > 0:
-            self.teacher.take(self.net)
-
-    def begin_epoch(self, epoch, dataset):
-        self.order = torch.randperm(len(self.buffer)).to(self.device)
 
     def end_task(self, dataset):
-        self.sizes = add_herded(self, dataset)
+        super().end_task(dataset)
         examples, labels = self.buffer.get_all_data()
-        features = features_of(self.net, examples, self.normalization_transform)
-        self.means = class_means(features, labels, self.net.num_classes)
+        self.means = class_means(features_of(self, examples), labels, self.net.num_classes)
 
     def forward(self, x):
         if self.means is None:
@@ -69,14 +57,10 @@ class ICaRL(ContinualModel):
         return nearest_mean_scores(self.net.features(x), self.means)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = with_exemplars(self, inputs, labels)
+        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen = self.n_past_classes, self.n_seen_classes
         targets = F.one_hot(labels, seen).to(inputs.dtype)
         if self.teacher:
             with torch.no_grad():
                 targets[:, :past] = torch.sigmoid(self.teacher(inputs)[:, :past])
-        self.opt.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(self.net(inputs)[:, :seen], targets)
-        loss.backward()
-        self.opt.step()
-        return loss
+        return self.step_on(F.binary_cross_entropy_with_logits(self.net(inputs)[:, :seen], targets))

@@ -22,11 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import add_herded, features_of, with_exemplars
-from models.utils.snapshot import Snapshot
-from utils.args import add_rehearsal_args, non_negative_float, non_negative_int, positive_float, positive_int
-from utils.buffer import Buffer
+from models.utils.exemplars import Exemplars, features_of
+from utils.args import non_negative_float, non_negative_int, positive_float, positive_int
 
 
 class CosineClassifier(nn.Module):
@@ -44,14 +41,14 @@ class CosineClassifier(nn.Module):
         return self.eta * self.cosine(features)
 
 
-class LUCIR(ContinualModel):
+class LUCIR(Exemplars):
     NAME = "lucir"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
     @staticmethod
     def get_parser(parser):
-        add_rehearsal_args(parser, minibatch=False)
+        Exemplars.get_parser(parser)
         parser.add_argument("--lamda_base", type=non_negative_float, default=5.0, help="weight of the kept directions")
         parser.add_argument("--lamda_mr", type=non_negative_float, default=1.0, help="weight of the margin")
         parser.add_argument("--k_mr", type=positive_int, default=2, help="new classes kept apart from an exemplar")
@@ -61,37 +58,28 @@ class LUCIR(ContinualModel):
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
+        device = next(backbone.parameters()).device
+        backbone.classifier = CosineClassifier(backbone.feature_dim, backbone.num_classes).to(device)
         super().__init__(backbone, loss, args, transform, dataset)
-        self.net.classifier = CosineClassifier(backbone.feature_dim, backbone.num_classes).to(self.device)
-        self.opt = self.get_optimizer()
-        self.buffer = Buffer(args.buffer_size, self.device)
-        self.teacher = Snapshot()
-        self.sizes: list[int] = []
-        self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
         self.register_buffer("old_weight", None)
 
     @torch.no_grad()
     def begin_task(self, dataset):
-        past, weight = self.n_past_classes, self.net.classifier.weight
-        if past == 0:
+        super().begin_task(dataset)
+        if not self.teacher:
             return
-        self.teacher.take(self.net)
-        self.old_weight = weight[:past].clone()
-        data = dataset.task_data(self.current_task)
-        images, labels = data.data, data.targets
-        for c in labels.unique().tolist():
-            features = features_of(self.net, images[labels == c], self.normalization_transform)
+        data, weight = dataset.task_data(self.current_task), self.net.classifier.weight
+        self.old_weight = weight[: self.n_past_classes].clone()
+        for c in data.targets.unique().tolist():
+            features = features_of(self, data.data[data.targets == c])
             weight[c] = F.normalize(F.normalize(features).mean(0), dim=0) * self.old_weight.norm(dim=1).mean()
 
-    def begin_epoch(self, epoch, dataset):
-        self.order = torch.randperm(len(self.buffer)).to(self.device)
-
     def end_task(self, dataset):
-        self.sizes = add_herded(self, dataset)
+        super().end_task(dataset)
         if self.current_task == 0:
             return
         examples, labels = self.buffer.get_all_data()
-        features = features_of(self.net, examples, self.normalization_transform)
+        features = features_of(self, examples)
         classifier, epochs, args = self.net.classifier, self.args.fitting_epochs, self.args
         optimizer = torch.optim.SGD(
             classifier.parameters(), args.lr_finetune, args.optim_mom, weight_decay=args.optim_wd
@@ -104,9 +92,8 @@ class LUCIR(ContinualModel):
                 optimizer.step()
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = with_exemplars(self, inputs, labels)
+        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen, args = self.n_past_classes, self.n_seen_classes, self.args
-        self.opt.zero_grad()
         features = self.net.features(inputs)
         cosines = self.net.classifier.cosine(features)[:, :seen]
         terms = {"ce": self.loss(self.net.classifier.eta * cosines, labels)}
@@ -116,14 +103,12 @@ class LUCIR(ContinualModel):
             weight = args.lamda_base * math.sqrt(past / (seen - past))
             terms["direction"] = weight * (1 - F.cosine_similarity(features, old)).mean()
             terms["margin"] = args.lamda_mr * self.margin(cosines, labels)
-        loss = sum(terms.values())
-        loss.backward()
-        self.opt.step()
+        terms = self.step_on(terms)
         if self.teacher:
             # By value: momentum and weight decay move rows without a gradient too.
             with torch.no_grad():
                 self.net.classifier.weight[:past].copy_(self.old_weight)
-        return {"loss": loss, **terms}
+        return terms
 
     def margin(self, cosines, labels):
         """Mean hinge between an exemplar's own class and its nearest new classes; 0 without exemplars."""

@@ -15,12 +15,11 @@ Reference: Li & Hoiem 2017, "Learning without Forgetting", equations 1-3.
 import torch
 
 from datasets.utils.task import Task
-from models.utils.continual_model import ContinualModel
-from models.utils.snapshot import Snapshot
+from models.utils.snapshot import Distillation
 from utils.args import non_negative_float, non_negative_int, positive_float
 
 
-class LwF(ContinualModel):
+class LwF(Distillation):
     NAME = "lwf"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (Task,)
@@ -28,27 +27,15 @@ class LwF(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--alpha", type=non_negative_float, default=1.0, help="weight of the distillation")
-        parser.add_argument("--softmax_temp", type=positive_float, default=2.0, help="temperature tau")
-        parser.add_argument(
-            "--lwf_kl",
-            choices=["teacher", "student"],
-            default="teacher",
-            help="KL(teacher || student) or KL(student || teacher)",
-        )
-        parser.add_argument("--kd_scale", choices=["T2", "none"], default="T2", help="factor of the divergence")
-        parser.add_argument(
-            "--warmup_epochs", type=non_negative_int, default=0, help="first epochs of a later task, classifier alone"
-        )
+        add = parser.add_argument
+        add("--alpha", type=non_negative_float, default=1.0, help="weight of the distillation")
+        add("--softmax_temp", type=positive_float, default=2.0, help="temperature tau")
+        add("--lwf_kl", choices=["teacher", "student"], default="teacher",
+            help="KL(teacher || student) or KL(student || teacher)")  # fmt: skip
+        add("--kd_scale", choices=["T2", "none"], default="T2", help="factor of the divergence")
+        add("--warmup_epochs", type=non_negative_int, default=0,
+            help="first epochs of a later task, classifier alone")  # fmt: skip
         return parser
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.teacher = Snapshot()
-
-    def begin_task(self, dataset):
-        if self.current_task > 0:
-            self.teacher.take(self.net)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         tau, past, heads = self.args.softmax_temp, *map(self.dataset.heads, (self.current_task, self.current_task + 1))

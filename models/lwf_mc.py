@@ -11,30 +11,20 @@ Reference: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representatio
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
-from models.utils.snapshot import Snapshot
+from models.utils.snapshot import Distillation
 from utils.args import non_negative_float
 
 
-class LwFMC(ContinualModel):
+class LwFMC(Distillation):
     NAME = "lwf_mc"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument(
-            "--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm"
-        )
+        add = parser.add_argument
+        add("--wd_reg", type=non_negative_float, default=0.0, help="weight of the parameters' squared norm")
         return parser
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.teacher = Snapshot()
-
-    def begin_task(self, dataset):
-        if self.current_task > 0:
-            self.teacher.take(self.net)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         past, seen = self.n_past_classes, self.n_seen_classes
@@ -42,10 +32,7 @@ class LwFMC(ContinualModel):
         if self.teacher:
             with torch.no_grad():
                 targets[:, :past] = torch.sigmoid(self.teacher(inputs)[:, :past])
-        self.opt.zero_grad()
         loss = F.binary_cross_entropy_with_logits(self.net(inputs)[:, :seen], targets)
         if self.args.wd_reg:
             loss = loss + self.args.wd_reg * sum(p.square().sum() for p in self.net.parameters())
-        loss.backward()
-        self.opt.step()
-        return loss
+        return self.step_on(loss)

@@ -8,15 +8,15 @@ The absolute value is taken per example. The penalty takes a proximal step by de
 Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 """
 
+from torch.nn.utils import parameters_to_vector
+
 from datasets.utils.task import ClassTask, TokenTask
-from models.utils.continual_model import ContinualModel
 from models.utils.fisher import sum_over_gradients
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from utils import panels
+from models.utils.quadratic import Regularised, add_update_argument, regularised_step
 from utils.args import non_negative_float, positive_int
 
 
-class MAS(ContinualModel):
+class MAS(Regularised):
     NAME = "mas"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask)
@@ -25,12 +25,7 @@ class MAS(ContinualModel):
     def get_parser(parser):
         parser.add_argument("--mas_lambda", type=non_negative_float, default=1.0, help="strength of the penalty")
         parser.add_argument("--n_mas", type=positive_int, help="examples of the importance (default: all)")
-        add_update_argument(parser)
-        return parser
-
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.penalty = Quadratic()
+        return add_update_argument(parser)
 
     def end_task(self, dataset):
         low, high = dataset.get_offsets(self.current_task) if self.args.multi_head else (0, None)
@@ -43,7 +38,7 @@ class MAS(ContinualModel):
                 yield inputs, labels, None
 
         total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., low:high].pow(2).sum(), power=1)
-        omega = total / count
+        omega = parameters_to_vector(total.values()) / count
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
@@ -51,6 +46,3 @@ class MAS(ContinualModel):
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
         return regularised_step(self, loss, self.penalty, 2 * self.args.mas_lambda)
-
-    def report(self, dataset, tasks):
-        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

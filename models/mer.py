@@ -14,12 +14,11 @@ Interference", algorithms 1 and 6.
 
 import torch
 
-from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, fraction, positive_int
-from utils.buffer import Buffer
 
 
-class MER(ContinualModel):
+class MER(Rehearsal):
     NAME = "mer"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
 
@@ -31,24 +30,16 @@ class MER(ContinualModel):
         parser.add_argument("--batch_num", type=positive_int, default=1, help="batches drawn per step")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         before_all, losses = self.net.get_params(), []
         for _ in range(self.args.batch_num):
             x, y = inputs, labels
             if not self.buffer.is_empty():
-                replayed, replayed_labels = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
+                replayed, replayed_labels = self.draw()
                 x, y = torch.cat((replayed, x)), torch.cat((replayed_labels, y))
             before = self.net.get_params()
-            self.opt.zero_grad()
-            loss = self.loss(self.net(x), y)
-            loss.backward()
-            self.opt.step()
+            losses.append(self.step_on(self.loss(self.net(x), y)).detach())
             self.net.set_params(torch.lerp(before, self.net.get_params(), self.args.beta))
-            losses.append(loss.detach())
         self.net.set_params(torch.lerp(before_all, self.net.get_params(), self.args.gamma))
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return torch.stack(losses).mean()

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, positive_int
-from utils.buffer import Buffer
 
 
-class MIR(ContinualModel):
+class MIR(Rehearsal):
     NAME = "mir"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     UNUSED = ("multi_head",)
@@ -30,19 +29,12 @@ class MIR(ContinualModel):
         parser.add_argument("--subsample", type=positive_int, default=50, help="examples among which is chosen")
         return parser
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
-        super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         new_labels = labels
         if not self.buffer.is_empty():
             raw, stored_labels = self.most_interfered(inputs, labels)
             inputs, labels = torch.cat((inputs, self.transform(raw))), torch.cat((labels, stored_labels))
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        self.opt.step()
+        loss = self.step_on(self.loss(self.net(inputs), labels))
         self.buffer.add_data(examples=not_aug_inputs, labels=new_labels)
         return loss
 

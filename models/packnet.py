@@ -29,10 +29,6 @@ from utils.args import add_bool, fraction, non_negative_float, positive_int
 from utils.errors import TrainingFailed, UserError
 
 
-class CapacityError(TrainingFailed):
-    """A layer has no free weight left for a task."""
-
-
 class PackNet(ContinualModel):
     NAME = "packnet"
     COMPATIBILITY = ["task-il"]
@@ -42,22 +38,15 @@ class PackNet(ContinualModel):
     def get_parser(parser):
         add = parser.add_argument
         add("--prune_percentage", type=fraction, default=0.75, help="share p of a task's weights that it gives back")
-        add_bool(
-            parser,
-            "--use_magnitude_pruning",
-            default=True,
-            help="keep the weights of greatest |w|; off: of greatest mean |w * gradient| over the task's examples",
-        )
+        add_bool(parser, "--use_magnitude_pruning", default=True,
+                 help="keep the weights of greatest |w|; off: of greatest mean |w * gradient| over the task's examples",
+        )  # fmt: skip
         add("--prune_threshold", type=non_negative_float, default=0.0, help="weights of smaller |w| are given back too")
         add("--retrain_epochs", type=positive_int, help="epochs after pruning (default: half of --n_epochs, or 1)")
         add_bool(parser, "--equal_share", help="prune so that each task owns as much; in place of --prune_percentage")
         for name, what in (("bias", "biases"), ("bn", "parameters of normalisation")):
-            add(
-                f"--packnet_{name}",
-                choices=["freeze", "per_task"],
-                default="freeze",
-                help=f"{what}: learned in the first task alone, or kept for each task",
-            )
+            add(f"--packnet_{name}", choices=["freeze", "per_task"], default="freeze",
+                help=f"{what}: learned in the first task alone, or kept for each task")  # fmt: skip
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -88,7 +77,7 @@ class PackNet(ContinualModel):
         t = self.current_task + 1
         for name, owner in self.owners().items():
             if t > 255 or not (owner == 0).any():
-                raise CapacityError(
+                raise TrainingFailed(
                     f"packnet: no free weight is left in {name} for task {self.current_task}: raise "
                     "--prune_percentage, or take a wider network"
                 )
@@ -177,10 +166,7 @@ class PackNet(ContinualModel):
 
         batches = ((x, y, None) for x, y in dataset.examples())
         with torch.enable_grad():
-            flat = sum_over_gradients(self.net, batches, loss_of_one, power=1)
-        named = list(self.net.named_parameters())
-        parts = flat.split([p.numel() for _, p in named])
-        return {name: part.view_as(p) for (name, p), part in zip(named, parts, strict=True)}
+            return sum_over_gradients(self.net, batches, loss_of_one, power=1)
 
     def forward(self, x: Tensor, task_label: int) -> Tensor:
         kept = self.per_task.get(task_label)

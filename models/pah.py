@@ -55,60 +55,36 @@ class PAH(GeneratedHeads):
 
     @staticmethod
     def get_parser(parser):
+        # fmt: off
         add = parser.add_argument
-        add(
-            "--pah_preset",
-            choices=["clean", "reference", "paper-formula"],
-            default="clean",
-            help="clean algorithm, the authors' released code and protocol, or the poster's formulas",
-        )
+        add("--pah_preset", choices=["clean", "reference", "paper-formula"], default="clean",
+            help="clean algorithm, the authors' released code and protocol, or the poster's formulas")
         add("--pah_hidden", type=positive_int, default=16, help="width h of the hypernetwork")
         add("--pah_layers", type=non_negative_int, default=1, help="hidden-to-hidden layers L of the hypernetwork")
         add("--pah_proto_size", type=positive_int, default=10, help="side s of a prototype image")
-        add(
-            "--pah_proto_init",
-            choices=["image", "resize", "gauss"],
-            default="image",
-            help="start of a prototype: crop of one training image per class, that image resized, or N(0.5, 0.1^2)",
-        )
-        add(
-            "--pah_crop",
-            choices=["center", "reference"],
-            default="center",
-            help="where to crop: the centre, or the released code's windows, which are centred for 32x32 images only",
-        )
+        add("--pah_proto_init", choices=["image", "resize", "gauss"], default="image",
+            help="start of a prototype: crop of one training image per class, that image resized, or N(0.5, 0.1^2)")
+        add("--pah_crop", choices=["center", "reference"], default="center",
+            help="where to crop: the centre, or the released code's windows, which are centred for 32x32 images only")
         add("--pah_w_sm", type=non_negative_float, default=3.0, help="weight of old heads' distillation on images")
         add("--pah_w_sp", type=non_negative_float, default=0.05, help="weight of old prototypes' distillation")
         add("--pah_w_hp", type=non_negative_float, default=0.0, help="weight of the prototypes' own cross-entropy")
         add("--pah_temp", type=positive_float, default=2.0, help="temperature tau")
-        add(
-            "--pah_kl",
-            choices=["student", "teacher"],
-            default="student",
-            help="KL(student || teacher) or KL(teacher || student)",
-        )
+        add("--pah_kl", choices=["student", "teacher"], default="student",
+            help="KL(student || teacher) or KL(teacher || student)")
         add("--pah_reduce", choices=["sum", "mean"], default="sum", help="over old tasks")
         add("--pah_sp_classes", choices=["sum", "mean"], default="mean", help="over the prototypes of a task in L_sp")
         add("--lr_proto", type=positive_float, default=1e-3, help="learning rate of the prototypes")
-        add(
-            "--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the backbone; 1e-4 if pretrained"
-        )
+        add("--lr_backbone", type=positive_float, default=1e-3, help="learning rate of the network; 1e-4 if pretrained")
         add("--lr_hyper", type=positive_float, default=1e-4, help="learning rate of the hypernetwork")
         add("--pah_wd", type=non_negative_float, default=0.0, help="AdamW's weight decay, on everything")
         add_bool(parser, "--pah_leak", help="the second optimiser also applies the main loss's prototype gradient")
         add_bool(parser, "--pah_dense", help="one parameter for the prototypes of all tasks, made before the first")
-        add(
-            "--pah_test_bn",
-            choices=["run", "batch"],
-            default="run",
-            help="BatchNorm at test time: running statistics, or those of the test batch (transductive)",
-        )
-        add(
-            "--pah_proto_bn",
-            choices=["run", "batch"],
-            default="run",
-            help="BatchNorm of prototype passes: running statistics, or those of the C prototypes of a task",
-        )
+        add("--pah_test_bn", choices=["run", "batch"], default="run",
+            help="BatchNorm at test time: running statistics, or those of the test batch (transductive)")
+        add("--pah_proto_bn", choices=["run", "batch"], default="run",
+            help="BatchNorm of prototype passes: running statistics, or those of the C prototypes of a task")
+        # fmt: on
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -129,11 +105,7 @@ class PAH(GeneratedHeads):
 
     def reset_optimizers(self):
         args = self.args
-        groups = [
-            {"params": list(self.embeddings), "lr": args.lr_proto},
-            {"params": list(self.net.parameters()), "lr": args.lr_backbone},
-            {"params": list(self.hyper.parameters()), "lr": args.lr_hyper},
-        ]
+        groups = self.parameter_groups(args.lr_proto)
         self.opt = torch.optim.AdamW(groups, weight_decay=args.pah_wd)
         self.opt_proto = torch.optim.AdamW([dict(groups[0], params=list(self.embeddings))], weight_decay=args.pah_wd)
 
@@ -186,23 +158,21 @@ class PAH(GeneratedHeads):
     # ---- learning
 
     def begin_task(self, dataset):
-        made = [self.initial_prototypes(dataset, t) for t in self._tasks_without_prototypes()]
-        if made:
-            new = [torch.stack(made)] if self.args.pah_dense else made
-            for prototypes in new:
-                self.embeddings.append(nn.Parameter(prototypes))
-                for optimizer in (self.opt, self.opt_proto):  # fresh moments for a fresh row
-                    optimizer.param_groups[0]["params"].append(self.embeddings[-1])
+        if not self.args.pah_dense:
+            new = [self.initial_prototypes(dataset, t) for t in range(len(self.embeddings), self.current_task + 1)]
+        elif not len(self.embeddings):
+            new = [torch.stack([self.initial_prototypes(dataset, t) for t in range(self.n_tasks)])]
+        else:
+            new = []
+        for prototypes in new:
+            self.embeddings.append(nn.Parameter(prototypes))
+            for optimizer in (self.opt, self.opt_proto):  # fresh moments for a fresh row
+                optimizer.param_groups[0]["params"].append(self.embeddings[-1])
         if self.current_task > 0:
             self.remember()
             with torch.no_grad():
                 rows = self.rows(self.current_task)
                 self.teacher_prototype_logits = self.prototype_logits(self.teacher.copy, rows, self.teacher_heads)
-
-    def _tasks_without_prototypes(self) -> range:
-        if self.args.pah_dense:
-            return range(0 if len(self.embeddings) else self.n_tasks)
-        return range(len(self.embeddings), self.current_task + 1)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         t, args = self.current_task, self.args
@@ -259,18 +229,17 @@ class PAH(GeneratedHeads):
         return values.sum() if self.args.pah_reduce == "sum" else values.mean()
 
     def forward(self, x, task_label=None):
-        if self.args.pah_test_bn == "batch" and not self.training:
-            with batchnorm_mode(self.net, batch_statistics=True):
-                return super().forward(x)
-        return super().forward(x)
+        if self.args.pah_test_bn == "run" or self.training:
+            return super().forward(x)
+        with batchnorm_mode(self.net, batch_statistics=True):
+            return super().forward(x)
 
     def report(self, dataset, tasks):
         mode = {"run": "running BatchNorm statistics", "batch": "statistics of the test batch (transductive)"}
-        forgetting = "compare forgetting_chaudhry with the published forgetting (PAH's FM)"
-        notes = {"evaluation mode": mode[self.args.pah_test_bn], "forgetting": forgetting}
-        notes["class-il"] = (
-            "not supported by pah: all generated heads compete that were never trained against each other"
-        )
         report = super().report(dataset, tasks)
-        report.notes = notes
+        report.notes = {
+            "evaluation mode": mode[self.args.pah_test_bn],
+            "forgetting": "compare forgetting_chaudhry with the published forgetting (PAH's FM)",
+            "class-il": "not supported by pah: all generated heads compete that were never trained against each other",
+        }
         return report

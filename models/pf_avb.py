@@ -22,18 +22,8 @@ class PFAVB(Adversary, ImplicitPosterior):
         return add_discriminator_args(add_generator_args(add_posterior_args(parser)))
 
     def fit(self, inputs, labels):
-        args = self.args
-        fixed = self.phi.detach()
-        contrast = prior = None
-        if self.current_task == 0:
-            contrast = self.moments(lambda n: self.drawn(n, fixed))
-        else:
-            prior = lambda n: self.drawn(n, self.prior_phi)  # noqa: E731 - as the other sampler
-        dis = self.train_discriminator(lambda n: self.drawn(n, fixed), contrast, prior)
-        weights = self.drawn(args.train_sample_size)
-        kl_weights = weights if args.num_kl_samples == len(weights) else self.drawn(args.num_kl_samples)
-        if self.current_task == 0:
-            kl = self.divergence_from_gaussian(kl_weights, contrast)
-        else:
-            kl = self.discriminator(kl_weights).mean()
-        return {"nll": self.nll(self.outputs(weights, inputs), labels), "kl": args.kl_scale * kl, "dis": dis}
+        contrast = self.prior_phi is None
+        dis, moments = self.train_discriminator(self.phi, contrast, self.prior_phi)
+        weights, for_kl = self.training_weights(self.phi)
+        kl = self.args.kl_scale * self.divergence(for_kl, contrast, moments)
+        return {"nll": self.nll(self.outputs(weights, inputs), labels), "kl": kl, "dis": dis}

@@ -12,31 +12,15 @@ References: Henning et al. 2021, arXiv 2103.01133 (whose code adds s_{t-1} with 
 
 from models.utils.posterior.base import add_posterior_args
 from models.utils.posterior.implicit import ImplicitPosterior, add_generator_args
-from models.utils.posterior.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
-from models.utils.posterior.ssge import surrogate
+from models.utils.posterior.ssge import ScoreEstimate, add_ssge_args
 
 
 class PFSSGE(ScoreEstimate, ImplicitPosterior):
     NAME = "pf_ssge"
-    WAITS = SSGE_WAITS
 
     @staticmethod
     def get_parser(parser):
         return add_ssge_args(add_generator_args(add_posterior_args(parser)))
 
     def fit(self, inputs, labels):
-        args = self.args
-        weights = self.drawn(args.train_sample_size)
-        extra = self.drawn(max(0, args.num_ssge_samples - len(weights)), self.phi.detach())
-        score = self.estimated_score(weights, extra)
-        if self.current_task == 0:
-            prior = self.drawn(args.num_kl_samples).square().sum(1).mean() / (2 * args.prior_variance)
-        else:
-            before = self.drawn(args.num_ssge_samples, self.prior_phi)
-            prior = -surrogate(weights, self.score_at(weights, before))
-        return {
-            "nll": self.nll(self.outputs(weights, inputs), labels),
-            "prior": args.kl_scale * prior,
-            "entropy": args.kl_scale * surrogate(weights, score),
-            "score": score.norm(dim=1).mean(),
-        }
+        return self.terms(self.phi, inputs, labels, self.prior_phi)

@@ -13,7 +13,9 @@ tasks, time of prediction with the number of the task.
 Reference: Rusu et al. 2016, "Progressive Neural Networks", equations 1 and 2.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -82,24 +84,24 @@ class Column(nn.Module):
             head.bias = nn.Parameter(head.bias.detach()[rows].clone())
         self.laterals = nn.ModuleList()
 
-    def forward(self, x: Tensor, earlier: list[list[Tensor]]) -> list[Tensor]:
-        """h_1, ..., h_n and the logits, given those of the earlier columns."""
+    def forward(self, x: Tensor, earlier: list[list[Tensor]], new: Callable | None = None) -> list[Tensor]:
+        """h_1, ..., h_n and the logits, given those of the earlier columns.
+
+        Args:
+            new: (h_{i-1} of the earlier columns, z) -> a lateral: makes them, since the sizes of the layers show on a
+                batch, and leaves out what they add.
+        """
         out = []
         for i, (body, activation) in enumerate([*self.net.chain(), (self.net.classifier, nn.Identity())]):
             z = body(x)
-            if i and len(self.laterals):
-                z = z + self.laterals[i - 1]([hidden[i - 1] for hidden in earlier], z)
+            hidden = [layers[i - 1] for layers in earlier]
+            if i and new:
+                self.laterals.append(new(hidden, z))
+            elif i and self.laterals:
+                z = z + self.laterals[i - 1](hidden, z)
             x = activation(z)
             out.append(x)
         return out
-
-    def connect(self, x: Tensor, earlier: list[list[Tensor]], alpha: float | None) -> None:
-        """Make the laterals; the sizes of the layers show on a batch."""
-        for i, (body, activation) in enumerate([*self.net.chain(), (self.net.classifier, nn.Identity())]):
-            z = body(x)
-            if i:
-                self.laterals.append(Lateral([hidden[i - 1] for hidden in earlier], z, alpha))
-            x = activation(z)
 
 
 class PNN(ContinualModel):
@@ -138,8 +140,9 @@ class PNN(ContinualModel):
                 with torch.no_grad(), preserve_rng():
                     x = next(iter(dataset.train_loader))[0][:2]
                     earlier = self.outputs(x, task - 1)
+                alpha = self.args.alpha_init if self.args.pnn_adapter else None
                 with torch.no_grad():
-                    column.connect(x, earlier, self.args.alpha_init if self.args.pnn_adapter else None)
+                    column(x, earlier, new=partial(Lateral, alpha=alpha))
             self.columns.append(column.to(self.device))
         self.train()
         self.reset_optimizers()
@@ -152,12 +155,8 @@ class PNN(ContinualModel):
         return out
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
         logits = self.outputs(inputs, self.current_task)[-1][-1]
-        loss = self.loss(logits, labels - self.get_offsets(self.current_task)[0])
-        loss.backward()
-        self.opt.step()
-        return loss
+        return self.step_on(self.loss(logits, labels - self.get_offsets(self.current_task)[0]))
 
     def forward(self, x: Tensor, task_label: int) -> Tensor:
         """Logits (B, num_classes), -inf for the classes of other tasks, and for all of a task without a column."""

@@ -27,14 +27,8 @@ class PRAVB(Adversary, ImplicitReplay):
         return parser
 
     def fit_phi(self, phi, inputs, labels):
-        args = self.args
-        fixed = phi.detach()
-        contrast = self.moments(lambda n: self.drawn(fixed, n)) if args.adaptive_contrast else None
-        dis = self.train_discriminator(lambda n: self.drawn(fixed, n), contrast)
-        weights = self.drawn(phi, args.train_sample_size)
-        kl_weights = weights if args.num_kl_samples == len(weights) else self.drawn(phi, args.num_kl_samples)
-        return {
-            "nll": self.nll(self.outputs(weights, inputs), labels),
-            "kl": args.kl_scale * self.divergence_from_gaussian(kl_weights, contrast),
-            "dis": dis,
-        }
+        contrast = self.args.adaptive_contrast
+        dis, moments = self.train_discriminator(phi, contrast)
+        weights, for_kl = self.training_weights(phi)
+        nll = self.nll(self.outputs(weights, inputs), labels)
+        return {"nll": nll, "kl": self.args.kl_scale * self.divergence(for_kl, contrast, moments), "dis": dis}

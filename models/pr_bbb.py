@@ -18,9 +18,8 @@ References: Henning et al. 2021, arXiv 2103.01133; Blundell et al. 2015; Kingma,
 import torch
 import torch.nn.functional as F
 
-from models.utils.posterior import divergences
 from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.gaussian import distance, draw, gaussian, initial
+from models.utils.posterior.gaussian import distance, draw, gaussian, initial, kl_to_prior
 from models.utils.posterior.meta_replay import IN_CACHE, MetaReplay, add_meta_replay_args
 from utils.args import add_bool, fraction, non_negative_float, non_negative_int, positive_int
 from utils.errors import UserError
@@ -64,7 +63,7 @@ class PRBBB(MetaReplay):
     def fit_phi(self, phi, inputs, labels):
         mean, std = gaussian(phi)
         outputs = self.drawn_outputs(mean, std, inputs)
-        kl = divergences.kl_to_prior(mean, std.square(), self.args.prior_variance)
+        kl = kl_to_prior(mean, std.square(), self.args.prior_variance)
         kl = self.net.own_sum(kl.unsqueeze(0), self.own([self.current_task])).sum()
         return {"nll": self.nll(outputs, labels), "kl": self.args.kl_scale * kl}
 
@@ -139,7 +138,7 @@ class PRBBB(MetaReplay):
 
     def _coreset_loss(self, phi, task):
         """n E_q[CE] on a batch of coreset examples for one task."""
-        per_task, low, high = self.args.coreset_size, *self.head(task)
+        per_task, (low, high) = self.args.coreset_size, self.head(task)
         total = per_task * self.n_begun
         size = min(self.args.batch_size, total)
         if self.args.coreset_balance is None:
@@ -150,7 +149,7 @@ class PRBBB(MetaReplay):
             other = torch.randint(total - per_task, (size - n_own,), device=self.device)
             rows = torch.cat([own, torch.where(other < task * per_task, other, other + per_task)])
         inputs = self.normalization_transform(self.coreset_images.flatten(0, 1)[rows])
-        labels = self.coreset_labels.flatten()[rows] - (low if self.by_class else 0)
+        labels = self.coreset_labels.flatten()[rows] - self.first_label(task)
         mine = rows // per_task == task
         n_classes = high - low
         labels = torch.where(mine, labels, torch.randint_like(labels, n_classes)).clamp(0, n_classes - 1)

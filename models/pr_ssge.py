@@ -13,27 +13,15 @@ References: Henning et al. 2021, arXiv 2103.01133; Shi, Sun & Zhu 2018 (SSGE).
 from models.utils.posterior.base import add_posterior_args
 from models.utils.posterior.implicit import ImplicitReplay, add_generator_args
 from models.utils.posterior.meta_replay import add_meta_replay_args
-from models.utils.posterior.score_estimate import SSGE_WAITS, ScoreEstimate, add_ssge_args
-from models.utils.posterior.ssge import surrogate
+from models.utils.posterior.ssge import ScoreEstimate, add_ssge_args
 
 
 class PRSSGE(ScoreEstimate, ImplicitReplay):
     NAME = "pr_ssge"
-    WAITS = SSGE_WAITS
 
     @staticmethod
     def get_parser(parser):
         return add_ssge_args(add_generator_args(add_meta_replay_args(add_posterior_args(parser))))
 
     def fit_phi(self, phi, inputs, labels):
-        args = self.args
-        weights = self.drawn(phi, args.train_sample_size)
-        extra = self.drawn(phi.detach(), max(0, args.num_ssge_samples - len(weights)))
-        score = self.estimated_score(weights, extra)
-        prior = self.drawn(phi, args.num_kl_samples).square().sum(1).mean() / (2 * args.prior_variance)
-        return {
-            "nll": self.nll(self.outputs(weights, inputs), labels),
-            "prior": args.kl_scale * prior,
-            "entropy": args.kl_scale * surrogate(weights, score),
-            "score": score.norm(dim=1).mean(),
-        }
+        return self.terms(phi, inputs, labels)

@@ -15,15 +15,13 @@ Reference: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning", sec
 import torch
 
 from datasets.utils.task import ClassTask, TokenTask
-from models.utils.continual_model import ContinualModel
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from utils import panels
+from models.utils.quadratic import Regularised, add_update_argument, regularised_step
 from utils.args import fraction, non_negative_float, positive_int
 
 DAMPING = 0.01  # epsilon of the score
 
 
-class RWalk(ContinualModel):
+class RWalk(Regularised):
     NAME = "rwalk"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask)
@@ -33,12 +31,10 @@ class RWalk(ContinualModel):
         parser.add_argument("--e_lambda", type=non_negative_float, default=1.0, help="strength of the penalty")
         parser.add_argument("--alpha", type=fraction, default=0.9, help="decay of the running Fisher information")
         parser.add_argument("--delta_t", type=positive_int, default=10, help="steps between two looks at the path")
-        add_update_argument(parser)
-        return parser
+        return add_update_argument(parser)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.penalty = Quadratic()
         theta = self.net.get_params()
         self.register_buffer("waypoint", theta)
         for name in ("fisher", "gain", "score"):
@@ -67,6 +63,3 @@ class RWalk(ContinualModel):
         weight = sum(x / x.max().clamp(min=1e-30) for x in (self.fisher, self.score))
         self.penalty.replace(weight, self.net.get_params())
         self.score = self.score / 2
-
-    def report(self, dataset, tasks):
-        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

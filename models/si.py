@@ -14,13 +14,11 @@ Reference: Zenke et al. 2017, "Continual Learning Through Synaptic Intelligence"
 import torch
 
 from datasets.utils.task import ClassTask, RegressionTask, TokenTask
-from models.utils.continual_model import ContinualModel
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from utils import panels
+from models.utils.quadratic import Regularised, add_update_argument, regularised_step
 from utils.args import non_negative_float, positive_float
 
 
-class SI(ContinualModel):
+class SI(Regularised):
     NAME = "si"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask, RegressionTask)
@@ -29,12 +27,10 @@ class SI(ContinualModel):
     def get_parser(parser):
         parser.add_argument("--c", type=non_negative_float, default=0.1, help="strength of the penalty")
         parser.add_argument("--xi", type=positive_float, default=0.1, help="damping of the importance")
-        add_update_argument(parser)
-        return parser
+        return add_update_argument(parser)
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.penalty = Quadratic()
         theta = self.net.get_params()
         self.register_buffer("path", torch.zeros_like(theta))  # omega
         self.register_buffer("start", theta)
@@ -56,6 +52,3 @@ class SI(ContinualModel):
         theta = self.net.get_params()
         omega = self.path.clamp(min=0) / ((theta - self.start).square() + self.args.xi)
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, theta)
-
-    def report(self, dataset, tasks):
-        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

@@ -29,9 +29,7 @@ class SLDA(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument(
-            "--shrinkage", type=fraction, default=1e-4, help="share e of the identity in the covariance"
-        )
+        parser.add_argument("--shrinkage", type=fraction, default=1e-4, help="share e of identity in the covariance")
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -63,7 +61,7 @@ class SLDA(ContinualModel):
         self.frozen = True
         data = dataset.task_data(self.current_task)
         for images, labels in zip(data.data.split(CHUNK), data.targets.split(CHUNK), strict=True):
-            self.update(features_of(self.net, images, self.normalization_transform), labels.to(self.device))
+            self.update(features_of(self, images), labels.to(self.device))
 
     def forward(self, x):
         if not self.frozen:
@@ -79,9 +77,5 @@ class SLDA(ContinualModel):
         if self.frozen:
             if epoch:
                 return torch.zeros((), device=self.device)
-            return self.update(features_of(self.net, not_aug_inputs, self.normalization_transform), labels)
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        self.opt.step()
-        return loss
+            return self.update(features_of(self, not_aug_inputs), labels)
+        return self.step_on(self.loss(self.net(inputs), labels))

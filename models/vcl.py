@@ -12,9 +12,8 @@ arXiv 2103.01133 (PriorFocused-Exp).
 import torch
 from torch import nn
 
-from models.utils.posterior import divergences
 from models.utils.posterior.base import Posterior, add_posterior_args
-from models.utils.posterior.gaussian import draw, gaussian, initial
+from models.utils.posterior.gaussian import draw, gaussian, initial, kl
 from utils.args import add_bool, non_negative_float, positive_int
 
 
@@ -44,9 +43,8 @@ class VCL(Posterior):
             outputs = self.net.local(mean, std.square(), inputs, self.head(task), args.train_sample_size)
         else:
             outputs = self.outputs(draw(mean, std, args.train_sample_size), inputs)
-        kl = divergences.kl(mean, std.square(), self.prior_mean, self.prior_var)
-        kl = (kl * self.used_by(list(range(task + 1)))).sum()
-        return {"nll": self.nll(outputs, labels), "kl": args.kl_scale * kl}
+        each = kl(mean, std.square(), self.prior_mean, self.prior_var) * self.used_by(list(range(task + 1)))
+        return {"nll": self.nll(outputs, labels), "kl": args.kl_scale * each.sum()}
 
     @torch.no_grad()
     def end_task(self, dataset):

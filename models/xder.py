@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.extended_dark import ExtendedDark, add_extended_dark_args
+from models.utils.extended_dark import ExtendedDark
 from utils.args import non_negative_float, positive_float, positive_int
 
 
@@ -37,15 +37,11 @@ class XDER(ExtendedDark):
 
     @staticmethod
     def get_parser(parser):
-        add_extended_dark_args(parser)
-        parser.add_argument(
-            "--lambd", type=non_negative_float, default=0.05, help="weight of future heads' preparation"
-        )
-        parser.add_argument("--simclr_temp", type=positive_float, default=5.0, help="temperature T there")
-        parser.add_argument(
-            "--simclr_batch_size", type=positive_int, default=64, help="stream and replayed images, each"
-        )
-        parser.add_argument("--simclr_num_aug", type=positive_int, default=2, help="views A of an image")
+        add = ExtendedDark.get_parser(parser).add_argument
+        add("--lambd", type=non_negative_float, default=0.05, help="weight of future heads' preparation")
+        add("--simclr_temp", type=positive_float, default=5.0, help="temperature T there")
+        add("--simclr_batch_size", type=positive_int, default=64, help="stream and replayed images, each")
+        add("--simclr_num_aug", type=positive_int, default=2, help="views A of an image")
         return parser
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
@@ -55,7 +51,7 @@ class XDER(ExtendedDark):
         terms |= self.dark_terms(logits) | self.past_constraint(logits)
         if self.n_remaining_classes and self.args.lambd:
             terms["consistency"] = self.args.lambd * self.consistency(not_aug_inputs, labels)
-        return self.step(terms)
+        return self.step_on(terms)
 
     def consistency(self, images, labels):
         """A * SupCon, mean over views and future heads."""

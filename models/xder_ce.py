@@ -12,18 +12,14 @@ reservoir.
 Reference: Boschini et al. 2022, "Class-Incremental Continual Learning into the eXtended DER-verse", section 6.
 """
 
-from models.utils.extended_dark import ExtendedDark, add_extended_dark_args
+from models.utils.extended_dark import ExtendedDark
 
 
 class XDERCE(ExtendedDark):
     NAME = "xder_ce"
 
-    @staticmethod
-    def get_parser(parser):
-        return add_extended_dark_args(parser)
-
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         past = self.n_past_classes
         logits = self.net(inputs)
         terms = {"ce": self.loss(logits[:, past:], labels - past)}
-        return self.step(terms | self.dark_terms(logits) | self.past_constraint(logits))
+        return self.step_on(terms | self.dark_terms(logits) | self.past_constraint(logits))

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import nn
 
-from models.utils.extended_dark import ExtendedDark, add_extended_dark_args
+from models.utils.extended_dark import ExtendedDark
 
 
 def simplex(n):
@@ -45,10 +45,6 @@ class Polytope(nn.Module):
 class XDERRPC(ExtendedDark):
     NAME = "xder_rpc"
 
-    @staticmethod
-    def get_parser(parser):
-        return add_extended_dark_args(parser)
-
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.net.classifier = Polytope(backbone.feature_dim, backbone.num_classes).to(self.device)
@@ -58,4 +54,4 @@ class XDERRPC(ExtendedDark):
         past, seen = self.n_past_classes, self.n_seen_classes
         logits = self.net(inputs)
         terms = {"ce": self.loss(logits[:, past:seen], labels - past)}
-        return self.step(terms | self.dark_terms(logits))
+        return self.step_on(terms | self.dark_terms(logits))

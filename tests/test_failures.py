@@ -12,7 +12,7 @@ import torch
 
 import main as entry
 from models.sgd import SGD
-from tests.kills import run_folder
+from tests.kills import at_call, run_folder
 from utils.run import checkpoint
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--num_threads", "1", "--non_verbose", "--n_epochs", "3"]
@@ -70,51 +70,16 @@ def test_a_folder_that_becomes_read_only_is_one_line_and_the_run_completes_later
 ):
     results = tmp_path / "disk"
     with small_disk(results, "64m"):
-        original = SGD.observe
-        CALLS.clear()
-
-        def observe(self, *args, **kwargs):
-            CALLS.append(1)
-            if len(CALLS) == 33:
-                # The event file is open for writing: only a forced remount makes such a file system read-only.
-                monkeypatch.setattr(checkpoint, "atomic_write", refused)
-            return original(self, *args, **kwargs)
-
-        @contextmanager
-        def refused(path, before=None):
-            from utils.atomic import file_errors
-
-            with file_errors(path):
-                raise OSError(30, "Read-only file system")
-            yield
-
-        monkeypatch.setattr(SGD, "observe", observe)
-        assert entry.main([*ARGV, "--results_path", str(results)]) == 2
-        err = capsys.readouterr().err
-        assert "Read-only file system" in err and err.count("\n") == 1
+        at_call(monkeypatch, SGD, 33, out_of_memory)
+        assert entry.main([*ARGV, "--results_path", str(results)]) == 1
         monkeypatch.undo()
+        capsys.readouterr()
         mount("-o", "remount,ro", str(results))
         assert entry.main([*ARGV, "--results_path", str(results)]) == 2
         err = capsys.readouterr().err
         assert "Read-only file system" in err and err.count("\n") == 1
         mount("-o", "remount,rw", str(results))
         assert completed(results) == undisturbed
-
-
-CALLS: list[int] = []  # no part of the patched method: a checkpoint would refuse it
-
-
-def failing_at(monkeypatch, call: int, failure) -> None:
-    """SGD whose observe fails at one call."""
-    original = SGD.observe
-    CALLS.clear()
-
-    def observe(self, *args, **kwargs):
-        CALLS.append(1)
-        loss = original(self, *args, **kwargs)
-        return failure(loss) if len(CALLS) == call else loss
-
-    monkeypatch.setattr(SGD, "observe", observe)
 
 
 def out_of_memory(loss):
@@ -127,7 +92,7 @@ def no_memory_on_the_host(loss):
 
 @pytest.mark.parametrize("failure", [out_of_memory, no_memory_on_the_host])
 def test_too_little_memory_names_batch_sizes_to_try(tmp_path, capsys, monkeypatch, undisturbed, failure):
-    failing_at(monkeypatch, 48, failure)
+    at_call(monkeypatch, SGD, 48, failure)
     assert entry.main([*ARGV, "--results_path", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert "out of memory" in err and "--batch_size 16 or 8" in err and "checkpoint.pt" in err and err.count("\n") == 1
@@ -136,7 +101,7 @@ def test_too_little_memory_names_batch_sizes_to_try(tmp_path, capsys, monkeypatc
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch, undisturbed):
-    failing_at(monkeypatch, 48, lambda loss: {"loss": loss * math.nan, "penalty": loss * 0})
+    at_call(monkeypatch, SGD, 48, lambda loss: {"loss": loss * math.nan, "penalty": loss * 0})
     assert entry.main([*ARGV, "--results_path", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert "loss is nan at step 48 (task 1; loss nan, penalty 0)" in err and err.count("\n") == 1

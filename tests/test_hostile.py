@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import pickle
-import random
 import time
 import zipfile
 from collections.abc import Callable
@@ -73,70 +72,59 @@ def saved(whole) -> SimpleNamespace:
 # ---- damaged bytes
 
 
-def truncated(rng: random.Random, data: bytes) -> bytes:
-    return data[: rng.randrange(1, len(data))]
-
-
-def flipped(rng: random.Random, data: bytes) -> bytes:
-    """One to four flipped bits; the line end at the very end says nothing and is left alone."""
-    out = bytearray(data)
-    for place in rng.sample(range(len(data) - 1), rng.choice((1, 1, 2, 4))):
-        out[place] ^= 1 << rng.randrange(8)
-    return bytes(out)
-
-
-def zeroed(rng: random.Random, data: bytes) -> bytes:
-    start = rng.randrange(len(data) - 512)
-    length = rng.choice((512, 4096, 65536))
-    return data[:start] + bytes(len(data[start : start + length])) + data[start + length :]
-
-
-def emptied(rng: random.Random, data: bytes) -> bytes:
-    return b""
-
-
-def appended(rng: random.Random, data: bytes) -> bytes:
-    return data + rng.choice((rng.randbytes(rng.randrange(1, 300)), b"\n#", data[:1000], data))
-
-
-def another(rng: random.Random, data: bytes) -> bytes:
-    plain = io.BytesIO()
-    torch.save({"model": torch.zeros(3)}, plain)
-    files = [(ROOT / "README.md").read_bytes(), rng.randbytes(3000), pickle.dumps([1, 2]), b"PK\5\6" + bytes(18)]
-    return rng.choice([*files, plain.getvalue(), signed(plain.getvalue()), signed(b""), signed(files[2])])
-
-
-def footed(rng: random.Random, data: bytes) -> bytes:
-    """Another last line, its checksum wrong, missing, or right for an altered format or iteration."""
-    body, line = data[: -checkpoint.FOOTER_LENGTH], data[-checkpoint.FOOTER_LENGTH :]
-    return rng.choice([
-        body, body + line[:-20] + b"\n", body + line.upper(), body + bytes(len(line)), body + line[::-1],
-        body + line.replace(b"sha256", b"sha512"), body + line.replace(b"step ", b"step -"),
-        body + line.replace(b"step 0", b"step 9"), body + line[:-2] + b"z\n",
-        signed(body, format=2), signed(body, format=9999), signed(body, format=1), signed(body, format=0),
-    ])  # fmt: skip
-
-
 def signed(body: bytes, format: int = checkpoint.FORMAT, step: int = 0) -> bytes:
     """The bytes with the last line of a checkpoint and its right checksum."""
     body += checkpoint.FOOTER.format(format=format, step=step, digest="")[: -1 - 64].encode()
     return body + hashlib.sha256(body).hexdigest().encode() + b"\n"
 
 
-DAMAGE = [
-    (damage, number)
-    for damage, times in ((truncated, 2), (flipped, 3), (zeroed, 1), (emptied, 1), (appended, 1), (another, 3),
-                          (footed, 3))
-    for number in range(times)
-]  # fmt: skip
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize("damage, number", DAMAGE, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_a_damaged_checkpoint_is_one_line_and_nothing_written(capsys, tmp_path, saved, damage, number):
-    data, rng = saved.data, random.Random(f"{damage.__name__} {number}")
-    while data == saved.data:
-        data = damage(rng, saved.data)
-    refused_file(capsys, tmp_path, data)
+def archive() -> bytes:
+    """A torch file of something else."""
+    content = io.BytesIO()
+    torch.save({"model": torch.zeros(3)}, content)
+    return content.getvalue()
+
+
+LENGTH = checkpoint.FOOTER_LENGTH
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 3],
+    "without the last line": lambda data: data[:-LENGTH],
+    "without the checksum": lambda data: data[:-20] + b"\n",
+    "a flipped bit": lambda data: flipped(data, len(data) // 2),
+    "a flipped bit of the checksum": lambda data: flipped(data, len(data) - 9),
+    "a hole": lambda data: data[:2000] + bytes(4096) + data[6096:],
+    "longer": lambda data: data + b"\n#",
+    "twice": lambda data: data + data,
+    "empty": lambda data: b"",
+    "a text": lambda data: (ROOT / "README.md").read_bytes(),
+    "a pickle": lambda data: pickle.dumps([1, 2]),
+    "an empty archive": lambda data: b"PK\5\6" + bytes(18),
+    "another archive": lambda data: archive(),
+    "nothing, signed": lambda data: signed(b""),
+    "a pickle, signed": lambda data: signed(pickle.dumps([1, 2])),
+    "another archive, signed": lambda data: signed(archive()),
+    "a last line in capitals": lambda data: data[:-LENGTH] + data[-LENGTH:].upper(),
+    "a last line backwards": lambda data: data[:-LENGTH] + data[-LENGTH:][::-1],
+    "zeros for the last line": lambda data: data[:-LENGTH] + bytes(LENGTH),
+    "another iteration": lambda data: data[:-LENGTH] + data[-LENGTH:].replace(b"step 0", b"step 9"),
+    "an iteration below zero": lambda data: data[:-LENGTH] + data[-LENGTH:].replace(b"step ", b"step -"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_one_line_and_nothing_written(capsys, tmp_path, saved, damage):
+    refused_file(capsys, tmp_path, DAMAGE[damage](saved.data))
+
+
+@pytest.mark.parametrize("format, age", [(checkpoint.FORMAT - 1, "an older"), (99, "a newer")])
+def test_a_checkpoint_of_another_version_is_told(capsys, tmp_path, saved, format, age):
+    (tmp_path / "given.pt").write_bytes(signed(saved.data[: -checkpoint.FOOTER_LENGTH], format))
+    err = refused(capsys, *COMMAND, "--disable_log", "--loadcheck", str(tmp_path / "given.pt"))
+    assert f"{age} version (format {format}, this version reads {checkpoint.FORMAT})" in err
 
 
 # ---- checkpoints that are whole and say something wrong
@@ -157,43 +145,24 @@ def doubled(times: int) -> list:
     return value
 
 
-def put(*path_and_value) -> Callable[[dict], None]:
-    """Sets an entry of nested dicts and lists."""
-    *path, last, value = path_and_value
-
-    def change(state: dict) -> None:
-        for key in path:
-            state = state[key]
-        state[last] = value
-
-    return change
-
-
-def drop(*path: str) -> Callable[[dict], None]:
-    def change(state: dict) -> None:
-        for key in path[:-1]:
-            state = state[key]
-        del state[path[-1]]
-
-    return change
-
-
-STRUCTURES = {
-    "no model name": drop("model_name"),
-    "a key of another type": put("options", ["seed"]),
-    "another seed": put("options", "seed", "7\nTraceback"),
-    "a name of several lines": put("model_name", "er\nTraceback\n" * 100),
-    "another network": put("shapes", "net\n.classifier.weight", [1]),
-    "scores without their data": put("matrices", "class-il", torch.zeros(1).double().expand(1 << 20, 1 << 20)),
-    "an environment nested deeply": put("environment", nested(300)),
-    "options mentioned again and again": put("options", "lr", doubled(60)),
-    "a set": put("options", "lr", {1, 2}),
-    "a task that is not there": put("position", "task", 6),
-    "a huge epoch": put("position", "epoch", 1 << 20000),
-    "too few random numbers": put("random", "python", [3, torch.zeros(4, dtype=torch.int64), None]),
-    "an evaluation with text": put("history", 0, "scores", "class-il", ["good"]),
-    "a loss that is text": put("losses", 0, [9, {"loss": "low"}, 0.1]),
-}  # fmt: skip
+STRUCTURES: dict[str, Callable[[dict], object]] = {
+    "no model name": lambda s: s.pop("model_name"),
+    "a key of another type": lambda s: s.update(options=["seed"]),
+    "another seed": lambda s: s["options"].update(seed="7\nTraceback"),
+    "a name of several lines": lambda s: s.update(model_name="er\nTraceback\n" * 100),
+    "another network": lambda s: s["shapes"].update({"net\n.classifier.weight": [1]}),
+    "scores without their data": lambda s: s["matrices"].update(
+        {"class-il": torch.zeros(1).double().expand(1 << 20, 1 << 20)}
+    ),
+    "an environment nested deeply": lambda s: s.update(environment={"a": nested(300)}),
+    "options mentioned again and again": lambda s: s["options"].update(lr=doubled(60)),
+    "a set": lambda s: s["options"].update(lr={1, 2}),
+    "a task that is not there": lambda s: s["position"].update(task=6),
+    "a huge epoch": lambda s: s["position"].update(epoch=1 << 20000),
+    "too few random numbers": lambda s: s["random"].update(python=[3, torch.zeros(4, dtype=torch.int64), None]),
+    "an evaluation with text": lambda s: s["history"][0]["scores"].update({"class-il": ["good"]}),
+    "a loss that is text": lambda s: s["losses"].__setitem__(0, [9, {"loss": "low"}, 0.1]),
+}
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -214,18 +183,9 @@ class Call:
     """Written as a call."""
 
 
-def attribute(name: str, value) -> Callable:
-    def change(model) -> None:
-        vars(model)[name] = value
-
-    return change
-
-
-def within(part: str, name: str, value) -> Callable:
-    def change(model) -> None:
-        vars(model.get_submodule(part))[name] = value
-
-    return change
+def held(part: str, name: str, value) -> Callable:
+    """Puts an attribute into a part of the method, '' for the method itself."""
+    return lambda model: vars(model.get_submodule(part)).update({name: value})
 
 
 CALLS = {
@@ -248,11 +208,11 @@ CALLS = {
     "an object without attributes": (state.make, -1, "object", "models.utils.snapshot", "Snapshot", None),
 }  # fmt: skip
 CHANGES = {
-    "a method's name": attribute("observe", 1),
-    "a name of Python's": attribute("__class__", 1),
-    "a method of a part": within("net.classifier", "forward", 1),
-    "a table of other things": within("net", "_modules", {"classifier": 1}),
-    "a table that is none": within("net", "_parameters", []),
+    "a method's name": held("", "observe", 1),
+    "a name of Python's": held("", "__class__", 1),
+    "a method of a part": held("net.classifier", "forward", 1),
+    "a table of other things": held("net", "_modules", {"classifier": 1}),
+    "a table that is none": held("net", "_parameters", []),
     "no method at all": None,
 }
 

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import yaml
 
 from tests import test_hostile
-from tests.test_hostile import appended, contents, flipped, only_run, refused, truncated
+from tests.test_hostile import DAMAGE, contents, only_run, refused
 from utils.config_file import CHECKSUM
 
 whole = test_hostile.whole  # a fixture
@@ -71,14 +70,11 @@ CONFIGURATIONS = {
     "an option of two lines that is a dict": option("lr\nTraceback", {"a": 1}),
     "an option that is a list of lists": option("lr_milestones", [[1]]),
     "a list for a number": option("lr", [0.1, 0.2]),
-    "a number for a list": option("lr_milestones", 3),
     "text for a number": option("lr", "fast\nTraceback"),
     "yes for a count": option("batch_size", True),
     "yes for a number": option("lr", True),
     "text for yes or no": option("joint", "perhaps"),
     "nothing for a number": option("eval_batch_size", None),
-    "nothing for the replayed batch": option("minibatch_size", None),
-    "a number for a name": option("exp_name", 5),
     "a place for a name": option("exp_name", "../../x"),
     "a choice that is none": option("optimizer", "evil\nTraceback"),
     "not a number": option("lr", float("nan")),
@@ -99,10 +95,10 @@ def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
     return err
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, appended])
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "longer", "empty"])
 def test_a_damaged_configuration_is_one_line_and_nothing_written(capsys, tmp_path, whole, damage):
     data = (only_run(whole) / "config.yaml").read_bytes()
-    rerun_refused(capsys, tmp_path, whole, damage(random.Random(damage.__name__), data))
+    rerun_refused(capsys, tmp_path, whole, DAMAGE[damage](data))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -112,13 +108,6 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
     monkeypatch.chdir(tmp_path)
     facts = yaml.safe_load((only_run(whole) / "config.yaml").read_bytes())
     rerun_refused(capsys, tmp_path, whole, with_checksum(CONFIGURATIONS[name](facts)))
-
-
-def test_a_configuration_without_the_right_checksum_is_not_even_looked_at(capsys, tmp_path, whole):
-    text = more(aliases())(yaml.safe_load((only_run(whole) / "config.yaml").read_bytes()))
-    assert "no checksum" in rerun_refused(capsys, tmp_path / "a", whole, text.encode())
-    wrong = with_checksum(text).replace(b"lr: 0.03", b"lr: 0.04")
-    assert "checksum is wrong" in rerun_refused(capsys, tmp_path / "b", whole, wrong)
 
 
 @pytest.mark.parametrize("name, text", [

@@ -35,41 +35,27 @@ def warm():
 OFTEN = ["er", "ewc_on", "pnn", "packnet", *(str(path) for path in kills.PLAIN[:1])]
 
 
-@pytest.mark.parametrize("model", OFTEN, ids=lambda m: Path(m).stem)
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(model):
-    found, steps = kills.torture(model, 3)
-    assert not found and len(steps) == 3
+RARELY = [*registry.names("model"), *map(str, kills.PLAIN)]
+LONG = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("model", [*registry.names("model"), *map(str, kills.PLAIN)], ids=lambda m: Path(m).stem)
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(model):
-    found, steps = kills.torture(model, 30)
-    assert not found and len(steps) == 30
+@pytest.mark.parametrize("model, times", [
+    *((model, 3) for model in OFTEN), *(pytest.param(model, 30, marks=LONG) for model in RARELY)
+], ids=lambda v: Path(v).stem if isinstance(v, str) else None)  # fmt: skip
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(model, times):
+    found, steps = kills.torture(model, times)
+    assert not found and len(steps) == times
 
 
-CALLS: list[int] = []  # no part of the patched method: a checkpoint would refuse it
-
-
-def signal_at(monkeypatch, method, call: int, number: int) -> None:
-    """A method whose `observe` sends this process a signal at one call."""
-    original = method.observe
-    CALLS.clear()
-
-    def observe(self, *args, **kwargs):
-        CALLS.append(1)
-        if len(CALLS) == call:
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(method, "observe", observe)
+def signalled(number: int):
+    """Sends this process a signal on the way."""
+    return lambda loss: os.kill(os.getpid(), number) or loss
 
 
 @pytest.mark.parametrize("name, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_status(tmp_path, capsys, monkeypatch, name, status):
     argv = [*ARGV, "--n_epochs", "1", "--stop_after", "2", "--results_path", str(tmp_path)]
-    signal_at(monkeypatch, ER, 12, getattr(signal, name))
+    kills.at_call(monkeypatch, ER, 12, signalled(getattr(signal, name)))
     assert entry.main(argv) == status
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"stopped by {name} after iteration 12" in last and "--resume goes on" in last
@@ -97,7 +83,7 @@ def test_a_second_signal_ends_at_once_and_a_second_process_is_refused(tmp_path, 
 
 
 def test_without_a_folder_a_signal_ends_the_run_and_says_that_nothing_is_kept(capsys, monkeypatch):
-    signal_at(monkeypatch, SGD, 5, signal.SIGTERM)
+    kills.at_call(monkeypatch, SGD, 5, signalled(signal.SIGTERM))
     assert entry.main(["--model", "sgd", "--dataset", "seq-digits", "--disable_log", "--n_epochs", "1"]) == 143
     assert "nothing kept" in capsys.readouterr().err
 

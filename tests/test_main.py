@@ -49,11 +49,12 @@ def test_help_of_a_method_shows_its_options(capsys):
     assert "--pah_w_sm" in out and "--n_tasks" in out and "--num_filters" in out
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--model", "er", "--dataset", "nope"]])
-def test_help_and_wrong_names_import_no_torch(argv):
-    code = f"import sys, main; main.main({argv}); print('torch' in sys.modules)"
+def test_help_and_wrong_names_import_no_torch():
+    code = (
+        "import sys, main; main.main(['--help']); main.main(['--model', 'er', '--dataset', 'no']); print(*sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert out.strip().endswith("False")
+    assert "torch" not in out.splitlines()[-1].split()
 
 
 def test_a_run_leaves_its_files(capsys, tmp_path):
@@ -72,17 +73,8 @@ def test_a_run_leaves_its_files(capsys, tmp_path):
     final = [r for r in rows if r["task_trained"] == "4" and r["scenario"] == "class-il" and r["metric"] == "accuracy"]
     assert {r["task_evaluated"] for r in final} == set("01234")
     summary = {r["metric"]: float(r["value"]) for r in rows if r["scenario"] == "class-il" and not r["task_evaluated"]}
-    assert {
-        "acc",
-        "aaa",
-        "bwt",
-        "fwt",
-        "forgetting",
-        "forgetting_chaudhry",
-        "la",
-        "min_acc",
-        "wc_acc",
-    } <= summary.keys()
+    metrics = {"acc", "aaa", "bwt", "fwt", "forgetting", "forgetting_chaudhry", "la", "min_acc", "wc_acc"}
+    assert metrics <= summary.keys()
     assert "<svg" in (folder / "report.html").read_text() or "base64" in (folder / "report.html").read_text()
     assert list(folder.glob("events.out.tfevents.*")) and (folder / "accuracy_matrix.csv").is_file()
     assert sorted(p.name for p in folder.glob("*.pt")) == [f"checkpoint_task{t}.pt" for t in range(5)]
@@ -110,35 +102,25 @@ def test_both_spellings_of_names_options_and_booleans(capsys):
         assert "task-il" in out
 
 
-def test_best_args_and_their_precedence(capsys):
-    status, out, err = call(capsys, "--model", "pah", "--dataset", "seq-digits", "--load_best_args", "--n_epochs", "1",
-                            "--stop_after", "1", "--disable_log")  # fmt: skip
-    assert status == 0, err
-    assert re.search(r"pah_proto_size\s+5\s+best_args", out) and re.search(r"n_epochs\s+1\s+command line", out)
-
-
 def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
     base = ["--model", "er", "--buffer_size", "50", *DIGITS]
     call(capsys, *base, "--results_path", str(tmp_path / "a"), "--savecheck", "task")
     file = str(run_folder(tmp_path / "a") / "checkpoint_task1.pt")
-    status, out, err = call(
-        capsys, *base, "--results_path", str(tmp_path / "b"), "--loadcheck", file, "--inference_only"
-    )
+    there = ["--results_path", str(tmp_path / "b"), "--loadcheck", file]
+    status, out, err = call(capsys, *base, *there, "--inference_only")
     assert status == 0 and "task 2/5" in out, err
-    status, out, err = call(capsys, *base, "--results_path", str(tmp_path / "c"), "--loadcheck", file,
-                            "--start_from", "2",
-                            "--stop_after", "3")  # fmt: skip
+    status, out, err = call(capsys, *base, *there, "--start_from", "2", "--stop_after", "3")
     assert status == 0 and "task 3/5" in out and "task 1/5" not in out, err
-    status, _, err = call(capsys, *base, "--loadcheck", file, "--start_from", "4", "--disable_log")
-    assert status == 2 and "--start_from 2" in err
     for other, words in (
-        (["--optimizer", "adam"], "give the same --optimizer"),
-        (["--seed", "1"], "--seed 0, this run has 1"),
+        ([*base, "--start_from", "4"], "--start_from 2"),
+        ([*base, "--optimizer", "adam"], "give the same --optimizer"),
+        ([*base, "--seed", "1"], "--seed 0, this run has 1"),
+        ([*base, "--permute_classes"], "--permute_classes False"),
+        ([*base, "--backbone", "mnistmlp"], "saved with --backbone convnet, this run has mnistmlp"),
+        (["--model", "sgd", *DIGITS], "checkpoint is of er"),
     ):
-        status, _, err = call(capsys, *base, *other, "--loadcheck", file, "--disable_log")
+        status, _, err = call(capsys, *other, "--loadcheck", file, "--disable_log")
         assert status == 2 and words in err
-    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--loadcheck", file, "--disable_log")
-    assert status == 2 and "checkpoint is of er" in err
     Path(file).write_bytes(Path(file).read_bytes()[:1000])
     status, _, err = call(capsys, *base, "--loadcheck", file, "--disable_log")
     assert status == 2 and "truncated" in err
@@ -234,13 +216,6 @@ def test_a_results_path_that_cannot_be_written(capsys, tmp_path):
     assert status == 2 and "--results_path" in err and err.count("\n") == 1
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(capsys, tmp_path):
-    status, _, err = call(capsys, "--model", "sgd", *DIGITS, "--lr", "1e30", "--backbone", "mnistmlp", "--results_path",
-                          str(tmp_path))  # fmt: skip
-    assert status == 1 and re.search(r"loss is (nan|inf|-inf) at step \d+ \(task \d; ", err) and err.count("\n") == 1
-    assert (run_folder(tmp_path) / "metrics.csv").is_file()
-
-
 def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
     from models.sgd import SGD
 
@@ -252,7 +227,10 @@ def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
     assert status == 130 and "interrupted" in err
 
 
-def test_check_runs_the_conformance_suite(capsys):
+def test_check_runs_the_conformance_suite(capsys, monkeypatch):
+    from utils.check import conformance
+
+    monkeypatch.setattr(conformance, "CHECKS", [conformance.observe_never_waits])  # the others take their time
     path = ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"
     status, out, _ = call(capsys, "--check", str(path))
     assert status == 1
@@ -260,14 +238,9 @@ def test_check_runs_the_conformance_suite(capsys):
 
 
 def readme_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.S)
-    return [
-        line
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("python main.py")
-    ]
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("python main.py")]
 
 
 def test_the_readme_commands_parse():

@@ -146,9 +146,6 @@ def width_list(text: str) -> list[int]:
     return widths
 
 
-LISTS = (int_list, width_list)  # types whose one argument holds several values
-
-
 def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:
     """Declare a yes/no option in both forms that scripts use: `--flag` and `--flag 1`; with default True also
     `--no_flag`.

@@ -5,6 +5,7 @@ matplotlib is imported only when something is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,14 +58,57 @@ def task_colour_bar(figure: Figure, axes: Axes, colours: np.ndarray, label: str 
     n = len(colours)
     norm = BoundaryNorm(np.arange(first - 0.5, n + first), n)
     bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, label=label, pad=0.02)
-    bar.set_ticks([t - 1 + first for t in task_ticks(n, most=10)])
+    bar.set_ticks(task_ticks(n, 10, first))
     bar.minorticks_off()
 
 
-def task_ticks(n: int, most: int = 25) -> list[int]:
-    """Task numbers 1..n, thinned to about `most`."""
+def task_ticks(n: int, most: int = 25, first: int = 1) -> list[int]:
+    """Numbers of n tasks or classes, the first one and multiples of a round number, about `most` of them."""
     stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, n) if n / s <= most)
-    return list(range(1, n + 1)) if stride == 1 else [1, *range(stride, n + 1, stride)]
+    return [k for k in range(first, first + n) if k == first or k % stride == 0]
+
+
+def heat_map(
+    values: np.ndarray,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    number: Callable[[float], str],
+    limits: tuple[float, float] = (0.0, 100.0),
+    first: int = 1,
+    label: str = "",
+) -> Figure:
+    """A square matrix in colours with its numbers, its rows and columns numbered from `first`; of a matrix with one row
+    that is not nan that row alone.
+
+    Args:
+        values: (n, n), nan where there is nothing.
+        number: value -> what is written in its cell, where there is room for it.
+        limits: values of the lightest and of the darkest colour.
+        label: of the colour bar.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    n, (low, high) = len(values), limits
+    ticks = [k - first for k in task_ticks(n, MAX_NUMBERED, first)]
+    rows = np.flatnonzero(~np.isnan(values).all(axis=1))
+    rows, row_ticks = (rows, [0]) if len(rows) == 1 else (np.arange(n), ticks)
+    shown, cell = values[rows], min(8 / n, 0.62)
+    figure, axes = figure_of(max(cell * n + 1.9, 4.2), max(cell * len(rows) + 1.3, 1.8), title, xlabel, ylabel)
+    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(shown if n <= MAX_NUMBERED else np.empty(0)):
+        if not np.isnan(value):
+            look = {"fontsize": 9 if n <= 10 else 7.5, "color": "w" if value - low > (high - low) / 2 else INK}
+            axes.text(column, row, number(value), ha="center", va="center", **look)
+    axes.set_xticks(ticks, [str(k + first) for k in ticks])
+    axes.set_yticks(row_ticks, [str(rows[k] + first) for k in row_ticks])
+    axes.grid(False)
+    axes.set_facecolor("#f0f0f0")  # seen where there is nothing
+    axes.tick_params(length=0)
+    if len(rows) > 1 or label:
+        figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=30, label=label)
+    return figure
 
 
 def confusion_matrix(
@@ -73,25 +117,9 @@ def confusion_matrix(
     """Share of each true class (row, percent) that was predicted as each class (column); or task, numbered from
     `first`.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     counts = np.asarray(counts, dtype=np.float64)
-    n = len(counts)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = float(np.clip(0.48 * n, 3.0, 6.2))
-    figure, axes = figure_of(size + 1.5, size + 0.8, title, f"predicted {what}", f"true {what}")
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
-    image = axes.imshow(percent, cmap=colours, vmin=0, vmax=100, interpolation="nearest")
-    if n <= MAX_LABELLED:
-        for (true, predicted), value in np.ndenumerate(percent):
-            if value >= 0.5:
-                colour = "w" if value > 50 else INK
-                axes.text(predicted, true, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
-    ticks = range(0, n, next(step for step in (1, 2, 5, 10, 20) if n / step <= MAX_NUMBERED))
-    names = [str(tick + first) for tick in ticks]
-    axes.set_xticks(ticks, names)
-    axes.set_yticks(ticks, names)
-    axes.grid(False)
-    axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045, aspect=30, label=f"% of the true {what}")
-    return figure
+    words = (title, f"predicted {what}", f"true {what}")
+    return heat_map(
+        percent, *words, lambda v: f"{v:.0f}" if v >= 0.5 else "", first=first, label=f"% of the true {what}"
+    )

@@ -53,22 +53,50 @@ def read_config(path: Path) -> dict[str, Any]:
     return facts
 
 
-def plain_yaml(path: Path, data: bytes) -> Any:
-    """The values of a YAML text from a file.
+def plain_yaml(path: Path, data: bytes | None = None) -> Any:
+    """The plain values of a YAML file, None of an empty one.
+
+    Args:
+        data: its content; it is read where that is None.
 
     Raises:
-        UserError: not YAML, or a kind of it that this program does not write.
+        UserError: it cannot be read, or is not YAML of plain values; the line names the place.
     """
     try:
+        data = path.read_bytes() if data is None else data
         return yaml.load(data, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
-        raise UserError(f"{path} is not the YAML that this program writes: {type(e).__name__}") from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror or e}") from None
+    except yaml.MarkedYAMLError as e:
+        line, problem = e.problem_mark.line + 1, e.problem
+    except yaml.reader.ReaderError as e:
+        line, problem = data.count(b"\n", 0, e.position) + 1, e.reason
+    except RecursionError:
+        line, problem = 1, "nested too deeply"
+    raise UserError(f"{path.name}, line {line}: {problem[:200]}: mend the YAML")
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: a few lines of them, merged into one another, would fill the memory."""
+    """Without aliases, of which a few lines, merged into one another, would fill the memory. Of two equal keys PyYAML
+    keeps the last in silence, which would lose values: here they are an error. So is a value that it takes for a date
+    or a number and cannot convert, which it would raise without saying where.
+    """
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "an alias", self.peek_event().start_mark)
         return super().compose_node(parent, index)
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError) as e:
+            raise yaml.constructor.ConstructorError(None, None, f"'{node.value}': {e}", node.start_mark) from None
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' appears twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

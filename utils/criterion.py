@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from math import isclose, isnan, nan
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,6 @@ def target(baseline: float, tolerance: float = 5.0, reading: str = "absolute") -
     return baseline - tolerance if reading == "absolute" else baseline * (1 - tolerance / 100)
 
 
-def passes(baseline: float, value: float, tolerance: float = 5.0, reading: str = "absolute") -> bool:
-    """Whether `value` is at least the target; raw numbers, nothing is rounded but the last bits of the arithmetic."""
-    goal = target(baseline, tolerance, reading)
-    return value >= goal or isclose(value, goal, rel_tol=1e-12)
-
-
 @dataclass
 class Verdict:
     """One task: the scores, and target and verdict by each reading.
@@ -41,73 +35,60 @@ class Verdict:
     Attributes:
         baseline, achieved, delta: percent; delta = achieved - baseline. The baseline is nan for a task that had no
             stage of its own (joint training); then `passed` is empty.
-        targets, passed: by reading.
         metric: name of the score.
         floor: what a trivial predictor scores, percent.
         interval: 95 % interval of `achieved`, where its score has one.
+        targets, passed: by reading; raw numbers, nothing is rounded but the last bits of the arithmetic.
+        kept: (achieved - floor) / (baseline - floor) in percent: scores of different kinds on one scale; nan where the
+            task's own stage did not come above the floor. The scale should end at the score of a network for this task
+            alone; its own stage stands in for that.
     """
 
     task: str
     baseline: float
     achieved: float
-    delta: float
-    targets: dict[str, float]
-    passed: dict[str, bool]
     metric: str = ""
     floor: float = nan
     interval: tuple[float, float] = (nan, nan)
+    tolerance: InitVar[float] = 5.0
+    delta: float = field(init=False)
+    targets: dict[str, float] = field(init=False)
+    passed: dict[str, bool] = field(init=False)
+    kept: float = field(init=False)
 
-    @property
-    def kept(self) -> float:
-        """(achieved - floor) / (baseline - floor) in percent: scores of different kinds on one scale; nan where the
-        task's own stage did not come above the floor.
-
-        The scale should end at the score of a network for this task alone; its own stage stands in for that.
-        """
-        return 100 * (self.achieved - self.floor) / (self.baseline - self.floor) if self.baseline > self.floor else nan
-
-
-def verdicts(names: Sequence[str], baselines: Sequence[float], values: Sequence[float], tolerance: float = 5.0):
-    """A `Verdict` for each task."""
-    return [
-        Verdict(
-            name,
-            baseline,
-            value,
-            value - baseline,
-            {r: target(baseline, tolerance, r) for r in READINGS},
-            {} if isnan(baseline) else {r: passes(baseline, value, tolerance, r) for r in READINGS},
-        )
-        for name, baseline, value in zip(names, baselines, values, strict=True)
-    ]
+    def __post_init__(self, tolerance: float):
+        self.delta = self.achieved - self.baseline
+        self.targets = {reading: target(self.baseline, tolerance, reading) for reading in READINGS}
+        self.passed = {
+            reading: self.achieved >= goal or isclose(self.achieved, goal, rel_tol=1e-12)
+            for reading, goal in self.targets.items()
+            if not isnan(self.baseline)
+        }
+        above = self.baseline > self.floor
+        self.kept = 100 * (self.achieved - self.floor) / (self.baseline - self.floor) if above else nan
 
 
 def of_run(run: "Run") -> list[Verdict]:
-    """Verdicts on the tasks that a run on a vision stream has trained, after the last of them; empty for other runs."""
+    """Verdicts on the tasks that a run on a vision stream has trained, after the last of them; empty for other runs.
+
+    A task's baseline is its score at the first evaluation at its stage's end, before any fine-tuning.
+    """
     ends = [evaluation for evaluation in run.history if evaluation.epoch is None and evaluation.task >= 0]
     if not run.tasks or not ends:
         return []
     last, (scenario,) = ends[-1], run.matrices
-    n = last.task + 1
     # All tasks trained at once, or a checkpoint that is only scored: no stage can be told from another.
-    stages = not (run.config.get("joint") or run.config.get("inference_only"))
-    bases = own_stages(ends, scenario, n) if stages else [nan] * n
-    rows = verdicts(list(run.tasks)[:n], bases, last.scores[scenario][:n], tolerance_of(run))
-    for task, (row, metric) in enumerate(zip(rows, run.tasks.values(), strict=False)):
-        low, high, row.floor = (
-            last.others[name][scenario][task] if name in last.others else nan
-            for name in (f"{metric} low", f"{metric} high", "floor")
+    stages = [] if run.config.get("joint") or run.config.get("inference_only") else ends
+    bases = {e.task: e.scores[scenario][e.task] for e in reversed(stages)}
+    rows = []
+    for task, (name, metric) in enumerate(list(run.tasks.items())[: last.task + 1]):
+        low, high, floor = (
+            last.others[what][scenario][task] if what in last.others else nan
+            for what in (f"{metric} low", f"{metric} high", "floor")
         )
-        row.metric, row.interval = metric, (low, high)
+        scores = (bases.get(task, nan), last.scores[scenario][task])
+        rows.append(Verdict(name, *scores, metric, floor, (low, high), tolerance_of(run)))
     return rows
-
-
-def own_stages(ends: list, scenario: str, n: int) -> list[float]:
-    """Score of each of `n` tasks when its stage ended, at the first evaluation there, before any fine-tuning; nan for a
-    stage that is not part of the run.
-    """
-    first = {e.task: e.scores[scenario][e.task] for e in reversed(ends)}
-    return [first.get(task, nan) for task in range(n)]
 
 
 def tolerance_of(run: "Run") -> float:
@@ -163,7 +144,7 @@ def remarks(run: "Run", rows: Sequence[Verdict]) -> list[str]:
 
 
 def as_facts(run: "Run") -> dict[str, Any] | None:
-    """The table as plain values, None for nan; None for a run that has none."""
+    """The table as plain values; None for a run that has none."""
     rows = of_run(run)
     if not rows:
         return None
@@ -171,17 +152,8 @@ def as_facts(run: "Run") -> dict[str, Any] | None:
         "tolerance": tolerance_of(run),
         "reading": run.config.get("criterion", "absolute"),
         "overall": {reading: overall(rows, reading) for reading in READINGS},
-        "tasks": [_without_nan(vars(row) | {"kept": row.kept}) for row in rows],
+        "tasks": [vars(row) for row in rows],
     }
-
-
-def _without_nan(value: Any) -> Any:
-    """None in place of nan within dicts and tuples."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and isnan(value) else value
 
 
 def _number(value: float, form: str = ".2f") -> str:

@@ -12,6 +12,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error that may quote what a file says: 500 characters of it at most, in one line."""
+    return " ".join(str(error).split())[:500]
+
+
 class TrainingFailed(Exception):
     """Training cannot go on (a loss that is not finite, no memory left); shown as one line, exit status 1."""
 

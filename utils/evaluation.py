@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from utils.randomness import preserve_rng
@@ -103,8 +102,3 @@ def eval_mode(model) -> Iterator[None]:
         yield
     for part in training:
         part.training = True
-
-
-def empty_matrix(n_tasks: int) -> np.ndarray:
-    """A score matrix (T, T) in which nothing is evaluated yet."""
-    return np.full((n_tasks, n_tasks), np.nan)

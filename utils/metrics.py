@@ -156,11 +156,6 @@ METRICS = {metric.name: metric for metric in _TABLE}
 # ---- values
 
 
-def compute(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> float:
-    """One metric of `METRICS`, nan where it is not defined; arguments as of `summarise`."""
-    return _mean(terms(R, baseline, history).get(name, []))
-
-
 def intransigence(R: np.ndarray, reference: np.ndarray) -> float:
     """I = mean_i (a_i - R[i, i]): how much worse a task is learned than it could be; negative where it is better.
 
@@ -207,12 +202,37 @@ def trained_part(R: np.ndarray) -> np.ndarray:
     return R[:n, :n]
 
 
+def reason(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> str:
+    """Why a metric is not defined, in words; arguments as of `summarise`."""
+    scores = Scores(trained_part(R), baseline, history)
+    if np.isnan(R).all():
+        return "nothing evaluated yet"
+    if not len(scores.R):
+        return "needs a score after every task"
+    missing = [NEEDS[need] for need in METRICS[name].needs]
+    return next((why for is_there, why in missing if not is_there(scores)), "some scores are missing")
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float, int]:
+    """Mean over runs, sample standard deviation, half width of Student's t 95 % interval, number of runs. With one run
+    the deviation is 0 and the half width nan.
+    """
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return mean, 0.0, float("nan"), 1
+    from scipy.stats import t
+
+    std = float(np.std(values, ddof=1))
+    return mean, std, float(t.ppf(0.975, n - 1)) * std / n**0.5, n
+
+
 def markdown_table() -> str:
     """`METRICS` as the table of docs/results.md."""
     rows = [("name", "definition", "better", "needs", "column of mean_accs.csv"), ("---",) * 5]
-    for m in METRICS.values():
-        column = f"`{m.column}`" if m.column else ""
-        rows.append((f"`{m.name}`", m.formula, m.better, ", ".join(m.needs), column))
+    rows += [
+        (f"`{m.name}`", m.formula, m.better, ", ".join(m.needs), f"`{m.column}`" if m.column else "")
+        for m in METRICS.values()
+    ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

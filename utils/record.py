@@ -1,12 +1,16 @@
 """What a run is made of, where it stands, and what is known of it so far."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.panels import Panel
+
+Summary = dict[str, dict[str, float]]  # scenario -> metric -> value
 
 
 @dataclass
@@ -128,6 +132,19 @@ class Evaluation:
     epoch: int | None
     scores: dict[str, list[float]]
     others: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def seen_mean(self, scores: list[float]) -> float:
+        """Mean score over the tasks up to the one being trained, or over all where none is; nan without any score."""
+        seen = np.asarray(scores[: self.task + 1] if self.task >= 0 else scores, dtype=np.float64)
+        return float(np.nanmean(seen)) if not np.isnan(seen).all() else nan
+
+    def values(self, score: str) -> Iterator[tuple[str, str, int, float]]:
+        """(metric, scenario, task, value) of everything that is defined; `score` is the name of what `scores` holds."""
+        for metric, scenarios in {score: self.scores, **self.others}.items():
+            for scenario, values in scenarios.items():
+                for task, value in enumerate(values):
+                    if not isnan(value):
+                        yield metric, scenario, task, float(value)
 
 
 @dataclass

@@ -23,13 +23,17 @@ def normalise(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
+def _files(kind: str) -> dict[str, Path]:
+    """The files of a kind by normalised name."""
+    return {normalise(p.stem): p for p in sorted((ROOT / FOLDERS[kind]).glob("*.py")) if not p.stem.startswith("_")}
+
+
 def names(kind: str) -> list[str]:
     """Sorted names of all files of a kind ('model', 'dataset', 'backbone'), spelt with `-` for datasets and backbones.
 
     Models keep their `_`, as in the literature's code (ewc_on).
     """
-    stems = sorted(p.stem for p in (ROOT / FOLDERS[kind]).glob("*.py") if not p.stem.startswith("_"))
-    return stems if kind == "model" else [normalise(stem) for stem in stems]
+    return sorted(path.stem if kind == "model" else name for name, path in _files(kind).items())
 
 
 def first_line(kind: str, name: str) -> str:
@@ -75,10 +79,9 @@ def find(kind: str, name: str) -> Path:
         if not path.is_file():
             raise UserError(f"{kind} file {name} does not exist")
         return path
-    wanted = ALIASES.get(normalise(name), normalise(name)) if kind == "model" else normalise(name)
-    for path in (ROOT / FOLDERS[kind]).glob("*.py"):
-        if not path.stem.startswith("_") and normalise(path.stem) == wanted:
-            return path
+    wanted, files = normalise(name), _files(kind)
+    if path := files.get(ALIASES.get(wanted, wanted) if kind == "model" else wanted):
+        return path
     choices = names(kind)
     raise UserError(
         f"unknown {kind} '{name}'{nearest(normalise(name), choices)} (--list shows all {len(choices)} {kind}s)"

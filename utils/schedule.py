@@ -16,20 +16,12 @@ def set_learning_rate(model, args, epoch: int, n_epochs: int) -> None:
     scheduled = args.lr_scheduler != "none" or args.lr_warmup
     if not scheduled or model.opt is None or "lr_scheduler" in model.UNUSED:
         return
-    first, factor = warm_up(args.lr_warmup, epoch, n_epochs)
-    if epoch < first:
-        pass
+    first, factor = round(args.lr_warmup * n_epochs), 1.0
+    if epoch < first:  # the warm-up rises in equal steps, to 1 after it
+        factor = (epoch + 1) / (first + 1)
     elif args.lr_scheduler == "multisteplr":
         factor = args.sched_multistep_lr_gamma ** sum(epoch >= m for m in args.lr_milestones)
     elif args.lr_scheduler == "cosine":
         factor = (1 + math.cos(math.pi * (epoch - first) / (n_epochs - first))) / 2
     for group in model.opt.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-
-
-def warm_up(share: float, epoch: int, n_epochs: int) -> tuple[int, float]:
-    """Epochs of the warm-up, `share` of `n_epochs`, and the factor of the learning rate in `epoch`: it rises in equal
-    steps, and is 1 from there on.
-    """
-    first = round(share * n_epochs)
-    return first, min(1.0, (epoch + 1) / (first + 1))

@@ -13,8 +13,8 @@ RETURNS = ("out", "features", "both", "all", "full")
 class Backbone(nn.Module):
     """Base of the networks in backbone/.
 
-    A subclass defines `NAME`, `from_args` and `stages`, sets the attributes below, and has its last layer in
-    `classifier`.
+    A subclass defines `NAME`, `from_args`, and `stages` or `chain`, sets the attributes below, and has its last layer
+    in `classifier`.
 
     Attributes:
         INPUT: what the network reads, 'images', 'tokens' (`SequenceBackbone`) or 'vectors', or a tuple of these; a
@@ -43,8 +43,11 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Intermediate maps, the features (B, feature_dim) last."""
-        raise NotImplementedError
+        """Intermediate maps, the features (B, feature_dim) last; by default what leaves each layer of `chain`."""
+        out = [x]
+        for body, activation in self.chain():
+            out.append(activation(body(out[-1])))
+        return out[1:]
 
     def chain(self) -> list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
         """The trunk as layers (body, activation): features(x) = a_n(b_n(... a_1(b_1(x)))).

@@ -85,18 +85,19 @@ class ExternalWeights(nn.Module):
         parts = self._parts(weights, head)
         if self.plain_layers is not None:
             return self._plain(parts, x), None
-        template = self._template[0]
-        if not self.statistics_of:
-            return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
+        template = self._template[0].train(statistics is None)
         if statistics is not None:
-            template.eval()
-            return vmap(lambda p: functional_call(template, p, (x,)))(parts | self._statistics(statistics)), None
-        template.train()
+            parts |= self._statistics(statistics)
+        if statistics is not None or not self.statistics_of:
+            return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
 
         def with_statistics(p):
             out = functional_call(template, p, (x,))
-            seen = [layer.seen for layer in template.modules() if isinstance(layer, ExternalBatchNorm)]
-            return out, torch.cat([mean for mean, _ in seen] + [variance for _, variance in seen])
+            layers = [layer for layer in template.modules() if isinstance(layer, ExternalBatchNorm)]
+            means, variances = zip(*(layer.seen for layer in layers), strict=True)
+            for layer in layers:  # what belongs to this call must not stay in the state
+                layer.seen = None
+            return out, torch.cat(means + variances)
 
         return vmap(with_statistics)(parts)
 
@@ -115,16 +116,10 @@ class ExternalWeights(nn.Module):
     def local(self, mean: Tensor, variance: Tensor, x: Tensor, head: tuple[int, int], samples: int) -> Tensor:
         """Outputs (S, B, C) by the local reparametrisation trick: every pre-activation is drawn for every example.
 
-        The weights are N(mean, diag(variance)), both (P,); a pre-activation is N(x m^T + m_b, x^2 v^T + v_b).
+        For fully connected networks. Weights are N(mean, diag(variance)), both (P,); a pre-activation is
+        N(x m^T + m_b, x^2 v^T + v_b).
         Kingma, Salimans & Welling 2015, eq. 6.
-
-        Raises:
-            UserError: the network is not fully connected.
         """
-        if self.plain_layers is None:
-            raise UserError(
-                f"--local_reparam needs a fully connected network, not {self._template[0].NAME}: --backbone mnistmlp"
-            )
         means, variances = self._parts(mean.unsqueeze(0), head), self._parts(variance.unsqueeze(0), head)
         h = x.flatten(1).expand(samples, -1, -1)
         for name in self.plain_layers:

@@ -49,14 +49,10 @@ class SmallImageResNet(Backbone):
         self.stem = nn.Sequential(
             nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
-        channels, stages = widths[0], []
-        for s, width in enumerate(widths):
-            stage = []
-            for b in range(blocks):
-                stage.append(BasicBlock(channels, width, 2 if s and not b else 1, padded))
-                channels = width
-            stages.append(nn.Sequential(*stage))
-        self.layers = nn.ModuleList(stages)
+        self.layers = nn.ModuleList()
+        for stride, i, o in zip([1, *[2] * len(widths)], [widths[0], *widths], widths, strict=False):
+            others = (BasicBlock(o, o, 1, padded) for _ in range(blocks - 1))
+            self.layers.append(nn.Sequential(BasicBlock(i, o, stride, padded), *others))
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     def stemmed(self, x: Tensor) -> Tensor:
@@ -64,12 +60,10 @@ class SmallImageResNet(Backbone):
         return self.stem(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        x = self.stemmed(x)
-        out = []
+        out = [self.stemmed(x)]
         for layer in self.layers:
-            x = layer(x)
-            out.append(x)
-        return [*out, x.mean((2, 3))]
+            out.append(layer(out[-1]))
+        return [*out[1:], out[-1].mean((2, 3))]
 
     def chain(self):
         # A stage ends with a ReLU; the one here is that of the sum where a method adds something to the stage.

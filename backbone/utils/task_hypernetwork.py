@@ -7,6 +7,7 @@ Flokas & Lipson 2020 (hyperfan initialisation).
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,41 @@ from torch import Tensor, nn
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "linear": torch.positive}
 
 
-class TaskHypernetwork(nn.Module):
+class MLP(nn.Module):
+    """Linear layers of these widths, Xavier-uniform with biases 0, and an activation ('relu', 'sigmoid', 'tanh' or
+    'linear') between them.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: str):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.reset()
+
+    def reset(self) -> None:
+        """Fresh weights."""
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def before_last(self, h: Tensor) -> Tensor:
+        """What the last layer reads."""
+        for layer in self.layers[:-1]:
+            h = self.activation(layer(h))
+        return h
+
+
+class TaskHypernetwork(MLP):
     """e_t -> all weights of a network: an MLP, called once, or once per chunk with the chunk's embedding beside e_t.
 
-    Weights are Xavier-uniform, biases 0, embeddings Gaussian. All tasks asked for are one batch. The first layer of a
-    chunked one is a sum, W [e; c] = W_e e + W_c c, so that tasks and chunks are multiplied apart.
+    Embeddings are Gaussian. All tasks asked for are one batch. The first layer of a chunked one is a sum,
+    W [e; c] = W_e e + W_c c, so that tasks and chunks are multiplied apart.
 
     Args:
         outputs: numbers to generate.
         hidden: widths of the hidden layers; empty for a linear map.
         embedding: entries of a task embedding.
-        activation: 'relu', 'sigmoid', 'tanh' or 'linear'.
+        activation: as of `MLP`.
         chunk: outputs of a chunk, 0 for all at once; what the last chunk has too many is cut off.
         chunk_embedding: entries of a chunk's embedding.
         conditional: every task has chunk embeddings of its own.
@@ -49,16 +74,10 @@ class TaskHypernetwork(nn.Module):
         std: float = 1.0,
         chunk_std: float = 1.0,
     ):
-        super().__init__()
+        super().__init__([embedding + (chunk_embedding if chunk else 0), *hidden, chunk or outputs], activation)
         self.outputs, self.chunk, self.conditional = outputs, chunk, conditional
         self.embedding, self.chunk_embedding, self.std, self.chunk_std = embedding, chunk_embedding, std, chunk_std
-        self.activation = ACTIVATIONS[activation]
         self.n_chunks = math.ceil(outputs / chunk) if chunk else 1
-        widths = [embedding + (chunk_embedding if chunk else 0), *hidden, chunk or outputs]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
-        for layer in self.layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
         self.embeddings, self.chunk_embeddings = nn.ParameterList(), nn.ParameterList()
         if chunk and not conditional:
             self.chunk_embeddings.append(self._fresh_chunks())
@@ -79,9 +98,7 @@ class TaskHypernetwork(nn.Module):
         if self.chunk:
             chunks = [self.chunk_embeddings[t if self.conditional else 0] for t in tasks]
             e = torch.cat([e.expand(-1, self.n_chunks, -1), torch.stack(chunks)], 2)
-        for layer in self.layers[:-1]:
-            e = self.activation(layer(e))
-        return e
+        return self.before_last(e)
 
     def squared_change(self, before: "TaskHypernetwork", tasks: Sequence[int], whole: Tensor) -> Tensor:
         """sum |h_before(e) - h(e)|^2 over the outputs of some chunks and over tasks, without making the outputs.
@@ -109,21 +126,18 @@ class TaskHypernetwork(nn.Module):
     def forward(self, tasks: Sequence[int]) -> Tensor:
         """Weights (K, outputs) of these tasks."""
         e = torch.stack([self.embeddings[t] for t in tasks])
-        first, *others = self.layers
         if not self.chunk:
-            h = first(e)
+            return self.layers[-1](self.before_last(e))
+        first, *others = self.layers
+        by_task, by_chunk = first.weight.split([self.embedding, self.chunk_embedding], 1)
+        h = F.linear(e, by_task, first.bias).unsqueeze(1)  # (K, 1, width)
+        if self.conditional:
+            c = torch.stack([self.chunk_embeddings[t] for t in tasks])  # (K, N, d)
+            h = torch.baddbmm(h, c, by_chunk.T.expand(len(c), -1, -1))
         else:
-            by_task, by_chunk = first.weight.split([self.embedding, self.chunk_embedding], 1)
-            from_task = F.linear(e, by_task, first.bias).unsqueeze(1)  # (K, 1, width)
-            if self.conditional:
-                c = torch.stack([self.chunk_embeddings[t] for t in tasks])  # (K, N, d)
-                h = torch.baddbmm(from_task, c, by_chunk.T.expand(len(c), -1, -1))
-            else:
-                h = from_task + F.linear(self.chunk_embeddings[0], by_chunk)
+            h = h + F.linear(self.chunk_embeddings[0], by_chunk)
         for layer in others:
             h = layer(self.activation(h))
-        if not self.chunk:
-            return h
         cut = self.n_chunks * self.chunk - self.outputs
         return h.flatten(1).split([self.outputs, cut], 1)[0] if cut else h.flatten(1)
 
@@ -151,19 +165,19 @@ class TaskHypernetwork(nn.Module):
             return
         wanted = sum(n * v for n, v in variances) / self.outputs
         last, std, self.chunk_std = self.layers[-1], self.chunk_std, 0.0
-        from_task = self._probe().var().item()  # what task embeddings alone give must leave half of it to the chunks
+        # what task embeddings alone give must leave half of it to the chunks
+        from_task = last(self._last_hidden()).var().item()
         last.weight.mul_(min(1.0, math.sqrt(wanted / (2 * max(from_task, 1e-20)))))
         self.chunk_std = std
         for _ in range(8):  # outputs are not linear in the embeddings: a few rounds of proportional correction
-            probe = self._probe()
-            self.chunk_std *= math.sqrt(wanted / max(probe.var().item(), 1e-20))
+            self.chunk_std *= math.sqrt(wanted / max(last(self._last_hidden()).var().item(), 1e-20))
             for chunks in self.chunk_embeddings:
                 chunks.copy_(self._fresh_chunks())
 
     @torch.no_grad()
-    def initialise_hyperfan(self, shapes: Sequence[torch.Size], gain: float = 2.0) -> None:
+    def initialise_hyperfan(self, shapes: Sequence[torch.Size]) -> None:
         """Hyperfan-in: the rows of the last layer that make a tensor are scaled so that the generated network keeps the
-        variance of its activations, Var = gain / (2 d_in d_h Var(h)) for a matrix with d_in inputs, biases 0.
+        variance of its activations, Var = 1 / (d_in d_h Var(h)) for a matrix with d_in inputs, biases 0.
 
         A full hypernetwork only: a chunk belongs to no tensor, there the variance is the mean over all tensors.
 
@@ -171,8 +185,7 @@ class TaskHypernetwork(nn.Module):
             shapes: of the generated tensors, in order; they may be fewer than the outputs, the rest stays as it is.
         """
         last = self.layers[-1]
-        second_moment = self._last_hidden().square().mean().item()
-        scale = gain / (2 * last.in_features * second_moment)
+        scale = 1 / (last.in_features * self._last_hidden().square().mean().item())
         per_tensor = [(s.numel(), scale / math.prod(s[1:]) if len(s) > 1 else 0.0) for s in shapes]
         n = sum(count for count, _ in per_tensor)
         if self.chunk:
@@ -186,17 +199,11 @@ class TaskHypernetwork(nn.Module):
             at += count
 
     def _last_hidden(self) -> Tensor:
-        """What the last layer reads for 64 fresh embeddings."""
+        """What the last layer reads for 64 fresh embeddings, of 64 chunks."""
         e = self.std * torch.randn(64, self.embedding)
         if self.chunk:
             e = torch.cat([e, self.chunk_std * torch.randn(64, self.chunk_embedding)], 1)
-        for layer in self.layers[:-1]:
-            e = self.activation(layer(e))
-        return e
-
-    def _probe(self) -> Tensor:
-        """What fresh embeddings of 64 chunks give."""
-        return self.layers[-1](self._last_hidden())
+        return self.before_last(e)
 
 
 class SumOfSquares(torch.autograd.Function):
@@ -247,8 +254,7 @@ class WeightGenerator:
         self.activation, self.chunk = ACTIVATIONS[activation], chunk
         n_chunks = math.ceil(outputs / chunk) if chunk else 0
         widths = [latent + (chunk_embedding if chunk else 0), *hidden, chunk or outputs]
-        pairs = list(zip(widths, widths[1:], strict=False))
-        self.shapes = [torch.Size(s) for i, o in pairs for s in ((o, i), (o,))]
+        self.shapes = [torch.Size(s) for i, o in pairwise(widths) for s in ((o, i), (o,))]
         if chunk:
             self.shapes.append(torch.Size((n_chunks, chunk_embedding)))
         self.sizes = [shape.numel() for shape in self.shapes]
@@ -276,9 +282,14 @@ class WeightGenerator:
             h = h.unflatten(1, (len(z), chunks.shape[1])).flatten(2)[..., : self.outputs]
         return h + self.perturbation * z[:, : self.outputs] if self.perturbation else h
 
-    def usual_weights(self, std: float = 1.0) -> Tensor:
-        """phi (size,) as an MLP is initialised: Xavier-uniform, biases 0, chunk embeddings Gaussian with `std`."""
+    def draw(self, phi: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Weights (S, P) of fresh noise from phi (size,), or (K, S, P) from phi (K, size)."""
+        made = self(phi.view(-1, self.size), self.noise(samples, phi.device, generator))
+        return made[0] if phi.dim() == 1 else made
+
+    def usual_weights(self) -> Tensor:
+        """phi (size,) as an MLP is initialised: Xavier-uniform, biases 0, chunk embeddings standard Gaussian."""
         parts = [nn.init.xavier_uniform_(torch.empty(s)) if len(s) > 1 else torch.zeros(s) for s in self.shapes]
         if self.chunk:
-            parts[-1] = std * torch.randn(self.shapes[-1])
+            parts[-1] = torch.randn(self.shapes[-1])
         return torch.cat([part.flatten() for part in parts])

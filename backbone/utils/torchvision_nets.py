@@ -85,12 +85,10 @@ class TorchvisionResNet(TorchvisionNet):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         net = self.trunk
-        x = net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))
-        out = []
+        out = [net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))]
         for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-            x = layer(x)
-            out.append(x)
-        return [*out, net.avgpool(x).flatten(1)]
+            out.append(layer(out[-1]))
+        return [*out[1:], net.avgpool(out[-1]).flatten(1)]
 
 
 def three_channels(x: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Anybody's network as a backbone."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
 from utils.errors import UserError
+from utils.evaluation import eval_mode
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -46,7 +45,7 @@ class Wrapped(Backbone):
                 "give an nn.Sequential that ends in an nn.Linear"
             )
         ends = zip([0, *starts[1:]], starts, [*starts[1:], len(parts) - 1], strict=True)
-        return [(partial(_run, parts[a : b + 1]), partial(_run, parts[b + 1 : c])) for a, b, c in ends]
+        return [(nn.Sequential(*parts[a : b + 1]), nn.Sequential(*parts[b + 1 : c])) for a, b, c in ends]
 
     def forward(self, x: Tensor, returnt: str = "out") -> Tensor:
         if returnt != "out":
@@ -54,20 +53,7 @@ class Wrapped(Backbone):
         return self.net(x)
 
 
-def _run(parts: list[nn.Module], x: Tensor) -> Tensor:
-    for part in parts:
-        x = part(x)
-    return x
-
-
 def output_size(net: nn.Module, inputs: Tensor) -> int:
     """Last dimension of the network's output for a batch; leaves modes and random generators alone."""
-    from utils.randomness import preserve_rng
-
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    with torch.no_grad(), preserve_rng():
-        size = net(inputs).shape[-1]
-    for module in training:
-        module.training = True
-    return size
+    with eval_mode(net), torch.no_grad():
+        return net(inputs).shape[-1]

@@ -40,7 +40,7 @@ class ContinualDataset(TaskStream):
         SOURCE: function of `base_path` that returns RawData. A `Source` also gives SIZE, N_CLASSES, MEAN and STD where
             the class does not set them.
         N_TASKS: number of tasks.
-        N_CLASSES_PER_TASK: int, or a list with one entry per task.
+        N_CLASSES_PER_TASK: int, or a list with one entry per task; by default equal shares in class-il, else all.
         N_CLASSES: classes over all tasks, the network's outputs.
         SIZE: (C, H, W) of an example; of a token stream (L, V), sequence length and number of different tokens; of a
             vector (D,).
@@ -84,6 +84,10 @@ class ContinualDataset(TaskStream):
                     setattr(cls, name, getattr(source, name))
             if not hasattr(cls, "N_CLASSES"):
                 cls.N_CLASSES = source.N_CLASSES
+        if hasattr(cls, "N_CLASSES") and hasattr(cls, "N_TASKS") and not hasattr(cls, "N_CLASSES_PER_TASK"):
+            shares = cls.N_TASKS if getattr(cls, "SETTING", None) == "class-il" else 1
+            if cls.N_CLASSES % shares == 0:
+                cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed
@@ -107,7 +111,7 @@ class ContinualDataset(TaskStream):
         self._normalize = Normalize(self.mean, self.std)
         self._transform = TrainTransform(augment, self._normalize)
         self._prepare()
-        self._scored_cpt = [self.cpt(t) for t in range(self.EVAL_TASKS)]
+        self._scored = [self.get_offsets(t) for t in range(self.EVAL_TASKS)]
         every = range(self.EVAL_TASKS)
         self.stages = [every] if args.joint else [range(t, t + 1) for t in every]
         self._refuse_too_few()
@@ -135,8 +139,7 @@ class ContinualDataset(TaskStream):
 
     def _make_tasks(self) -> None:
         """Make `tasks`, what is asked on each part of the stream."""
-        scored = [self.task_classes(t) for t in range(self.EVAL_TASKS)]
-        self._set_tasks(scored, [self.get_offsets(t) for t in range(self.N_TASKS)], self.args.multi_head)
+        self._set_tasks(self._scored, [self.get_offsets(t) for t in range(self.N_TASKS)], self.args.multi_head)
 
     # ---- what the loop and the methods use
 
@@ -185,10 +188,7 @@ class ContinualDataset(TaskStream):
 
     def task_classes(self, task: int) -> tuple[int, int]:
         """As `get_offsets`, for the tasks that are scored: under `--joint` these stay the stream's own."""
-        if self.SETTING != "class-il":
-            return 0, self.N_CLASSES
-        start = sum(self._scored_cpt[:task])
-        return start, start + self._scored_cpt[task]
+        return self._scored[task]
 
     def get_transform(self) -> TrainTransform:
         """Raw uint8 batch -> augmented, normalised network input."""
@@ -208,7 +208,7 @@ class ContinualDataset(TaskStream):
             return F.cross_entropy
         if self.SETTING != "class-il":
             raise UserError(f"--multi_head: the tasks of {self.NAME} share their classes, there is one head: drop it")
-        return MultiHeadLoss([self.task_classes(t) for t in range(self.EVAL_TASKS)], self.train_device)
+        return MultiHeadLoss(self._scored, self.train_device)
 
     def get_backbone(self) -> str:
         """Name of the default network."""
@@ -234,13 +234,15 @@ class ContinualDataset(TaskStream):
         self.checksum = raw.checksum
         if raw.train_x.shape[1:] != self.SIZE:
             raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
-        self._clean = raw.train_y  # held-out examples are scored by their true labels
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
-        if self.args.label_perc < 1:
-            kept = stratified_mask(targets, self.args.label_perc, self.seed, "labelled")
-            self._clean = raw.train_y[kept]
-            return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
-        return RawData(raw.train_x, targets, raw.test_x, raw.test_y)
+        share = self.args.label_perc
+        kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)
+        self._clean = raw.train_y[kept]  # held-out examples are scored by their true labels
+        return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
+
+    def _task_order(self) -> list[int]:
+        """What each task shows: its own number, unless `--custom_task_order` says otherwise."""
+        return checked_order(self.args.custom_task_order or list(range(self.N_TASKS)), self.N_TASKS, "task")
 
     def _held_out_mask(self, targets: Tensor) -> Tensor:
         """Which training examples (N,) are held out, the same fraction of every class."""
@@ -255,7 +257,7 @@ class ContinualDataset(TaskStream):
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
         size = self._size_of_batch(task)
-        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit)
+        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit, task)
 
     def _size_of_batch(self, task: int) -> int:
         return self.get_batch_size()
@@ -312,6 +314,15 @@ class MultiHeadLoss:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = self.others[labels.clamp(min=0)]  # -100, the label of a token that is not scored, is ignored below
         return F.cross_entropy(logits.masked_fill(others, -torch.inf), labels)
+
+
+def checked_order(order: list[int], n: int, what: str) -> list[int]:
+    """The order itself, if it names each of 0..n-1 once."""
+    if sorted(order) != list(range(n)):
+        raise UserError(
+            f"--custom_{what}_order must name each {what} from 0 to {n - 1} once, got {','.join(map(str, order))}"
+        )
+    return order
 
 
 def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> Tensor:

@@ -39,11 +39,10 @@ class GivenLoader:
 
     def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """A pass of training; its order is the loader's affair."""
-        for inputs, labels, raw in self:
+        for inputs, labels, _ in self:
             if self.join:
                 inputs, labels = self.join(inputs, labels)
-                raw = inputs
-            yield inputs, labels, raw
+            yield inputs, labels, inputs
 
 
 class TestLoader(GivenLoader):
@@ -93,7 +92,6 @@ class GivenTasks(TaskStream):
         self.train_loader: GivenLoader | None = None
         self.test_loaders: dict[int, TestLoader] = {}
         self.loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None  # of the current task, in place of cross-entropy
-        self._own_heads: MultiHeadLoss | None = None
         self._make_tasks()
 
     @property
@@ -146,7 +144,10 @@ class GivenTasks(TaskStream):
         self._make_tasks()
 
     def _make_tasks(self) -> None:
-        self.TASK, self._own_heads = TokenTask if self.sequences else ClassTask, None
+        self.TASK = TokenTask if self.sequences else ClassTask
+        if self.multi_head and self.ranges:
+            free = [(self.ranges[-1][1], self.N_CLASSES)]  # outputs of tasks to come
+            self._own_heads = MultiHeadLoss([*self.ranges, *free], self.device)
         ranges = [self.get_offsets(task) for task in range(len(self.ranges))]
         self._set_tasks(ranges, ranges, self.multi_head)
 
@@ -166,9 +167,6 @@ class GivenTasks(TaskStream):
         if self.loss_fn is not None:
             return self.loss_fn(logits, labels)
         if self.multi_head:
-            if self._own_heads is None:
-                free = [(self.ranges[-1][1], self.N_CLASSES)]  # outputs of tasks to come
-                self._own_heads = MultiHeadLoss([*self.ranges, *free], self.device)
             return self._own_heads(logits, labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 

@@ -1,7 +1,11 @@
-"""Batches of a task, gathered by index from tensors that already live on the training device."""
+"""Batches of a task, gathered by index from tensors that already live on the training device.
+
+A loader reads from a source: a `Split`, or what `datasets.utils.streaming` reads from the disk.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,48 +18,94 @@ class Split:
     images: Tensor
     targets: Tensor
 
+    def example(self, row: int) -> tuple[Tensor, Tensor]:
+        """Raw image and label of a row."""
+        return self.images[row], self.targets[row]
+
+    def images_of(self, rows: Tensor) -> Tensor:
+        """Raw images of rows (n,)."""
+        return self.images[rows]
+
+    def targets_of(self, rows: Tensor) -> Tensor:
+        """Labels of rows (n,)."""
+        return self.targets[rows]
+
+    def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
+        """(raw, labels) of the given rows on `device`, batch by batch."""
+        for rows in index:
+            yield gather(self.images, rows, device), gather(self.targets, rows, device)
+
 
 class TaskData:
-    """The rows of a split that one task uses; what a loader's `dataset` attribute shows."""
+    """The rows of a source that one task uses; what a loader's `dataset` attribute shows, in storage order."""
 
-    def __init__(self, split: Split, rows: Tensor, transform: Callable[[Tensor], Tensor]):
-        self.split, self.rows, self.transform = split, rows, transform
+    def __init__(self, source, rows: Tensor, transform: Callable[[Tensor], Tensor]):
+        self.source, self.rows, self.transform = source, rows, transform
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        raw = self.split.images[self.rows[i]]
-        return self.transform(raw), self.split.targets[self.rows[i]], raw
+    def __getitem__(self, i: int) -> tuple[Tensor, Any, Tensor]:
+        raw, label = self.source.example(int(self.rows[i]))
+        return self.transform(raw), label, raw
 
     @property
     def data(self) -> Tensor:
         """Raw images of the task (n, C, H, W), uint8."""
-        return self.split.images[self.rows]
+        return self.source.images_of(self.rows)
 
     @property
-    def targets(self) -> Tensor:
-        """Labels of the task (n,), int64."""
-        return self.split.targets[self.rows]
+    def targets(self) -> Any:
+        """Labels of the task (n,), int64, or as a batch has them."""
+        return self.source.targets_of(self.rows)
 
 
-class TrainLoader:
-    """Training batches (inputs, labels, not_aug_inputs) of one task.
+class EvalLoader:
+    """Evaluation batches (inputs, labels) in storage order, without augmentation.
 
     Args:
-        split: the resident data.
-        rows: (n,) int64, rows of the split that belong to the task.
+        source: the data.
+        rows: (n,) int64, rows of the source that belong to the task.
         batch_size: examples per batch.
-        transform: raw uint8 batch -> network input, augmentation included.
-        order: (n, epoch) -> permutation of 0..n-1; a function, so that any epoch can be entered at any batch.
+        transform: raw uint8 batch -> network input.
         device: where the batches are wanted; raw bytes are moved there first, where the data live elsewhere.
-        drop_last: leave out a last, smaller batch.
-        max_batches: stop an epoch after this many batches (`--debug_mode`), or None.
     """
 
     def __init__(
         self,
-        split: Split,
+        source,
+        rows: Tensor,
+        batch_size: int,
+        transform: Callable[[Tensor], Tensor],
+        device: torch.device | str = "cpu",
+    ):
+        self.dataset = TaskData(source, rows, transform)
+        self.batch_size, self.device = batch_size, torch.device(device)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        index = self.dataset.rows.split(self.batch_size)
+        for raw, labels in self.dataset.source.batches(index, None, self.device):
+            yield self.dataset.transform(raw), labels
+
+
+class TrainLoader(EvalLoader):
+    """Training batches (inputs, labels, not_aug_inputs) of one task.
+
+    Args:
+        source, rows, batch_size, device: as in `EvalLoader`.
+        transform: raw uint8 batch -> network input, augmentation included.
+        order: (n, epoch) -> permutation of 0..n-1; a function, so that any epoch can be entered at any batch.
+        drop_last: leave out a last, smaller batch.
+        max_batches: stop an epoch after this many batches (`--debug_mode`), or None.
+        task: index of the task.
+    """
+
+    def __init__(
+        self,
+        source,
         rows: Tensor,
         batch_size: int,
         transform: Callable[[Tensor], Tensor],
@@ -63,55 +113,29 @@ class TrainLoader:
         device: torch.device | str = "cpu",
         drop_last: bool = False,
         max_batches: int | None = None,
+        task: int = 0,
     ):
-        self.dataset = TaskData(split, rows, transform)
-        self.batch_size, self.order, self.device = batch_size, order, torch.device(device)
-        self.drop_last, self.max_batches = drop_last, max_batches
+        super().__init__(source, rows, batch_size, transform, device)
+        self.order, self.drop_last, self.max_batches, self.task = order, drop_last, max_batches, task
 
     def __len__(self) -> int:
-        n, size = len(self.dataset), self.batch_size
-        batches = n // size if self.drop_last else -(-n // size)
+        batches = len(self.dataset) // self.batch_size if self.drop_last else super().__len__()
         return batches if self.max_batches is None else min(batches, self.max_batches)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A pass of a method's own, outside the epochs of training: always in the same shuffled order."""
+    def __iter__(self) -> Iterator[tuple[Tensor, Any, Tensor]]:
+        """A pass of a method's own, outside the epochs of training: always in the same order and augmentation."""
         return self.epoch("extra")
 
     def keep(self, rows: Tensor) -> None:
         """Train only on these of the task's examples, given as positions (k,) within the task."""
         self.dataset.rows = self.dataset.rows[rows.to(self.dataset.rows.device)]
 
-    def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The batches of one epoch, from batch `start` on."""
-        images, targets, transform = self.dataset.split.images, self.dataset.split.targets, self.dataset.transform
-        rows = self.dataset.rows[self.order(len(self.dataset), epoch).to(images.device)]
-        for index in rows.split(self.batch_size)[start : len(self)]:
-            raw, labels = gather(images, index, self.device), gather(targets, index, self.device)
+    def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Any, Tensor]]:
+        """The batches of one epoch, from batch `start` on; what came before is not read."""
+        data, transform = self.dataset, self.dataset.transform
+        rows = data.rows[self.order(len(data), epoch).to(data.rows.device)]
+        for raw, labels in data.source.batches(rows.split(self.batch_size)[start : len(self)], epoch, self.device):
             yield transform(raw), labels, raw
-
-
-class EvalLoader:
-    """Evaluation batches (inputs, labels) in storage order, without augmentation."""
-
-    def __init__(
-        self,
-        split: Split,
-        rows: Tensor,
-        batch_size: int,
-        transform: Callable[[Tensor], Tensor],
-        device: torch.device | str = "cpu",
-    ):
-        self.dataset = TaskData(split, rows, transform)
-        self.batch_size, self.device = batch_size, torch.device(device)
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        split, transform = self.dataset.split, self.dataset.transform
-        for index in torch.split(self.dataset.rows, self.batch_size):
-            raw = gather(split.images, index, self.device)
-            yield transform(raw), gather(split.targets, index, self.device)
 
 
 def gather(data: Tensor, index: Tensor, device: torch.device) -> Tensor:

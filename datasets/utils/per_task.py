@@ -1,7 +1,6 @@
 """Streams whose tasks each have a training and a test set of their own, made or read one by one; no images."""
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,12 +22,19 @@ MEANINGLESS = {
 
 
 class PerTaskStream(ContinualDataset):
-    """A subclass says how stored rows become inputs (`_to_input`) and defines `_splits`."""
+    """A subclass defines `_splits`, and `_to_input` where stored rows are not yet network inputs."""
 
-    _to_input: Callable[[Tensor], Tensor]
+    @staticmethod
+    def _to_input(stored: Tensor) -> Tensor:
+        """Network inputs of stored rows."""
+        return stored
 
-    def _splits(self, task: int) -> tuple[Split, Split]:
-        """Training and test set of a task, on the host."""
+    def _splits(self, domain: int) -> tuple[Split, Split]:
+        """Training and test set of domain number `domain`, on the host.
+
+        Class labels count from 0 within the domain. The domain is the task, unless `--custom_task_order` says
+        otherwise.
+        """
         raise NotImplementedError
 
     def _prepare(self) -> None:
@@ -36,13 +42,17 @@ class PerTaskStream(ContinualDataset):
             if getattr(self.args, option) != without:
                 raise UserError(f"--{option} has no meaning for the {self.INPUT} of {self.NAME}: drop it")
         self._normalize, self._transform = self._to_input, TrainTransform(None, self._to_input)
+        self._order = self._task_order()
         digest, self._parts = hashlib.blake2b(digest_size=16), []
-        for task in range(self.N_TASKS):
-            splits = self._splits(task)
-            for split in splits:
+        for task, domain in enumerate(self._order):
+            first, part = self.get_offsets(task)[0], []
+            for split in self._splits(domain):
+                y = split.targets
+                targets = torch.where(y < 0, y, y + first) if first else y  # below 0: not scored
                 digest.update(split.images.contiguous().numpy())
-                digest.update(split.targets.contiguous().numpy())
-            self._parts.append([self._on_device(split.images, split.targets) for split in splits])
+                digest.update(targets.contiguous().numpy())
+                part.append(self._on_device(split.images, targets))
+            self._parts.append(part)
         self.checksum = digest.hexdigest()
 
     def _held_out_rows(self, task: int) -> tuple[Tensor, Tensor]:

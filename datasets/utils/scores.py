@@ -2,28 +2,17 @@
 
     score = task.score();  score.add(outputs, labels) per batch;  score.result() -> {name: number}
 
-The first number of a result, in percent and higher is better, fills the score matrix R. Sums are integers or float64;
-`result` is the only place that waits for the device.
+Outputs are what `ContinualModel.predict` returns. The first number of a result, in percent and higher is better, fills
+the score matrix R. Sums are integers or float64; `result` is the only place that waits for the device.
 """
 
 import math
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100  # the label of a position that is not scored, as in torch's cross-entropy
-
-
-class Score(Protocol):
-    """A running score of one task."""
-
-    def add(self, outputs, labels) -> None:
-        """Take in a batch: what `ContinualModel.predict` returned, and its labels."""
-
-    def result(self) -> dict[str, float]:
-        """Named numbers over all batches so far; the first one is that of R."""
 
 
 class ClassScore:

@@ -21,7 +21,6 @@ from utils.errors import UserError
 # A cluster node behind a firewall would otherwise wait minutes for each connection.
 NETWORK_TIMEOUT_SECONDS = 30
 REPLACE = "replace it with the official file, or delete it to have it downloaded again"
-SPLITS = ("train_x", "train_y", "test_x", "test_y")
 
 
 @dataclass
@@ -44,8 +43,8 @@ class RawData:
     def checksum(self) -> str:
         """BLAKE2b of pixels and labels, 32 hexadecimal digits: equal for equal data, however they are stored."""
         digest = hashlib.blake2b(digest_size=16)
-        for name in SPLITS:
-            digest.update(getattr(self, name).contiguous().numpy())
+        for part in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(part.contiguous().numpy())
         return digest.hexdigest()
 
 
@@ -88,40 +87,16 @@ def reading(path: Path, find_altered: Callable[[], list[Path]] = list) -> Iterat
         yield
     except (UserError, MemoryError, ImportError):
         raise
-    except OSError as error:
-        # Without an error number it is a decoder's word for bad content.
-        if error.errno is None:
-            raise _damaged(path, error, find_altered()) from error
-        raise UserError(
-            f"{path}: cannot be read ({one_line(error)}): check that it exists and its permissions"
-        ) from error
     except Exception as error:
-        raise _damaged(path, error, find_altered()) from error
-
-
-def _damaged(path: Path, error: Exception, altered: list[Path]) -> UserError:
-    if altered:
-        names = ", ".join(map(str, altered))
-        return UserError(f"{names}: truncated or altered, the MD5 checksum is not the official one: {REPLACE}")
-    return UserError(f"{path}: truncated or damaged ({one_line(error)}): {REPLACE}")
-
-
-@contextlib.contextmanager
-def lock(base: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time into the block.
-
-    The lock file is removed at the end. Processes that then hold different lock files do no harm: what they write,
-    they write elsewhere and put in place in one step.
-    """
-    from filelock import FileLock
-
-    path = base / f".{name}.lock"
-    with FileLock(path):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        # An OSError without a number is a decoder's word for bad content.
+        if isinstance(error, OSError) and error.errno is not None:
+            said = f"{path}: cannot be read ({one_line(error)}): check that it exists and its permissions"
+        elif altered := find_altered():
+            names = ", ".join(map(str, altered))
+            said = f"{names}: truncated or altered, the MD5 checksum is not the official one: {REPLACE}"
+        else:
+            said = f"{path}: truncated or damaged ({one_line(error)}): {REPLACE}"
+        raise UserError(said) from error
 
 
 def fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], object], advice: str) -> None:
@@ -145,10 +120,13 @@ def fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], o
 
     if not missing():
         return
+    from filelock import FileLock
+
+    lock = base / f".{name}.lock"
     new_folders = [folder for folder in (base, *base.parents) if not folder.exists()]
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with lock(base, name):
+        with FileLock(lock):
             # Another process may have finished the download while this one waited.
             if missing():
                 with tempfile.TemporaryDirectory(dir=base, prefix=".download-") as staging, _patient_network():
@@ -165,7 +143,9 @@ def fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], o
             f"folder with --base_path, or try the embedded data of --dataset seq-digits ({one_line(error)})"
         ) from error
     finally:
+        # Processes that then hold different lock files do no harm: each download is put in place in one step.
         with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
             for folder in new_folders:
                 folder.rmdir()
 

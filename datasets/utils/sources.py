@@ -74,12 +74,18 @@ def _read_digits(name: str, base: Path) -> RawData:
     return RawData(*checked(name, train_x, train_y, (1, 8, 8), 10), *checked(name, test_x, test_y, (1, 8, 8), 10))
 
 
+def _idx_files(folder: Path) -> list[Path] | None:
+    """The four files, each plain or .gz, if all are in a folder."""
+    files = [present(folder / file) for file in IDX_FILES]
+    return files if all(files) else None
+
+
 def _read_idx_family(name: str, base: Path) -> RawData:
     raw = Path(name) / "raw"
-    files = [present(base / raw / file) for file in IDX_FILES]
-    if not all(files) and name == "FashionMNIST":
-        files = [present(SYSTEM_FASHION_MNIST / file) for file in IDX_FILES]
-    if not all(files):
+    files = _idx_files(base / raw)
+    if not files and name == "FashionMNIST":
+        files = _idx_files(SYSTEM_FASHION_MNIST)
+    if not files:
         from torchvision import datasets
 
         source = getattr(datasets, name)
@@ -93,12 +99,11 @@ def _read_idx_family(name: str, base: Path) -> RawData:
             download=lambda folder: source(folder, download=True),
             advice=advice,
         )
-        files = [present(base / raw / file) for file in IDX_FILES]
-    arrays = [_read_idx(name, file) for file in files]
+        files = _idx_files(base / raw)
     splits = []
-    for first in (0, 2):
-        images, labels = arrays[first : first + 2]
-        splits += checked(f"{files[first]} and {files[first + 1].name}", images[:, None], labels, (1, 28, 28), 10)
+    for pair in (files[:2], files[2:]):
+        images, labels = (_read_idx(name, file) for file in pair)
+        splits += checked(f"{pair[0]} and {pair[1].name}", images[:, None], labels, (1, 28, 28), 10)
     return RawData(*splits)
 
 
@@ -191,7 +196,7 @@ def _read_svhn(name: str, base: Path) -> RawData:
 def has_fashion_mnist(base_path: str) -> bool:
     """Whether `fashion_mnist` finds its files without a network."""
     folders = (Path(base_path).expanduser() / "FashionMNIST/raw", SYSTEM_FASHION_MNIST)
-    return any(all(present(folder / file) for file in IDX_FILES) for folder in folders)
+    return any(map(_idx_files, folders))
 
 
 # Grey levels 0..16 become round(v * 255 / 16). 1347 training and 450 test images, split alike for every seed; reads no
@@ -222,7 +227,7 @@ svhn = Source(
 )
 
 # 100000 / 10000 (its validation split), classes in the order of their WordNet ids: `<base_path>/tiny-imagenet-200` or
-# its .zip, decoded once into `<base_path>/tiny-imagenet-200-decoded.npz`.
+# its .zip, which need not be unpacked.
 tinyimagenet = Source(
     *("tiny-imagenet-200", read_tinyimagenet, "the 64x64 subset of ImageNet used at Stanford", (3, 64, 64), 200),
     *((0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)),

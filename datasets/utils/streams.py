@@ -6,15 +6,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.continual_dataset import ContinualDataset
+from datasets.utils.continual_dataset import ContinualDataset, checked_order
 from datasets.utils.loaders import Split, TrainLoader
-from datasets.utils.transforms import permute_pixels, rotate
+from datasets.utils.transforms import rotate
 from utils.args import add_bool, non_negative_int, positive_int
 from utils.errors import UserError
 from utils.randomness import generator, permutation
 
 
-class ClassIncremental(ContinualDataset):
+class Collection(ContinualDataset):
+    """Tasks over one collection in memory: each uses the rows of its own classes, all rows where it has all classes."""
+
+    def _load(self, label_of: Tensor) -> None:
+        """Read the source; class c gets label `label_of[c]`."""
+        raw = self._read()
+        self._train = self._on_device(raw.train_x, label_of[raw.train_y])
+        self._test = self._on_device(raw.test_x, label_of[raw.test_y])
+        # Held-out examples are chosen by original class, so that the class order does not change them.
+        self._held_out = self._held_out_mask(self._clean).to(self.device)
+        self._true = Split(self._train.images, label_of[self._clean].to(self.device))
+
+    def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
+        low, high = self.task_classes(task)
+        return split, ((split.targets >= low) & (split.targets < high) & among).nonzero().squeeze(1)
+
+    def _train_part(self, task: int) -> tuple[Split, Tensor]:
+        return self._rows(self._train, task, ~self._held_out)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
+        return self._rows(self._true, task, self._held_out) if held_out else self._rows(self._test, task)
+
+
+class ClassIncremental(Collection):
     """Every task brings classes of its own; scored as class-IL and task-IL.
 
     Labels are positions in the class order: task 0 holds labels 0..cpt-1, whatever classes these are.
@@ -23,49 +46,20 @@ class ClassIncremental(ContinualDataset):
     SETTING = "class-il"
 
     def _prepare(self) -> None:
-        raw = self._read()
-        sizes = [self.cpt(t) for t in range(self.N_TASKS)]
-        order, sizes = self._orders(sizes)
-        if not isinstance(self.N_CLASSES_PER_TASK, int):
-            self.N_CLASSES_PER_TASK = sizes
-        position = torch.empty(self.N_CLASSES, dtype=torch.int64)
-        position[order] = torch.arange(self.N_CLASSES)
-        self._train = self._on_device(raw.train_x, position[raw.train_y])
-        self._test = self._on_device(raw.test_x, position[raw.test_y])
-        # Held-out examples are chosen by original class, so that the class order does not change them.
-        self._held_out = self._held_out_mask(self._clean).to(self.device)
-        self._true = Split(self._train.images, position[self._clean].to(self.device))
-
-    def _orders(self, sizes: list[int]) -> tuple[Tensor, list[int]]:
-        """Class order (N_CLASSES,) and task sizes after `--permute_classes`, `--custom_class_order`,
-        `--custom_task_order`.
-        """
         order = torch.arange(self.N_CLASSES)
         if self.args.permute_classes:
             order = permutation(self.N_CLASSES, self.seed, "class order")
         if self.args.custom_class_order:
             order = torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
-        if self.args.custom_task_order:
-            tasks = checked_order(self.args.custom_task_order, self.N_TASKS, "task")
-            blocks = order.split(sizes)
-            order, sizes = torch.cat([blocks[t] for t in tasks]), [sizes[t] for t in tasks]
-        return order, sizes
-
-    def _rows(self, targets: Tensor, task: int) -> Tensor:
-        low, high = self.task_classes(task)
-        return (targets >= low) & (targets < high)
-
-    def _train_part(self, task: int) -> tuple[Split, Tensor]:
-        mask = self._rows(self._train.targets, task) & ~self._held_out
-        return self._train, mask.nonzero().squeeze(1)
-
-    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
-        if held_out:
-            return self._true, (self._rows(self._true.targets, task) & self._held_out).nonzero().squeeze(1)
-        return self._test, self._rows(self._test.targets, task).nonzero().squeeze(1)
+        sizes, tasks = [self.cpt(t) for t in range(self.N_TASKS)], self._task_order()
+        blocks = order.split(sizes)
+        order = torch.cat([blocks[t] for t in tasks])
+        if not isinstance(self.N_CLASSES_PER_TASK, int):
+            self.N_CLASSES_PER_TASK = [sizes[t] for t in tasks]
+        self._load(label_of=order.argsort())
 
 
-class DomainIncremental(ContinualDataset):
+class DomainIncremental(Collection):
     """Every task shows all classes under a transformation of its own; one score per task.
 
     A task's images are transformed once, when it is entered, and stay uint8.
@@ -74,43 +68,25 @@ class DomainIncremental(ContinualDataset):
     SETTING = "domain-il"
     N_TASKS = 20
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if not hasattr(cls, "N_CLASSES_PER_TASK") and hasattr(cls, "N_CLASSES"):
-            cls.N_CLASSES_PER_TASK = cls.N_CLASSES
-
     def _prepare(self) -> None:
         if self.args.permute_classes or self.args.custom_class_order:
             raise UserError(
                 f"{self.NAME} shows all classes in every task: a class order has no meaning, drop the option"
             )
-        raw = self._read()
-        self._train = self._on_device(raw.train_x, raw.train_y)
-        self._test = self._on_device(raw.test_x, raw.test_y)
-        held_out = self._held_out_mask(self._clean).to(self.device)
-        self._true = Split(self._train.images, self._clean.to(self.device))
-        self._kept_rows, self._held_out_rows = (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
-        given = self.args.custom_task_order
-        self._order = checked_order(given, self.N_TASKS, "task") if given else list(range(self.N_TASKS))
+        self._order = self._task_order()
+        self._load(label_of=torch.arange(self.N_CLASSES))
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
         """The images (N, C, H, W) uint8 as domain number `domain` shows them."""
         raise NotImplementedError
 
-    def _domain_part(self, split: Split, rows: Tensor, task: int) -> tuple[Split, Tensor]:
+    def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
+        split, rows = super()._rows(split, task, among)
         images = self.transformed(split.images[rows], self._order[task])
         return Split(images, split.targets[rows]), torch.arange(len(rows), device=self.device)
 
-    def _train_part(self, task: int) -> tuple[Split, Tensor]:
-        return self._domain_part(self._train, self._kept_rows, task)
-
     def _train_size(self, task: int) -> int:
-        return len(self._kept_rows)
-
-    def _test_part(self, task: int, held_out: bool) -> tuple[Split, Tensor]:
-        if held_out:
-            return self._domain_part(self._true, self._held_out_rows, task)
-        return self._domain_part(self._test, torch.arange(len(self._test.targets), device=self.device), task)
+        return int((~self._held_out).sum())
 
 
 class Permuted(DomainIncremental):
@@ -142,8 +118,9 @@ class Permuted(DomainIncremental):
         images = F.pad(images, (self.args.pad,) * 4)
         if domain == 0 and self.args.identity_first:
             return images
-        pixels = images[0].numel()
-        return permute_pixels(images, permutation(pixels, self.seed, "permutation", domain).to(images.device))
+        pixels = images.flatten(1)
+        order = permutation(pixels.shape[1], self.seed, "permutation", domain)
+        return pixels.index_select(1, order.to(pixels.device)).view(images.shape)
 
 
 class Rotated(DomainIncremental):
@@ -172,7 +149,6 @@ class Rotating360(ContinualDataset):
     SETTING = "general-continual"
     N_TASKS = 1
     N_CLASSES = 9
-    N_CLASSES_PER_TASK = 9
     ROUNDS = 3
 
     def _prepare(self) -> None:
@@ -222,12 +198,3 @@ def interleave(a: Tensor, b: Tensor) -> Tensor:
     """Two sequences merged evenly: element i of n stands at (i + 1/2) / n of the way."""
     place = torch.cat([(torch.arange(len(x)) + 0.5) / max(len(x), 1) for x in (a, b)])
     return torch.cat([a, b])[place.argsort(stable=True)]
-
-
-def checked_order(order: list[int], n: int, what: str) -> list[int]:
-    """The order itself, if it names each of 0..n-1 once."""
-    if sorted(order) != list(range(n)):
-        raise UserError(
-            f"--custom_{what}_order must name each {what} from 0 to {n - 1} once, got {','.join(map(str, order))}"
-        )
-    return order

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.scores import IGNORED, ClassScore, RegressionScore, Score, TokenLoss, TokenScore
+from datasets.utils.scores import IGNORED, ClassScore, RegressionScore, TokenLoss, TokenScore
 from utils.distillation import kd
 
 
@@ -44,8 +44,8 @@ class Task:
         """What is trained, 0-d, mean over the batch."""
         raise NotImplementedError
 
-    def score(self, last: "Task | None" = None) -> Score:
-        """A fresh running score of what `ContinualModel.predict` returns.
+    def score(self, last: "Task | None" = None) -> Any:
+        """A fresh running score of what `ContinualModel.predict` returns, as in `datasets.utils.scores`.
 
         Args:
             last: in class-IL the latest task trained: the outputs of all tasks up to it compete.
@@ -99,7 +99,7 @@ class ClassTask(Task):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return self.criterion(outputs, labels - self.low if self.low else labels)
 
-    def score(self, last: "ClassTask | None" = None) -> Score:
+    def score(self, last: "ClassTask | None" = None) -> ClassScore | TokenScore:
         return self.SCORE(0, max(self.high, last.high)) if last else self.SCORE(self.low, self.high)
 
     def distance(self, outputs: Tensor, taught: Tensor, tau: float, direction: str = "teacher") -> Tensor:
@@ -140,7 +140,7 @@ class RegressionTask(Task):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return self.criterion(outputs, labels)
 
-    def score(self, last: Task | None = None) -> Score:
+    def score(self, last: Task | None = None) -> RegressionScore:
         return RegressionScore()
 
     def distance(self, outputs: Tensor, taught: Tensor, tau: float, direction: str = "teacher") -> Tensor:

@@ -4,36 +4,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.loaders import Split
 from datasets.utils.per_task import PerTaskStream
 from datasets.utils.scores import TokenLoss
 from datasets.utils.task import TokenTask
-
-
-def to_ids(x: Tensor) -> Tensor:
-    """Stored tokens as an embedding takes them."""
-    return x.long()
 
 
 class TokenStream(PerTaskStream):
     """Every task is a set of sequences; inputs (B, L) are token ids, labels (B, L) the next tokens, -100 where none is
     scored.
 
-    A subclass defines `_sequences` and sets `SIZE` = (L, V). Loss: mean cross-entropy per scored token. Score: token
-    accuracy, and perplexity beside it.
+    A subclass sets `SIZE` = (L, V) and defines `_splits`: uint8 tokens (N, L), int64 labels (N, L). Loss: mean
+    cross-entropy per scored token. Score: token accuracy, and perplexity beside it.
     """
 
     SETTING = "domain-il"
     TASK = TokenTask
     INPUT = "tokens"
-    _to_input = staticmethod(to_ids)
-
-    def _sequences(self, task: int) -> tuple[Split, Split]:
-        """Training and test sequences of a task, on the host: uint8 tokens (N, L), int64 labels (N, L)."""
-        raise NotImplementedError
-
-    def _splits(self, task: int) -> tuple[Split, Split]:
-        return self._sequences(task)
+    _to_input = staticmethod(Tensor.long)
 
     def get_loss(self):
         """Cross-entropy, mean over the scored tokens; with `--multi_head` among the outputs of the task's own head."""

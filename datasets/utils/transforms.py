@@ -32,8 +32,16 @@ def to_float(x: Tensor) -> Tensor:
     raise TypeError(f"images must be uint8 or floating point, got {x.dtype}")
 
 
-class _ChannelStatistics:
-    """Per-channel mean and standard deviation, kept once per device so that no call copies them from the host."""
+class Normalize:
+    """Raw or [0, 1] images to network inputs: `(to_float(x) - mean) / std`, the same bits as torchvision's Normalize.
+
+    Args:
+        mean: per channel, of pixels in [0, 1]; None (with std None) leaves only `to_float`.
+        std: per channel, positive.
+
+    Raises:
+        ValueError: only one of the two is given, their lengths differ, or a std is not positive.
+    """
 
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
         if (mean is None) != (std is None):
@@ -42,8 +50,8 @@ class _ChannelStatistics:
             raise ValueError(f"mean has {len(mean)} channels, std has {len(std)}")
         if std is not None and not all(value > 0 for value in std):
             raise ValueError(f"std must be positive in every channel, got {tuple(std)}")
-        self.mean = None if mean is None else tuple(map(float, mean))
-        self.std = None if std is None else tuple(map(float, std))
+        self.mean, self.std = mean, std
+        # Kept once per device, so that no call copies them from the host.
         self._tensors: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,21 +66,6 @@ class _ChannelStatistics:
                 )
         return self._tensors[key]
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(mean={self.mean}, std={self.std})"
-
-
-class Normalize(_ChannelStatistics):
-    """Raw or [0, 1] images to network inputs: `(to_float(x) - mean) / std`, the same bits as torchvision's Normalize.
-
-    Args:
-        mean: per channel, of pixels in [0, 1]; None (with std None) leaves only `to_float`.
-        std: per channel, positive.
-
-    Raises:
-        ValueError: only one of the two is given, their lengths differ, or a std is not positive.
-    """
-
     def __call__(self, x: Tensor) -> Tensor:
         """Maps x, (B, C, H, W) or (C, H, W), uint8 or float, to a float tensor of the same shape; x is not changed."""
         x = to_float(x)
@@ -82,7 +75,7 @@ class Normalize(_ChannelStatistics):
         return (x - mean).div_(std)
 
 
-class Denormalize(_ChannelStatistics):
+class Denormalize(Normalize):
     """The inverse of `Normalize`: network inputs to pixels in [0, 1] (floats, not clipped). Same arguments."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -133,37 +126,29 @@ class Augment:
         crop_padding: pixels added on each side before the crop; 0 = no crop. Default 4.
         flip: mirror each image with probability one half. Default True.
         generator: source of the random numbers, best on the data's device; None = that device's global generator. Its
-            state (`transform.generator.get_state()`) is all that this transform remembers.
+            state is all that this transform remembers.
 
     Raises:
-        ValueError: crop_padding is negative; at the call, x has neither 3 nor 4 dimensions.
+        ValueError: crop_padding is negative.
     """
 
     def __init__(self, crop_padding: int = 4, flip: bool = True, generator: torch.Generator | None = None):
         if crop_padding < 0:
             raise ValueError(f"crop_padding must be >= 0, got {crop_padding}")
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.generator = generator
+        self.crop_padding, self.flip, self.generator = crop_padding, flip, generator
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps x, (B, C, H, W) or (C, H, W), to a new tensor of the same shape and dtype."""
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)
-        if x.dim() != 4:
-            raise ValueError(f"expected images (B, C, H, W) or (C, H, W), got shape {tuple(x.shape)}")
         source = x.device if self.generator is None else self.generator.device
-        top, left = torch.randint(2 * self.crop_padding + 1, (2, len(x)), generator=self.generator, device=source).to(
-            x.device, non_blocking=True
-        )
-        if self.flip:
-            flip = torch.randint(2, (len(x),), generator=self.generator, device=source).to(x.device, non_blocking=True)
-        else:
-            flip = torch.zeros_like(top)
-        return crop_flip(x, top, left, flip, self.crop_padding)
 
-    def __repr__(self) -> str:
-        return f"Augment(crop_padding={self.crop_padding}, flip={self.flip})"
+        def draw(below: int, *shape: int) -> Tensor:
+            return torch.randint(below, shape, generator=self.generator, device=source).to(x.device, non_blocking=True)
+
+        top, left = draw(2 * self.crop_padding + 1, 2, len(x))
+        flip = draw(2, len(x)) if self.flip else torch.zeros_like(top)
+        return crop_flip(x, top, left, flip, self.crop_padding)
 
 
 class TrainTransform:
@@ -175,20 +160,11 @@ class TrainTransform:
     """
 
     def __init__(self, augment: Augment | None, normalize: Normalize):
-        self.augment = augment
-        self.normalize = normalize
-
-    @property
-    def generator(self) -> torch.Generator | None:
-        """The generator of the augmentation; None without one."""
-        return getattr(self.augment, "generator", None)
+        self.augment, self.normalize = augment, normalize
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps x, (B, C, H, W) or (C, H, W), to a float tensor of the same shape."""
         return self.normalize(x if self.augment is None else self.augment(x))
-
-    def __repr__(self) -> str:
-        return f"TrainTransform(augment={self.augment}, normalize={self.normalize})"
 
 
 def rotate(x: Tensor, degrees: float | Tensor) -> Tensor:
@@ -203,14 +179,9 @@ def rotate(x: Tensor, degrees: float | Tensor) -> Tensor:
 
     Returns:
         A new tensor with the shape and dtype of x.
-
-    Raises:
-        ValueError: the number of angles is neither 1 nor N.
     """
     count, channels, height, width = x.shape
     angles = torch.as_tensor(degrees, dtype=torch.float64).reshape(-1, 1)
-    if len(angles) not in (1, count):
-        raise ValueError(f"degrees holds {len(angles)} angles for {count} images: give one, or one per image")
     radians = (angles % 360) * (math.pi / 180)
     cos, sin = radians.cos(), radians.sin()
 
@@ -238,22 +209,3 @@ def rotate(x: Tensor, degrees: float | Tensor) -> Tensor:
         pixels = pixels.gather(2, index.unsqueeze(1).expand_as(pixels))
         result[chunk] = pixels.masked_fill_(outside.unsqueeze(1), 0).view(-1, channels, height, width)
     return result
-
-
-def permute_pixels(x: Tensor, perm: Tensor) -> Tensor:
-    """Reorders the pixels of every image in the same way, as in permuted MNIST.
-
-    Args:
-        x: (N, C, H, W), any dtype.
-        perm: (C*H*W,) integers: pixel i of the result, counted row by row through the channels, is pixel perm[i] of x.
-
-    Returns:
-        A new tensor with the shape and dtype of x.
-
-    Raises:
-        ValueError: perm has another length than an image has pixels.
-    """
-    pixels = x.flatten(1)
-    if perm.shape != pixels.shape[1:]:
-        raise ValueError(f"perm must have shape ({pixels.shape[1]},), got {tuple(perm.shape)}")
-    return pixels.index_select(1, perm.to(x.device)).view(x.shape)

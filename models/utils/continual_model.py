@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable
 from contextlib import nullcontext
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +86,14 @@ class ContinualModel(nn.Module):
         self._n_past_classes = 0
         self._n_classes_current_task = 0
         self.opt = self.get_optimizer()
-        self._read_signatures()
         self._autocast = getattr(args, "code_optimization", 0) >= 2
+        parameters = inspect.signature(self.observe).parameters
+        forward = inspect.signature(self.forward).parameters.values()
+        positional = [p for p in forward if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        task_only = not {"class-il", "domain-il", "general-continual"} & set(self.COMPATIBILITY)
+        self._wants_task = task_only and len(positional) > 1
+        self._needs_task = self._wants_task and positional[1].default is inspect.Parameter.empty
+        self._wants_epoch = "epoch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     # ---- what a method writes
 
@@ -181,33 +188,23 @@ class ContinualModel(nn.Module):
 
     # ---- what a method uses
 
-    @property
-    def current_task(self) -> int:
-        return self._current_task
+    current_task = property(attrgetter("_current_task"))
+    task_iteration = property(attrgetter("_task_iteration"))
+    epoch_iteration = property(attrgetter("_epoch_iteration"))
+    n_classes_current_task = property(attrgetter("_n_classes_current_task"))
+    n_past_classes = property(attrgetter("_n_past_classes"))
+    n_seen_classes = property(lambda self: self._n_past_classes + self._n_classes_current_task)
+    n_remaining_classes = property(lambda self: self.num_classes - self.n_seen_classes)
 
-    @property
-    def n_classes_current_task(self) -> int:
-        return self._n_classes_current_task
-
-    @property
-    def n_past_classes(self) -> int:
-        return self._n_past_classes
-
-    @property
-    def n_seen_classes(self) -> int:
-        return self._n_past_classes + self._n_classes_current_task
-
-    @property
-    def n_remaining_classes(self) -> int:
-        return self.num_classes - self.n_seen_classes
-
-    @property
-    def task_iteration(self) -> int:
-        return self._task_iteration
-
-    @property
-    def epoch_iteration(self) -> int:
-        return self._epoch_iteration
+    def step_on(self, loss: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """One step of the optimiser on a loss, or on the sum of weighted terms by name; what `observe` returns: the
+        loss, or {'loss': the sum, **terms}.
+        """
+        total = sum(loss.values()) if isinstance(loss, dict) else loss
+        self.opt.zero_grad()
+        total.backward()
+        self.opt.step()
+        return {"loss": total, **loss} if isinstance(loss, dict) else loss
 
     def get_parameters(self) -> Iterable[nn.Parameter]:
         """What the optimiser trains: the network's parameters."""
@@ -270,9 +267,6 @@ class ContinualModel(nn.Module):
         self._epoch_iteration = 0
         self.begin_epoch(epoch, dataset)
 
-    def meta_end_epoch(self, epoch: int, dataset) -> None:
-        self.end_epoch(epoch, dataset)
-
     def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
         """`observe` with the keywords it names and no others; returns what it returns."""
         self.dataset.begin_batch(self.net)
@@ -281,15 +275,6 @@ class ContinualModel(nn.Module):
         self._task_iteration += 1
         self._epoch_iteration += 1
         return loss
-
-    def _read_signatures(self) -> None:
-        parameters = inspect.signature(self.observe).parameters
-        forward = inspect.signature(self.forward).parameters.values()
-        positional = [p for p in forward if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        task_only = not {"class-il", "domain-il", "general-continual"} & set(self.COMPATIBILITY)
-        self._wants_task = task_only and len(positional) > 1
-        self._needs_task = self._wants_task and positional[1].default is inspect.Parameter.empty
-        self._wants_epoch = "epoch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class GradientClipping:

@@ -5,12 +5,14 @@ Rows lie class after class in the order of the classes, the most representative 
 lowered by cutting each class's tail. `sizes` are the rows of each class.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.utils.continual_model import ContinualModel
+from models.utils.rehearsal import Rehearsal
+from models.utils.snapshot import Distillation
+from utils.args import add_rehearsal_args
 from utils.buffer import Buffer
 from utils.errors import UserError
 
@@ -31,12 +33,12 @@ def share(buffer: Buffer, n_classes: int) -> int:
 
 
 @torch.no_grad()
-def features_of(net: nn.Module, images: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+def features_of(model: ContinualModel, images: Tensor) -> Tensor:
     """Features (N, d) of raw images (N, C, H, W) in eval mode, on the network's device; modes are left as they are."""
-    device = next(net.parameters()).device
+    net, normalize = model.net, model.normalization_transform
     training = [part for part in net.modules() if part.training]
     net.eval()
-    features = torch.cat([net.features(transform(part.to(device))).flatten(1) for part in images.split(CHUNK)])
+    features = torch.cat([net.features(normalize(part.to(model.device))).flatten(1) for part in images.split(CHUNK)])
     for part in training:
         part.training = True
     return features
@@ -87,22 +89,6 @@ def refill(buffer: Buffer, sizes: list[int], n: int, new: list[dict[str, Tensor]
     return [len(fields["labels"][:n]) for fields in classes]
 
 
-def add_herded(model: nn.Module, dataset) -> list[int]:
-    """Refill `model.buffer` with the herded exemplars of the task's classes; the new sizes.
-
-    Herding sees normalised features of images without augmentation.
-    """
-    data, n, new = dataset.task_data(model.current_task), share(model.buffer, model.n_seen_classes), []
-    images, labels = data.data, data.targets
-    for c in range(model.n_past_classes, model.n_seen_classes):
-        own = images[labels == c]
-        if len(own):
-            chosen = herding(F.normalize(features_of(model.net, own, model.normalization_transform)), n)
-            own = own[chosen.to(own.device)]
-        new.append({"examples": own, "labels": torch.full((len(own),), c)})
-    return refill(model.buffer, model.sizes, n, new)
-
-
 def class_means(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Normalised means (C, d) of the normalised features (N, d) of each class; NaN for a class without any."""
     own = F.one_hot(labels, n_classes).to(features.dtype)
@@ -118,15 +104,51 @@ def nearest_mean_scores(features: Tensor, means: Tensor) -> Tensor:
     return (F.normalize(features) @ means.T).nan_to_num(nan=-torch.inf)
 
 
-def with_exemplars(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch and its share of the exemplars, augmented anew: the epoch is one pass over the union of both.
+def random_rows(labels: Tensor, c: int, n: int) -> Tensor:
+    """Positions of up to n of the labels that are c, drawn at random."""
+    rows = (labels == c).nonzero().squeeze(1)
+    return rows[torch.randperm(len(rows))[:n].to(rows.device)]
 
-    `model.order` (n,) are the buffer's rows in this epoch's order; batch i of m gets those from i n / m on.
+
+class Exemplars(Distillation, Rehearsal):
+    """A method that trains on new data and exemplars together, taught by the network before the task.
+
+    Attributes:
+        sizes: exemplars of each class seen.
+        order: (n,) rows of the buffer in the order of this epoch, all by default.
     """
-    n, i = len(model.order), model.epoch_iteration
-    m = len(model.dataset.train_loader) if n else 1
-    rows = model.order[i * n // m : (i + 1) * n // m]
-    if not len(rows):
-        return inputs, labels
-    examples, exemplar_labels = model.buffer.get_data_by_index(rows, transform=model.transform)[:2]
-    return torch.cat((inputs, examples)), torch.cat((labels, exemplar_labels))
+
+    @staticmethod
+    def get_parser(parser):
+        return add_rehearsal_args(parser, minibatch=False)
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.sizes: list[int] = []
+        self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
+
+    def begin_epoch(self, epoch, dataset):
+        self.order = torch.randperm(len(self.buffer)).to(self.device)
+
+    def end_task(self, dataset):
+        """Refill the buffer with the herded exemplars of the task's classes: normalised features, no augmentation."""
+        data, n, new = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes), []
+        for c in range(self.n_past_classes, self.n_seen_classes):
+            own = data.data[data.targets == c]
+            if len(own):
+                own = own[herding(F.normalize(features_of(self, own)), n).to(own.device)]
+            new.append({"examples": own, "labels": torch.full((len(own),), c)})
+        self.sizes = refill(self.buffer, self.sizes, n, new)
+
+    def with_exemplars(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch and its share of the exemplars, augmented anew: the epoch is one pass over the union of both.
+
+        Batch i of m gets the rows of `order` from i n / m on.
+        """
+        n, i = len(self.order), self.epoch_iteration
+        m = len(self.dataset.train_loader) if n else 1
+        rows = self.order[i * n // m : (i + 1) * n // m]
+        if not len(rows):
+            return inputs, labels
+        examples, exemplar_labels = self.buffer.get_data_by_index(rows, transform=self.transform)[:2]
+        return torch.cat((inputs, examples)), torch.cat((labels, exemplar_labels))

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import features_of, refill, share
+from models.utils.exemplars import features_of, random_rows, refill, share
+from models.utils.rehearsal import Rehearsal
 from utils.args import add_rehearsal_args, fraction, non_negative_float
-from utils.buffer import Buffer
 
 
 def implant(stored: Tensor, fresh: Tensor, labels: Tensor, low: int, high: int, gamma: float) -> Tensor:
@@ -33,29 +32,24 @@ def excess(low: Tensor, high: Tensor, margin: float) -> Tensor:
     return hinge.sum() / (hinge > 0).sum().clamp(min=1)
 
 
-def add_extended_dark_args(parser):
-    """Options of every X-DER method."""
-    add_rehearsal_args(parser)
-    number = non_negative_float
-    parser.add_argument("--alpha", type=number, required=True, help="weight of the replayed logits")
-    parser.add_argument("--beta", type=number, required=True, help="weight of the replayed labels")
-    parser.add_argument(
-        "--gamma", type=fraction, default=0.85, help="an implanted logit's share of the label's, at most"
-    )
-    parser.add_argument("--constr_eta", "--eta", type=number, default=0.1, help="weight of the constraints")
-    parser.add_argument("--constr_margin", "--m", type=number, default=0.3, help="margin of the constraints")
-    return parser
-
-
-class ExtendedDark(ContinualModel):
+class ExtendedDark(Rehearsal):
     """Base of the X-DER methods: everything but the loss on the stream and the preparation of future heads."""
 
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
 
+    @staticmethod
+    def get_parser(parser):
+        add = add_rehearsal_args(parser).add_argument
+        add("--alpha", type=non_negative_float, required=True, help="weight of the replayed logits")
+        add("--beta", type=non_negative_float, required=True, help="weight of the replayed labels")
+        add("--gamma", type=fraction, default=0.85, help="an implanted logit's share of the label's, at most")
+        add("--constr_eta", "--eta", type=non_negative_float, default=0.1, help="weight of the constraints")
+        add("--constr_margin", "--m", type=non_negative_float, default=0.3, help="margin of the constraints")
+        return parser
+
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.buffer = Buffer(args.buffer_size, self.device)
         self.sizes: list[int] = []
         self.register_buffer("draws", torch.zeros(args.buffer_size, device=self.device))  # of each row, in this task
         self.register_buffer("heads", None)  # (C,) task of each class
@@ -70,8 +64,7 @@ class ExtendedDark(ContinualModel):
         data, past, gamma = dataset.task_data(self.current_task), self.n_past_classes, self.args.gamma
         n, new, images, labels = share(self.buffer, self.n_seen_classes), [], data.data, data.targets
         for c in range(past, self.n_seen_classes):
-            rows = (labels == c).nonzero().squeeze(1)
-            rows = rows[torch.randperm(len(rows))[:n].to(rows.device)]
+            rows = random_rows(labels, c, n)
             x, y = images[rows].to(self.device), labels[rows].to(self.device)
             z = self.outputs(x) if len(x) else torch.zeros(0, self.net.num_classes, device=self.device)
             new.append({"examples": x, "labels": y, "logits": implant(z, z, y, 0, past, gamma)})
@@ -84,7 +77,7 @@ class ExtendedDark(ContinualModel):
 
     def outputs(self, images: Tensor) -> Tensor:
         """Logits of raw images in eval mode."""
-        return self.net.classifier(features_of(self.net, images, self.normalization_transform))
+        return self.net.classifier(features_of(self, images))
 
     def dark_terms(self, logits: Tensor) -> dict[str, Tensor]:
         """The replayed logits and labels and the future constraint, weighted, for the stream's logits (B, C)."""
@@ -126,11 +119,3 @@ class ExtendedDark(ContinualModel):
         fresh = implant(stored, outputs, labels, self.n_past_classes, self.net.num_classes, self.args.gamma)
         chosen = torch.rand(len(rows), device=self.device) * self.draws[rows] < 1
         self.buffer.logits.index_copy_(0, rows, torch.where(chosen.unsqueeze(1), fresh, stored))
-
-    def step(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step of the optimiser on the sum of the terms; what `observe` returns."""
-        loss = sum(terms.values())
-        self.opt.zero_grad()
-        loss.backward()
-        self.opt.step()
-        return {"loss": loss, **terms}

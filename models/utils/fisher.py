@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parameters_to_vector
 
 from datasets.utils.task import ClassTask, Task
 from utils.errors import UserError
@@ -39,8 +40,8 @@ def sum_over_gradients(
     value: Callable[[Tensor, Tensor], Tensor],
     power: int,
     chunk: int = 64,
-) -> Tensor:
-    """sum_n w_n |d value(f(x_n), y_n) / d theta|^power, one entry per parameter.
+) -> dict[str, Tensor]:
+    """sum_n w_n |d value(f(x_n), y_n) / d theta|^power, one tensor for each parameter, by its name.
 
     The network is in eval mode meanwhile: BatchNorm uses its running statistics, so that examples do not see one
     another.
@@ -51,9 +52,6 @@ def sum_over_gradients(
         value: (output of one example, its label) -> scalar.
         power: 1 or 2.
         chunk: examples whose gradients are held at a time (memory: chunk * parameters).
-
-    Returns:
-        (P,) in the order of `net.parameters()`.
     """
     gradients_of = per_example_gradients(net, value)
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in net.named_parameters()}
@@ -67,7 +65,7 @@ def sum_over_gradients(
                 total[name] += (w @ (g.abs() if power == 1 else g * g)).view_as(total[name])
     for part in training:
         part.training = True
-    return torch.cat([part.flatten() for part in total.values()])
+    return total
 
 
 def fisher_diagonal(
@@ -106,28 +104,25 @@ def fisher_diagonal(
         nonlocal n_examples
         for x, y in batches:
             n_examples += len(x)
+            with torch.no_grad():
+                outputs = None if kind == "empirical" else task.part(net(x))
             if kind == "empirical":
                 yield x, y, None
-                continue
-            if kind != "mc" and (kind not in task.FISHERS or y.dim() > 1):
+            elif kind == "mc":
+                yield x, task.sample(outputs, y), None
+            elif kind not in task.FISHERS or y.dim() > 1:
                 raise UserError(f"the '{kind}' Fisher information needs one label per input: use mc or empirical")
-            with torch.no_grad():
-                outputs = task.part(net(x))
-                if kind == "mc":
-                    yield x, task.sample(outputs, y), None
-                    continue
-                p = torch.softmax(outputs, dim=-1)
-            if kind == "weighted":
-                yield x, y, p.gather(1, (y - task.low).unsqueeze(1)).squeeze(1)
+            elif kind == "weighted":
+                yield x, y, torch.softmax(outputs, dim=-1).gather(1, (y - task.low).unsqueeze(1)).squeeze(1)
             else:
-                for c in range(p.shape[1]):
-                    yield x, torch.full_like(y, c + task.low), p[:, c]
+                for c, p in enumerate(torch.softmax(outputs, dim=-1).unbind(1)):
+                    yield x, torch.full_like(y, c + task.low), p
 
     def log_likelihood(output: Tensor, y: Tensor) -> Tensor:
         return task.log_likelihood(task.part(output), y)
 
     total = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
-    return total / n_examples
+    return parameters_to_vector(total.values()) / n_examples
 
 
 def check_fisher(stream, kind: str) -> None:

@@ -43,6 +43,11 @@ class GeneratedHeads(ContinualModel):
         """None for the runner's optimiser: the methods here make their own in `reset_optimizers`."""
         return ()
 
+    def parameter_groups(self, lr_embeddings: float) -> list[dict]:
+        """What an optimiser is made of: embeddings, network (`--lr_backbone`) and hypernetwork (`--lr_hyper`)."""
+        parts = (self.embeddings, lr_embeddings), (self.net, self.args.lr_backbone), (self.hyper, self.args.lr_hyper)
+        return [{"params": list(part.parameters()), "lr": lr} for part, lr in parts]
+
     def rows(self, stop: int, start: int = 0) -> Tensor:
         """Embeddings of tasks start..stop-1, (stop - start, P)."""
         if self.embeddings[0].dim() == 2:

@@ -10,8 +10,4 @@ class PlainTraining(ContinualModel):
     TASKS = (Task,)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        self.opt.step()
-        return loss
+        return self.step_on(self.loss(self.net(inputs), labels))

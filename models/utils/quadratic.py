@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
+from models.utils.continual_model import ContinualModel
+from utils import panels
 from utils.errors import UserError
 
 
@@ -40,11 +42,6 @@ class Quadratic(nn.Module):
         drift = theta - self.centre
         return 0.5 * (self.weight * drift).dot(drift)
 
-    def add_gradient(self, net: Backbone, strength: float) -> None:
-        """Explicit form: add strength * A (theta - c) to the gradients; diverges when lr * strength * max A > 2."""
-        pull = self.weight * (net.get_params() - self.centre)
-        net.set_grads(net.get_grads().add_(pull, alpha=strength))
-
     def contract(self, net: Backbone, strength: float, lr: float | Tensor) -> None:
         """Proximal step after the task's own: theta <- (theta + s A c) / (1 + s A) with s = lr * strength.
 
@@ -56,13 +53,14 @@ class Quadratic(nn.Module):
 
 
 def add_update_argument(parser) -> None:
-    """`--ewc_update`: how the penalty enters a step."""
+    """`--ewc_update`: how the penalty enters a step; returns the parser."""
     parser.add_argument(
         "--ewc_update",
         choices=["prox", "explicit"],
         default="prox",
         help="prox: closed-form step on the penalty after the task's step; explicit: its gradient is added",
     )
+    return parser
 
 
 def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -> dict[str, Tensor]:
@@ -76,7 +74,9 @@ def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -
     # A value to log only: the penalty enters below, without a graph over all parameters.
     held = strength * penalty.value(model.net.get_params())
     if model.args.ewc_update == "explicit":
-        penalty.add_gradient(model.net, strength)
+        # Diverges where lr * strength * max A > 2.
+        pull = penalty.weight * (model.net.get_params() - penalty.centre)
+        model.net.set_grads(model.net.get_grads().add_(pull, alpha=strength))
         model.opt.step()
     else:
         model.opt.step()
@@ -117,3 +117,14 @@ def _step_size(optimizer: torch.optim.Optimizer, group: dict, p: Tensor | None) 
         return 0.0
     mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
     return group["lr"] / (mean.sqrt() + group["eps"])
+
+
+class Regularised(ContinualModel):
+    """A method whose loss is joined by a `penalty`; the report shows how much each parameter matters to it."""
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.penalty = Quadratic()
+
+    def report(self, dataset, tasks):
+        return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

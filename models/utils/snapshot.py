@@ -4,6 +4,8 @@ from copy import deepcopy
 
 from torch import nn
 
+from models.utils.continual_model import ContinualModel
+
 
 class Snapshot(nn.Module):
     """Holds nothing, or a frozen copy of a module as it was when `take` was called.
@@ -32,3 +34,15 @@ class Snapshot(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.copy(*args, **kwargs)
+
+
+class Distillation(ContinualModel):
+    """A method with a `teacher`: the network as it was when the task began; there is none in the first task."""
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.teacher = Snapshot()
+
+    def begin_task(self, dataset):
+        if self.current_task > 0:
+            self.teacher.take(self.net)

@@ -2,21 +2,21 @@
 
 Every writer takes the data folder that `--base_path` would name and returns what a reader must find in the files, as
 `RawData`. Labels run through the classes in turn, so any number of images holds every class as soon as it is as large
-as the number of classes. torchvision compares the checksums of CIFAR and SVHN files with the official ones:
-`accept_cifar` and `accept_svhn` make it expect those of the files written here.
+as the number of classes. torchvision compares the checksums of CIFAR and SVHN files with the official ones: `accept`
+makes it expect those of the files written here.
 """
 
 import gzip
 import hashlib
 import io
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from datasets.utils.sources import IDX_FILES, RawData
 
@@ -42,50 +42,24 @@ def write_idx_family(folder: Path, n_train: int = 30, n_test: int = 20, compress
     train, test = _random_split(n_train, (28, 28), 10, 0), _random_split(n_test, (28, 28), 10, 1)
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in zip(IDX_FILES, (*train, *test), strict=True):
-        if compress:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array)))
-        else:
-            (folder / name).write_bytes(idx_bytes(array))
+        content = idx_bytes(array)
+        (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(content) if compress else content)
     return _raw_data(train[0][:, None], train[1], test[0][:, None], test[1])
 
 
 def write_cifar(base: Path, name: str = "CIFAR10", n_train: int = 50, n_test: int = 20) -> RawData:
-    """Writes the Python batches of "CIFAR10" (n_train a multiple of 5) or "CIFAR100", with coarse labels and names."""
-    ten = name == "CIFAR10"
-    classes = 10 if ten else 100
-    folder = base / ("cifar-10-batches-py" if ten else "cifar-100-python")
+    """Writes the Python batches of "CIFAR10" (n_train a multiple of 5) or "CIFAR100"."""
+    source, classes = getattr(datasets, name), int(name.removeprefix("CIFAR"))
+    folder, labels_key = base / source.base_folder, "labels" if name == "CIFAR10" else "fine_labels"
     folder.mkdir(parents=True, exist_ok=True)
     train, test = _random_split(n_train, (3, 32, 32), classes, 2), _random_split(n_test, (3, 32, 32), classes, 3)
-
-    def dump(file: str, content: dict) -> None:
-        (folder / file).write_bytes(pickle.dumps(content))
-
-    def batch(images: np.ndarray, labels: np.ndarray) -> dict:
-        names = {"labels": labels.tolist()} if ten else {"fine_labels": labels.tolist(), "coarse_labels": []}
-        return {"data": images.reshape(len(images), -1), "filenames": [], **names}
-
-    if ten:
-        for i, part in enumerate(np.split(np.arange(n_train), 5), start=1):
-            dump(f"data_batch_{i}", batch(train[0][part], train[1][part]))
-        dump("test_batch", batch(*test))
-        dump("batches.meta", {"label_names": [f"class {c}" for c in range(classes)]})
-    else:
-        dump("train", batch(*train))
-        dump("test", batch(*test))
-        dump("meta", {"fine_label_names": [f"class {c}" for c in range(classes)], "coarse_label_names": []})
+    files = [file for file, _ in source.train_list + source.test_list]
+    images, labels = ([*np.split(part, len(source.train_list)), last] for part, last in zip(train, test, strict=True))
+    for file, x, y in zip(files, images, labels, strict=True):
+        (folder / file).write_bytes(pickle.dumps({"data": x.reshape(len(x), -1), labels_key: y.tolist()}))
+    meta = {source.meta["key"]: [f"class {c}" for c in range(classes)]}
+    (folder / source.meta["filename"]).write_bytes(pickle.dumps(meta))
     return _raw_data(*train, *test)
-
-
-def accept_cifar(monkeypatch, base: Path, name: str = "CIFAR10") -> None:
-    """Makes torchvision take the files of `write_cifar` for the official ones."""
-    from torchvision import datasets
-
-    source = getattr(datasets, name)
-    folder = base / source.base_folder
-    for attribute in ("train_list", "test_list"):
-        files = [[file, _md5(folder / file)] for file, _ in getattr(source, attribute)]
-        monkeypatch.setattr(source, attribute, files)
-    monkeypatch.setattr(source, "meta", source.meta | {"md5": _md5(folder / source.meta["filename"])})
 
 
 def write_svhn(base: Path, n_train: int = 30, n_test: int = 20) -> RawData:
@@ -102,19 +76,30 @@ def write_svhn(base: Path, n_train: int = 30, n_test: int = 20) -> RawData:
     return _raw_data(*splits)
 
 
-def accept_svhn(monkeypatch, base: Path) -> None:
-    """Makes torchvision take the files of `write_svhn` for the official ones."""
-    from torchvision.datasets import SVHN
+def accept(monkeypatch, base: Path, name: str) -> None:
+    """Makes torchvision take the files of "CIFAR10", "CIFAR100" or "SVHN" written here for the official ones."""
+    source = getattr(datasets, name)
+    if name == "SVHN":
+        for split in ("train", "test"):
+            url, file, _ = source.split_list[split]
+            monkeypatch.setitem(source.split_list, split, [url, file, md5(base / file)])
+        return
+    folder = base / source.base_folder
+    for attribute in ("train_list", "test_list"):
+        files = [[file, md5(folder / file)] for file, _ in getattr(source, attribute)]
+        monkeypatch.setattr(source, attribute, files)
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5(folder / source.meta["filename"])})
 
-    for split in ("train", "test"):
-        url, file, _ = SVHN.split_list[split]
-        monkeypatch.setitem(SVHN.split_list, split, [url, file, _md5(base / file)])
+
+def official(monkeypatch, base: Path, name: str) -> RawData:
+    """Writes the files of "CIFAR10", "CIFAR100" or "SVHN" and makes torchvision take them for the official ones."""
+    expected = write_svhn(base) if name == "SVHN" else write_cifar(base, name)
+    accept(monkeypatch, base, name)
+    return expected
 
 
-def write_tinyimagenet(
-    base: Path, classes: int = 3, per_class: int = 4, n_test: int = 6, as_zip: bool = False
-) -> RawData:
-    """Writes the folder `tiny-imagenet-200`, or the archive of it; some images are grey, as in the original.
+def write_tinyimagenet(base: Path, classes: int = 3, per_class: int = 4, n_test: int = 6) -> RawData:
+    """Writes the folder `tiny-imagenet-200`; some images are grey, as in the original.
 
     The ids stand in `wnids.txt` in another order than the sorted one, which the labels follow.
     """
@@ -142,18 +127,12 @@ def write_tinyimagenet(
         annotations.append(f"val_{i}.JPEG\t{wnids[label]}\t0\t32\t44\t62\n")
     files["val/val_annotations.txt"] = "".join(annotations).encode()
 
-    base.mkdir(parents=True, exist_ok=True)
-    if as_zip:
-        with zipfile.ZipFile(base / "tiny-imagenet-200.zip", "w") as archive:
-            for name, content in files.items():
-                archive.writestr(f"tiny-imagenet-200/{name}", content)
-    else:
-        for name, content in files.items():
-            path = base / "tiny-imagenet-200" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+    for name, content in files.items():
+        path = base / "tiny-imagenet-200" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     return _raw_data(np.stack(train_x), np.repeat(np.arange(classes), per_class), np.stack(test_x), test_y)
 
 
-def _md5(path: Path) -> str:
+def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()

@@ -17,11 +17,11 @@ from datasets.utils.scores import IGNORED, TokenLoss, TokenScore
 from datasets.utils.task import Task, TokenTask
 from models.sgd import SGD
 from models.utils.fisher import fisher_diagonal
-from tests.models.helpers import Command, experiment, finished
+from tests.models.helpers import experiment, finished
 from utils import registry
-from utils.check import cases, conformance
+from utils.check import cases
 from utils.errors import UserError
-from utils.evaluation import evaluate, held_out_scores
+from utils.evaluation import evaluate
 from utils.run.config import resolve
 from utils.run.experiment import execute
 
@@ -91,17 +91,14 @@ def test_labels_are_what_the_grammar_says_and_begin_with_the_third_token(mode):
         assert inputs.dtype == torch.int64 and torch.equal(inputs, raw.long()) and labels.shape == (32, 16)
 
 
-def test_sequences_are_a_function_of_the_seed_and_tasks_can_be_reordered():
-    a, b, c = (language("--seed", s).dataset for s in "001")
-    assert a.checksum == b.checksum != c.checksum
-    turned = language("--custom_task_order", "2,0,1").dataset
-    assert torch.equal(turned.task_data(1).data, a.task_data(0).data)
+def test_sequences_are_a_function_of_the_seed():
+    a, b, c = (language("--seed", s).dataset.checksum for s in "001")
+    assert a == b != c
 
 
 def test_held_out_sequences_are_neither_trained_on_nor_lost():
     dataset = language("--holdout", "25").dataset
-    dataset.enter_task(1)
-    rows = torch.cat([dataset.train_loader.dataset.rows, dataset.held_out_loader.dataset.rows])
+    rows = torch.cat([dataset.enter_task(1).dataset.rows, dataset.held_out_loader.dataset.rows])
     assert len(dataset.held_out_loader.dataset) == 128 and rows.sort().values.tolist() == list(range(N_TRAIN))
 
 
@@ -138,16 +135,6 @@ def test_accuracy_and_perplexity_by_hand():
     assert two.result()["perplexity"] == math.inf
 
 
-def test_the_loss_is_the_mean_over_scored_tokens():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(4, 5, 6), torch.randint(0, 6, (4, 5))
-    labels[:, 0] = IGNORED
-    expected = F.cross_entropy(logits[:, 1:].reshape(-1, 6), labels[:, 1:].reshape(-1))
-    loss = TokenLoss(F.cross_entropy)
-    torch.testing.assert_close(loss(logits, labels), expected)
-    torch.testing.assert_close(loss(logits, torch.where(labels == IGNORED, IGNORED - 32, labels)), expected)
-
-
 def test_separate_heads_do_not_compete():
     exp = language("--language_mode", "multihead")
     assert exp.args.multi_head and exp.dataset.N_CLASSES == 96
@@ -163,12 +150,10 @@ def test_perplexity_stands_beside_the_accuracy(tmp_path, capsys):
     argv = ["--model", "sgd", "--dataset", "seq-language", "--n_tasks", "2", "--n_epochs", "1", "--num_threads", "1"]
     run, _ = execute(resolve([*argv, "--results_path", str(tmp_path), "--exp_name", "x"]))
     with open(run.folder / "metrics.csv") as f:
-        rows = [row for row in csv.DictReader(f) if row["metric"] == "perplexity"]
-    assert [(r["task_trained"], r["task_evaluated"]) for r in rows] == [("0", "0"), ("1", "0"), ("1", "1")]
-    assert float(rows[0]["value"]) == run.history[0].others["perplexity"]["domain-il"][0] > 1
+        values = [float(row["value"]) for row in csv.DictReader(f) if row["metric"] == "perplexity"]
+    assert len(values) == 3 and values[0] == run.history[0].others["perplexity"]["domain-il"][0] > 1
     assert "| perplexity " in capsys.readouterr().out
-    events = next(run.folder.glob("events.out.tfevents.*")).read_bytes()
-    assert b"perplexity_task02" in events
+    assert b"perplexity_task02" in next(run.folder.glob("events.out.tfevents.*")).read_bytes()
 
 
 # ---- text files
@@ -257,6 +242,8 @@ def test_fisher_information_of_sequences(net):
         F.cross_entropy(net(x[i : i + 1])[0], y[i], reduction="sum").backward()
         total = total + net.get_grads() ** 2
     torch.testing.assert_close(fisher_diagonal(net, [(x, y)], "empirical"), total / 5)
+    with pytest.raises(UserError, match="mc or empirical"):
+        fisher_diagonal(net, [(x, y)], "exact")
 
 
 @pytest.mark.parametrize("mode", ["tagged", "multihead"])
@@ -270,42 +257,6 @@ def test_methods_run_on_tokens(model, mode):
 
 def test_the_methods_that_take_any_loss_are_among_them():
     assert {"sgd", "er", "derpp", "ewc_on", "joint", "ewc", "si", "mas", "gem", "agem"} <= {*MODELS}
-
-
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (["pah", "seq-language"], "'pah' is for classification but the tasks of 'seq-language' are language"),
-        (["sgd", "seq-language", "--backbone", "convnet"], "reads images but .* holds tokens: .* gru, transformer"),
-        (["sgd", "seq-digits", "--backbone", "gru"], "reads tokens but dataset 'seq-digits' holds images"),
-        (["sgd", "seq-language", "--noise_rate", "0.1"], "--noise_rate has no meaning for the tokens of seq-language"),
-        (["sgd", "seq-language", "--normalize", "half"], "--normalize has no meaning"),
-        (["sgd", "seq-language", "--multi_head"], "--multi_head: the tasks of seq-language share their classes"),
-        (["ewc_on", "seq-language", "--e_lambda", "1", "--gamma", "1"], "weighted is not defined for the language"),
-        (["sgd", "seq-language", "--backbone", "transformer", "--tf_heads", "5"], "a multiple of --tf_heads 5"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_one_line(argv, words):
-    with pytest.raises(UserError, match=words) as e:
-        experiment(argv[0], *argv[2:], dataset=argv[1])
-    assert "\n" not in str(e.value)
-
-
-def test_early_stopping_watches_tokens():
-    stopping = ["--fitting_mode", "early_stopping", "--holdout", "10", "--early_stopping_metric", "loss"]
-    exp = finished("sgd", *stopping, "--n_epochs", "2", "--n_tasks", "1", dataset="seq-language")
-    scores = held_out_scores(exp.model, exp.dataset, 0)
-    assert 0 < scores["loss"] < math.log(32) and 50 < scores["accuracy"] <= 100
-
-
-@pytest.mark.parametrize("net", ["gru", "transformer"])
-def test_replay_on_tokens_keeps_the_contract(net):
-    more = ["--buffer_size", "60", "--backbone", net, "--n_tasks", "2", "--debug_mode"]
-    case = Command("er", *more, dataset="seq-language")
-    conformance.looking_changes_nothing(case)
-    conformance.observe_never_waits(case)
-    if net == "gru":
-        conformance.resumes_exactly(case, elsewhere=False)
 
 
 # ---- what is remembered
@@ -323,17 +274,9 @@ def test_languages_are_learned_forgotten_and_kept_by_replay():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["tagged", "untagged"])
-def test_naive_replay_and_joint_training(mode):
-    naive = last_row("sgd", mode)
+@pytest.mark.parametrize("mode, net", [("tagged", "gru"), ("untagged", "gru"), ("untagged", "transformer")])
+def test_naive_replay_and_joint_training(mode, net):
+    naive = last_row("sgd", mode, "--backbone", net)
     assert naive[0] < 0.6 and naive[2] > 0.99
-    assert last_row("er", mode, "--buffer_size", "60").min() > 0.9
-    assert last_row("joint", mode).min() > 0.99
-
-
-@pytest.mark.slow
-def test_a_transformer_learns_and_forgets_too():
-    net = ["--backbone", "transformer"]
-    naive = last_row("sgd", "untagged", *net)
-    assert naive[0] < 0.6 and naive[2] > 0.99
-    assert last_row("er", "untagged", "--buffer_size", "60", *net).min() > 0.9
+    assert last_row("er", mode, "--buffer_size", "60", "--backbone", net).min() > 0.9
+    assert last_row("joint", mode, "--backbone", net).min() > 0.99

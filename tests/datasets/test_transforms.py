@@ -1,6 +1,4 @@
-"""Batched transforms against worked numbers, torchvision and Pillow."""
-
-import math
+"""Batched transforms against torchvision and Pillow."""
 
 import numpy as np
 import pytest
@@ -9,16 +7,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.utils.transforms import (
-    Augment,
-    Denormalize,
-    Normalize,
-    TrainTransform,
-    crop_flip,
-    permute_pixels,
-    rotate,
-    to_float,
-)
+from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform, crop_flip, rotate, to_float
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 
@@ -41,32 +30,16 @@ def test_to_float_is_to_tensor():
         to_float(torch.zeros(3, dtype=torch.int64))
 
 
-def test_normalize_worked_numbers():
-    x = torch.tensor([[[0]], [[51]], [[255]]], dtype=torch.uint8)
-    out = Normalize((0.0, 0.1, 0.5), (1.0, 0.5, 0.25))(x)
-    assert out.flatten().tolist() == pytest.approx([0.0, 0.2, 2.0])
-
-
 @pytest.mark.parametrize("shape", [(5, 3, 8, 8), (3, 8, 8)])
-def test_normalize_is_torchvisions_to_the_bit(shape):
-    x = images(*shape)
-    before = x.clone()
-    assert torch.equal(Normalize(MEAN, STD)(x), T.Normalize(MEAN, STD)(x.float() / 255))
-    y = torch.rand(shape)
-    kept = y.clone()
-    assert torch.equal(Normalize(MEAN, STD)(y), T.Normalize(MEAN, STD)(y))
+def test_normalize_is_torchvisions_to_the_bit_and_can_be_undone(shape):
+    x, y = images(*shape), torch.rand(shape)
+    before, kept, theirs = x.clone(), y.clone(), T.Normalize(MEAN, STD)
+    out = Normalize(MEAN, STD)(x)
+    assert torch.equal(out, theirs(x.float() / 255)) and torch.equal(Normalize(MEAN, STD)(y), theirs(y))
+    torch.testing.assert_close(Denormalize(MEAN, STD)(out), to_float(x))
     assert torch.equal(x, before) and torch.equal(y, kept)
-
-
-def test_denormalize_inverts_normalize():
-    x = images(4, 3, 6, 6)
-    assert torch.allclose(Denormalize(MEAN, STD)(Normalize(MEAN, STD)(x)), to_float(x), atol=1e-6)
-
-
-def test_without_statistics_only_the_range_changes():
-    x = images(2, 1, 4, 4)
-    assert torch.equal(Normalize()(x), to_float(x))
-    assert torch.equal(Denormalize()(to_float(x)), to_float(x))
+    # Without statistics only the range changes.
+    assert torch.equal(Normalize()(x), to_float(x)) and torch.equal(Denormalize()(y), y)
 
 
 def test_statistics_made_in_inference_mode_serve_training_later():
@@ -87,18 +60,10 @@ def test_impossible_statistics_are_refused(arguments):
 # ---- crop_flip and Augment
 
 
-def test_crop_flip_worked_example():
-    x = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).repeat(3, 1, 1, 1)
-    out = crop_flip(x, torch.tensor([1, 0, 2]), torch.tensor([1, 0, 1]), torch.tensor([False, False, True]), 1)
-    assert out[0, 0].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert out[1, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
-    assert out[2, 0].tolist() == [[6, 5, 4], [9, 8, 7], [0, 0, 0]]
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 @pytest.mark.parametrize(("shape", "padding"), [((17, 3, 32, 32), 4), ((9, 1, 28, 20), 2), ((4, 3, 5, 7), 0)])
 def test_crop_flip_is_torchvisions(shape, padding, dtype):
-    x = images(*shape).to(dtype)
+    x = images(*shape).to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # a view will do
     rng = torch.Generator().manual_seed(1)
     top, left = torch.randint(2 * padding + 1, (2, shape[0]), generator=rng)
     flip = torch.randint(2, (shape[0],), generator=rng).bool()
@@ -108,15 +73,6 @@ def test_crop_flip_is_torchvisions(shape, padding, dtype):
         expected.append(TF.hflip(one) if flip[i] else one)
     out = crop_flip(x, top, left, flip, padding)
     assert out.dtype == dtype and torch.equal(out, torch.stack(expected))
-
-
-def test_crop_flip_takes_views_and_passes_gradients():
-    x = images(6, 8, 8, 3).permute(0, 3, 1, 2)
-    top, left, flip = torch.arange(6), torch.arange(6), torch.arange(6) % 2
-    assert torch.equal(crop_flip(x, top, left, flip, 4), crop_flip(x.contiguous(), top, left, flip, 4))
-    y = torch.rand(1, 1, 3, 3, requires_grad=True)
-    crop_flip(y, torch.tensor([0]), torch.tensor([1]), torch.tensor([1]), 1).sum().backward()
-    assert y.grad[0, 0].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
 
 
 def test_augment_draws_are_uniform_and_independent():
@@ -129,7 +85,6 @@ def test_augment_draws_are_uniform_and_independent():
     centre, side = (out == 1).int().argmax(1), (out == 2).int().argmax(1)
     flipped = side % 9 < centre % 9
     row, column = centre // 9 - 4 + padding, centre % 9 - 4 + padding
-    assert flipped.double().mean().item() == pytest.approx(0.5, abs=0.01)
     cells = torch.bincount(row * 10 + column * 2 + flipped.int(), minlength=50).double()
     assert len(cells) == 50
     # Chi-square over the 50 equally likely outcomes: 49 degrees of freedom, 99.9 % point 85.4.
@@ -146,26 +101,20 @@ def test_augment_can_be_turned_off():
     assert (same | mirrored).all() and 5 < same.sum() < 45
     shifted = Augment(2, flip=False, generator=rng)(torch.arange(1, 9, dtype=torch.uint8).expand(50, 1, 8, 8))
     assert (shifted[:, 0, 4].int().diff()[:, 2:5] == 1).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_augment_keeps_shape_and_dtype(dtype):
-    for shape in [(7, 3, 32, 32), (3, 32, 32), (1, 1, 28, 28), (0, 3, 8, 8)]:
-        x = images(*shape).to(dtype)
-        out = Augment()(x)
-        assert out.shape == x.shape and out.dtype == dtype
-    with pytest.raises(ValueError, match=r"\(8, 8\)"):
-        Augment()(images(8, 8))
     with pytest.raises(ValueError, match="-1"):
         Augment(-1)
 
 
-def test_augment_does_not_change_its_input():
-    x = images(5, 3, 8, 8)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("shape", [(7, 3, 32, 32), (3, 32, 32), (1, 1, 28, 28), (0, 3, 8, 8)])
+def test_augment_keeps_shape_dtype_and_its_input(shape, dtype):
+    x = images(*shape).to(dtype)
     kept = x.clone()
-    Augment()(x)
-    Augment(0, flip=False)(x).zero_()
-    assert torch.equal(x, kept)
+    for augment in (Augment(), Augment(0, flip=False)):
+        out = augment(x)
+        assert out.shape == x.shape and out.dtype == dtype
+        out.zero_()
+        assert torch.equal(x, kept)
 
 
 def test_augment_is_a_function_of_its_generator():
@@ -184,23 +133,14 @@ def test_augment_is_a_function_of_its_generator():
     assert torch.equal(Augment()(x), a)
 
 
-def test_every_image_of_a_batch_gets_its_own_draw():
-    x = images(1, 3, 16, 16).expand(64, -1, -1, -1)
-    out = Augment(generator=torch.Generator().manual_seed(0))(x)
-    assert len(torch.unique(out.flatten(1), dim=0)) > 40
-
-
 def test_nothing_waits_for_the_device():
     # Tensors on the meta device hold no data: whatever reads one back to the host raises.
     with pytest.raises(RuntimeError):
         torch.zeros(1, device="meta").item()
     x = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device="meta")
-    transform = TrainTransform(Augment(), Normalize(MEAN, STD))
-    out = transform(x)
+    out = TrainTransform(Augment(), Normalize(MEAN, STD))(x)
     assert out.shape == x.shape and out.dtype == torch.float32 and out.device.type == "meta"
-    assert Denormalize(MEAN, STD)(out).shape == x.shape
-    assert permute_pixels(x, torch.zeros(3 * 32 * 32, dtype=torch.int64, device="meta")).shape == x.shape
-    assert rotate(x, 30.0).shape == x.shape
+    assert Denormalize(MEAN, STD)(out).shape == rotate(x, 30.0).shape == x.shape
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -218,19 +158,12 @@ def test_on_cuda_without_synchronisation():
 
 
 def test_train_transform_augments_raw_pixels_then_normalises():
-    x = images(6, 3, 8, 8)
-    rng = torch.Generator().manual_seed(2)
-    transform = TrainTransform(Augment(generator=rng), Normalize(MEAN, STD))
-    assert transform.generator is rng
-    out = transform(x)
+    x, rng, normalize = images(6, 3, 8, 8), torch.Generator().manual_seed(2), Normalize(MEAN, STD)
+    out = TrainTransform(Augment(generator=rng), normalize)(x)
     rng.manual_seed(2)
-    assert torch.equal(out, Normalize(MEAN, STD)(Augment(generator=rng)(x)))
     # The padding is black, so after normalisation it is -mean / std and not 0.
-    corner = crop_flip(x[:1], torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), 4)
-    black = Normalize(MEAN, STD)(corner)[0, :, 0, 0]
-    assert torch.allclose(black, -torch.tensor(MEAN) / torch.tensor(STD))
-    plain = TrainTransform(None, Normalize(MEAN, STD))
-    assert plain.generator is None and torch.equal(plain(x), Normalize(MEAN, STD)(x))
+    assert torch.equal(out, normalize(Augment(generator=rng)(x)))
+    assert torch.equal(TrainTransform(None, normalize)(x), normalize(x))
 
 
 # ---- rotate
@@ -245,24 +178,11 @@ def pillow_rotate(x: torch.Tensor, degrees: float) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(28, 28), (27, 27), (20, 32)])
 def test_rotate_is_pillows_to_the_pixel(size):
     x = images(2, 2, *size)
+    kept = x.clone()
     for degrees in [*range(-360, 361, 15), 0.5, 1e-9, 33.3, 59.999999, 89.99, 123.456, -7.25, 725.5]:
         assert torch.equal(rotate(x, degrees), pillow_rotate(x, degrees)), degrees
-
-
-def test_rotate_agrees_with_torchvision_on_tensors():
-    x = images(8, 1, 28, 28)
-    for degrees in (3.7, 20.0, 45.5, 77.7, 100.1, 163.2, -31.4):
-        assert (rotate(x, degrees) != TF.rotate(x, degrees)).double().mean() < 0.005
-
-
-def test_quarter_turns_are_exact_and_counter_clockwise():
-    x = images(3, 1, 28, 28)
-    assert torch.equal(rotate(x, 0), x) and torch.equal(rotate(x, 360.0), x)
-    assert torch.equal(rotate(x, 90), x.rot90(1, (2, 3)))
-    assert torch.equal(rotate(x, 180), x.rot90(2, (2, 3)))
-    assert torch.equal(rotate(x, -90), x.rot90(3, (2, 3)))
-    corner = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).view(1, 1, 2, 2)
-    assert rotate(corner, 90)[0, 0].tolist() == [[2, 4], [1, 3]]
+    rotate(x, 0).zero_()
+    assert torch.equal(x, kept)
 
 
 def test_one_angle_per_image(monkeypatch):
@@ -275,29 +195,3 @@ def test_one_angle_per_image(monkeypatch):
     assert torch.equal(rotate(x, degrees), expected)
     assert torch.equal(rotate(x, 33.0), torch.cat([rotate(one[None], 33.0) for one in x]))
     assert rotate(x[:0], 10.0).shape == (0, 3, 9, 9)
-    with pytest.raises(ValueError, match="2 angles for 11 images"):
-        rotate(x, torch.zeros(2))
-
-
-def test_rotate_does_not_change_its_input():
-    x = images(2, 1, 8, 8)
-    kept = x.clone()
-    rotate(x, 0).zero_()
-    rotate(x, 45.0)
-    assert torch.equal(x, kept)
-
-
-# ---- permute_pixels
-
-
-def test_permute_pixels():
-    x = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2).repeat(2, 1, 1, 1)
-    perm = torch.arange(12).flip(0)
-    out = permute_pixels(x, perm)
-    assert out.shape == x.shape and out.dtype == torch.uint8
-    assert out[1].flatten().tolist() == list(range(11, -1, -1))
-    perm = torch.randperm(12)
-    inverse = torch.argsort(perm)
-    assert torch.equal(permute_pixels(permute_pixels(x, perm), inverse), x)
-    with pytest.raises(ValueError, match=r"\(12,\)"):
-        permute_pixels(x, torch.arange(math.prod((3, 2))))

@@ -1,6 +1,5 @@
 """Streams of vectors, regression and its score, and which networks and methods take them."""
 
-import csv
 import math
 import re
 
@@ -98,11 +97,9 @@ def test_polynomials_at_the_ends_of_their_intervals(which, ends):
 
 def test_plot_inputs_and_task_order():
     dataset = stream("seq-poly1d", "--custom_task_order", "2,1,0")
-    x = dataset.plot_inputs()
-    assert x.shape == (200, 1) and (x[0].item(), x[-1].item()) == pytest.approx((-4.1, 4.1))
-    assert dataset.domain(0) == (2, 4) and torch.equal(
-        dataset.task_data(2).data, stream("seq-poly1d").task_data(0).data
-    )
+    torch.testing.assert_close(dataset.plot_inputs(), torch.linspace(-4.1, 4.1, 200).unsqueeze(1))
+    last = stream("seq-poly1d").task_data(2)
+    assert dataset.domain(0) == (2, 4) and torch.equal(dataset.task_data(0).data, last.data)
 
 
 def r2(*batches):
@@ -126,12 +123,6 @@ def test_r2_by_hand():
     assert r2((pair + 1, pair)) == {"r2": pytest.approx(0, abs=1e-9), "mse": 1}
 
 
-def test_joint_training_is_far_better_than_fine_tuning():
-    fast = ["--lr", "0.01", "--n_iters", "400"]
-    naive, joint = (finished(m, *fast, dataset="seq-poly1d").run.matrices["domain-il"][2] for m in ("sgd", "joint"))
-    assert naive[0] < 0 and naive[2] > 60 and joint.min() > 60
-
-
 @pytest.mark.parametrize("model", REGRESSION)
 def test_methods_of_any_loss_run_on_regression(model):
     exp = finished(model, *cases.required_options(model), *FEW, dataset="seq-poly1d")
@@ -146,13 +137,11 @@ def test_the_methods_of_any_loss():
 def test_a_regression_run_names_its_score_and_draws_what_lies_below_zero(tmp_path, capsys):
     argv = ["--model", "sgd", "--dataset", "seq-poly1d", *FEW, "--num_threads", "1", "--exp_name", "x"]
     run, _ = execute(resolve([*argv, "--results_path", str(tmp_path)]))
-    with open(run.folder / "metrics.csv") as f:
-        names = {row["metric"] for row in csv.DictReader(f) if row["task_evaluated"]}
-    assert names == {"r2", "mse"} and "R^2 in percent wherever" in capsys.readouterr().out
-    assert "R^2 in percent" in (run.folder / "report.html").read_text()
-    assert np.nanmin(run.matrices["domain-il"]) < 0
+    metrics, report = ((run.folder / name).read_text() for name in ("metrics.csv", "report.html"))
+    assert ",r2," in metrics and ",mse," in metrics and ",accuracy," not in metrics
+    assert "R^2 in percent wherever" in capsys.readouterr().out and "R^2 in percent" in report
     low, _ = plots.accuracy_curves(run.matrices["domain-il"]).axes[0].get_ylim()
-    assert low < np.nanmin(run.matrices["domain-il"])
+    assert low < np.nanmin(run.matrices["domain-il"]) < 0
 
 
 def test_early_stopping_watches_the_error():
@@ -169,10 +158,8 @@ def test_early_stopping_watches_the_error():
 
 
 def test_the_default_network_is_that_of_the_stream_and_reads_vectors():
-    sizes = {
-        name: experiment("sgd", dataset=name).model.net.get_params().numel() for name in ("seq-poly1d", "seq-gmm2d")
-    }
-    assert sizes == {"seq-poly1d": 141, "seq-gmm2d": 206}
+    nets = [experiment("sgd", dataset=name).model.net for name in ("seq-poly1d", "seq-gmm2d")]
+    assert [net.get_params().numel() for net in nets] == [141, 206]
     assert experiment("sgd", "--mlp_hidden_size", "50", dataset="seq-poly1d").model.net.feature_dim == 50
 
 
@@ -215,12 +202,17 @@ def test_epochs_take_the_place_of_the_streams_iterations():
     [
         (["derpp", "seq-poly1d"], "'derpp' is for .* but the tasks of 'seq-poly1d' are regression"),
         (["sgd", "seq-gmm2d", "--backbone", "convnet"], "reads images but .* holds vectors: .* mnistmlp"),
-        (["sgd", "seq-language", "--backbone", "mnistmlp"], "reads images and vectors but .* holds tokens"),
+        (["sgd", "seq-language", "--backbone", "mnistmlp"], "reads images and vectors but .* holds tokens: .* gru"),
         (["sgd", "seq-gmm2d", "--permute_classes"], "--permute_classes has no meaning for the vectors of seq-gmm2d"),
         (["sgd", "seq-poly1d", "--label_perc", "0.5"], "--label_perc has no meaning"),
         (["sgd", "seq-poly1d", "--multi_head"], "--multi_head: the tasks of seq-poly1d share"),
         (["sgd", "seq-poly1d", "--custom_task_order", "0,1"], "name each task from 0 to 2 once"),
         (["pah", "seq-gmm2d"], "prototypes that are images, seq-gmm2d holds none"),
+        (["sgd", "seq-digits", "--backbone", "gru"], "reads tokens but dataset 'seq-digits' holds images"),
+        (["sgd", "seq-language", "--noise_rate", "0.1"], "--noise_rate has no meaning for the tokens of seq-language"),
+        (["sgd", "seq-language", "--normalize", "half"], "--normalize has no meaning"),
+        (["ewc_on", "seq-language"], "weighted is not defined for the language"),
+        (["sgd", "seq-language", "--backbone", "transformer", "--tf_heads", "5"], "a multiple of --tf_heads 5"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(argv, words):
@@ -238,8 +230,11 @@ def test_the_documented_example(tmp_path):
     assert exp.run.matrices["domain-il"][2, 2] > 50
 
 
-@pytest.mark.parametrize("name", ["seq-poly1d", "seq-gmm2d"])
-def test_replay_on_vectors_keeps_the_contract(name):
-    case = Command("er", "--buffer_size", "20", dataset=name)
+@pytest.mark.parametrize(
+    "name, more", [("seq-poly1d", []), ("seq-gmm2d", []), ("seq-language", ["--n_tasks", "2", "--debug_mode"])]
+)
+def test_replay_keeps_the_contract(name, more):
+    case = Command("er", "--buffer_size", "40", *more, dataset=name)
+    conformance.looking_changes_nothing(case)
     conformance.observe_never_waits(case)
     conformance.resumes_exactly(case, elsewhere=False)

@@ -1,6 +1,7 @@
 """Writes tiny files in the official layouts of PASCAL VOC 2012, COCO and Imagenette, for tests without a network."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,15 @@ CATEGORIES = {3: "car", 17: "cat", 90: "toothbrush"}  # COCO's numbers have gaps
 WNIDS = list(Imagenette._WNID_TO_CLASS)
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Path:
+def picture(path: Path, seed: int = 0) -> None:
     """A smooth random picture as a JPEG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(size, Image.Resampling.BILINEAR).save(path, "JPEG", quality=95)
-    return path
+    Image.fromarray(small).resize(SIZE, Image.Resampling.BILINEAR).save(path, "JPEG", quality=95)
 
 
-def write_voc(base: Path, n: int = 4) -> Path:
-    """`n` images in train and in val: class 1 + i in a rectangle with a void ring; returns the folder VOC2012."""
+def write_voc(base: Path, n: int = 4) -> None:
+    """`n` images in train and in val: class 1 + i in a rectangle with a void ring."""
     root = base / "VOCdevkit/VOC2012"
     for part in ("SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,6 @@ def write_voc(base: Path, n: int = 4) -> Path:
             mask[8:24, 10:30] = 1 + i % 20
             save_mask(root / f"SegmentationClass/{name}.png", mask)
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
-    return root
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
@@ -44,9 +43,9 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     image.save(path)
 
 
-def write_coco(base: Path, n: int = 4) -> Path:
+def write_coco(base: Path, n: int = 4) -> None:
     """`n` images in train2017 and val2017. Image 0: a car at [10, 8, 20, 16] and a crowd of cats; image 1: a toothbrush
-    and a box half a pixel wide; the others: nothing. Returns the folder of the JSON files.
+    and a box half a pixel wide; the others: nothing.
     """
     root = base / "coco"
     (root / "annotations").mkdir(parents=True, exist_ok=True)
@@ -66,19 +65,16 @@ def write_coco(base: Path, n: int = 4) -> Path:
         categories = [{"id": c, "name": name, "supercategory": "thing"} for c, name in CATEGORIES.items()]
         content = {"info": {}, "licenses": [], "images": images, "annotations": objects, "categories": categories}
         (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
-    return root / "annotations"
 
 
-def write_folders(base: Path, n: int = 2, name: str = "imagenette2-160", classes: tuple[str, ...] = WNIDS[:3]) -> Path:
-    """`n` images of each class in train and in val; returns the folder that holds the two."""
+def write_folders(base: Path, n: int = 2, name: str = "imagenette2-160", classes: tuple[str, ...] = WNIDS[:3]) -> None:
+    """`n` images of each class in train and in val."""
     for k, split in enumerate(("train", "val")):
         for c, label in enumerate(classes):
             for i in range(n):
                 picture(base / name / split / label / f"{label}_{i}.JPEG", 100 * k + 10 * c + i)
-    return base / name
 
 
-def truncate(path: Path, share: float = 0.6) -> None:
+def truncate(path: Path) -> None:
     """Cut off the end of a file, as a broken download leaves it."""
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    os.truncate(path, int(0.6 * path.stat().st_size))

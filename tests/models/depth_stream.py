@@ -55,7 +55,6 @@ class DepthStream(PerTaskStream):
     NAME, SETTING, TASK, INPUT = "depth_stream", "domain-il", DepthTask, "images"
     N_TASKS, N_CLASSES_PER_TASK, N_CLASSES, SIZE = 2, SIDE**2, SIDE**2, (1, SIDE, SIDE)
     DEFAULTS = {"backbone": "mnistmlp", "optimizer": "adam", "lr": 0.003, "n_epochs": 30, "batch_size": 50}
-    _to_input = staticmethod(lambda x: x)
 
     def make_task(self, classes, criterion=None):
         return DepthTask()

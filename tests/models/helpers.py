@@ -122,15 +122,15 @@ def clones(parameters) -> list[torch.Tensor]:
     return [p.detach().clone() for p in parameters]
 
 
-def small(cls, *more, n_tasks=2):
-    """A method at the beginning of its first task, around a linear classifier of two inputs and zero weights, learning
-    rate 0.1, two classes a task.
+def small(cls, *more, n_tasks=2, task=0, zero=True):
+    """A method at the beginning of a task, around a linear classifier of two inputs and zero or random weights,
+    learning rate 0.1, two classes a task.
     """
-    args = options(cls.NAME, "--lr", "0.1", *more)
-    net = Flat(2, 2 * n_tasks)
-    net.set_params(torch.zeros_like(net.get_params()))
-    stream = FakeStream(n_tasks, 2, (1, 1, 2))
-    return enter(cls(net, F.cross_entropy, args, lambda x: x.float(), stream), stream, 0)
+    torch.manual_seed(0)
+    args, net, stream = options(cls.NAME, "--lr", "0.1", *more), Flat(2, 2 * n_tasks), FakeStream(n_tasks, 2, (1, 1, 2))
+    if zero:
+        net.set_params(torch.zeros_like(net.get_params()))
+    return enter(cls(net, F.cross_entropy, args, lambda x: x.float(), stream), stream, task)
 
 
 def image(*values):

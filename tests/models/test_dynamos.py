@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from backbone.gated_resnet import _Moments
-from models.utils.gates import gated
 from models.utils.gates.losses import (
     agent_macs,
     dense_macs,
@@ -18,8 +17,7 @@ from models.utils.gates.losses import (
     reward,
     soft_jaccard,
 )
-from tests.models.helpers import experiment, finished, first_batch
-from utils.errors import TrainingFailed
+from tests.models.helpers import experiment, first_batch
 
 ACTIONS = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.float32)
 RIGHT = torch.tensor([True, False])
@@ -34,22 +32,6 @@ def argv(defaults=REPLAY, **changed) -> list[str]:
 
 
 # ---- formulas
-
-
-def test_reward_by_hand():
-    kept = kept_fractions(ACTIONS, 2)
-    assert kept.tolist() == [[0.5, 0.75], [0.25, 1]]
-    expected = torch.tensor([[-0.04, -0.0025], [-101.25, -45]])
-    torch.testing.assert_close(reward(kept, RIGHT, 0.7, 500), expected)
-    best = reward(torch.tensor([[45 / 64]]), RIGHT[:1], 0.7, 500)
-    assert best.item() == pytest.approx(-9.766e-6, rel=1e-3)
-
-
-def test_policy_loss_by_hand():
-    rewards = reward(kept_fractions(ACTIONS, 2), RIGHT, 0.7, 500)
-    assert policy_loss(torch.tensor([[-2, -1], [-1.5, -0.5]]), rewards).item() == pytest.approx(-43.614375)
-    logits = torch.tensor([[2.0, 1, 0], [0, 1, 3]])
-    assert F.cross_entropy(logits, torch.tensor([0, 1])).item() == pytest.approx(1.288726, abs=1e-6)
 
 
 def test_gradient_of_the_policy_loss_by_hand():
@@ -78,41 +60,14 @@ def test_prototype_loss_by_hand():
     assert loss(with_a_wrong_one, [0, 0, 0, 1], [True, False, True, True]) == pytest.approx(3 / 7)
 
 
-def test_the_prototype_loss_leaves_wrong_images_alone():
-    v = torch.rand(5, 8, requires_grad=True)
-    correct = torch.tensor([True, True, False, True, False])
-    prototype_loss(v, torch.tensor([0, 0, 0, 1, 1]), correct).backward()
-    assert v.grad[correct].any(1).all() and not v.grad[~correct].any()
-    v.grad = None
-    prototype_loss(v, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([True, True, False, False, False])).backward()
-    assert not v.grad.any()
-
-
-def test_the_expected_reward_of_independent_gates():
-    torch.manual_seed(0)
-    for p in (0.5, 0.7):
-        kept = torch.distributions.Binomial(64, p).sample((200_000, 1)) / 64
-        found = reward(kept, torch.ones(len(kept), dtype=torch.bool), 0.7, 500).mean().item()
-        assert found == pytest.approx(-((0.7 - p) ** 2 + p * (1 - p) / 64), abs=1e-4)
-
-
 def test_multiply_accumulates():
     assert dense_macs(32, (28, 28), 10) == 55_269_504 and dense_macs(32, (32, 32), 10) == 72_188_544
-    pooled, full = (agent_macs(32, (28, 28), pooled=pooled) for pooled in (True, False))
-    assert (pooled, full) == (16_384, 4_016_128) and agent_macs(32, (32, 32), pooled=False) == 5_244_928
-    for k, coded, ours in [
-        (1, 1.0727, 1.0003), (0.85, 0.9529, 0.8806), (0.7, 0.8509, 0.7785), (0.5, 0.7422, 0.6698),
-        (0.25, 0.6505, 0.5781), (0, 0.6078, 0.5355),
-    ]:  # fmt: skip
+    assert agent_macs(32) == 16_384
+    for k, share in [(1, 1.0003), (0.85, 0.8806), (0.7, 0.7785), (0.5, 0.6698), (0.25, 0.5781), (0, 0.5355)]:
         kept = kept_macs(torch.full((4,), k, dtype=torch.float64), 32, (28, 28), 10).item()
-        assert (kept + full) / 55_269_504 == pytest.approx(coded, abs=5e-5)
-        assert (kept + pooled) / 55_269_504 == pytest.approx(ours, abs=5e-5)
-        if k == 0.7:
-            assert (round(kept + pooled), round(kept + full)) == (43_026_696, 47_026_440)
-    one_by_one = [
-        kept_macs(torch.eye(4, dtype=torch.float64)[i], 32, (28, 28), 10).item() - 29_578_752 for i in range(4)
-    ]
-    assert one_by_one == [3_612_672, 401_408, 0, 640]
+        assert (kept + 16_384) / 55_269_504 == pytest.approx(share, abs=5e-5)
+    one_by_one = kept_macs(torch.eye(4, dtype=torch.float64), 32, (28, 28), 10) - 29_578_752
+    assert one_by_one.tolist() == [3_612_672, 401_408, 0, 640]
 
 
 def test_soft_jaccard():
@@ -121,24 +76,6 @@ def test_soft_jaccard():
 
 
 # ---- one step
-
-
-def test_the_total(monkeypatch):
-    monkeypatch.setattr(gated, "policy_loss", lambda *_: torch.tensor(1.0))
-    monkeypatch.setattr(gated, "prototype_loss", lambda *_: torch.tensor(1.0))
-    monkeypatch.setattr("torch.nn.functional.mse_loss", lambda a, b: (a - b).square().mean() * 0 + 1)
-    exp = experiment("dynamos", *ROW, "--batch_size", "10", dataset="seq-fmnist")
-    model, batch = first_batch(exp)
-    model.loss = lambda logits, labels: logits.sum() * 0 + 1
-    model.meta_observe(*batch, 0)
-    model.buffer.num_admitted.fill_(10)
-    terms = {name: round(value.item(), 6) for name, value in model.meta_observe(*batch, 0).items()}
-    kept = {name: terms.pop(name) for name in ("kept_1", "kept_2", "kept_3", "kept_4", "macs")}
-    assert terms == {
-        "loss": 5.5, "ce": 1, "policy": 0.5, "prototype": 0.3, "logits": 0.2, "vectors": 0.2, "replay": 2,
-        "replay_policy": 1, "replay_prototype": 0.3,
-    }  # fmt: skip
-    assert all(0.2 < value < 1 for value in kept.values())
 
 
 def by_the_formulas(logits, trace, labels) -> tuple:
@@ -179,39 +116,15 @@ def test_steps_are_those_of_the_formulas():
     assert len(buffer) > 10
 
 
-def test_what_is_stored_is_what_the_step_began_with():
-    model, (inputs, labels, raw) = first_batch(experiment("dynamos", *argv()))
-    seen, traced = [], model.net.traced
-
-    def watched(*args):
-        seen.append(traced(*args))
-        return seen[-1]
-
-    model.net.traced = watched
-    for _ in range(12):
-        seen.clear()
-        before = int(model.buffer.num_admitted)
-        model.meta_observe(inputs, labels, raw, 0)
-    logits, trace = seen[0]
-    right = logits.argmax(1) == labels
-    n = int(right.sum())
-    assert int(model.buffer.num_admitted) == before + n and n > 0
-    stored = model.buffer.get_all_data()
-    if before + n <= 40:
-        for rows, given in zip(stored, (raw, labels, logits, trace.v), strict=True):
-            assert torch.equal(rows[before : before + n], given.detach()[right])
-
-
-def test_only_right_answers_enter_the_buffer():
+def test_only_right_answers_enter_the_buffer_with_what_the_step_began_with():
     model, (inputs, labels, raw) = first_batch(experiment("dynamos", *argv(batch_size=6)))
     right = torch.tensor([True, True, False, True, True, False])
-    logits = F.one_hot(torch.where(right, labels, 9 - labels), 10).float()
-    traced = model.net.traced
-    model.net.traced = lambda x: ((out := traced(x))[0] * 0 + logits, out[1])
+    logits, traced, seen = F.one_hot(torch.where(right, labels, 9 - labels), 10).float(), model.net.traced, []
+    model.net.traced = lambda x: seen.append(traced(x)) or (seen[-1][0] * 0 + logits, seen[-1][1])
     model.meta_observe(inputs, labels, raw, 0)
     assert len(model.buffer) == int(model.buffer.num_admitted) == 4
-    examples, stored_labels, *_ = model.buffer.get_all_data()
-    assert torch.equal(examples, raw[right]) and torch.equal(stored_labels, labels[right])
+    for stored, given in zip(model.buffer.get_all_data(), (raw, labels, logits, seen[0][1].v), strict=True):
+        assert torch.equal(stored, given.detach()[right])
 
 
 def test_nothing_right_so_far_means_nothing_replayed():
@@ -265,11 +178,6 @@ def test_a_batch_of_one(name):
     model, batch = first_batch(experiment(name, *options))
     for _ in range(3):
         assert model.meta_observe(*batch, 0)["loss"].isfinite()
-
-
-def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(TrainingFailed, match="is nan|is inf|is -inf"):
-        finished("dynamos", *argv(lr="1e30", stop_after=1))
 
 
 def test_the_backward_pass_is_not_in_mixed_precision(monkeypatch):

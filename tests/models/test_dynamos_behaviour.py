@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.utils.gates.analysis import gate_analysis
+from models.utils.gates.analysis import gate_analysis, gate_numbers
 from tests.models.helpers import experiment
 from utils.buffer import Buffer, reservoir_slots
 from utils.run.training import train
@@ -157,14 +157,9 @@ def main() -> None:
         print(f"{name:<20} {' '.join(columns)}  {each}", flush=True)
         for seed, f in zip(options.seeds, found, strict=True):
             if "kept" in f:
-                kept, drawn = (" ".join(f"{k:.2f}" for k in values) for values in (f["kept"], sampled(f)))
-                print(
-                    f"  seed {seed}: kept {kept} (drawn in training {drawn}), macs {f['macs']:.2f}, saturated "
-                    f"{f['saturated']:.2f}, always on {f['always_on']:.2f}, never {f['never_on']:.2f}, masks "
-                    f"{f['masks']} of {f['images']}, Jaccard same {f['same']:.2f} different {f['different']:.2f}, "
-                    f"between classes {f['between']:.2f}, correlation {f['correlation']:.2f}",
-                    flush=True,
-                )
+                drawn = " ".join(f"{k:.2f}" for k in sampled(f))
+                numbers = ", ".join(f"{name} {value:.2f}" for name, value in gate_numbers(f).items())
+                print(f"  seed {seed}: drawn in training {drawn}; {numbers}", flush=True)
 
 
 if __name__ == "__main__":

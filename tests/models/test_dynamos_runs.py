@@ -56,18 +56,11 @@ def test_warmup():
 # ---- options, rows
 
 
-def test_options_in_both_spellings():
-    hyphens = ["--policy-alpha", "0.1", "--policy-penalty", "-200", "--reward-weight", "1", "--keep-ratio", "0.6",
-               "--prototype-loss", "0.5", "--temperature", "0.2", "--hidden-dim-ratio", "8", "--warmup", "--infer-mode",
-               "sample", "--inf-thresh", "0.9"]  # fmt: skip
-    underscores = [token.replace("-", "_").replace("__", "--", 1) if token[:2] == "--" else token for token in hyphens]
-    first, second = options("dynamos", *ROW, *hyphens), options("dynamos", *ROW, *underscores)
-    assert vars(first) == vars(second)
-    assert (first.policy_penalty, first.infer_mode, first.inf_thresh, first.nf) == (-200, "sample", 0.9, 32)
-    defaults = options("dynamos", *ROW)
-    assert [getattr(defaults, n) for n in ("policy_alpha", "policy_penalty", "reward_weight", "keep_ratio",
-            "prototype_loss", "temperature", "hidden_dim_ratio", "warmup", "infer_mode", "inf_thresh")] == [
-            0.2, -500, 0.5, 0.7, 0.3, 0.15, 16, False, "threshold", 0.5]  # fmt: skip
+def test_defaults():
+    names = ("policy_alpha", "policy_penalty", "reward_weight", "keep_ratio", "prototype_loss", "temperature",
+             "hidden_dim_ratio", "warmup", "infer_mode", "inf_thresh", "nf")  # fmt: skip
+    args = options("dynamos", *ROW)
+    assert [getattr(args, n) for n in names] == [0.2, -500, 0.5, 0.7, 0.3, 0.15, 16, False, "threshold", 0.5, 32]
 
 
 def test_names():
@@ -100,23 +93,6 @@ def trained():
     return finished("dynamos", *argv(nf=8, stop_after=2, n_epochs=2))
 
 
-def logits_of(exp, **changes):
-    model, net = exp.model.eval(), exp.model.net
-    before = {name: getattr(net, name) for name in changes}
-    inputs, _ = next(iter(exp.dataset.test_loaders[0]))
-    for name, value in changes.items():
-        setattr(net, name, value)
-    with torch.no_grad():
-        out = model(inputs[:30]), net.traced(inputs[:30])[1].actions.mean().item()
-    for name, value in before.items():
-        setattr(net, name, value)
-    return out
-
-
-def test_a_higher_threshold_keeps_less(trained):
-    assert logits_of(trained, inf_thresh=0.9)[1] < logits_of(trained)[1] - 0.02
-
-
 def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
     more = ("--inf_thresh", "0.9", "--infer_mode", "sample", "--temperature", "0.5")
     exp, file = experiment("dynamos", *argv(nf=8), *more), tmp_path / "a.pt"
@@ -126,18 +102,11 @@ def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
     assert (model.net.inf_thresh, model.net.sample, model.net.temperature) == (0.9, True, 0.5)
 
 
-def test_sampling_follows_the_seed(trained):
-    torch.manual_seed(1)
-    first, other = logits_of(trained, sample=True)[0], logits_of(trained, sample=True)[0]
-    torch.manual_seed(1)
-    assert torch.equal(logits_of(trained, sample=True)[0], first) and not torch.equal(other, first)
-
-
+@torch.no_grad()
 def test_sparse_inference_gives_the_same_scores(trained):
-    dense = logits_of(trained)[0]
-    trained.args.sparse_infer = True
-    sparse = logits_of(trained)[0]
-    trained.args.sparse_infer = False
+    model, (inputs, _) = trained.model.eval(), next(iter(trained.dataset.test_loaders[0]))
+    dense, trained.args.sparse_infer = model(inputs[:30]), True
+    sparse, trained.args.sparse_infer = model(inputs[:30]), False
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
     assert not torch.equal(sparse, dense)
 

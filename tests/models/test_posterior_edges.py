@@ -9,6 +9,7 @@ import torch
 
 from backbone.utils.task_hypernetwork import TaskHypernetwork
 from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
+from models.utils.state import describe
 from tests.models.helpers import experiment, finished, first_batch
 from utils.check.sync import SyncDetector
 from utils.errors import UserError
@@ -28,20 +29,18 @@ def test_a_stream_may_be_entered_late(more):
     assert model.forward(torch.zeros(4, 2)).shape == (4, 6)
 
 
-def test_one_head_for_all_is_refused_where_tasks_have_classes_of_their_own():
-    with pytest.raises(UserError, match="--heads single"):
-        experiment("vcl", "--heads", "single", dataset="seq-gmm2d")
-
-
-@pytest.mark.parametrize("method", ["vcl", "pr_bbb"])
-def test_the_local_trick_is_refused_before_anything_is_trained(method):
-    with pytest.raises(UserError, match="fully connected"):
-        experiment(method, "--local_reparam", "--backbone", "convnet")
-
-
-def test_coresets_need_tasks_to_tell_apart():
-    with pytest.raises(UserError, match="drop it"):
-        experiment("pr_bbb", "--coreset_size", "3", "--joint", dataset="seq-gmm2d")
+@pytest.mark.parametrize(
+    ("method", "stream", "more", "reason"),
+    [
+        ("vcl", "seq-gmm2d", "--heads single", "--heads single"),
+        ("vcl", "seq-digits", "--local_reparam --backbone convnet", "fully connected"),
+        ("pr_bbb", "seq-gmm2d", "--coreset_size 3 --joint", "drop it"),
+        ("ewc_post", "perm-digits", "--ewc_head growing", "share their classes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_the_start(method, stream, more, reason):
+    with pytest.raises(UserError, match=reason):
+        experiment(method, *more.split(), dataset=stream)
 
 
 @pytest.mark.parametrize("more", [(), ("--no_hnet",)], ids=" ".join)
@@ -64,6 +63,7 @@ def test_coresets_leave_running_statistics_alone():
     model.coreset_images, model.coreset_labels = batch[2][:3].unsqueeze(0), batch[1][:3].unsqueeze(0)
     model.separate_tasks(1)
     assert torch.equal(model.statistics, kept)
+    assert describe(model)  # nothing that a call left on the layers, which no checkpoint could hold
 
 
 def test_one_task_is_not_inferred():
@@ -85,12 +85,8 @@ def test_the_short_way_to_the_squared_change_does_not_wait():
     exp = experiment("pr_bbb", "--hnet_arch", "2", "--chunk_size", "20", "--n_iters", "2", dataset="seq-gmm2d")
     model, batch = first_batch(exp, 1)
     calls = []
-
-    def watched():
-        with SyncDetector(calls):
-            model.observe(*batch)
-
-    watched()
+    with SyncDetector(calls):
+        model.observe(*batch)
     assert not calls
 
 
@@ -134,8 +130,6 @@ def test_a_head_that_is_not_a_number_is_not_taken_for_certain():
 
 
 def test_gauss_initialisation_of_chunks_where_task_embeddings_are_large():
-    from backbone.utils.task_hypernetwork import TaskHypernetwork
-
     torch.manual_seed(0)
     hyper = TaskHypernetwork(2000, [], 32, chunk=50)
     hyper.initialise_gauss([(2000, 0.003)])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from models.der import DER
+from models.derpp import DERpp
 from models.er_ace import ERACE
 from models.gdumb import cutmix, learning_rate
 from models.gss import GSS
@@ -20,13 +21,18 @@ from tests.models.helpers import Flat, enter, experiment, finished, first_batch,
 REPLAY = ["--buffer_size", "4", "--minibatch_size", "1", "--batch_size", "1"]
 
 
-def test_der_by_hand():
-    model = small(DER, *REPLAY, "--alpha", "0.3")
+@pytest.mark.parametrize("cls, more", [(DER, []), (DERpp, ["--beta", "0.7"])])
+def test_dark_replay_by_hand(cls, more):
+    model = small(cls, *REPLAY, "--alpha", "0.3", *more)
     assert set(model.observe(image(1, 0), torch.tensor([0]), image(1, 0))) == {"loss", "ce"}
+    assert not model.buffer.logits[0].any()  # logits before the step, from zero weights
+    # After one step on (1, 0), label 0: z = W x + b = 2 * 0.1 * (.75, -.25, -.25, -.25).
+    z = torch.tensor([0.15, -0.05, -0.05, -0.05])
+    expected = {"ce": -torch.log_softmax(z / 2, 0)[1], "logits": 0.3 * z.square().mean()}
+    if more:
+        expected["replay"] = -0.7 * torch.log_softmax(z, 0)[0]
     terms = model.observe(image(0, 0), torch.tensor([1]), image(0, 0))
-    z = torch.tensor([0.15, -0.05, -0.05, -0.05])  # after one step from zero weights; the stored logits are 0
-    assert terms["logits"].item() == pytest.approx(0.3 * z.square().mean().item(), rel=1e-5)
-    assert terms["loss"].item() == pytest.approx(terms["ce"].item() + terms["logits"].item())
+    torch.testing.assert_close(terms, {"loss": sum(expected.values()), **expected})
 
 
 def test_er_ace_leaves_old_classes_out_for_new_images():

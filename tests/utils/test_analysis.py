@@ -68,11 +68,8 @@ def test_costs_by_hand():
     model.opt = torch.optim.Adam(model.net.parameters())
     model.opt.step()  # gradients and the optimiser's moments do not
     assert costs(model) == {"parameters": 12, "network_bytes": 48, "buffer_bytes": 500, "method_bytes": 520}
-
-
-def test_a_teacher_is_a_cost():
     model = small(load("model", "lwf"))
-    model.teacher.take(model.net)
+    model.teacher.take(model.net)  # a teacher is a cost
     assert costs(model)["method_bytes"] == 48 and costs(model)["parameters"] == 24
 
 
@@ -93,20 +90,11 @@ def test_what_is_something_else_under_the_name_report():
         assert analysis.report_of(model, None, range(1)) == Report()
 
 
-class NoFeatures(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 4)
-
-    def forward(self, x):
-        return self.layer(x.flatten(1))
-
-
 def test_which_features_are_shown():
     model = small(load("model", "sgd"))
     inputs = torch.rand(3, 1, 1, 2)
     assert torch.equal(analysis._features(model, inputs, 0), inputs.flatten(1))
-    model.net = NoFeatures()
+    model.net = nn.Sequential(nn.Flatten(), nn.Linear(2, 4))
     assert analysis._features(model, inputs, 0) is None
     model.net = net = experiment("sgd").model.net
     inputs = torch.rand(3, 1, 8, 8)
@@ -123,16 +111,13 @@ def test_streams_of_other_settings(dataset):
     exp = experiment("sgd", "--n_epochs", "1", dataset=dataset)
     found = analyse(exp.model, exp.dataset, 0)
     assert found.confusion is None and len(found.embedding[0]) > 100
-
-
-def test_labels_that_are_not_one_per_example():
-    exp = experiment("sgd", "--n_epochs", "1")
-    exp.dataset.test_loaders = [[(torch.rand(2, 1, 8, 8), torch.zeros(2, 5, dtype=torch.int64))]]
-    exp.dataset.test_loaders[0] = type("L", (list,), {"dataset": range(2)})(exp.dataset.test_loaders[0])
+    labels = torch.zeros(2, 5, dtype=torch.int64)  # not one per example
+    loader = type("Loader", (list,), {"dataset": range(2)})([(torch.rand(2, 1, 8, 8), labels)])
+    exp.dataset.test_loaders = [loader]
     assert analysis.look_at_tests(exp.model, exp.dataset, range(1)) == (None, None)
 
 
-def test_a_run_leaves_its_costs_and_plots(tmp_path):
+def test_a_run_leaves_its_costs_and_plots(tmp_path, undrawn):
     argv = ["--model", "er", "--dataset", "seq-digits", *SHORT, *ER, "--num_threads", "1", "--results_path"]
     assert entry.main([*argv, str(tmp_path / "a")]) == 0
     (folder,) = (tmp_path / "a").glob("*/*/*/2*")

@@ -2,11 +2,12 @@
 
 import pytest
 
+from utils import registry
 from utils.errors import UserError
 from utils.run.best_args import check_rows, find_row, list_rows, load_rows
+from utils.run.config import resolve
 
 MULTISTEP = {"lr_scheduler": "multisteplr", "lr_milestones": [35, 45], "sched_multistep_lr_gamma": 0.2}
-CLASS_IL = {"seq-mnist", "seq-cifar10", "seq-tinyimg"}
 
 
 PUBLISHED = [
@@ -53,13 +54,26 @@ def test_every_row_of_the_literature_is_there():
     names = ("sgd", "joint", "er", "derpp", "ewc_on", "lwf", "pah")
     count = {m: sum(len(rows) for d, rows in load_rows(m).items() if "vision" not in d) for m in names}
     assert count == {"sgd": 7, "joint": 7, "er": 20, "derpp": 20, "ewc_on": 5, "lwf": 4, "pah": 5}
-    for method in ("sgd", "joint", "er", "derpp", "ewc_on", "lwf"):
-        for dataset, rows in load_rows(method).items():
-            for row in (row for row in rows if "verified" in row):
-                assert isinstance(row["args"]["lr"], float)
-                assert row["verified"] in (True, False)
-                if dataset in CLASS_IL:
-                    assert row["published"].keys() == {"class-il", "task-il"}
+
+
+@pytest.mark.parametrize(("method", "dataset", "buffer_size"), list_rows())
+def test_the_runner_takes_the_row_as_it_is(method, dataset, buffer_size):
+    size = [] if buffer_size is None else ["--buffer_size", str(buffer_size)]
+    config = resolve(["--model", method, "--dataset", dataset, "--load_best_args", *size])
+    stored = config.row["args"]
+    assert {name: getattr(config.args, name) for name in stored} == stored
+    assert {config.origins[name] for name in stored if name != "buffer_size"} == {"best_args"}
+
+
+@pytest.mark.parametrize("method", ["sgd", "joint", "er", "derpp", "ewc_on", "lwf"])
+def test_published_scores_belong_to_the_setting_of_the_dataset(method):
+    for dataset, rows in load_rows(method).items():
+        for row in rows:
+            if "published" in row:
+                assert registry.load("dataset", dataset).SETTING in row["published"], dataset
+                assert all(0 < scores["acc"] < 100 for scores in row["published"].values())
+            else:
+                assert row["source"].startswith("chosen here")
 
 
 def test_joint_has_the_hyperparameters_of_sgd():
@@ -73,54 +87,37 @@ def test_lwf_is_marked_as_not_comparable():
 
 
 def write(folder, text, name="toy_method"):
-    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (folder / f"{name}.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
 
 
-def test_missing_or_empty_file_has_no_rows(tmp_path):
-    assert load_rows("toy", tmp_path) == {}
-    assert load_rows("toy", write(tmp_path, "# nothing yet\n", "toy")) == {}
+ANY = "seq_toy:\n  - args: {lr: 0.1}\n"
+SIZED = "seq-toy:\n  - buffer_size: 20\n    args: {lr: 0.2}\n"
+BOTH = "seq-toy:\n  - args: {lr: 0.1}\n  - buffer_size: 20\n    args: {lr: 0.2}\n"
 
 
-def test_minus_and_underscore_are_the_same_in_names(tmp_path):
-    write(tmp_path, "seq_toy:\n  - args: {lr: 0.1}\n    source: here\n")
-    assert find_row("Toy-Method", "SEQ-toy", None, tmp_path)["args"] == {"lr": 0.1}
+@pytest.mark.parametrize("text, size, expected", [
+    (ANY, None, {"lr": 0.1}),
+    (ANY, 500, {"lr": 0.1}),  # a method without a buffer
+    (SIZED, None, {"lr": 0.2, "buffer_size": 20}),
+    (BOTH, 20, {"lr": 0.2, "buffer_size": 20}),
+    (BOTH, 30, {"lr": 0.1}),
+    (BOTH, None, {"lr": 0.1}),
+])  # fmt: skip
+def test_the_row_that_is_found(tmp_path, text, size, expected):
+    assert find_row("Toy-Method", "SEQ-toy", size, write(tmp_path, text))["args"] == expected
 
 
-def test_a_method_without_buffer_ignores_the_size(tmp_path):
-    write(tmp_path, "seq-toy:\n  - args: {lr: 0.1}\n")
-    assert find_row("toy_method", "seq-toy", 500, tmp_path)["args"] == {"lr": 0.1}
-
-
-def test_the_only_buffer_row_needs_no_size_and_brings_its_own(tmp_path):
-    write(tmp_path, "seq-toy:\n  - buffer_size: 20\n    args: {lr: 0.1}\n")
-    assert find_row("toy_method", "seq-toy", None, tmp_path)["args"] == {"lr": 0.1, "buffer_size": 20}
-    assert load_rows("toy_method", tmp_path)["seq-toy"][0]["args"] == {"lr": 0.1}
-    with pytest.raises(UserError, match=r"--buffer_size 30 \(stored for: 20\)"):
-        find_row("toy_method", "seq-toy", 30, tmp_path)
-
-
-def test_a_row_of_the_very_size_goes_before_one_for_any_size(tmp_path):
-    write(tmp_path, "seq-toy:\n  - args: {lr: 0.1}\n  - buffer_size: 20\n    args: {lr: 0.2}\n")
-    assert find_row("toy_method", "seq-toy", 20, tmp_path)["args"]["lr"] == 0.2
-    assert find_row("toy_method", "seq-toy", 30, tmp_path)["args"] == {"lr": 0.1}
-    assert find_row("toy_method", "seq-toy", None, tmp_path)["args"] == {"lr": 0.1}
-
-
-def test_what_is_not_stored_is_answered_with_what_is():
-    with pytest.raises(UserError, match="several buffer sizes: add --buffer_size, one of 200, 500, 5120"):
-        find_row("er", "seq-mnist", None)
-    with pytest.raises(UserError, match=r"er on seq-mnist with --buffer_size 300 \(stored for: 200, 500, 5120\)"):
-        find_row("er", "seq-mnist", 300)
-    with pytest.raises(UserError, match=r"er on 'seq-cifar11'; did you mean seq-cifar10.*stored for: seq-mnist, perm-"):
-        find_row("er", "seq-cifar11", 200)
-    with pytest.raises(UserError, match=r"for method 'nothing' \(stored for: .*er, .*sgd"):
-        find_row("nothing", "seq-mnist", None)
-
-
-def test_no_rows_at_all(tmp_path):
-    with pytest.raises(UserError, match="stored for: none"):
-        find_row("er", "seq-mnist", 200, tmp_path)
+@pytest.mark.parametrize("text, method, dataset, size, words", [
+    (None, "er", "seq-mnist", None, "several buffer sizes: add --buffer_size, one of 200, 500, 5120"),
+    (None, "er", "seq-mnist", 300, r"er on seq-mnist with --buffer_size 300 \(stored for: 200, 500, 5120\)"),
+    (None, "er", "seq-cifar11", 200, r"'seq-cifar11'; did you mean seq-cifar10.*stored for: seq-mnist, perm-"),
+    (None, "nothing", "seq-mnist", None, r"for method 'nothing' \(stored for: .*er, .*sgd"),
+    ("# nothing yet\n", "toy_method", "seq-toy", None, "stored for: none"),
+])  # fmt: skip
+def test_what_is_not_stored_is_answered_with_what_is(tmp_path, text, method, dataset, size, words):
+    with pytest.raises(UserError, match=words):
+        find_row(method, dataset, size, text and write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +128,7 @@ def test_no_rows_at_all(tmp_path):
         ("seq-toy:\n  - args: {}\nseq-toy:\n  - args: {}\n", "line 3: 'seq-toy' appears twice"),
         ("seq-toy:\n  - args: {lr: 1, lr: 2}\n", "line 2: 'lr' appears twice"),
         ("ok: 1\nbad: \x07\n", "toy_method.yaml, line 2"),
+        (b"a: 1\nb: \xff\xfe\n", "toy_method.yaml, line 2"),
         ("seq-toy:\n  - args: {}\n    note: 2026-13-45\n", "line 3: '2026-13-45': month must be"),
         ("- args: {}\n", "line 1: expected 'dataset:'"),
         ("360:\n  - args: {}\n", "'360' is no dataset's name"),
@@ -142,12 +140,6 @@ def test_no_rows_at_all(tmp_path):
 def test_malformed_files_name_the_file_and_the_place(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         load_rows("toy_method", write(tmp_path, text))
-
-
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "toy.yaml").write_bytes(b"a: 1\nb: \xff\xfe\n")
-    with pytest.raises(UserError, match="toy.yaml, line 2"):
-        load_rows("toy", tmp_path)
 
 
 def test_list_rows(tmp_path):
@@ -183,20 +175,17 @@ SOUND = {"args": {"lr": 0.1}, "source": "here"}
     ],
 )
 def test_check_rows_finds_planted_problems(row, problem):
-    problems = check_rows({"seq-toy": [SOUND | row]}, {"lr", "buffer_size"})
-    assert len(problems) == 1
-    assert problems[0].startswith("seq-toy")
-    assert problem in problems[0]
+    (found,) = check_rows({"seq-toy": [SOUND | row]}, {"lr", "buffer_size"})
+    assert found.startswith("seq-toy") and problem in found
 
 
-def test_check_rows_finds_a_row_twice():
-    (problem,) = check_rows({"seq-toy": [SOUND], "seq_toy": [SOUND]}, {"lr"})
-    assert "two rows" in problem
-
-
-def test_a_buffer_row_needs_a_method_with_a_buffer():
-    (problem,) = check_rows({"seq-toy": [SOUND | {"buffer_size": 20}]}, {"lr"})
-    assert "'buffer_size' is no option" in problem
+@pytest.mark.parametrize("rows, problem", [
+    ({"seq-toy": [SOUND], "seq_toy": [SOUND]}, "two rows"),
+    ({"seq-toy": [SOUND | {"buffer_size": 20}]}, "'buffer_size' is no option"),
+])  # fmt: skip
+def test_check_rows_looks_at_all_rows_and_options(rows, problem):
+    (found,) = check_rows(rows, {"lr"})
+    assert problem in found
 
 
 def test_check_rows_accepts_sound_rows():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -18,8 +19,7 @@ import pytest
 import main as entry
 from tests.utils.test_loggers import SUMMARY, a_run, evaluate, go
 from utils.args import canonical
-from utils.errors import Stopped, UserError
-from utils.log import mlflow_logger
+from utils.errors import Stopped
 from utils.log.loggers import CSVLogger
 from utils.log.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
 from utils.registry import ROOT
@@ -42,21 +42,16 @@ class Fake:
 
     def client(self, uri):
         self.uris.append(uri)
-        return self
+        return Client(self)
 
-    def __getattribute__(self, name):
-        if not name.startswith("_") and name not in ("runs", "experiments", "down", "uris", "client", "named"):
-            random.random()  # as waiting times between attempts do
-            if self.down in (True, name):
-                raise ConnectionError("no\nanswer")
-        return super().__getattribute__(name)
+    def create_experiment(self, name, artifact_location=None):
+        if name in self.experiments:
+            raise ValueError(f"{name} exists")
+        self.experiments[name] = SimpleNamespace(experiment_id=name, lifecycle_stage="active", place=artifact_location)
+        return name
 
     def get_experiment_by_name(self, name):
         return self.experiments.get(name)
-
-    def create_experiment(self, name, artifact_location=None):
-        self.experiments[name] = SimpleNamespace(experiment_id=name, lifecycle_stage="active", place=artifact_location)
-        return name
 
     def search_runs(self, experiment_ids, filter_string, max_results):
         wanted = re.fullmatch(rf"tags\.`{RUN_TAG}` = '(.*)'", filter_string).group(1)
@@ -68,30 +63,27 @@ class Fake:
         self.runs.append(SimpleNamespace(info=info, data=data, experiment=experiment_id, points=[], files=[]))
         return self.runs[-1]
 
-    def _run(self, run_id):
-        return self.runs[int(run_id)]
-
     def log_batch(self, run_id, metrics=(), params=()):
-        run = self._run(run_id)
+        run = self.runs[int(run_id)]
         assert len(metrics) <= 1000 and len(params) <= 100 and not {p.key for p in params} & run.data.params.keys()
         run.data.params |= {p.key: p.value for p in params}
         run.points += metrics
         run.data.metrics |= {m.key: m.value for m in metrics}
 
     def get_metric_history(self, run_id, key):
-        return [m for m in self._run(run_id).points if m.key == key]
+        return [m for m in self.runs[int(run_id)].points if m.key == key]
 
     def log_artifact(self, run_id, path):
-        self._run(run_id).files.append(path.rpartition("/")[2])
+        self.runs[int(run_id)].files.append(path.rpartition("/")[2])
 
     def set_tag(self, run_id, key, value):
-        self._run(run_id).data.tags[key] = value
+        self.runs[int(run_id)].data.tags[key] = value
 
     def update_run(self, run_id, status):
-        self._run(run_id).info.status = status
+        self.runs[int(run_id)].info.status = status
 
     def set_terminated(self, run_id, status, end_time=None):
-        self._run(run_id).info.status, self._run(run_id).info.end_time = status, end_time or time.time_ns()
+        self.runs[int(run_id)].info.__dict__.update(status=status, end_time=end_time or time.time_ns())
 
     def named(self, text):
         """The one run whose folder's name contains this."""
@@ -99,16 +91,25 @@ class Fake:
         return run
 
 
+class Client:
+    """The way to a store, which may be down."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getattr__(self, name):
+        random.random()  # as waiting times between attempts do
+        if self.store.down in (True, name):
+            raise ConnectionError("no\nanswer")
+        return getattr(self.store, name)
+
+
 @pytest.fixture
 def store(monkeypatch):
     fake, module = Fake(), ModuleType("mlflow")
     module.MlflowClient = fake.client
-    module.entities = SimpleNamespace(
-        Metric=lambda key, value, timestamp, step: SimpleNamespace(
-            key=key, value=value, timestamp=timestamp, step=step
-        ),
-        Param=lambda key, value: SimpleNamespace(key=key, value=value),
-    )
+    metric = namedtuple("Metric", "key value timestamp step")
+    module.entities = SimpleNamespace(Metric=metric, Param=namedtuple("Param", "key value"))
     monkeypatch.setitem(sys.modules, "mlflow", module)
     return fake
 
@@ -138,25 +139,25 @@ def of_rows(points):
     return {k: v for k, v in curves(points).items() if not re.fullmatch(r"loss/.*|lr|.*/acc_mean", k[0])}
 
 
-def test_the_store_receives_what_stands_in_the_matrices(tmp_path, store):
+def test_the_store_receives_what_stands_in_the_files(tmp_path, store):
     run = a_run(tmp_path)
     run.environment["commit"] = "abc (tree has changes)"
-    go(run, CSVLogger(), logger_of(run))
+    logger = logger_of(run, "local")
+    go(run, CSVLogger(), logger)
+    assert store.uris == [f"sqlite:///{tmp_path}/mlflow.db"] and (tmp_path / "mlflow.db").is_file()
+    assert store.experiments["class-il/seq-mnist"].place == (tmp_path / "mlartifacts").as_uri()
     (tracked,) = store.runs
     found = curves(tracked.points)
-    for scenario, matrix in run.matrices.items():
-        for task, row in enumerate(matrix[:2]):
-            got = [found[f"{scenario}/acc_task{i + 1:02d}", 100 * (task + 1)] for i in range(task + 1)]
-            assert got == row[: task + 1].tolist()
     assert found["class-il/acc_mean", 200] == 70 and found["class-il/acc_mean", 150] == 70
     assert ("class-il/acc_task02", 150) not in found  # nan was not evaluated
-    assert found["task-il/acc", 200] == 93.75 and found["class-il/forgetting", 200] == 30
     assert of_rows(tracked.points) == rows_as_metrics(tmp_path)
     assert tracked.experiment == "class-il/seq-mnist" and tracked.info.run_name == f"er {tmp_path.name}"
     assert tracked.data.params == {name: str(value) for name, value in run.config.items()}
     tags = tracked.data.tags
     assert tags["mlflow.source.git.commit"] == "abc" and tags["torch"] == "2" and tags["seed"] == "0"
     assert set(tracked.files) == set(FILES) - {"report.html"} and tracked.info.status == "FINISHED"
+    logger.run_stopped(run, RuntimeError())
+    assert tracked.info.status == "FAILED"
 
 
 def test_losses_are_sent_now_and_then_and_names_are_made_fit(tmp_path, store):
@@ -173,10 +174,14 @@ def test_losses_are_sent_now_and_then_and_names_are_made_fit(tmp_path, store):
 
 
 def test_a_resumed_run_goes_on_in_the_same_place_with_nothing_doubled(tmp_path, store):
-    def first_task(run, logger):
+    def first_task(name):
+        run = a_run(tmp_path / name, scenarios=("class-il",), n_tasks=2)
+        run.folder.mkdir()
+        logger = logger_of(run)
         logger.run_started(run)
         logger.step(50, {"loss": 2.0}, 0.1)
         evaluate(run, [logger], 0, {"class-il": [90.0]})
+        return run, logger
 
     def second_task(run, logger):
         for step in (150, 200):
@@ -184,14 +189,8 @@ def test_a_resumed_run_goes_on_in_the_same_place_with_nothing_doubled(tmp_path, 
         evaluate(run, [logger], 1, {"class-il": [60.0, 80.0]})
         logger.run_ended(run, {"class-il": {"acc": 70.0}})
 
-    for name in ("whole", "stopped"):
-        (tmp_path / name).mkdir()
-    whole = a_run(tmp_path / "whole", scenarios=("class-il",), n_tasks=2)
-    logger = logger_of(whole)
-    first_task(whole, logger), second_task(whole, logger)
-    stopped = a_run(tmp_path / "stopped", scenarios=("class-il",), n_tasks=2)
-    logger = logger_of(stopped)
-    first_task(stopped, logger)
+    second_task(*first_task("whole"))
+    stopped, logger = first_task("stopped")
     logger.step(150, {"loss": 100 / 150}, 0.1)  # after the checkpoint
     logger.run_stopped(stopped, Stopped(signal.SIGTERM, None, 160))
     assert store.named("stopped").info.status == "KILLED"
@@ -234,14 +233,6 @@ def test_a_store_that_fails_costs_one_line_and_no_numbers(tmp_path, store, capsy
     assert curves(store.named("").points)["class-il/acc_task02", 200] == 80
     assert store.named("").info.status == "FINISHED" and not capsys.readouterr().err
     assert random.getstate() == state
-
-
-def test_a_failed_run_is_marked(tmp_path, store):
-    run = a_run(tmp_path)
-    logger = logger_of(run)
-    go(run, logger, end=False)
-    logger.run_stopped(run, RuntimeError())
-    assert store.named("").info.status == "FAILED"
 
 
 def test_seeds_are_nested_and_summed_up_and_later_ones_join(tmp_path, store, capsys):
@@ -289,30 +280,18 @@ def test_without_the_package_it_is_one_line_and_status_2(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize("uri, words", [
-    ("http://store", "no answer"), ("sqlite:///{}/text/x.db", "text/x.db"), ("sqlite:///{}/text", "not a database"),
+    ("http://store", "'class-il/seq-digits' was deleted: restore it"), ("http://down", "no answer"),
+    ("sqlite:///{}/text/x.db", "text/x.db"), ("sqlite:///{}/text", "not a database"),
 ])  # fmt: skip
 def test_a_store_that_cannot_be_used_is_one_line_and_status_2(tmp_path, store, capsys, uri, words):
     (tmp_path / "text").write_text("no database" * 100)
-    store.down = True
+    store.create_experiment("class-il/seq-digits")
+    store.experiments["class-il/seq-digits"].lifecycle_stage = "deleted"
+    store.down = uri != "http://store"
     status = entry.main([*DIGITS, "--mlflow", uri.format(tmp_path), "--results_path", str(tmp_path / "results")])
     err = capsys.readouterr().err
     assert status == 2 and err.count("\n") == 1 and words in err and "cannot be used" in err
     assert not (tmp_path / "results").exists()
-
-
-def test_a_deleted_experiment_is_explained(tmp_path, store):
-    run = a_run(tmp_path)
-    store.create_experiment("class-il/seq-mnist")
-    store.experiments["class-il/seq-mnist"].lifecycle_stage = "deleted"
-    with pytest.raises(UserError, match="'class-il/seq-mnist' was deleted: restore it"):
-        mlflow_logger.Store(argparse.Namespace(mlflow="http://store", results_path=tmp_path), run)
-
-
-def test_the_store_is_below_the_results_by_default(tmp_path, store):
-    run = a_run(tmp_path)
-    go(run, logger_of(run, "local"))
-    assert store.uris == [f"sqlite:///{tmp_path}/mlflow.db"] and (tmp_path / "mlflow.db").is_file()
-    assert store.experiments["class-il/seq-mnist"].place == (tmp_path / "mlartifacts").as_uri()
 
 
 @installed

@@ -1,5 +1,6 @@
 """The runs that the conformance checks compare: watched, looked at more often, stopped and continued."""
 
+import copy
 import functools
 import json
 import os
@@ -60,7 +61,7 @@ def observed(case: Case) -> Ended:
     waits, overwritten, no_losses, original = [], [], [], exp.model.observe
 
     def watched(inputs, labels, not_aug_inputs, **kwargs):
-        before = copied([inputs, labels, not_aug_inputs])
+        before = copy.deepcopy([inputs, labels, not_aug_inputs])
         with SyncDetector(waits):
             out = original(inputs, labels, not_aug_inputs, **kwargs)
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))
@@ -169,24 +170,12 @@ def continue_elsewhere(given: str) -> None:
 
 def state_of(exp: Experiment) -> dict:
     """What the method remembers, its optimisers included, and where the random generators are."""
-    return {
-        "model": copied(describe(exp.model)),
-        "random": random_state(),
-    }
+    return {"model": copy.deepcopy(describe(exp.model)), "random": random_state()}
 
 
 def scores_of(exp: Experiment) -> list[dict]:
     """Every evaluation of a run."""
     return [vars(evaluation) for evaluation in exp.run.history]
-
-
-def copied(value):
-    """A deep copy of nested dicts, lists and tensors."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {k: copied(v) for k, v in value.items()}
-    return [copied(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def differing_entries(a, b, name: str = "") -> list[str]:

@@ -6,6 +6,7 @@ Nothing here changes a weight, a mode or a random state, so a run with and witho
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -126,17 +127,12 @@ def _features(model: ContinualModel, inputs: Tensor, task: int) -> Tensor | None
     has another classifier; None where there is no telling, as when it predicts by copies of the network.
     """
     seen: list[tuple[nn.Module, Tensor]] = []
-    hooks = [
-        part.register_forward_pre_hook(lambda part, given: seen.extend((part, x) for x in given[:1]))
-        for part in model.net.modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for part in model.net.modules():
+            hook = part.register_forward_pre_hook(lambda part, given: seen.extend((part, x) for x in given[:1]))
+            hooks.callback(hook.remove)
         model.predict(inputs, task)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    classifier = getattr(model.net, "classifier", None)
-    read = [x for part, x in seen if part is classifier]
+    read = [x for part, x in seen if part is getattr(model.net, "classifier", None)]
     if len(read) != 1 and seen and hasattr(model.net, "features"):
         read = [model.net.features(inputs)]
     return read[0] if len(read) == 1 and read[0].dim() == 2 else None

@@ -9,6 +9,7 @@ twice the later run counts); where options differ, the entry's name says which.
 
 import argparse
 import csv
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,14 @@ from utils.args import NEUTRAL
 from utils.atomic import write_text
 from utils.errors import UserError
 from utils.log import plots
-from utils.log.page import count, image, page, section, table
-from utils.metrics import METRICS
+from utils.log.page import count, images, page, section, table
+from utils.metrics import METRICS, spread
 
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}
 MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
 NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *(metric.column for metric in METRICS.values())}
+SCORE = re.compile(r"task\d+")
 Row = dict[str, str]
 Spread = tuple[float, float, int]  # mean, standard deviation, runs
 
@@ -54,7 +56,7 @@ def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
     out: dict[str, dict[str | None, Row]] = {}
     for method in dict.fromkeys(method for method, _ in rows):
         mine = [row for other, row in rows if other == method]
-        options = [name for name in mine[0] if name not in NOT_OPTIONS and not _is_score(name)]
+        options = [name for name in mine[0] if name not in NOT_OPTIONS and not SCORE.fullmatch(name)]
         differing = [name for name in options if len({row.get(name) for row in mine}) > 1]
         for row in mine:
             told = [f"{name} {row[name]}" for name in differing if row[name]]
@@ -64,12 +66,13 @@ def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
 
 def measured(rows: Sequence[Row]) -> dict[str, Spread]:
     """Mean, sample standard deviation and number of runs of every measure that is defined."""
-    from utils.log.report import spread
-
     out = {}
     for measure, column in MEASURES.items():
-        values = [_number(row.get(column or _last_task(row))) for row in rows]
-        known = [value for value in values if value is not None]
+        texts = [row.get(column or _last_task(row)) for row in rows]
+        try:
+            known = [float(text) for text in texts if text]
+        except ValueError as e:
+            raise UserError(f"{measure} in a mean_accs.csv is no number: {e}") from None
         if known:
             mean, deviation, _, n = spread(known)
             out[measure] = (mean, deviation, n)
@@ -90,13 +93,13 @@ def write_comparison(tables: dict[tuple[str, str], list[tuple[str, Row]]], path:
 
 
 def _bars(found: dict[str, dict[str, Spread]]) -> str:
-    images = []
+    figures = []
     for measure, unit, highest in (("final accuracy", "%", 112), ("forgetting", "points", None)):
         bars = {name: values[measure][:2] for name, values in found.items() if measure in values}
         if bars:
             title = f"{measure.capitalize()}: mean and standard deviation over runs"
-            images.append(image(plots.comparison_bars(bars, f"{measure} ({unit})", title, highest), measure))
-    return f'<div class="plots">{"".join(images)}</div>'
+            figures.append((plots.comparison_bars(bars, f"{measure} ({unit})", title, highest), measure, False))
+    return images(figures)
 
 
 def _numbers(found: dict[str, dict[str, Spread]]) -> str:
@@ -112,22 +115,11 @@ def _numbers(found: dict[str, dict[str, Spread]]) -> str:
         "joint training on all tasks minus learning accuracy.</p>"
     )
     head = ["method", "runs", *MEASURES, "intransigence"]
-    return table(head, rows, "dense", numeric=range(1, len(head))) + note
-
-
-def _is_score(name: str) -> bool:
-    return name.startswith("task") and name[4:].isdigit()
+    return table(head, rows, texts=1, dense=True) + note
 
 
 def _last_task(row: Row) -> str:
-    return f"task{max((int(name[4:]) for name in row if _is_score(name)), default=0)}"
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
+    return max(filter(SCORE.fullmatch, row), key=lambda name: int(name[4:]), default="")
 
 
 def main(argv: list[str]) -> int:

@@ -11,9 +11,31 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import TrainingFailed
-from utils.record import Evaluation, Experiment, Position, Run
+from utils.record import Evaluation, Experiment, Position, Run, Summary
 
 FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does the loop wait for the device
+
+
+class Logger:
+    """Ignores every event; a logger overrides those it writes down."""
+
+    def run_started(self, run: Run) -> None:
+        """Called once before training; a resumed run comes with its history."""
+
+    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Called every few iterations with the means of the loss terms since the last call."""
+
+    def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        """Called after every evaluation; `run.matrices` and `run.history` hold it already."""
+
+    def saving(self, run: Run) -> None:
+        """Called before a checkpoint is written: what was logged so far must be on its way to the disk."""
+
+    def run_ended(self, run: Run, summary: Summary) -> None:
+        """Called once, with the metrics of each scenario."""
+
+    def run_stopped(self, run: Run, error: BaseException) -> None:
+        """Called in place of `run_ended` when training ends before its end."""
 
 
 class Log:
@@ -28,7 +50,7 @@ class Log:
         bar: whether a progress bar is shown, where stderr is a terminal.
 
     Attributes:
-        loggers: see `utils.log.loggers.Logger`.
+        loggers: see `Logger`.
         after_step, after_task: called with the position reached (checkpoints).
     """
 
@@ -61,10 +83,8 @@ class Log:
 
     def step(self, losses: Any, at: Position) -> None:
         """Note the result of one `observe`: tensor, float or dict with 'loss'."""
-        if type(losses) is dict:
-            losses = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in losses.items()}
-        elif isinstance(losses, torch.Tensor):
-            losses = losses.detach()
+        losses = losses if isinstance(losses, dict) else {"loss": losses}
+        losses = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in losses.items()}
         self.pending.append(losses)
         if len(self.pending) == FLUSH_EVERY:
             self.flush(at)
@@ -96,8 +116,7 @@ class Log:
         Raises:
             TrainingFailed: one of them is not finite; names the step, the task and the terms.
         """
-        rows = [losses if isinstance(losses, dict) else {"loss": losses} for losses in self.pending]
-        rows = [{name: v for name, v in row.items() if v is not None} for row in rows]
+        rows = [{name: v for name, v in row.items() if v is not None} for row in self.pending]
         tensors = [v for row in rows for v in row.values() if isinstance(v, torch.Tensor)]
         values = iter(torch.stack([v.float() for v in tensors]).tolist() if tensors else ())
         rows = [{n: next(values) if isinstance(v, torch.Tensor) else float(v) for n, v in row.items()} for row in rows]

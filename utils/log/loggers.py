@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from utils import criterion
 from utils.atomic import file_errors, write_text
 from utils.config_file import write_config
 from utils.log import plots
-from utils.log.logger import Logger, Summary, seen_mean
+from utils.log.events import Logger
 from utils.log.report import excluded_terms, summarise_run, write_report
 from utils.metrics import METRICS
-from utils.record import Evaluation, Run
+from utils.record import Evaluation, Run, Summary
 
 
 class CSVLogger(Logger):
@@ -40,77 +39,56 @@ class CSVLogger(Logger):
 
     def run_started(self, run: Run) -> None:
         if not run.position:
-            self._write_config(run)
+            about = {"model": run.model_name, "dataset": run.dataset_name, "setting": run.setting, "seed": run.seed}
+            about |= {"parameters": run.parameters, "options": run.config, "origins": run.origins}
+            about |= {"environment": run.environment, "notes": run.notes}
+            write_config(run.folder / "config.yaml", plain(about))
         rows = [row for evaluation in run.history for row in self._rows(run, evaluation)]
         write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
-
-    @staticmethod
-    def _write_config(run: Run) -> None:
-        facts = {
-            "model": run.model_name,
-            "dataset": run.dataset_name,
-            "setting": run.setting,
-            "seed": run.seed,
-            "parameters": run.parameters,
-            "options": run.config,
-            "origins": run.origins,
-            "environment": run.environment,
-            "notes": run.notes,
-        }
-        write_config(run.folder / "config.yaml", plain(facts))
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
         self._append(run, self._rows(run, evaluation))
         if evaluation.epoch is None:
             self._write_matrix(run)
             if run.tasks:
-                self._write_epochs(run)
+                lines = [json.dumps(_defined(record)) for record in run.epochs]
+                write_text(run.folder / "epochs.jsonl", "".join(f"{line}\n" for line in lines))
 
     def run_ended(self, run: Run, summary: Summary) -> None:
-        step, task = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
-        self._append(
-            run,
-            [
-                (step, task, "", scenario, metric, float(value), "")
-                for scenario, metrics in summary.items()
-                for metric, value in metrics.items()
-            ],
-        )
+        at = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
+        rows = [
+            (*at, "", scenario, metric, float(value), "")
+            for scenario, metrics in summary.items()
+            for metric, value in metrics.items()
+        ]
+        self._append(run, rows)
         self._write_matrix(run)
-        self._write_metrics(run, summary)
+        write_text(run.folder / "metrics.json", json.dumps(_defined(self._facts(run, summary)), indent=1) + "\n")
 
     @staticmethod
-    def _write_metrics(run: Run, summary: Summary) -> None:
-        """All metrics with what they come from, null where one is not defined; what the method found, if anything."""
+    def _facts(run: Run, summary: Summary) -> dict[str, Any]:
+        """All metrics with what they come from, and what the method found, if anything."""
         left_out, facts = excluded_terms(run), {}
         for scenario, matrix in run.matrices.items():
-            defined, untrained = summary.get(scenario, {}), run.baselines.get(scenario)
+            defined = summary.get(scenario, {})
             facts[scenario] = {
-                "accuracy_matrix": [[_null(x) for x in row] for row in matrix.tolist()],
-                "untrained": None if untrained is None else [_null(x) for x in untrained],
-                "metrics": {name: _null(defined.get(name)) for name in METRICS},
+                "accuracy_matrix": matrix,
+                "untrained": run.baselines.get(scenario),
+                "metrics": {name: defined.get(name) for name in METRICS},
                 "undefined_terms_left_out": left_out[scenario],
             }
         if run.analysis and run.analysis.numbers:
-            facts["extra_metrics"] = {name: _null(value) for name, value in run.analysis.numbers.items()}
+            facts["extra_metrics"] = run.analysis.numbers
         if run.tasks:
             facts["criterion"] = criterion.as_facts(run)
-        write_text(run.folder / "metrics.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
-
-    @staticmethod
-    def _write_epochs(run: Run) -> None:
-        lines = [{k: _null(v) if type(v) is float else v for k, v in record.items()} for record in run.epochs]
-        write_text(run.folder / "epochs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        return facts
 
     @staticmethod
     def _rows(run: Run, evaluation: Evaluation) -> list[tuple]:
         epoch = "" if evaluation.epoch is None else evaluation.epoch
         return [
-            (evaluation.step, evaluation.task, task, scenario, metric, float(score), epoch)
-            for metric, values in {run.score: evaluation.scores, **evaluation.others}.items()
-            for scenario, scores in values.items()
-            for task, score in enumerate(scores)
-            if not np.isnan(score)
+            (evaluation.step, evaluation.task, task, scenario, metric, value, epoch)
+            for metric, scenario, task, value in evaluation.values(run.score)
         ]
 
     @staticmethod
@@ -145,12 +123,12 @@ class ConsoleLogger(Logger):
         where = f"task {evaluation.task + 1}/{run.n_tasks}" if evaluation.task >= 0 else "untrained"
         if evaluation.epoch is not None:
             where += f" epoch {evaluation.epoch + 1}"
-        means = [f"{name} {seen_mean(evaluation.scores[name], evaluation.task):.1f}" for name in evaluation.scores]
+        means = [f"{name} {evaluation.seen_mean(scores):.1f}" for name, scores in evaluation.scores.items()]
         for metric, values in evaluation.others.items():
             if np.isnan([v for row in values.values() for v in row]).any():
                 continue  # of some of the tasks only, as that of one class: it is in the files
             prefix = "" if len(values) == 1 else "{} "
-            means += [f"{prefix.format(n)}{metric} {seen_mean(v, evaluation.task):.3g}" for n, v in values.items()]
+            means += [f"{prefix.format(n)}{metric} {evaluation.seen_mean(v):.3g}" for n, v in values.items()]
         # Through tqdm: a plain print would land in the middle of the progress bar.
         tqdm.write(" | ".join([where, *means]), file=sys.stdout)
         sys.stdout.flush()
@@ -186,47 +164,41 @@ class TensorBoardLogger(Logger):
 
         # A killed run may have written events after its checkpoint, and at its very step: those are dropped by the
         # reader, and what the checkpoint knows of its step is written once more.
-        with file_errors(run.folder):
-            self.writer = SummaryWriter(str(run.folder), purge_step=run.position or 0)
-        if run.position:
-            for step, means, lr in run.losses:
-                if step == run.position:
-                    self.step(step, means, lr)
-            for evaluation in run.history:
-                if evaluation.step == run.position:
-                    self.task_evaluated(run, evaluation)
-            return
-        rows = [
-            f"| {_md(name)} | {_md(value)} | {_md(run.origins.get(name, ''))} |" for name, value in run.config.items()
-        ]
-        self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *rows]))
+        self.folder = run.folder
+        with file_errors(self.folder):
+            self.writer = SummaryWriter(str(self.folder), purge_step=run.position or 0)
+        for step, means, lr in run.losses if run.position else ():
+            if step == run.position:
+                self.step(step, means, lr)
+        for evaluation in run.history if run.position else ():
+            if evaluation.step == run.position:
+                self.task_evaluated(run, evaluation)
+        if not run.position:
+            rows = [(name, value, run.origins.get(name, "")) for name, value in run.config.items()]
+            lines = [f"| {' | '.join(map(_md, row))} |" for row in rows]
+            self.writer.add_text("config", "\n".join(["| option | value | origin |", "|---|---|---|", *lines]))
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             for term, value in losses.items():
                 self.writer.add_scalar(f"loss/{term}", value, step)
             self.writer.add_scalar("lr", lr, step)
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        with file_errors(self._where()):
+        with file_errors(self.folder):
+            for metric, scenario, task, value in evaluation.values("acc"):
+                tag = f"{_prefix(evaluation.scores, scenario)}{metric}_task{task + 1:02d}"
+                self.writer.add_scalar(tag, value, evaluation.step)
             for scenario, scores in evaluation.scores.items():
                 prefix = _prefix(evaluation.scores, scenario)
-                self.writer.add_scalar(f"{prefix}acc_mean", seen_mean(scores, evaluation.task), evaluation.step)
-                for task, score in enumerate(scores):
-                    if not np.isnan(score):
-                        self.writer.add_scalar(f"{prefix}acc_task{task + 1:02d}", score, evaluation.step)
+                self.writer.add_scalar(f"{prefix}acc_mean", evaluation.seen_mean(scores), evaluation.step)
                 if evaluation.epoch is None and scenario in run.matrices:
                     image = plots.matrix_image(run.matrices[scenario])
                     self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")
-            for metric, values in evaluation.others.items():
-                for scenario, scores in values.items():
-                    for task, score in enumerate(scores):
-                        tag = f"{_prefix(values, scenario)}{metric}_task{task + 1:02d}"
-                        self.writer.add_scalar(tag, score, evaluation.step)
             self.writer.flush()
 
     def saving(self, run: Run) -> None:
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             self.writer.flush()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
@@ -240,7 +212,7 @@ class TensorBoardLogger(Logger):
             for metric, value in values.items()
         }
         step = run.history[-1].step if run.history else 0
-        with file_errors(self._where()):
+        with file_errors(self.folder):
             for path in sorted((run.folder / "plots").glob("*.png")):
                 image = np.asarray(Image.open(path).convert("RGB"))
                 self.writer.add_image(f"plots/{path.stem}", image, step, dataformats="HWC")
@@ -250,9 +222,6 @@ class TensorBoardLogger(Logger):
             for tag, value in metrics.items():
                 self.writer.add_scalar(tag, value, step)
             self.writer.close()
-
-    def _where(self) -> Path:
-        return Path(self.writer.log_dir)
 
 
 class ReportLogger(Logger):
@@ -308,8 +277,15 @@ def plain(value: Any) -> Any:
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
 
 
-def _null(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
+def _defined(value: Any) -> Any:
+    """A value as JSON can hold it: None in place of what is not finite, lists in place of arrays."""
+    if isinstance(value, dict):
+        return {name: _defined(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_defined(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
 
 
 def _prefix(scenarios: dict, scenario: str) -> str:

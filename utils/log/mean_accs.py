@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from utils.atomic import file_errors, write_text
+from utils.atomic import file_errors, remove_leftovers, write_text
 from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.record import Run
@@ -35,18 +35,13 @@ def append_row(path: Path, row: dict[str, object]) -> None:
     """
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock", poll_interval=0.02)
-    try:
-        with file_errors(path):
-            try:
-                lock.acquire(timeout=LOCK_TIMEOUT)
-            except Timeout:
-                raise UserError(
-                    f"{path} stays locked: end the process that holds {path.name}.lock (this run's row is missing)"
-                ) from None
-            _append_locked(path, {_cell(name): _cell(value) for name, value in row.items()})
-    finally:
-        lock.release()
+        try:
+            with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, poll_interval=0.02):
+                _append_locked(path, {_cell(name): _cell(value) for name, value in row.items()})
+        except Timeout:
+            raise UserError(
+                f"{path} stays locked: end the process that holds {path.name}.lock (this run's row is missing)"
+            ) from None
 
 
 def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -79,36 +74,30 @@ def write_summary(run: Run, summary: dict[str, dict[str, float]]) -> list[Path]:
 
 
 def _append_locked(path: Path, row: dict[str, str]) -> None:
-    # All writers of this table hold the lock, so a temporary file of it was left by one that was killed.
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        stale.unlink(missing_ok=True)
+    remove_leftovers(path.parent)  # all writers of this table hold the lock: these are of one that was killed
     try:
-        header, rows = _read(path)
+        rows = _read(path)
     except (ValueError, csv.Error):
         os.replace(path, path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}"))
-        header, rows = [], []
-    header += [name for name in row if name not in header]
+        rows = []
+    # A run that was killed between this row and its end writes it once more when it is resumed.
+    rows = [old for old in rows if not row.get("run_id") or old.get("run_id") != row["run_id"]] + [row]
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for old in rows:
-        old = old + [""] * (len(header) - len(old))
-        # A run that was killed between this row and its end writes it once more when it is resumed.
-        if not row.get("run_id") or old[header.index("run_id")] != row["run_id"]:
-            writer.writerow(old)
-    writer.writerow([row.get(name, "") for name in header])
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for old in rows for name in old)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; ValueError where the file is no table."""
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows; ValueError where the file is no table."""
     if not path.exists():
-        return [], []
+        return []
     with open(path, newline="", encoding="utf-8") as f:
         header, *rows = [row for row in csv.reader(f, strict=True) if row] or [[]]
-    if len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
+    if len(set(header)) < len(header):
         raise ValueError(f"{path} is not a table")
-    return header, rows
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def _cell(value: object) -> str:

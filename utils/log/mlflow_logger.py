@@ -7,7 +7,6 @@ before training; from then on it costs a line of warning, and what it missed is 
 import logging
 import math
 import os
-import random
 import re
 import sqlite3
 import sys
@@ -21,13 +20,13 @@ from filelock import FileLock
 
 from utils.atomic import file_errors
 from utils.errors import Stopped, UserError
-from utils.log.logger import Logger, Summary, seen_mean
-from utils.record import Evaluation, Run
+from utils.log.events import Logger
+from utils.randomness import preserve_rng
+from utils.record import Evaluation, Run, Summary
 
 LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"
-PAUSE = 5.0  # least seconds between two messages to the store
-SHARE = 20  # a message that took s seconds is followed by a pause of at least SHARE x s
+PAUSE, SHARE = 5.0, 20  # a message that took s seconds is followed by a pause of PAUSE seconds, or SHARE x s if longer
 METRICS_AT_ONCE, PARAMS_AT_ONCE, LONGEST_PARAM, LONGEST_TAG = 1000, 100, 6000, 5000  # limits of MLflow
 FILES = ("config.yaml", "metrics.csv", "accuracy_matrix.csv", "report.html")
 # MLflow's own defaults wait for minutes on a server that does not answer, and report its use to its makers.
@@ -63,41 +62,43 @@ class Store:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.entities = entities
         name = run.config.get("exp_name") or f"{run.setting}/{run.dataset_name}"
+        place = None if re.match("https?:|databricks", uri) else (results / "mlartifacts").as_uri()
         try:
-            with _alone(uri), _random_kept():
+            with _alone(uri), preserve_rng():
                 self.client = mlflow.MlflowClient(uri)
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    place = None if re.match("https?:|databricks", uri) else (results / "mlartifacts").as_uri()
-                    self.experiment = self._new_experiment(name, place)
-                elif found.lifecycle_stage == "deleted":
-                    raise UserError(f"its experiment '{name}' was deleted: restore it, or give another --exp_name")
-                else:
+                try:
+                    self.experiment = self.client.create_experiment(name, artifact_location=place)
+                except Exception:
+                    found = self.client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+                    if found.lifecycle_stage == "deleted":
+                        raise UserError(
+                            f"its experiment '{name}' was deleted: restore it, or give another --exp_name"
+                        ) from None
                     self.experiment = found.experiment_id
         except Exception as e:  # of MLflow, its database layer, its network layer
             advice = "" if isinstance(e, UserError) else "; --mlflow alone keeps a file under --results_path"
             raise UserError(f"--mlflow {uri} cannot be used: {_one_line(e)}{advice}") from None
-
-    def _new_experiment(self, name: str, place: str | None) -> str:
-        try:
-            return self.client.create_experiment(name, artifact_location=place)
-        except Exception:
-            found = self.client.get_experiment_by_name(name)  # another process may have been first
-            if found is None:
-                raise
-            return found.experiment_id
 
     def find(self, name: str):
         """The MLflow run of the run folder `name`, or None."""
         query = f"tags.`{RUN_TAG}` = '{name}'"
         return next(iter(self.client.search_runs([self.experiment], filter_string=query, max_results=1)), None)
 
-    def find_or_start(self, name: str, title: str, tags: dict[str, Any]):
-        """The MLflow run of the run folder `name`, running again if it had been stopped; a new one where none is."""
+    def find_or_start(self, name: str, run: Run, tags: dict[str, Any]):
+        """The MLflow run of the folder `name`, running again if it had been stopped; a new one where none is."""
         found = self.find(name)
         if found is None:
-            tags = {key: str(value)[:LONGEST_TAG] for key, value in {RUN_TAG: name, **tags}.items()}
-            return self.client.create_run(self.experiment, run_name=title, tags=tags)
+            about = {
+                "model": run.model_name,
+                "dataset": run.dataset_name,
+                "setting": run.setting,
+                RUN_TAG: name,
+                **tags,
+            }
+            about = {key: str(value)[:LONGEST_TAG] for key, value in about.items()}
+            return self.client.create_run(self.experiment, run_name=f"{Path(run.model_name).stem} {name}", tags=about)
         if found.info.status not in ("RUNNING", "FINISHED"):
             self.client.update_run(found.info.run_id, status="RUNNING")
         return found
@@ -134,9 +135,8 @@ class MLflowLogger(Logger):
 
     def run_started(self, run: Run) -> None:
         self.run = run
-        if run.position is not None:
-            for step, means, lr in run.losses:
-                self._note(step, _losses(means, lr))
+        for step, means, lr in run.losses if run.position is not None else ():
+            self._note(step, _losses(means, lr))
         for evaluation in run.history:
             self._note(evaluation.step, _scores(evaluation))
         self._send(at_once=True)
@@ -154,12 +154,11 @@ class MLflowLogger(Logger):
         for scenario, values in summary.items():
             self._note(step, {f"{scenario}/{metric}": value for metric, value in values.items()})
         self._send(at_once=True)
-        with self._tolerated():
-            for path in (run.folder / name for name in FILES):
-                if self.run_id and path.is_file():
-                    self.store.client.log_artifact(self.run_id, str(path))
-        with self._tolerated():
-            if self.run_id and not self.pending:
+        if self.run_id and not self.pending:
+            with self._tolerated():
+                for path in (run.folder / name for name in FILES):
+                    if path.is_file():
+                        self.store.client.log_artifact(self.run_id, str(path))
                 self.store.client.set_terminated(self.run_id, "FINISHED", end_time=self.finished)
 
     def run_stopped(self, run: Run, error: BaseException) -> None:
@@ -176,7 +175,7 @@ class MLflowLogger(Logger):
         self.run = runs[0]
         with self._tolerated():
             self.store = store = Store(self.args, self.run)
-            parent = self._parent()
+            parent = store.find_or_start(self.run.group, self.run, {})
             store.add_params(parent, {name: value for name, value in self.run.config.items() if name != "seed"})
             for child in filter(None, (store.find(run.folder.name) for run in runs)):
                 if child.data.tags.get(PARENT_TAG) != parent.info.run_id:  # it was tracked before --seeds was given
@@ -219,23 +218,17 @@ class MLflowLogger(Logger):
         """Find or start the MLflow run; may fail anywhere and be called again."""
         run = self.run
         self.store = store = self.store or Store(self.args, run)
-        tags = {"model": run.model_name, "dataset": run.dataset_name, "setting": run.setting, "seed": run.seed,
-                "parameters": run.parameters, **run.environment}  # fmt: skip
+        tags = {"seed": run.seed, "parameters": run.parameters, **run.environment}
         tags["mlflow.source.git.commit"] = run.environment.get("commit", "unknown").split()[0]
         about = [run.config.get("notes"), *(f"{name}: {note}" for name, note in run.notes.items())]
         tags["mlflow.note.content"] = "\n\n".join(filter(None, about))
         if run.group:
-            self.parent = tags[PARENT_TAG] = self._parent().info.run_id
-        mine = store.find_or_start(run.folder.name, f"{Path(run.model_name).stem} {run.folder.name}", tags)
+            self.parent = tags[PARENT_TAG] = store.find_or_start(run.group, run, {}).info.run_id
+        mine = store.find_or_start(run.folder.name, run, tags)
         store.add_params(mine, run.config)
         if (run.folder / FILES[0]).is_file():
             store.client.log_artifact(mine.info.run_id, str(run.folder / FILES[0]))
         self._adopt(mine)
-
-    def _parent(self):
-        title = f"{Path(self.run.model_name).stem} {self.run.group}"
-        tags = {"model": self.run.model_name, "dataset": self.run.dataset_name, "setting": self.run.setting}
-        return self.store.find_or_start(self.run.group, title, tags)
 
     def _adopt(self, mine) -> None:
         """Write to this MLflow run, and nothing that it has already."""
@@ -254,7 +247,7 @@ class MLflowLogger(Logger):
         """A failure inside the block is one line on stderr, once per run, and never an end."""
         begin = time.monotonic()
         try:
-            with _random_kept():
+            with preserve_rng():  # waiting times between attempts are random
                 yield
         except Exception as e:  # whatever MLflow, its database layer or its network layer raises
             if not self.warned:
@@ -270,22 +263,10 @@ def _losses(means: dict[str, float], lr: float) -> dict[str, float]:
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:
-    values = {}
+    points = {f"{scenario}/{name}_task{task + 1:02d}": v for name, scenario, task, v in evaluation.values("acc")}
     for metric, scenarios in {"acc": evaluation.scores, **evaluation.others}.items():
-        for scenario, scores in scenarios.items():
-            values |= {f"{scenario}/{metric}_task{task + 1:02d}": score for task, score in enumerate(scores)}
-            values[f"{scenario}/{metric}_mean"] = seen_mean(scores, evaluation.task)
-    return values
-
-
-@contextmanager
-def _random_kept() -> Iterator[None]:
-    """SyncDetector times between attempts are drawn from the global generator, which belongs to the training."""
-    state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(state)
+        points |= {f"{name}/{metric}_mean": evaluation.seen_mean(scores) for name, scores in scenarios.items()}
+    return points
 
 
 def _alone(uri: str):
@@ -308,6 +289,5 @@ def _alone(uri: str):
 
 def _one_line(e: BaseException) -> str:
     text = " ".join(str(e).split())
-    return (
-        text if len(text) <= 260 else f"{text[:120]} ... {text[-120:]}"
-    )  # the cause of a network's failure comes last
+    # The cause of a network's failure comes last.
+    return text if len(text) <= 260 else f"{text[:120]} ... {text[-120:]}"

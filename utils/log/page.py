@@ -46,21 +46,25 @@ def section(title: str, body: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "", numeric: Iterable[int] = ()) -> str:
-    """An HTML table; a cell is a value or a pair (value, small print below); `numeric` columns are aligned right."""
-    numeric = set(numeric)
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], texts: int | None = None, dense: bool = False) -> str:
+    """An HTML table; a cell is a value or a pair (value, small print below).
 
-    def line(cells: Sequence[Any], tag: str) -> str:
+    Args:
+        texts: how many columns at the left are text; those after them are numbers. By default all are text.
+    """
+
+    def line(cells: Iterable[Any], tag: str) -> str:
         out = []
         for k, cell in enumerate(cells):
             text, small = cell if isinstance(cell, tuple) else (cell, "")
             small = f"<small>{escape(small)}</small>" if small else ""
-            out.append(f"<{tag}{' class=n' if k in numeric else ''}>{escape(text)}{small}</{tag}>")
+            number = texts is not None and k >= texts
+            out.append(f"<{tag}{' class=n' if number else ''}>{escape(text)}{small}</{tag}>")
         return f"<tr>{''.join(out)}</tr>"
 
-    body = "\n".join(line(list(row), "td") for row in rows)
+    body = "\n".join(line(row, "td") for row in rows)
     return (
-        f'<div class="scroll"><table class="{kind}">\n<thead>{line(head, "th")}</thead>\n'
+        f'<div class="scroll"><table{" class=dense" if dense else ""}>\n<thead>{line(head, "th")}</thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>"
     )
 
@@ -70,10 +74,14 @@ def escape(value: Any) -> str:
     return html.escape(str(value))
 
 
-def image(figure: "Figure", alt: str, wide: bool = False) -> str:
-    """A figure embedded as SVG."""
-    source = base64.b64encode(drawn(figure, "svg")).decode("ascii")
-    return f'<img{" class=wide" if wide else ""} src="data:image/svg+xml;base64,{source}" alt="{escape(alt)}">'
+def images(figures: Iterable[tuple["Figure", str, bool]]) -> str:
+    """Figures side by side, embedded as SVG: (figure, what it shows, whether it takes the whole width)."""
+    out = []
+    for figure, alt, wide in figures:
+        source = base64.b64encode(drawn(figure, "svg")).decode("ascii")
+        shape = " class=wide" if wide else ""
+        out.append(f'<img{shape} src="data:image/svg+xml;base64,{source}" alt="{escape(alt)}">')
+    return f'<div class="plots">{"".join(out)}</div>'
 
 
 def drawn(figure: "Figure", kind: str) -> bytes:

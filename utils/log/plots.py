@@ -1,4 +1,5 @@
-"""Plots of a run. Each function returns a matplotlib Figure; nothing touches pyplot or the global style.
+"""Plots of a run and of its trained network. Each function returns a matplotlib Figure; nothing touches pyplot or the
+global style.
 
 A score matrix R (T, T) holds percent, R[t, i] on task i after training task t, nan where nothing was evaluated. Tasks
 are numbered from 1 in the plots. matplotlib is imported only when something is drawn.
@@ -7,18 +8,19 @@ are numbered from 1 in the plots. matplotlib is imported only when something is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import metrics
 from utils.charts import (
     CYCLE,
     HEAT,
     INK,
+    MARKERS,
     MAX_LABELLED,
     MAX_NUMBERED,
     figure_of,
+    heat_map,
     task_colour_bar,
     task_colours,
     task_ticks,
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a scenario has the same colour in every plot.
-COLOURS = {"class-il": "#0072B2", "task-il": "#D55E00", "domain-il": "#009E73", "general-continual": "#CC79A7"}
+# A scenario has the same colour in every plot.
+COLOURS = dict(zip(("class-il", "task-il", "domain-il", "general-continual"), CYCLE, strict=False))
 SCORES = {"r2": "R²"}  # how a score is written, where not by its name
 BARS = {
     "forgetting": ("Forgetting", "best minus last accuracy (points)"),
@@ -46,36 +48,19 @@ def worded(text: str, score: str) -> str:
 
 def mean_curve(matrix: np.ndarray) -> np.ndarray:
     """Mean accuracy over the tasks seen so far after each task, shape (T,), nan where it was not evaluated."""
-    matrix = np.asarray(matrix, dtype=np.float64)
-    return np.array([matrix[t, : t + 1].mean() for t in range(len(matrix))])
+    return np.array([row[: t + 1].mean() for t, row in enumerate(matrix)])
 
 
-def terms_per_task(metric: str, matrix: np.ndarray, baseline: np.ndarray | None = None) -> dict[int, float]:
-    """The terms of 'forgetting', 'bwt' or 'fwt' that are defined, by task (from 1).
-
-    Args:
-        baseline: scores (T,) of the untrained network, for 'fwt'.
-    """
-    values = metrics.terms(matrix, baseline).get(metric, np.empty(0))
-    first = 2 if metric == "fwt" else 1  # forward transfer has no term for the first task, the others none for the last
-    return {task: value for task, value in enumerate(values.tolist(), first) if not np.isnan(value)}
-
-
-def accuracy_curves(matrix: np.ndarray, title: str = "", score: str = "accuracy") -> Figure:
+def accuracy_curves(matrix: np.ndarray, title: str = "Accuracy of each task", score: str = "accuracy") -> Figure:
     """Accuracy (or another score) of each task over training, from the task itself on."""
-    matrix = np.asarray(matrix, dtype=np.float64)
     n = len(matrix)
-    figure, axes = _score_figure(
-        score, 5.8, 3.5, title or "Accuracy of each task", "after training task", "accuracy (%)"
-    )
+    figure, axes = _score_figure(score, title, "after training task", "accuracy (%)")
     colours = task_colours(n)
-    steps = np.arange(1, n + 1)
-    style = {"marker": "o", "markersize": 4, "linewidth": 1.6}
     for i in range(n):
-        if not np.isnan(matrix[i:, i]).all():
-            axes.plot(steps[i:], matrix[i:, i], color=colours[i], label=f"task {i + 1}", **style)
-    _task_axis(axes, n)
-    _percent_axis(axes, matrix)
+        steps, scores, label = np.arange(i + 1, n + 1), matrix[i:, i], f"task {i + 1}"
+        if not np.isnan(scores).all():
+            axes.plot(steps, scores, "-o", color=colours[i], markersize=4, linewidth=1.6, label=label)
+    _fit_axes(axes, matrix)
     if n > MAX_LABELLED:
         task_colour_bar(figure, axes, colours)
     elif axes.lines:
@@ -83,93 +68,62 @@ def accuracy_curves(matrix: np.ndarray, title: str = "", score: str = "accuracy"
     return figure
 
 
-def average_curve(
-    matrices: Mapping[str, np.ndarray], title: str = "Average accuracy", score: str = "accuracy"
-) -> Figure:
-    """Mean accuracy over the tasks seen so far, one line per scenario; the last value is in the legend."""
-    figure, axes = _score_figure(score, 5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
-    curves = {name: mean_curve(matrix) for name, matrix in matrices.items()}
-    for k, (name, curve) in enumerate(curves.items()):
-        known = curve[~np.isnan(curve)]
-        label = f"{name}: last {known[-1]:.2f}" if known.size else f"{name}: not evaluated"
-        axes.plot(np.arange(1, len(curve) + 1), curve, "-o", color=_colour(name, k), markersize=4, label=label)
-    _finish_curves(axes, list(curves.values()))
-    return figure
-
-
-def seed_curves(
-    curves: Mapping[str, np.ndarray], title: str = "Average accuracy over seeds", score: str = "accuracy"
-) -> Figure:
-    """Mean accuracy over the tasks seen so far: mean over seeds with a band of one standard deviation.
+def average_curves(curves: Mapping[str, np.ndarray], score: str = "accuracy") -> Figure:
+    """Mean accuracy over the tasks seen so far, one line per scenario; the last value is in the legend. Of several
+    seeds the mean with a band of one sample standard deviation, and each seed as a thin line.
 
     Args:
-        curves: scenario -> `mean_curve` of each seed, shape (seeds, T).
+        curves: scenario -> `mean_curve` of each seed, (seeds, T).
     """
-    figure, axes = _score_figure(score, 5.8, 3.5, title, "after training task", "mean accuracy on tasks seen (%)")
+    seeds = len(next(iter(curves.values())))
+    title = f"Average accuracy, mean ± std of {seeds} seeds" if seeds > 1 else "Average accuracy"
+    figure, axes = _score_figure(score, title, "after training task", "mean accuracy on tasks seen (%)")
     for k, (name, values) in enumerate(curves.items()):
-        values = np.asarray(values, dtype=np.float64)
         mean, steps, colour = values.mean(0), np.arange(1, values.shape[1] + 1), _colour(name, k)
-        std = values.std(0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
-        axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(steps, mean, "-o", color=colour, markersize=4, label=f"{name}: mean ± std of {len(values)} seed(s)")
-        for row in values:
-            axes.plot(steps, row, color=colour, alpha=0.35, linewidth=0.7)
-    _finish_curves(axes, list(curves.values()))
+        known = mean[~np.isnan(mean)]
+        label = f"{name}: last {known[-1]:.2f}" if known.size else f"{name}: not evaluated"
+        if seeds > 1:
+            std = values.std(0, ddof=1)
+            axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(steps, values.T, color=colour, alpha=0.35, linewidth=0.7)
+        axes.plot(steps, mean, "-o", color=colour, markersize=4, label=label)
+    _fit_axes(axes, np.concatenate(list(curves.values())))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
     return figure
 
 
-def accuracy_matrix(matrix: np.ndarray, title: str = "", score: str = "accuracy") -> Figure:
+def accuracy_matrix(matrix: np.ndarray, title: str = "Accuracy matrix", score: str = "accuracy") -> Figure:
     """The score matrix as a heat map with its numbers; a matrix of one row (joint training) is drawn as that row."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    matrix = np.asarray(matrix, dtype=np.float64)
-    n = len(matrix)
-    trained = np.flatnonzero(~np.isnan(matrix).all(axis=1))
-    rows = trained if trained.size == 1 else np.arange(n)
-    shown = matrix[rows]
-    cell = float(np.clip(8 / n, 0.2, 0.62))
-    width = max(cell * n + 1.9, 4.2)
-    height = max(cell * len(rows) + 1.3, 1.8)
-    words = (title or "Accuracy matrix", "accuracy (%) on task", "after training task")
-    figure, axes = _score_figure(score, width, height, *words)
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
-    low, high = _range(matrix)
-    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    if n <= MAX_NUMBERED:
-        for (r, i), value in np.ndenumerate(shown):
-            if not np.isnan(value):
-                dark = (value - low) / (high - low) > 0.5
-                axes.text(
-                    i,
-                    r,
-                    _short(value, n),
-                    ha="center",
-                    va="center",
-                    fontsize=9 if n <= 10 else 7.5,
-                    color="w" if dark else INK,
-                )
-    ticks = [t - 1 for t in task_ticks(n)]
-    axes.set_xticks(ticks, [str(t + 1) for t in ticks])
-    shown_rows = range(len(rows)) if len(rows) == 1 else ticks
-    axes.set_yticks(list(shown_rows), [str(rows[r] + 1) for r in shown_rows])
-    axes.grid(False)
-    axes.set_facecolor("#f0f0f0")  # seen where nothing was evaluated
-    axes.tick_params(length=0)
-    if len(rows) > 1:
-        figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=30)
-    return figure
+    words = [worded(text, score) for text in (title, "accuracy (%) on task", "after training task")]
+    digits = 1 if len(matrix) <= 10 else 0
+    return heat_map(matrix, *words, lambda value: f"{value:.{digits}f}", _range(matrix))
 
 
-def term_bars(metric: str, terms: Mapping[str, Mapping[int, float]], score: str = "accuracy") -> Figure:
-    """What became of each task, one colour per scenario.
+def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accuracy") -> Figure:
+    """What became of each task: a group of bars, one colour per scenario.
 
     Args:
         metric: 'forgetting', 'bwt' or 'fwt'.
-        terms: scenario -> what `terms_per_task` returns.
+        terms: scenario -> the metric's terms as in `metrics.terms`, nan where one is not defined; not all of them are.
     """
     title, ylabel = BARS[metric]
-    figure, axes = _score_figure(score, 5.8, 3.5, f"{title} of each task", "task", ylabel)
-    _bars(axes, terms)
+    figure, axes = _score_figure(score, f"{title} of each task", "task", ylabel)
+    first = 2 if metric == "fwt" else 1  # forward transfer has no term for the first task, the others none for the last
+    tasks, heights, width = [], [], 0.8 / len(terms)
+    for k, (name, values) in enumerate(terms.items()):
+        known = np.flatnonzero(~np.isnan(values))
+        places = known + first + (k - (len(terms) - 1) / 2) * width
+        bars = axes.bar(places, values[known], width * 0.92, color=_colour(name, k), label=name)
+        if len(known) * len(terms) <= 20:
+            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        tasks, heights = [*tasks, *(known + first).tolist()], [*heights, *values[known].tolist()]
+    low, high = min(0.0, *heights), max(0.0, *heights)
+    reach = max(0.12 * (high - low), 0.5)
+    axes.set_ylim(low - reach if low < 0 else 0, high + reach)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(min(tasks) - 0.6, max(tasks) + 0.6)
+    axes.set_xticks([task for task in task_ticks(max(tasks)) if task >= min(tasks)])
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
     return figure
 
 
@@ -190,7 +144,7 @@ def comparison_bars(
     for place, mean, deviation in zip(places, means, deviations, strict=True):
         end = (max(mean + deviation, 0.0), place)
         axes.annotate(f"{mean:.1f}", end, (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(places, [_clipped(name) for name in values])
+    axes.set_yticks(places, [name if len(name) <= 44 else f"{name[:43]}…" for name in values])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -201,21 +155,22 @@ def comparison_bars(
 
 def loss_curves(
     losses: Sequence[tuple[int, Mapping[str, float], float]],
+    names: Sequence[str],
     task_ends: Sequence[int] = (),
-    title: str = "Training loss",
-    ylabel: str = "loss",
-    linear: bool = False,
+    shares: bool = False,
 ) -> Figure:
-    """Every term over training iterations. Unless `linear`, on a logarithmic axis where the values span more than a
+    """Terms over training iterations. Unless they are shares, on a logarithmic axis where the values span more than a
     factor of 30; where some are negative on both sides of zero, if the medians of two terms differ by as much.
 
     Args:
         losses: (iteration, mean of each term since the last entry, learning rate); long runs are averaged.
+        names: the terms that are drawn.
         task_ends: iterations at which a task ended, drawn as vertical lines.
     """
+    title, ylabel = ("Shares in training", "share") if shares else ("Training loss", "loss")
     figure, axes = figure_of(8.5, 3.2, title, "training iteration", ylabel)
     low, high, sizes = np.inf, -np.inf, []
-    for k, name in enumerate(dict.fromkeys(name for _, terms, _ in losses for name in terms)):
+    for k, name in enumerate(names):
         points = np.array([(step, terms[name]) for step, terms, _ in losses if name in terms], dtype=np.float64)
         blocks = np.array_split(points, min(len(points), 1000))
         steps, values = np.array([block.mean(0) for block in blocks]).T
@@ -225,7 +180,7 @@ def loss_curves(
         sizes.append(np.median(np.abs(values)))
     for end in task_ends:
         axes.axvline(end, color="#bbbbbb", linewidth=0.8, zorder=0)
-    if low > 0 and high > 30 * low and not linear:
+    if low > 0 and high > 30 * low and not shares:
         axes.set_yscale("log")
     elif low < 0 and (sizes := [size for size in sizes if size]) and max(sizes) > 30 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e4))
@@ -234,96 +189,108 @@ def loss_curves(
     return figure
 
 
+def capacity_bars(owned: Sequence[int], total: int) -> Figure:
+    """Parameters owned after each task: by earlier tasks and by the task itself; the line is what there is to own."""
+    figure, axes = figure_of(5.8, 3.5, "Parameters in use", "after training task", "parameters")
+    new, tasks = np.asarray(owned, dtype=np.float64), np.arange(1, len(owned) + 1)
+    before = np.cumsum(new) - new
+    axes.bar(tasks, before, 0.7, color="#c8c8c8", label="owned by earlier tasks")
+    bars = axes.bar(tasks, new, 0.7, bottom=before, color=CYCLE[0], label="owned by the task itself")
+    if len(new) <= MAX_LABELLED:
+        axes.bar_label(bars, [f"{100 * n / max(total, 1):.1f} %" for n in new], fontsize=8, padding=2)
+    axes.axhline(total, color=INK, linestyle="--", linewidth=1, label=f"all there are: {total:,}")
+    axes.set_ylim(0, max(total, *np.cumsum(new)) * 1.1 or 1)
+    axes.set_xlim(0.4, len(new) + 0.6)
+    axes.set_xticks(task_ticks(len(new)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    return figure
+
+
+def importance_histogram(counts: np.ndarray, edges: np.ndarray, zeros: float) -> Figure:
+    """How many parameters have an importance of which size, over powers of ten.
+
+    Args:
+        counts, edges: (B,) and, in powers of ten, (B + 1,).
+        zeros: share of the parameters whose importance is 0; they are in no bin.
+    """
+    figure, axes = figure_of(5.8, 3.5, "Importance of the parameters", "importance", "parameters")
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=CYCLE[0])
+    axes.xaxis.set_major_formatter(lambda value, _: f"1e{value:g}")
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    axes.text(0.99, 0.97, f"{100 * zeros:.1f} % are 0", ha="right", va="top", fontsize=9, transform=axes.transAxes)
+    return figure
+
+
+def embedding(points: np.ndarray, tasks: np.ndarray, labels: np.ndarray, shares: Sequence[float]) -> Figure:
+    """Test examples by the network's features, on two principal axes: colour is the task, marker the class.
+
+    In a stream of one task the colour is the class.
+
+    Args:
+        points: (n, 2).
+        tasks, labels: (n,), from 0.
+        shares: of the variance, of each axis.
+    """
+    axis = [f"principal axis {k} ({100 * share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
+    figure, axes = figure_of(6.4, 4.4, "Features of test examples", *axis)
+    several = len(np.unique(tasks)) > 1
+    groups, word, first = (tasks, "task", 1) if several else (labels, "class", 0)
+    colours, classes = task_colours(int(groups.max()) + 1), np.unique(labels)
+    for k in np.unique(classes % len(MARKERS)):
+        chosen = labels % len(MARKERS) == k
+        axes.scatter(*points[chosen].T, 16, colours[groups[chosen]], marker=MARKERS[k], linewidths=0, alpha=0.75)
+    place = {"bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+    if len(colours) > MAX_LABELLED:
+        task_colour_bar(figure, axes, colours, word, first)
+        place = {"bbox_to_anchor": (0, -0.13), "ncols": 5}  # the colour bar is beside
+    else:
+        for group in np.unique(groups):
+            axes.scatter([], [], 30, color=colours[group], label=f"{word} {group + first}")
+    if several and len(classes) <= len(MARKERS):
+        for label in classes:
+            axes.scatter([], [], 22, color="#777777", marker=MARKERS[label % len(MARKERS)], label=f"class {label}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", frameon=False, fontsize=8, **place)
+    return figure
+
+
 def matrix_image(matrix: np.ndarray) -> np.ndarray:
     """The score matrix as a small RGB picture, uint8 (H, W, 3), cheap to draw after every task of a quick run."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageColor, ImageDraw
 
-    matrix = np.asarray(matrix, dtype=np.float64)
-    n = len(matrix)
-    width, height = (44, 28) if n <= MAX_NUMBERED else (12, 12)
-    margin = 28
-    image = Image.new("RGB", (margin + n * width + 1, margin + n * height + 1), "white")
-    draw = ImageDraw.Draw(image)
     low, high = _range(matrix)
-    stops = np.array([[int(c[k : k + 2], 16) for k in (1, 3, 5)] for c in HEAT])
-    for t in range(n):
-        if n <= MAX_NUMBERED or t % 10 == 9:
-            draw.text((margin / 2, margin + (t + 0.5) * height), str(t + 1), fill=INK, anchor="mm")
-            draw.text((margin + (t + 0.5) * width, margin / 2), str(t + 1), fill=INK, anchor="mm")
-        for i in range(n):
-            box = [margin + i * width, margin + t * height, margin + (i + 1) * width, margin + (t + 1) * height]
-            if np.isnan(matrix[t, i]):
-                draw.rectangle(box, fill="#f0f0f0", outline="white")
-                continue
-            share = (matrix[t, i] - low) / (high - low)
-            colour = [int(np.interp(share, np.linspace(0, 1, len(HEAT)), stops[:, c])) for c in range(3)]
-            draw.rectangle(box, fill=tuple(colour), outline="white")
-            if n <= MAX_NUMBERED:
-                centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-                draw.text(centre, f"{matrix[t, i]:.1f}", fill="white" if share > 0.5 else INK, anchor="mm")
+    share, stops = (matrix - low) / (high - low), np.array([ImageColor.getrgb(colour) for colour in HEAT])
+    colours = np.stack([np.interp(share, np.linspace(0, 1, len(HEAT)), stop) for stop in stops.T], axis=-1)
+    colours[np.isnan(matrix)] = 240
+    cell = 40 if len(matrix) <= MAX_NUMBERED else 12
+    image = Image.fromarray(colours.astype(np.uint8)).resize([len(matrix) * cell] * 2, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
+    for (t, i), value in np.ndenumerate(matrix):
+        if len(matrix) <= MAX_NUMBERED and not np.isnan(value):
+            place, colour = ((i + 0.5) * cell, (t + 0.5) * cell), "white" if share[t, i] > 0.5 else INK
+            draw.text(place, f"{value:.1f}", fill=colour, anchor="mm")
     return np.asarray(image)
 
 
-def _score_figure(score: str, width: float, height: float, *words: str) -> tuple[Figure, Axes]:
-    """The same, in the words of another score than accuracy."""
-    return figure_of(width, height, *(worded(text, score) for text in words))
+def _score_figure(score: str, *words: str) -> tuple[Figure, Axes]:
+    """An empty figure, its title and its axes in the words of the score."""
+    return figure_of(5.8, 3.5, *(worded(text, score) for text in words))
 
 
-def _bars(axes: Axes, series: Mapping[str, Mapping[int, float]]) -> None:
-    """A group of bars per task, one colour per scenario; says why where there is nothing."""
-    series = {name: terms for name, terms in series.items() if terms}
-    if not series:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "not defined: needs two tasks trained in sequence", ha="center", transform=axes.transAxes)
-        return
-    tasks = [task for terms in series.values() for task in terms]
-    values = [value for terms in series.values() for value in terms.values()]
-    width = 0.8 / len(series)
-    for k, (name, terms) in enumerate(series.items()):
-        places = np.array(list(terms)) + (k - (len(series) - 1) / 2) * width
-        bars = axes.bar(places, list(terms.values()), width * 0.92, color=_colour(name, k), label=name)
-        if len(values) <= 20:
-            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    low, high = min(0.0, *values), max(0.0, *values)
-    reach = max(0.12 * (high - low), 0.5)
-    axes.set_ylim(low - reach if low < 0 else 0, high + reach)
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set_xlim(min(tasks) - 0.6, max(tasks) + 0.6)
-    axes.set_xticks([task for task in task_ticks(max(tasks)) if task >= min(tasks)])
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
-
-
-def _finish_curves(axes: Axes, curves: list[np.ndarray]) -> None:
-    _task_axis(axes, max((np.shape(curve)[-1] for curve in curves), default=1))
-    _percent_axis(axes, np.concatenate([np.ravel(curve) for curve in curves]) if curves else np.empty(0))
-    if curves:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
-
-
-def _task_axis(axes: Axes, n: int) -> None:
+def _fit_axes(axes: Axes, curves: np.ndarray) -> None:
+    """Axes of tasks and percent for curves (any, T)."""
+    n, (low, high) = curves.shape[-1], _range(curves)
     axes.set_xlim(0.7, n + 0.3)
     axes.set_xticks(task_ticks(n))
-
-
-def _percent_axis(axes: Axes, values: np.ndarray) -> None:
-    low, high = _range(values)
     axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
     """0 to 100, widened where a score (a negative error, say) lies outside."""
-    known = np.asarray(values, dtype=np.float64)
-    known = known[np.isfinite(known)]
+    known = values[np.isfinite(values)]
     return min(0.0, *known, 0.0), max(100.0, *known, 100.0)
 
 
-def _short(value: float, n: int) -> str:
-    return f"{value:.1f}" if n <= 10 else f"{value:.0f}"
-
-
-def _clipped(name: str, most: int = 44) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _colour(scenario: str, k: int) -> Any:
+def _colour(scenario: str, k: int) -> str:
     return COLOURS.get(scenario, CYCLE[k % len(CYCLE)])

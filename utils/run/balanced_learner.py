@@ -1,8 +1,5 @@
-"""Balanced EWC stage by stage from Python: the runner's own pieces, in the order that the caller wants.
-
-    learner = BalancedContinualLearner(learning_rate=2e-3, n_epochs=10)
-    for verdict in learner.run():
-        print(verdict.task, verdict.achieved, verdict.passed)
+"""Balanced EWC stage by stage from Python: the runner's own pieces, in the order that the caller wants; docs/vision.md
+has an example.
 
 It writes neither a report nor checkpoints; `main.py --model balanced-ewc` does.
 """
@@ -67,25 +64,17 @@ class BalancedContinualLearner:
             following = self.tasks[done] if done < len(self.tasks) else "none: all are trained"
             raise UserError(f"train_stage({task!r}): the next task is {following}; vision_order sets the order")
         self.args.stop_after = done + 1
-        start = Position(task=done, step=self.step) if done else None
-        train(self.exp, start)
+        train(self.exp, self._end_of(done) if done else None)
         return self.evaluate_all()
 
-    @property
-    def last_task(self) -> int:
-        """The task in training, or the last one where all are done."""
-        return min(self.model.current_task, len(self.tasks) - 1)
-
-    @property
-    def step(self) -> int:
-        """Training steps so far."""
-        return self.record.history[-1].step if self.record.history else 0
+    def _end_of(self, task: int) -> Position:
+        return Position(task=task, step=self.record.history[-1].step)
 
     def evaluate_all(self) -> dict[str, float]:
         """Test score of every task, percent; those not trained yet included."""
         self.dataset.all_test_loaders()
-        tasks = range(len(self.tasks))
-        scores, _ = evaluate(self.model, self.dataset, tasks, self.last_task)
+        n = len(self.tasks)
+        scores, _ = evaluate(self.model, self.dataset, range(n), min(self.model.current_task, n - 1))
         return dict(zip(self.tasks, scores["task-il"], strict=True))
 
     def check_forgetting(self) -> list[Verdict]:
@@ -102,7 +91,7 @@ class BalancedContinualLearner:
             raise UserError("finetune_if_needed() needs all stages trained, and finetune=True (the default)")
         self.model.finetune(self.dataset)
         if self.model.finetuned:
-            evaluate_run(self.exp, Position(task=self.last_task, step=self.step))
+            evaluate_run(self.exp, self._end_of(len(self.tasks) - 1))
         return self.model.finetuned
 
     def run(self) -> list[Verdict]:

@@ -13,11 +13,11 @@ and may have `comparable: false`, `note`, `known` and `inferred`, in words.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from utils.config_file import plain_yaml
 from utils.errors import UserError
 from utils.registry import ROOT, nearest, normalise
 
@@ -25,26 +25,6 @@ FOLDER = ROOT / "best_args"
 SCENARIOS = ("class-il", "task-il", "domain-il", "general-continual")
 PUBLISHED = ("acc", "std", "forgetting", "forgetting_std", "forgetting_chaudhry", "forgetting_chaudhry_std")
 Row = dict[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence, which would lose rows: here they are an error. So is a value
-    that it takes for a date or a number and cannot convert, which it would raise without saying where.
-    """
-
-    def construct_object(self, node, deep=False):
-        try:
-            return super().construct_object(node, deep)
-        except ValueError as e:
-            raise yaml.constructor.ConstructorError(None, None, f"'{node.value}': {e}", node.start_mark) from None
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' appears twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def load_rows(method: str, folder: Path | str | None = None) -> dict[str, list[Row]]:
@@ -60,7 +40,7 @@ def load_rows(method: str, folder: Path | str | None = None) -> dict[str, list[R
     path = _files(folder).get(normalise(method))
     if path is None:
         return {}
-    rows = _parsed(path) or {}
+    rows = plain_yaml(path) or {}
     if not isinstance(rows, dict):
         raise UserError(f"{path.name}, line 1: expected 'dataset:' with a list of rows under it")
     for dataset, entries in rows.items():
@@ -138,71 +118,50 @@ def check_rows(rows: dict[str, list[Row]], option_names: set[str]) -> list[str]:
         for row in entries:
             size = row.get("buffer_size")
             where = dataset if size is None else f"{dataset} (buffer_size {size})"
-            key = (normalise(dataset), size)
-            if key in seen:
+            if (normalise(dataset), size) in seen:
                 problems.append(f"{where}: two rows, of which one would never be used: drop one")
-            seen.add(key)
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-                problems.append(f"{where}: buffer_size is no positive whole number")
-            set_here = list(row.get("args") or {}) + ([] if size is None else ["buffer_size"])
-            problems += [
-                f"{where}: '{n}' is no option{_near(n, option_names)}" for n in set_here if n not in option_names
-            ]
-            problems += [
-                f"{where}: {name} is the text '{item}', not a number (YAML needs the point in 1.0e-5)"
-                for name, value in (row.get("args") or {}).items()
-                for item in (value if isinstance(value, list) else [value])
-                if isinstance(item, str) and _is_numeric(item)
-            ]
-            if not (isinstance(row.get("source"), str) and row["source"].strip()):
-                problems.append(f"{where}: 'source' is missing: say where the hyperparameters come from")
-            if "published" in row:
-                problems += [f"{where}: {problem}" for problem in _check_published(row["published"])]
+            seen.add((normalise(dataset), size))
+            problems += [f"{where}: {problem}" for problem in _check_row(row, option_names)]
     return problems
 
 
-def _check_published(published: Any) -> list[str]:
-    if not isinstance(published, dict) or not published:
-        return ["published is no {scenario: {acc: ..., std: ...}}"]
-    problems = []
-    for scenario, scores in published.items():
+def _check_row(row: Row, option_names: set[str]) -> Iterator[str]:
+    args, size = row["args"], row.get("buffer_size")
+    if size is not None and (type(size) is not int or size < 1):
+        yield "buffer_size is no positive whole number"
+    for name in [*args, *([] if size is None else ["buffer_size"])]:
+        if name not in option_names:
+            yield f"'{name}' is no option{nearest(name, sorted(option_names))}"
+    for name, value in args.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and _is_numeric(item):
+                yield f"{name} is the text '{item}', not a number (YAML needs the point in 1.0e-5)"
+    if not (isinstance(row.get("source"), str) and row["source"].strip()):
+        yield "'source' is missing: say where the hyperparameters come from"
+    if "published" not in row:
+        return
+    if not isinstance(row["published"], dict) or not row["published"]:
+        yield "published is no {scenario: {acc: ..., std: ...}}"
+        return
+    for scenario, scores in row["published"].items():
         if scenario not in SCENARIOS:
-            problems.append(f"published names '{scenario}': expected one of {', '.join(SCENARIOS)}")
+            yield f"published names '{scenario}': expected one of {', '.join(SCENARIOS)}"
         if not isinstance(scores, dict):
-            problems.append(f"published {scenario} is no {{acc: ..., std: ...}}")
+            yield f"published {scenario} is no {{acc: ..., std: ...}}"
             continue
-        problems += [f"published {scenario} lacks {name}" for name in ("acc", "std") if name not in scores]
+        yield from (f"published {scenario} lacks {name}" for name in ("acc", "std") if name not in scores)
         for name, value in scores.items():
+            number = type(value) in (int, float) and math.isfinite(value)
             if name not in PUBLISHED:
-                problems.append(f"published {scenario} has '{name}': expected {', '.join(PUBLISHED)}")
-            elif not (_is_number(value) or (name == "std" and value is None)):
+                yield f"published {scenario} has '{name}': expected {', '.join(PUBLISHED)}"
+            elif not (number or (name == "std" and value is None)):
                 allowed = "a number or null" if name == "std" else "a number"
-                problems.append(f"published {scenario} {name} is {value!r}: expected {allowed}")
-    return problems
+                yield f"published {scenario} {name} is {value!r}: expected {allowed}"
 
 
 def _files(folder: Path | str | None) -> dict[str, Path]:
     """The files by normalised method name, sorted."""
     return {normalise(path.stem): path for path in sorted(Path(folder or FOLDER).glob("*.yaml"))}
-
-
-def _parsed(path: Path) -> Any:
-    data = path.read_bytes()
-    try:
-        return yaml.load(data, Loader=_Loader)
-    except yaml.MarkedYAMLError as e:
-        line, problem = e.problem_mark.line + 1, e.problem
-    except yaml.reader.ReaderError as e:
-        line, problem = data.count(b"\n", 0, e.position) + 1, e.reason
-    raise UserError(f"{path.name}, line {line}: {problem}: mend the YAML")
-
-
-def _near(name: str, choices: set[str]) -> str:
-    return nearest(name, sorted(choices))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_numeric(text: str) -> bool:

@@ -10,32 +10,32 @@ import hashlib
 import itertools
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.utils import state as method_state
 from utils.atomic import atomic_write
-from utils.errors import TrainingFailed, UserError
+from utils.errors import TrainingFailed, UserError, one_line
 from utils.randomness import random_state, set_random_state
 from utils.record import Evaluation, Experiment, Position
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
 FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
+FOOTER_PATTERN = re.compile(rb"\npalimpsest checkpoint format (\d{4}) step (\d{12}) sha256 ([0-9a-f]{64})\n")
 KEYS = {
     "model_name": str, "dataset_name": str, "environment": dict, "options": dict, "position": dict, "pending": list,
     "stopping": dict | None, "shapes": dict, "settings": dict, "dataset": dict, "random": dict, "matrices": dict,
-    "baselines": dict, "history": list, "losses": list,
+    "baselines": dict, "history": list, "losses": list, "epochs": list, "pictures": list,
 }  # fmt: skip
-# What older checkpoints do not have.
-LATER = {"epochs": list, "pictures": list}
 # The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
     "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
@@ -135,9 +135,9 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         _check_position(position, dataset.N_TASKS)
         set_random_state(state["random"])
     except UserError as e:
-        raise UserError(_one_line(e)) from None  # it may quote what the file says
+        raise UserError(one_line(e)) from None  # it may quote what the file says
     except (*MALFORMED, MemoryError, pickle.UnpicklingError) as e:
-        raise UserError(f"the checkpoint does not fit this method: {type(e).__name__}: {_one_line(e)[:200]}") from e
+        raise UserError(f"the checkpoint does not fit this method: {type(e).__name__}: {one_line(e)[:200]}") from e
     return position
 
 
@@ -168,10 +168,10 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         verify(path)
     except UserError as e:
-        previous = previous_of(path)
-        if previous.is_file() and _is_whole(previous):
-            raise UserError(f"{e}; the one before it is whole: {previous}") from None
-        raise
+        with suppress(UserError):
+            verify(previous_of(path))
+            e = UserError(f"{e}; the one before it is whole: {previous_of(path)}")
+        raise e from None
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -190,8 +190,8 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or not state.keys() >= KEYS.keys():
         raise UserError(f"{path} is not a checkpoint of this program")
-    for name, kind in (KEYS | LATER).items():
-        if not isinstance(state.setdefault(name, []), kind):
+    for name, kind in KEYS.items():
+        if not isinstance(state[name], kind):
             raise UserError(f"checkpoint {path} is not one that this program writes: its {name} has the wrong type")
     try:
         # An entry takes a byte at least, so that more of them are one list mentioned again and again.
@@ -202,8 +202,7 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-@dataclass(frozen=True)
-class Footer:
+class Footer(NamedTuple):
     """The last line of a checkpoint."""
 
     format: int
@@ -215,13 +214,8 @@ def read_footer(path: Path) -> Footer | None:
     """The last line of a file, None where it is not ours."""
     with open(path, "rb") as f:
         f.seek(max(0, os.fstat(f.fileno()).st_size - FOOTER_LENGTH))
-        words = f.read().decode("ascii", errors="replace").split()
-    if len(words) != 8 or words[:3] != ["palimpsest", "checkpoint", "format"] or words[4::2] != ["step", "sha256"]:
-        return None
-    try:
-        return Footer(int(words[3]), int(words[5]), words[7])
-    except ValueError:
-        return None
+        found = FOOTER_PATTERN.fullmatch(f.read())
+    return found and Footer(int(found[1]), int(found[2]), found[3].decode())
 
 
 def verify(path: Path) -> Footer:
@@ -234,14 +228,10 @@ def verify(path: Path) -> Footer:
         raise UserError(f"checkpoint {path} does not exist")
     try:
         size = path.stat().st_size
-        if size == 0:
-            raise UserError(f"checkpoint {path} is empty")
         footer = read_footer(path)
         with open(path, "rb") as f:
             if footer is None:
-                if f.read(2) == b"PK":
-                    raise UserError(f"checkpoint {path} is truncated: its last line is missing")
-                raise UserError(f"{path} is not a checkpoint of this program")
+                raise UserError(f"{path} is truncated, or not a checkpoint of this program: its last line is missing")
             digest, left = hashlib.sha256(), size - 65
             while left > 0 and (block := f.read(min(left, 1 << 20))):
                 digest.update(block)
@@ -309,14 +299,6 @@ def _keep(path: Path) -> None:
         os.replace(path, previous_of(path))
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        verify(path)
-    except UserError:
-        return False
-    return True
-
-
 def _check_tree(value: Any, seen: Iterator[int], most: int, depth: int = 0) -> None:
     """Plain values only, at most so many, and no tensor that claims more entries than the file holds."""
     if depth > 100:
@@ -354,7 +336,7 @@ def _check_scores(state: dict[str, Any], n_tasks: int) -> None:
         if matrix.shape != (n_tasks, n_tasks) or matrix.dtype != torch.float64:
             raise ValueError(f"matrix {name} of shape {tuple(matrix.shape)}")
     for entry in state["history"]:
-        measured = (entry["scores"], *entry.get("others", {}).values())
+        measured = (entry["scores"], *entry["others"].values())
         scores = [score for values in measured for scores in values.values() for score in scores]
         numbers = [entry["step"], entry["task"], 0 if entry["epoch"] is None else entry["epoch"]]
         if not all(type(n) is int for n in numbers) or not all(type(s) is float for s in scores):
@@ -382,10 +364,6 @@ def _check_position(position: Position, n_tasks: int) -> None:
         raise TypeError(f"position {position}")
     if min(numbers) < 0 or max(numbers) >= 1 << 63 or position.task > n_tasks - position.inside:
         raise ValueError(f"position {position}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 def _optimizers(model) -> list[tuple[str, torch.optim.Optimizer]]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
-from utils.args import LISTS, NEUTRAL, ArgumentParser, base_parser, explain_unknown, refuse_repeats
-from utils.errors import UserError
+from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, explain_unknown, refuse_repeats
+from utils.errors import UserError, one_line
+from utils.run.best_args import find_row
 
 NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
 
@@ -71,63 +72,76 @@ def resolve(argv: list[str]) -> Config:
             registry.find(kind, getattr(choice, kind))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
     refuse_setting(model_class, dataset_class)
+    fixed, unused = getattr(model_class, "DEFAULTS", {}), getattr(model_class, "UNUSED", ())
 
     # The row may name the backbone, whose options must exist before the strict parse.
     given, _ = _explicit(build_parser(choice, None), argv, strict=False)
-    row = _best_row(model_class, choice.dataset, given)
+    best = given.get("load_best_args") or given.get("model_config") == "best"
+    row = find_row(model_class.NAME, choice.dataset, given.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
-    needed = getattr(model_class, "DEFAULTS", {}).get("backbone")
-    backbone = choice.backbone or stored.get("backbone") or needed or dataset_class.DEFAULTS["backbone"]
-    refuse_input(registry.load("backbone", backbone), dataset_class)
+    backbone, origin = next(
+        (layer["backbone"], origin)
+        for origin, layer in (
+            ("command line", given),
+            ("best_args", stored),
+            ("method", fixed),
+            ("dataset", dataset_class.DEFAULTS),
+        )
+        if layer.get("backbone")
+    )
+    classes = model_class, dataset_class, registry.load("backbone", backbone)
+    refuse_input(classes[2], dataset_class)
     parser = build_parser(choice, backbone)
     given, actions = _explicit(parser, argv, strict=True)
 
-    for dest in getattr(model_class, "UNUSED", ()):
+    for dest in unused:
         if dest in given:
             raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
     layers = [
         ("dataset", _still_valid(dataset_class.DEFAULTS, backbone, {**stored, **given})),
-        ("method", getattr(model_class, "DEFAULTS", {})),
+        ("method", fixed),
         *_presets(model_class, stored),
         ("best_args", _still_valid(stored, backbone, given)),
-        *_presets(dataset_class, given, unused=getattr(model_class, "UNUSED", ())),
+        *_presets(dataset_class, given, unused),
         *_presets(model_class, given),
     ]
     values = {dest: action.default for dest, action in actions.items()} | parser._defaults
     origins = {dest: "default" for dest in values}
-    for origin, layer in layers:
+    for place, layer in layers:
         for dest, value in layer.items():
             if dest not in actions:
-                raise UserError(f"{origin} sets '{dest}', which is no option of {choice.model} on {choice.dataset}")
-            values[dest], origins[dest] = converted(actions[dest], value, origin), origin
-    for dest, value in given.items():
-        values[dest], origins[dest] = value, "command line"
+                raise UserError(f"{place} sets '{dest}', which is no option of {choice.model} on {choice.dataset}")
+            values[dest], origins[dest] = converted(actions[dest], value, place), place
+    values |= given
+    origins |= dict.fromkeys(given, "command line")
     values |= {
         "model": model_class.NAME,
         "dataset": dataset_class.NAME,
         "backbone": registry.normalise(backbone),
         "load_best_args": row is not None,
     }
-    origins["backbone"] = next(
-        (o for o, layer in [("command line", given), ("best_args", stored)] if "backbone" in layer),
-        "method" if needed else "dataset",
-    )
-    for dest, action in actions.items():
-        if action.required and values[dest] is None:
-            raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
-    if "minibatch_size" in values and values["minibatch_size"] is None:
-        values["minibatch_size"], origins["minibatch_size"] = values["batch_size"], "batch_size"
-    for dest in NO_FACTS:
-        values.pop(dest), origins.pop(dest)
+    origins["backbone"] = origin
     if getattr(model_class, "JOINT", False):
         values["joint"], origins["joint"] = True, "method"
     elif values["joint"] and not dataset_class.MIXED and model_class.NAME != "sgd":
         raise UserError(
             f"--joint: where all tasks are there at once {model_class.NAME} has nothing to keep: use --model joint"
         )
-    args = argparse.Namespace(**values)
+    return _settled(Config(argparse.Namespace(**values), origins, *classes, row), actions)
+
+
+def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
+    """A configuration whose values are all there and fit together."""
+    args, origins = config.args, config.origins
+    for dest, action in actions.items():
+        if action.required and getattr(args, dest) is None:
+            raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
+    if getattr(args, "minibatch_size", 0) is None:
+        args.minibatch_size, origins["minibatch_size"] = args.batch_size, "batch_size"
+    for dest in NO_FACTS:
+        delattr(args, dest), origins.pop(dest)
     refuse_impossible(args)
-    return Config(args, origins, model_class, dataset_class, registry.load("backbone", backbone), row)
+    return config
 
 
 def refuse_setting(model_class: type, dataset) -> None:
@@ -274,14 +288,6 @@ def _explicit(
     return vars(namespace), actions
 
 
-def _best_row(model_class: type, dataset: str, given: dict[str, Any]) -> dict[str, Any] | None:
-    if not (given.get("load_best_args") or given.get("model_config") == "best"):
-        return None
-    from utils.run.best_args import find_row
-
-    return find_row(model_class.NAME, dataset, given.get("buffer_size"))
-
-
 def _still_valid(defaults: dict[str, Any], backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
     """What a stream or a stored row sets, without what another choice has made void: the options of its own network
     where another one is used, and a number of iterations where epochs are counted.
@@ -314,43 +320,27 @@ def _presets(cls: type, source: dict, unused: tuple[str, ...] = ()) -> list[tupl
 def converted(action: argparse.Action, value: Any, origin: str) -> Any:
     """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
     line refuses.
+
+    Raises:
+        UserError: in one line, whatever the value says.
     """
-    if value is None or isinstance(value, bool):
-        return value
+    convert, several = action.type or str, action.nargs not in (None, "?", 0)
     try:
-        convert = action.type or (lambda v: v)
-        if isinstance(value, list) and action.nargs is None:  # one argument that holds a list, as 3,1,2
-            value = convert(",".join(map(str, value)))
-        elif isinstance(value, list):
-            value = [convert(str(v)) for v in value]
-        elif action.type is not None:
-            value = convert(str(value))
+        if value is None:
+            if action.default is not None:
+                raise ValueError("nothing is given")
+            return None
+        if action.nargs == 0:
+            return boolean(value)
+        if several:
+            value = [convert(str(part)) for part in (value if isinstance(value, list) else [value])]
+        else:  # one argument may hold a list, as 3,1,2
+            value = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"'{value}': expected one of {', '.join(map(str, action.choices))}")
     except (argparse.ArgumentTypeError, ValueError) as e:
-        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {e}") from None
-    if action.choices is not None and value not in action.choices:
-        raise UserError(
-            f"{origin} sets --{action.dest} to '{value}': expected one of {', '.join(map(str, action.choices))}"
-        )
+        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {one_line(e)}") from None
     return value
-
-
-def _stored(action: argparse.Action, value: Any, origin: str) -> Any:
-    """`converted` for a value that a run wrote as it used it: of the form the option has, never a shorthand for it."""
-    kind, several = action.type, action.nargs not in (None, "?", 0) or action.type in LISTS
-    if type(value) is type(action.default) and value == action.default and action.dest != "minibatch_size":
-        return value
-    if value is None:
-        fits = action.default is None and action.dest != "minibatch_size"
-    elif isinstance(value, bool):
-        fits = action.nargs == 0 or kind is not None and getattr(kind, "__name__", "") not in ("int", "float")
-    else:
-        fits = isinstance(value, list) == several and (several or kind is not None or isinstance(value, str))
-    if not fits:
-        raise UserError(f"{origin} sets --{action.dest} to a value of the wrong kind: {str(value)[:100]!r}")
-    try:
-        return converted(action, value, origin)
-    except UserError as e:
-        raise UserError(" ".join(str(e).split())[:500]) from None
 
 
 def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
@@ -359,39 +349,29 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
     Raises:
         UserError: a stored value is impossible, or `argv` would make it another run.
     """
-    for kind in ("model", "dataset", "backbone"):
+    for kind in registry.FOLDERS:
         if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+", options[kind]):
             raise UserError(f"{where}: options.{kind} is not a name")
-    choice = argparse.Namespace(**{kind: options[kind] for kind in ("model", "dataset", "backbone")})
+    choice = argparse.Namespace(**{kind: options[kind] for kind in registry.FOLDERS})
     given, _ = _explicit(base_parser(), argv, strict=True)
     # A method kept outside this folder is not found by its name: the command line says where it is.
     if "model" in given and registry.normalise(registry.load("model", given["model"]).NAME) == choice.model:
         choice.model = given.pop("model")
     for dest in given.keys() - set(NEUTRAL):
         raise UserError(f"--rerun repeats a run as it was: drop --{dest}, or start a run of its own with it")
-    classes = [registry.load(kind, getattr(choice, kind)) for kind in ("model", "dataset", "backbone")]
+    classes = [registry.load(kind, getattr(choice, kind)) for kind in registry.FOLDERS]
     refuse_setting(classes[0], classes[1])
     refuse_input(classes[2], classes[1])
     parser = build_parser(choice, choice.backbone)
     actions = _actions(parser)
     values = {dest: action.default for dest, action in actions.items()} | parser._defaults
     for dest, value in options.items():
-        if dest in NEUTRAL:
-            continue
-        if dest not in actions and dest != "load_best_args":
+        if dest not in actions and dest not in NEUTRAL:
             raise UserError(f"{where}: {dest[:100]!r} is no option of {choice.model} on {choice.dataset}")
-        values[dest] = _stored(actions[dest], value, str(where))
-    values |= {dest: value for dest, value in given.items() if dest != "rerun"} | {"seeds": None}
-    if "num_threads" not in given:
-        values["num_threads"] = _stored(actions["num_threads"], options.get("num_threads", 0), str(where))
-    for dest in NO_FACTS:
-        values.pop(dest, None)
-    for dest, action in actions.items():
-        if action.required and values.get(dest) is None:
-            raise UserError(f"{where}: --{dest} is missing")
-    args = argparse.Namespace(**values)
-    if args.disable_log:
+        if dest not in NEUTRAL or dest == "num_threads":
+            values[dest] = converted(actions[dest], value, str(where))
+    values |= given | {"seeds": None}
+    if values["disable_log"]:
         raise UserError("--rerun compares two folders: drop --disable_log")
-    refuse_impossible(args)
     origins = {dest: "command line" if dest in given else "rerun" for dest in values}
-    return Config(args, origins, *classes)
+    return _settled(Config(argparse.Namespace(**values), origins, *classes), actions)

@@ -59,6 +59,9 @@ def build(config: Config) -> Experiment:
         model.opt = model.get_optimizer()
     origin_of(model)  # notes what a freshly constructed method holds
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
+    notes = report.notes | ({"score": note} if note else {})
+    if args.start_from and not args.loadcheck:
+        notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
         model_name=args.model,
         dataset_name=args.dataset,
@@ -72,7 +75,7 @@ def build(config: Config) -> Experiment:
         score=score,
         shares=report.shares,
         tasks={task.name: task.METRIC for task in dataset.tasks if task.name},
-        notes=report.notes | _start_note(args) | ({"score": note} if note else {}),
+        notes=notes,
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )
@@ -99,11 +102,12 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
     args, start = exp.args, None
     if args.loadcheck:
         start = checkpoint.restore(checkpoint.load(args.loadcheck), exp, exact=False)
-        start = _loaded_start(start, args, exp.dataset)
+        if args.inference_only:
+            exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
+        else:
+            _refuse_start(start, args, exp.dataset)
     if args.mlflow and not args.disable_log and first is None:
         Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
-    if args.inference_only:
-        return _evaluate_only(exp, start)
     with ExitStack() as stack:
         if not args.disable_log:
             exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))
@@ -112,10 +116,11 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
                 start = _resumed_start(exp)
                 if (exp.run.folder / RESULT).is_file():
                     return _show_finished(exp)
-        return _train(exp, start)
+        return _perform(exp, start)
 
 
-def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
+def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
+    """Train, or score what a checkpoint holds, and write the results."""
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
     loggers = exp.log.loggers = make_loggers(args, run)
     for logger in loggers:
@@ -123,15 +128,17 @@ def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     begin = time.perf_counter()
-    with _tell_stop(loggers, run), Signals().watched() as signals:
-        saver = Saver(exp, signals)
-        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
-        try:
-            with out_of_memory_explained(args):
-                train(exp, start)
-        except TrainingFailed as e:
-            kept = run.folder and checkpoint.newest(run.folder)[0]
-            raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
+    try:
+        if args.inference_only:
+            at = Position(task=max(start.task - (not start.inside), 0), step=start.step)
+            dataset.enter_task(at.task)
+            evaluate_run(exp, at)
+        else:
+            _train_and_save(exp, start)
+    except BaseException as e:
+        for logger in loggers:
+            logger.run_stopped(run, e)
+        raise
     run.seconds = time.perf_counter() - begin
     waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
@@ -140,45 +147,23 @@ def _train(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict
     summary = summarise_run(run)
     for logger in loggers:
         logger.run_ended(run, summary)
-    if not args.disable_log:
+    if not (args.disable_log or args.inference_only):
         write_timing(run, costs)
         write_summary(run, summary)
         write_result(exp)
     return run, summary
 
 
-@contextmanager
-def _tell_stop(loggers: list, run: Run) -> Iterator[None]:
-    """Tell the loggers when the block ends before its end."""
-    try:
-        yield
-    except BaseException as e:
-        for logger in loggers:
-            logger.run_stopped(run, e)
-        raise
-
-
-def _evaluate_only(exp: Experiment, at: Position) -> tuple[Run, dict[str, dict[str, float]]]:
-    """Score what a checkpoint holds."""
-    run, args = exp.run, exp.args
-    run.history, run.matrices, run.pictures = [], {}, []
-    with ExitStack() as stack:
-        if not args.disable_log:
-            run.folder = stack.enter_context(run_folder(run, resume=False))
-        loggers = exp.log.loggers = make_loggers(args, run)
-        for logger in loggers:
-            logger.run_started(run)
-        begin = time.perf_counter()
-        at = Position(task=max(at.task - (not at.inside), 0), step=at.step)
-        exp.dataset.enter_task(at.task)
-        evaluate_run(exp, at)
-        run.seconds = time.perf_counter() - begin
-        if run.folder is not None:
-            run.analysis = analyse(exp.model, exp.dataset, run.history[-1].task, run.pictures)
-        summary = summarise_run(run)
-        for logger in loggers:
-            logger.run_ended(run, summary)
-    return run, summary
+def _train_and_save(exp: Experiment, start: Position | None) -> None:
+    with Signals().watched() as signals:
+        saver = Saver(exp, signals)
+        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
+        try:
+            with out_of_memory_explained(exp.args):
+                train(exp, start)
+        except TrainingFailed as e:
+            kept = exp.run.folder and checkpoint.newest(exp.run.folder)[0]
+            raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
 
 
 def _resumed_start(exp: Experiment) -> Position | None:
@@ -262,15 +247,8 @@ def out_of_memory_explained(args) -> Iterator[None]:
         ) from None
 
 
-def _start_note(args) -> dict[str, str]:
-    if args.start_from == 0 or args.loadcheck:
-        return {}
-    return {"start": f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"}
-
-
-def _loaded_start(position: Position, args, dataset) -> Position:
-    if args.inference_only:
-        return position
+def _refuse_start(position: Position, args, dataset) -> None:
+    """A checkpoint from which these options leave nothing to train, or would begin elsewhere."""
     if args.start_from and (args.start_from != position.task or position.inside):
         where = f"in the middle of task {position.task}" if position.inside else f"before task {position.task}"
         advice = "drop --start_from" if position.inside else f"use --start_from {position.task}"
@@ -279,7 +257,6 @@ def _loaded_start(position: Position, args, dataset) -> Position:
         raise UserError(
             f"the checkpoint was saved after {position.task} task(s), nothing is left to train: --inference_only?"
         )
-    return position
 
 
 def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, float, int]]]:

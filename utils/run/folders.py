@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -37,21 +37,14 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     name = f"seed{run.seed}_{digest(run)}"
     with file_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        folder = _new(parent, run, name)
-        with _held(folder):
-            yield folder
-        return
     # Two processes that look for the folder at the same time must not both conclude that there is none.
-    with file_errors(parent), FileLock(str(parent / f".{name}.lock"), timeout=60):
-        folder = _earlier(parent, run, name) or _new(parent, run, name)
-        held = _held(folder)
-        held.__enter__()
-    try:
+    alone = FileLock(str(parent / f".{name}.lock"), timeout=60) if resume else nullcontext()
+    with ExitStack() as stack:
+        with file_errors(parent), alone:
+            folder = (resume and _earlier(parent, run, name)) or _new(parent, run, name)
+            stack.enter_context(_held(folder))
         remove_leftovers(folder)
         yield folder
-    finally:
-        held.__exit__(None, None, None)
 
 
 def _earlier(parent: Path, run: Run, name: str) -> Path | None:
@@ -64,16 +57,11 @@ def _earlier(parent: Path, run: Run, name: str) -> Path | None:
 
 
 def _new(parent: Path, run: Run, name: str) -> Path:
-    with file_errors(parent):
-        while True:
-            stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-            folder = parent / "_".join(part for part in (run.config.get("exp_name"), stamp, name) if part)
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                if not folder.is_dir():
-                    raise
-                continue  # another process took this millisecond
+    while True:
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        folder = parent / "_".join(part for part in (run.config.get("exp_name"), stamp, name) if part)
+        with file_errors(parent), suppress(FileExistsError):  # another process may take this millisecond
+            folder.mkdir()
             return folder
 
 

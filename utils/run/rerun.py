@@ -41,7 +41,8 @@ def rerun(folder: str, argv: list[str]) -> bool:
         print(f"  {' '.join(key)}: then {rows.get(key, 'absent')}, now {new_rows.get(key, 'absent')}")
     if len(different) > SHOWN:
         print(f"  and {len(different) - SHOWN} more scores")
-    states = [] if unfinished else _differing_states(before, _result(run.folder))
+    now = {} if unfinished else _result(run.folder)
+    states = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
     if states:
         print(f"  different at the end: {', '.join(states)}")
     same = not different and not states
@@ -50,15 +51,8 @@ def rerun(folder: str, argv: list[str]) -> bool:
     return same
 
 
-def _differing_states(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-
-
 def _result(folder: Path) -> dict[str, Any]:
-    try:
-        facts = plain_yaml(folder / RESULT, (folder / RESULT).read_bytes())
-    except OSError as e:
-        raise UserError(f"{folder / RESULT} cannot be read: {type(e).__name__}") from None
+    facts = plain_yaml(folder / RESULT)
     if not isinstance(facts, dict) or not all(type(name) is str for name in facts):
         raise UserError(f"{folder / RESULT} is not what a run writes")
     return facts

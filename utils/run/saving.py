@@ -68,21 +68,22 @@ class Saver:
 
     def after_step(self, position: Position) -> None:
         """Called after every iteration."""
-        stop = self.signals.received is not None
         timed = self.seconds and time.monotonic() >= self.next
-        if stop or timed or (self.every and position.step % self.every == 0):
+        if self.signals.received or timed or (self.every and position.step % self.every == 0):
             self.write(position)
-            if stop:
-                raise Stopped(self.signals.received, self.newest, position.step)
+        self.stop_if_asked(position)
 
     def after_task(self, position: Position) -> None:
         """Called after a task's evaluation."""
-        stop = self.signals.received is not None
         if self.kind == "task":
             self.write(position, f"{self.name}_task{position.task - 1}.pt")
-        elif self.kind or stop:
+        elif self.kind or self.signals.received:
             self.write(position)
-        if stop:
+        self.stop_if_asked(position)
+
+    def stop_if_asked(self, position: Position) -> None:
+        """End the run where a signal was received."""
+        if self.signals.received:
             raise Stopped(self.signals.received, self.newest, position.step)
 
     def write(self, position: Position, name: str | None = None) -> None:

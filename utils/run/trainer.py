@@ -1,17 +1,5 @@
-"""Continual learning of one's own network on one's own loaders, from a script or a notebook.
-
-    trainer = ContinualTrainer(
-        model=net,
-        config={
-            "optimizer": {"type": "adam", "lr": 0.001},
-            "continual_strategy": {"ewc": {"enabled": True, "lambda": 100.0}},
-            "replay": {"size": 500},
-        },
-    )
-    for task_id, (train_loader, val_loader) in enumerate(loaders):
-        trainer.train_task(train_loader, val_loader, task_id, f"task {task_id}", num_epochs=5)
-        trainer.evaluate_all_tasks([val for _, val in loaders[: task_id + 1]])
-    print(trainer.metrics())
+"""Continual learning of one's own network on one's own loaders, from a script or a notebook: docs/trainer.md has an
+example.
 
 The strategies are the method files of models/; this module translates a configuration into their options.
 """
@@ -126,7 +114,7 @@ class ContinualTrainer:
         """
         if num_epochs < 1:
             raise UserError(f"num_epochs is {num_epochs}: expected at least 1")
-        done = len(self.tasks.ranges) if self.tasks else 0
+        done = self._learned()
         if task_id is not None and task_id != done:
             raise UserError(f"task_id is {task_id}: tasks are learned in order, the next one is {done}")
         self._prepare(train_loader)
@@ -161,7 +149,7 @@ class ContinualTrainer:
         """After a step: the new part of the batch goes into the replay buffer."""
         if self.replay:
             inputs, labels = self._new
-            task_labels = torch.full((len(inputs),), self._learned(), device=inputs.device)
+            task_labels = torch.full((len(inputs),), self._learned() - 1, device=inputs.device)
             self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
         self.step += 1
 
@@ -171,7 +159,7 @@ class ContinualTrainer:
         Raises:
             UserError: the task was not learned yet.
         """
-        learned = len(self.tasks.ranges) if self.tasks else 0
+        learned = self._learned()
         if not 0 <= task_id < learned:
             raise UserError(f"task {task_id} was not learned yet: {learned} task(s) were")
         self.tasks.test_loaders[task_id] = TestLoader(loader, self.device)
@@ -180,7 +168,7 @@ class ContinualTrainer:
 
     def evaluate_all_tasks(self, loaders: Sequence[Iterable]) -> dict[str, list[float]]:
         """Scores on every learned task, one loader each in the order of the tasks; fills the row of R."""
-        learned = len(self.tasks.ranges) if self.tasks else 0
+        learned = self._learned()
         if len(loaders) < learned:
             raise UserError(f"{len(loaders)} loaders for {learned} learned tasks: give one for each")
         rows = [self.evaluate(loader, task) for task, loader in enumerate(loaders[:learned])]
@@ -260,7 +248,8 @@ class ContinualTrainer:
     save_checkpoint, load_checkpoint = save, load
 
     def _learned(self) -> int:
-        return self.method.current_task
+        """Tasks learned so far, the one in training included."""
+        return len(self.tasks.ranges) if self.tasks else 0
 
     def _experiment(self) -> Experiment:
         return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper())
@@ -272,7 +261,7 @@ class ContinualTrainer:
             model_name=self.strategy,
             dataset_name=GivenTasks.NAME,
             setting=self.tasks.SETTING if self.tasks else "given",
-            n_tasks=len(self.tasks.ranges) if self.tasks else 1,
+            n_tasks=self._learned() or 1,
             seed=0,
             config=config,
             origins={},

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from utils import registry
-from utils.args import base_parser
+from utils.args import ArgumentParser, add_bool, base_parser, positive_int
 from utils.errors import UserError
 from utils.run.config import converted, declared_options
 
@@ -80,8 +80,6 @@ def _read_section(section: dict, where: str, names: dict[str, str], actions: dic
     _known(section, set(names), where)
     for key, value in section.items():
         action = actions[names[key]]
-        if value is None and action.default is not None:
-            raise UserError(f"config: {where}.{key} is None: expected a value, or leave the key out")
         values[action.dest] = converted(action, value, f"config: {where}.{key}")
 
 
@@ -90,16 +88,14 @@ def _read_replay(section: dict | None, strategy: str) -> dict[str, Any] | None:
         return None
     if strategy in WITHOUT_REPLAY:
         raise UserError(f"config: replay is not defined with {strategy}, which {WITHOUT_REPLAY[strategy]}: drop it")
-    _known(section, {"size", "buffer_size", "batch_size", "task_balanced", "every"}, "replay")
-    out = {"size": section.get("size", section.get("buffer_size", 1000)), "batch_size": section.get("batch_size"),
-           "task_balanced": section.get("task_balanced", True), "every": section.get("every", 1)}  # fmt: skip
-    for key in ("size", "batch_size", "every"):
-        value = out[key]
-        if not (value is None and key == "batch_size") and (type(value) is not int or value < 1):
-            raise UserError(f"config: replay.{key} is {value!r}: expected an integer >= 1")
-    if not isinstance(out["task_balanced"], bool):
-        raise UserError(f"config: replay.task_balanced is {out['task_balanced']!r}: expected True or False")
-    return out
+    parser = ArgumentParser(add_help=False)
+    for option, default in (("--size", 1000), ("--batch_size", None), ("--every", 1)):
+        parser.add_argument(option, type=positive_int, default=default)
+    add_bool(parser, "--task_balanced", default=True)
+    actions = {a.dest: a for a in parser._actions}
+    values = {dest: action.default for dest, action in actions.items()}
+    _read_section(section, "replay", {**{dest: dest for dest in actions}, "buffer_size": "size"}, actions, values)
+    return values
 
 
 def _known(section: Any, allowed: set[str], where: str) -> None:

@@ -4,8 +4,10 @@ import operator
 import sys
 from itertools import islice
 
+import numpy as np
+
 from models.utils.continual_model import ContinualModel
-from utils.evaluation import empty_matrix, evaluate, predictions, scenarios
+from utils.evaluation import evaluate, predictions, scenarios
 from utils.record import Evaluation, Experiment, Position
 from utils.schedule import restart_schedule, set_learning_rate
 
@@ -57,7 +59,7 @@ def train_task(exp: Experiment, at: Position) -> None:
                 losses = model.meta_observe(inputs, labels, raw, epoch)
                 at.move()
                 log.step(losses, at)
-            model.meta_end_epoch(epoch, stream)
+            model.end_epoch(epoch, stream)
             if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0:
                 evaluate_run(exp, at, epoch)
             at.batch = 0
@@ -105,7 +107,7 @@ def evaluate_run(exp: Experiment, at: Position, epoch: int | None = None) -> Eva
     if epoch is None and (shown := predictions(model, stream)):
         run.pictures.append((trained, shown))
     for name in scenarios(model, stream):
-        matrix = run.matrices.setdefault(name, empty_matrix(stream.EVAL_TASKS))
+        matrix = run.matrices.setdefault(name, np.full((stream.EVAL_TASKS, stream.EVAL_TASKS), np.nan))
         if epoch is None:
             matrix[trained, :n] = evaluation.scores[name]
     exp.log.evaluated(evaluation)

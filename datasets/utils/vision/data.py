@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from datasets.utils.streaming import Cache
+from datasets.utils.streaming import Cache, Streamed
 from datasets.utils.vision.formats import VOID, Boxes, Examples, read_image, read_mask
 from datasets.utils.vision.kinds import VisionTask
 from utils.randomness import generator
@@ -22,8 +22,8 @@ class Scene:
     """An image and what is true of it, which move together.
 
     Attributes:
-        image: (3, H, W) uint8.
-        mask: (H, W) uint8 class numbers, of segmentation.
+        image: (3, S, S) uint8.
+        mask: (S, S) uint8 class numbers, of segmentation.
         boxes: (k, 4) corners, of detection, with `classes` (k,) and `crowd` (k,).
     """
 
@@ -33,56 +33,36 @@ class Scene:
     classes: Tensor | None = None
     crowd: Tensor | None = None
 
-    def moved(self, transform, **of_mask) -> "Scene":
-        """The scene with every part moved by `transform`, a function of torchvision's v2; the mask with `of_mask`."""
-        image = transform(self.image)
-        mask = None if self.mask is None else transform(self.mask, **of_mask)
-        boxes = None if self.boxes is None else transform(self.boxes)
-        return Scene(image, mask, boxes, self.classes, self.crowd)
+    def move(self, function) -> None:
+        """Apply a function of tv_tensors to every part."""
+        for name in ("image", "mask", "boxes"):
+            if getattr(self, name) is not None:
+                setattr(self, name, function(getattr(self, name)))
 
 
-def resized(scene: Scene, size: int) -> Scene:
-    """The scene on `size` x `size` pixels: the image smooth, masks by the nearest pixel, corners in proportion."""
-
-    def resize(x):
-        if not isinstance(x, tv_tensors.Mask):
-            return v2.functional.resize(x, [size, size], antialias=True)
-        # Pixels have their middles at halves; v2's own resizing of masks takes them at whole numbers.
-        nearest = v2.InterpolationMode.NEAREST_EXACT
-        small = v2.functional.resize_image(x.as_subclass(Tensor).unsqueeze(0), [size, size], interpolation=nearest)
-        return tv_tensors.wrap(small.squeeze(0), like=x)
-
-    return scene.moved(resize)
-
-
-def augmented(scene: Scene, rng: torch.Generator, mirror: bool = True) -> Scene:
+def augment(scene: Scene, rng: torch.Generator, mirror: bool = True) -> None:
     """With `mirror` mirrored with probability one half; shifted by up to a twelfth of the side in each direction.
 
     What comes in from outside continues the border, and is void: an edge of another colour would be a feature that no
     test image has. Boxes are cut at the border; an object of which less than a quarter is left then is none any more.
     """
-    size = scene.image.shape[-1]
+    size, whole = scene.image.shape[-1], scene.boxes
     far = size // SHIFT
-    before = None if scene.boxes is None else _area(scene.boxes)
     flip, top, left = torch.rand(3, generator=rng).tolist()
     if mirror and flip < 0.5:
-        scene = scene.moved(v2.functional.horizontal_flip)
+        scene.move(v2.functional.horizontal_flip)
     top, left = (int(part * (2 * far + 1)) for part in (top, left))
 
-    def shift(x, **of_mask):
-        outside = of_mask or ({"padding_mode": "edge"} if isinstance(x, tv_tensors.Image) else {})
+    def shift(x):
+        outside = {"padding_mode": "edge"} if isinstance(x, tv_tensors.Image) else {"fill": VOID}
         return v2.functional.crop(v2.functional.pad(x, [far], **outside), top, left, size, size)
 
-    scene = scene.moved(shift, fill=VOID)
-    if before is not None:
-        left = _area(scene.boxes) >= LEFT * before
-        scene.boxes = tv_tensors.wrap(scene.boxes[left], like=scene.boxes)
-        scene.classes, scene.crowd = scene.classes[left], scene.crowd[left]
-    return scene
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    scene.move(shift)
+    if whole is not None:
+        before, after = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (whole, scene.boxes))
+        kept = after >= LEFT * before
+        scene.boxes = tv_tensors.wrap(scene.boxes[kept], like=scene.boxes)
+        scene.classes, scene.crowd = scene.classes[kept], scene.crowd[kept]
 
 
 def equally_spaced(length: int, n: int) -> list[int]:
@@ -91,7 +71,7 @@ def equally_spaced(length: int, n: int) -> list[int]:
     return [i * length // n for i in range(n)]
 
 
-class VisionData:
+class VisionData(Streamed):
     """One part (training or test) of a task, to be read example by example.
 
     Args:
@@ -102,6 +82,7 @@ class VisionData:
         capacity: decoded examples kept in memory.
         max_boxes: rows of the padded boxes.
         seed: what the augmentation is a function of, with task, epoch and example.
+        num_workers: processes that decode.
     """
 
     def __init__(
@@ -114,7 +95,9 @@ class VisionData:
         capacity: int = 0,
         max_boxes: int = 0,
         seed: int = 0,
+        num_workers: int = 0,
     ):
+        super().__init__(num_workers)
         self.examples, self.task, self.size, self.augment = examples, task, size, augment
         self.mirror, self.max_boxes, self.seed = mirror, max_boxes, seed
         self.cache = Cache((3 + task.MASKED, size, size), min(capacity, len(examples)))
@@ -129,31 +112,24 @@ class VisionData:
             UserError: a file that cannot be read.
         """
         pixels = self.cache.get(row, lambda: self._decoded(row))
-        scene = Scene(tv_tensors.Image(pixels[:3]))
-        target = self.examples.targets[row]
+        scene, target = Scene(tv_tensors.Image(pixels[:3])), self.examples.targets[row]
         if self.task.MASKED:
             scene.mask = tv_tensors.Mask(pixels[3])
         elif isinstance(target, Boxes):
-            scene.boxes = self._corners(target, row)
+            boxes = tv_tensors.BoundingBoxes(target.corners, format="XYXY", canvas_size=target.size[::-1])
+            scene.boxes = v2.functional.resize(boxes, [self.size, self.size])
             scene.classes, scene.crowd = target.classes, target.crowd
         if epoch is not None and self.augment:
-            scene = augmented(scene, generator(self.seed, "augmentation", self.task.name, epoch, row), self.mirror)
+            augment(scene, generator(self.seed, "augmentation", self.task.name, epoch, row), self.mirror)
         label = self.task.label(scene, target, training=epoch is not None, max_boxes=self.max_boxes)
         return scene.image.as_subclass(Tensor), label
 
     def _decoded(self, row: int) -> Tensor:
         """(3, S, S), with the mask as a fourth channel where there is one."""
-        image = v2.functional.pil_to_tensor(read_image(self.examples.files[row]))
-        scene = Scene(tv_tensors.Image(image))
-        if self.task.MASKED:
-            mask = read_mask(self.examples.targets[row], len(self.examples.class_names))
-            scene.mask = tv_tensors.Mask(torch.from_numpy(mask))
-        scene = resized(scene, self.size)
-        parts = [scene.image, *([scene.mask.unsqueeze(0)] if self.task.MASKED else [])]
-        return torch.cat([part.as_subclass(Tensor) for part in parts])
-
-    def _corners(self, target: Boxes, row: int) -> tv_tensors.BoundingBoxes:
-        """The boxes on the resized image."""
-        width, height = target.size
-        boxes = tv_tensors.BoundingBoxes(target.corners, format="XYXY", canvas_size=(height, width))
-        return v2.functional.resize(boxes, [self.size, self.size])
+        resize, size, nearest = v2.functional.resize_image, [self.size] * 2, v2.InterpolationMode.NEAREST_EXACT
+        image = resize(v2.functional.pil_to_tensor(read_image(self.examples.files[row])), size)
+        if not self.task.MASKED:
+            return image
+        # Pixels have their middles at halves; v2's own resizing of masks takes them at whole numbers.
+        mask = torch.from_numpy(read_mask(self.examples.targets[row], len(self.examples.class_names)))
+        return torch.cat((image, resize(mask.unsqueeze(0), size, interpolation=nearest)))

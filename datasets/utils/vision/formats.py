@@ -10,13 +10,12 @@ is missing, truncated or contradicts another one is a one-line UserError that na
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ FOLDERS = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenet")
 TEST_SHARE = 0.2  # of a subset: 60 of 300
 TOLERANCE = 1.0  # pixels by which a box may stick out of its image: published coordinates are rounded
 REPAIR = "put the official file back; of seq-vision-mini delete the folder, it is made again"
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
 @dataclass
@@ -87,20 +85,6 @@ class Examples:
 Parts = tuple[Examples, Examples]  # training, test
 
 
-def one_line(read: Callable[..., Parts]) -> Callable[..., Parts]:
-    """`read` with what the file system refuses made a UserError that names the file."""
-
-    @functools.wraps(read)
-    def wrapper(base_path: str, *args, **kwargs) -> Parts:
-        try:
-            return read(base_path, *args, **kwargs)
-        except OSError as e:
-            raise UserError(f"{e.filename or base_path}: {e.strerror or e}: give access to it, or {REPAIR}") from None
-
-    return wrapper
-
-
-@one_line
 def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLASSES) -> Parts:
     """Images with a palette PNG of class numbers, 0 the background and 255 void.
 
@@ -122,8 +106,6 @@ def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLA
             raise UserError(f"{listing}: no list of names: {REPAIR}") from None
         rows = _chosen(len(source), subset, split, seed, "voc", listing)
         files, masks = [Path(source.images[r]) for r in rows], [Path(source.targets[r]) for r in rows]
-        if any(file.name == ".jpg" for file in files):
-            raise UserError(f"{listing}: has a line without a name: {REPAIR}")
         for file, mask in zip(files, masks, strict=True):
             size = checked_image(file)
             if not mask.is_file():
@@ -134,7 +116,6 @@ def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLA
     return tuple(parts)
 
 
-@one_line
 def coco(base_path: str, subset: int, seed: int) -> Parts:
     """Images with boxes. Classes are the categories in the order of their numbers, which may have gaps.
 
@@ -168,42 +149,33 @@ def coco(base_path: str, subset: int, seed: int) -> Parts:
     return tuple(parts)
 
 
-@one_line
 def folders(base_path: str, subset: int, seed: int, names: tuple[str, ...] | None = None) -> Parts:
     """Images in a folder per class; of a subset as many of each class as there can be. Arguments as `voc`."""
     from torchvision.datasets import ImageFolder, Imagenette
 
     base = _absolute(base_path)
     root = next((base / name for name in FOLDERS if (base / name).is_dir()), base / FOLDERS[0])
-    _require(root / "train", "Imagenette or ImageNet", base)
+    known = Imagenette._WNID_TO_CLASS if root.name.startswith("imagenette2") else {}
     parts, classes = [], []
     for split in ("train", "val"):
         _require(root / split, "Imagenette or ImageNet", base)
-        for folder in (root / split).iterdir():
-            if folder.is_dir():
-                os.scandir(folder).close()  # one that may not be read would count as empty
         try:
             source = ImageFolder(str(root / split))
         except FileNotFoundError as e:
             raise UserError(f"{root / split}: {str(e).splitlines()[0]}: put the missing images there") from None
         classes.append(source.classes)
-        rows = _chosen_by_class(source.targets, subset, split, seed, root / split)
+        rows = _chosen_by_class(source.targets, subset, split, seed)
         files = [Path(source.samples[r][0]) for r in rows]
         for file in files:
             checked_image(file)
-        parts.append(Examples(base, files, [source.targets[r] for r in rows], list(names or source.classes)))
+        class_names = names or [known.get(name, (name,))[0] for name in source.classes]
+        parts.append(Examples(base, files, [source.targets[r] for r in rows], list(class_names)))
     if classes[0] != classes[1]:
         odd = sorted(set(classes[0]) ^ set(classes[1]))
         raise UserError(
             f"{root}: train has {len(classes[0])} class folders, val {len(classes[1])}; only in one of them: "
             f"{', '.join(odd[:3])}: put the missing ones there"
         )
-    if names is None and root.name.startswith("imagenette2"):
-        with contextlib.suppress(KeyError):  # other people's folders under that name keep their own
-            sizes = {"imagenette2": "full", "imagenette2-320": "320px", "imagenette2-160": "160px"}
-            named = [synonyms[0] for synonyms in Imagenette(str(base), "train", sizes[root.name]).classes]
-            for part in parts:
-                part.class_names = named
     return tuple(parts)
 
 
@@ -213,35 +185,25 @@ def checked_image(path: Path) -> tuple[int, int]:
     Raises:
         UserError: it is missing, no image, or truncated.
     """
-    try:
-        with open(path, "rb") as f, Image.open(f) as image:
-            f.seek(-min(32, os.path.getsize(path)), os.SEEK_END)
-            ended = image.format != "JPEG" or b"\xff\xd9" in f.read()
-            size = image.size
-        if not ended:  # bytes after the end marker are allowed: only decoding can tell
-            with Image.open(path) as image:
-                image.load()
-        return size
-    except BROKEN as e:
-        raise UserError(_cannot_read(path, e)) from None
+    with _readable(path), Image.open(path) as image:
+        if image.format == "JPEG":
+            with open(path, "rb") as f:
+                f.seek(-min(32, os.path.getsize(path)), os.SEEK_END)
+                if b"\xff\xd9" not in f.read():  # bytes after the end marker are allowed: only decoding can tell
+                    image.load()
+        return image.size
 
 
 def read_image(path: Path) -> Image.Image:
     """The image in RGB."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except BROKEN as e:
-        raise UserError(_cannot_read(path, e)) from None
+    with _readable(path), Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def read_mask(path: Path, n_classes: int) -> np.ndarray:
     """Class numbers (H, W) uint8 of a palette PNG, below `n_classes` or 255."""
-    try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.array(image)
-    except BROKEN as e:
-        raise UserError(_cannot_read(path, e)) from None
+    with _readable(path), Image.open(path) as image:
+        mode, mask = image.mode, np.array(image)
     if mode not in ("P", "L"):
         raise UserError(f"{path}: a mask in mode {mode}, expected a palette PNG of class numbers: {REPAIR}")
     wrong = mask[(mask >= n_classes) & (mask != VOID)]
@@ -270,9 +232,9 @@ def write_manifest(path: Path, parts: dict[str, Parts]) -> str:
 
 def _instances(listing: Path, folder: Path) -> tuple[list[dict], dict[Any, list[dict]], dict[int, str]]:
     """Images, objects by image, and category number -> name, in order, of an instances JSON."""
-    try:
-        from torchvision.datasets import CocoDetection
+    from torchvision.datasets import CocoDetection
 
+    try:
         with contextlib.redirect_stdout(io.StringIO()):  # the reader announces its progress
             source = CocoDetection(str(folder), str(listing))
         images = [source.coco.imgs[i] for i in source.ids]
@@ -280,8 +242,6 @@ def _instances(listing: Path, folder: Path) -> tuple[list[dict], dict[Any, list[
         for image in images:
             image["file_name"]  # noqa: B018 - refused here rather than during training
         stray = source.coco.imgToAnns.keys() - source.coco.imgs.keys()
-    except ModuleNotFoundError:
-        raise UserError("reading COCO files needs pycocotools: pip install pycocotools") from None
     except (OSError, ValueError, LookupError, TypeError, AssertionError) as e:
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:120]
         raise UserError(f"{listing}: truncated or no instances JSON ({reason}): {REPAIR}") from None
@@ -333,13 +293,12 @@ def _chosen(n: int, subset: int, split: str, seed: int, name: str, listing: Path
     return permutation(n, seed, "vision subset", name, split)[: _wanted(subset, split)].sort().values.tolist()
 
 
-def _chosen_by_class(targets: list[int], subset: int, split: str, seed: int, folder: Path) -> list[int]:
+def _chosen_by_class(targets: list[int], subset: int, split: str, seed: int) -> list[int]:
     """The same with the classes in turn, each in a random order of its own."""
-    labels = torch.tensor(targets)
     if not subset:
-        return list(range(len(labels)))
-    turns = []
-    for c in range(int(labels.max()) + 1):
+        return list(range(len(targets)))
+    labels, turns = torch.tensor(targets), []
+    for c in range(max(targets) + 1):
         rows = (labels == c).nonzero().squeeze(1)
         mixed = rows[permutation(len(rows), seed, "vision subset", "folders", split, c)]
         turns += [(turn, c, row) for turn, row in enumerate(mixed.tolist())]
@@ -358,8 +317,12 @@ def _require(path: Path, what: str, base: Path) -> None:
         )
 
 
-def _cannot_read(path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:150]
-    if isinstance(error, FileNotFoundError):
-        return f"{path}: no such file: {REPAIR}"
-    return f"{path}: truncated or no image ({reason}): {REPAIR}"
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: {REPAIR}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow raises
+        reason = " ".join(str(e).split())[:150]
+        raise UserError(f"{path}: truncated or no image ({reason}): {REPAIR}") from None

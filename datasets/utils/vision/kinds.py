@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.task import Task
+from datasets.utils.task import ClassTask, Task
 from datasets.utils.vision.boxes import box_loss, dense_log_likelihood, detections, draw_dense, parts
 from datasets.utils.vision.losses import VOID, cls_loss, det_loss, seg_loss
 from datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
@@ -73,11 +73,10 @@ class MaskTask(VisionTask):
     METRIC, HEAD, MASKED = "mIoU", "mask", True
     NOTE = "mIoU in percent over all labelled pixels of the test set"
 
-    def loss(self, outputs, labels):
-        return seg_loss(outputs, labels)
+    loss = staticmethod(seg_loss)
 
     def score(self, last=None):
-        return SegmentationScore(self.n_outputs, class_names=self.class_names)
+        return SegmentationScore(self.n_outputs, self.class_names)
 
     def label(self, scene, target, training, max_boxes):
         """(S, S) int64."""
@@ -93,9 +92,8 @@ class MaskTask(VisionTask):
         return torch.where(labels == VOID, labels, drawn)
 
     def log_likelihood(self, output, label):
-        target = torch.where(label == VOID, 0, label)
-        each = output.log_softmax(0).gather(0, target.unsqueeze(0)).squeeze(0)
-        return torch.where(label == VOID, 0.0, each).sum()
+        pixels, classes = output.flatten(1).T, label.flatten()
+        return -F.cross_entropy(pixels, classes, ignore_index=VOID, reduction="sum")
 
     def decode(self, outputs):
         """'mask' (B, S, S) uint8 classes."""
@@ -119,9 +117,6 @@ class BinaryMaskTask(MaskTask):
         super().__init__(name, class_names)
         self.n_outputs = 1
 
-    def score(self, last=None):
-        return SegmentationScore(1, binary=True, class_names=self.class_names)
-
     def label(self, scene, target, training, max_boxes):
         mask = super().label(scene, target, training, max_boxes)
         return torch.where((mask > 0) & (mask != VOID), 1, mask)
@@ -135,9 +130,8 @@ class BinaryMaskTask(MaskTask):
         return torch.where(labels == VOID, labels, drawn)
 
     def log_likelihood(self, output, label):
-        y = torch.where(label == VOID, 0, label).to(output.dtype)
-        each = -F.binary_cross_entropy_with_logits(output[0], y, reduction="none")
-        return torch.where(label == VOID, 0.0, each).sum()
+        counted, y = (label != VOID).to(output.dtype), (label == 1).to(output.dtype)
+        return -F.binary_cross_entropy_with_logits(output[0], y, counted, reduction="sum")
 
     def decode(self, outputs):
         return {"mask": (outputs[:, 0].float().cpu() > 0).byte()}
@@ -153,8 +147,7 @@ class PresenceTask(VisionTask):
     NOTE = "mAP_cls: mean average precision of the classes present in an image, in percent; no boxes"
     TITLE = "Test images of {}: classes with the best scores"
 
-    def loss(self, outputs, labels):
-        return det_loss(outputs, labels)
+    loss = staticmethod(det_loss)
 
     def score(self, last=None):
         return MultiLabelScore(self.class_names)
@@ -171,7 +164,7 @@ class PresenceTask(VisionTask):
         return torch.bernoulli(outputs.sigmoid()).to(labels.dtype)
 
     def log_likelihood(self, output, label):
-        return -F.binary_cross_entropy_with_logits(output, label.to(output.dtype), reduction="none").sum()
+        return -F.binary_cross_entropy_with_logits(output, label.to(output.dtype), reduction="sum")
 
     def decode(self, outputs):
         """'scores' (B, C) in [0, 1]."""
@@ -190,23 +183,21 @@ class BoxTask(VisionTask):
     NOTE = "mAP_box: COCO's mAP@[.5:.95] of boxes, in percent"
     TITLE = "Test images of {}, boxes with scores"
 
-    def loss(self, outputs, labels):
-        return box_loss(outputs, labels)
+    loss = staticmethod(box_loss)
+    sample = staticmethod(draw_dense)
+    log_likelihood = staticmethod(dense_log_likelihood)
 
     def score(self, last=None):
         return BoxScore(self.class_names)
 
     def label(self, scene, target, training, max_boxes):
         shown = ~scene.crowd if training else torch.ones_like(scene.crowd)
-        n = int(shown.sum())
-        label = {
-            "boxes": torch.zeros(max_boxes, 4),
-            "classes": torch.full((max_boxes,), -1),
-            "crowd": torch.zeros(max_boxes, dtype=torch.bool),
+        boxes, missing = scene.boxes.as_subclass(Tensor)[shown], max_boxes - int(shown.sum())
+        return {
+            "boxes": F.pad(boxes, (0, 0, 0, missing)),
+            "classes": F.pad(scene.classes[shown], (0, missing), value=-1),
+            "crowd": F.pad(scene.crowd[shown], (0, missing)),
         }
-        label["boxes"][:n] = scene.boxes.as_subclass(Tensor)[shown]
-        label["classes"][:n], label["crowd"][:n] = scene.classes[shown], scene.crowd[shown]
-        return label
 
     def distance(self, outputs, taught, tau, direction="teacher"):
         """Classes as those of an image, at each location; sides by their squared difference, where the teacher sees
@@ -217,13 +208,6 @@ class BoxTask(VisionTask):
         seen = old.sigmoid().amax(-1)
         moved = ((sides - old_sides).square().mean(-1) * seen).sum() / seen.sum()
         return yes_or_no(logits.flatten(0, 1), old.flatten(0, 1), tau, direction).sum(1).mean() + moved
-
-    def sample(self, outputs, labels):
-        """Dense labels (B, L, C + 6), as `datasets.utils.vision.boxes.draw_dense` has them."""
-        return draw_dense(outputs, labels)
-
-    def log_likelihood(self, output, label):
-        return dense_log_likelihood(output, label)
 
     def decode(self, outputs):
         """'boxes' (B, K, 4) corners, 'classes' (B, K), -1 for padding, and 'scores' (B, K)."""
@@ -243,15 +227,14 @@ class BoxTask(VisionTask):
         return labels
 
 
-class ImageClassTask(VisionTask):
+class ImageClassTask(VisionTask, ClassTask):
     """One class per image: logits (B, C), labels (B,)."""
 
-    METRIC, HEAD = "top-1", "class"
+    METRIC, HEAD, FISHERS, low, whole = "top-1", "class", Task.FISHERS, 0, True
     NOTE = "top-1 accuracy in percent"
     TITLE = "Test images of {}: class with the best score"
 
-    def loss(self, outputs, labels):
-        return cls_loss(outputs, labels)
+    loss = staticmethod(cls_loss)
 
     def score(self, last=None):
         return TopScore(self.n_outputs)
@@ -260,21 +243,12 @@ class ImageClassTask(VisionTask):
         """() int64."""
         return torch.tensor(target)
 
-    def distance(self, outputs, taught, tau, direction="teacher"):
-        return kd(outputs, taught, tau, direction).mean()
-
-    def sample(self, outputs, labels):
-        return torch.multinomial(outputs.softmax(-1), 1).view(labels.shape)
-
-    def log_likelihood(self, output, label):
-        return output.log_softmax(0).gather(0, label.unsqueeze(0)).squeeze(0)
-
     def decode(self, outputs):
         """'scores' (B, C) in [0, 1]."""
         return {"scores": outputs.float().cpu().softmax(1)}
 
     def presence(self, labels):
-        return F.one_hot(labels, max(self.n_outputs, 2)) > 0
+        return F.one_hot(labels, self.n_outputs) > 0
 
 
 def yes_or_no(outputs: Tensor, taught: Tensor, tau: float, direction: str) -> Tensor:

@@ -5,8 +5,8 @@ training and 20 % for testing, class by class, before anything is composed, so t
 
     segmentation     1 to 4 items in bright colours on a dark striped ground; PASCAL VOC 2012: palette PNG with class
                      + 1, one pixel of 255 around the objects, an item is refused where it would hide > 15 % of another
-    detection        1 to 4 dark items on a bright ground; COCO: instances JSON with the box, area and uncompressed
-                     run-length mask of what is visible, objects with less than 12 visible pixels (at 96) left out
+    detection        1 to 4 dark items on a bright ground; COCO: instances JSON with the box, area and run-length
+                     mask of what is visible, objects with less than 12 visible pixels (at 96) left out
     classification   one large item on a dark ground; class folders as Imagenette has them
 
 Every task has 240 training and 60 test images. Image i of a split is a function of (seed, task, split, i) alone, so two
@@ -21,15 +21,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from datasets.utils.sources import digits, fashion_mnist, has_fashion_mnist
 from utils.errors import UserError
 
-VERSION = 1  # of the recipe; part of the folder's name
+VERSION = 2  # of the recipe; part of the folder's name
 COUNTS = {"train": 240, "val": 60}
 SEG, DET, CLS = range(3)
 HIDDEN = 0.15  # largest share of an object that a later one may hide
 TRIES = 20
+# The 256 colours of VOC's masks: bit k of the class, in threes, goes to bit 7 - k of red, green and blue.
+VOC_PALETTE = [sum((c >> (3 * k + rgb) & 1) << (7 - k) for k in range(3)) for c in range(256) for rgb in range(3)]
 NAMES = {
     "fashion": (
         "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -88,7 +91,7 @@ def mini_folder(base_path: str, seed: int, size: int, source: str) -> Path:
 
 
 def build(folder: Path, seed: int, size: int, source: str, base_path: str) -> None:
-    """Write the three tasks and `manifest.json`, which names the items that each split may show."""
+    """Write the three tasks."""
     raw = fashion_mnist(base_path) if source == "fashion" else digits(base_path)
     items = np.concatenate([raw.train_x.numpy(), raw.test_x.numpy()])[:, 0]
     labels = np.concatenate([raw.train_y.numpy(), raw.test_y.numpy()])
@@ -98,9 +101,6 @@ def build(folder: Path, seed: int, size: int, source: str, base_path: str) -> No
             write(folder, split, Painter(items, pools[split], source, seed, task, split, size))
     sets = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (sets / "trainval.txt").write_text((sets / "train.txt").read_text() + (sets / "val.txt").read_text())
-    manifest = {"source": source, "seed": seed, "size": size, "classes": NAMES[source]}
-    manifest["items"] = {split: np.concatenate(pools[split]).tolist() for split in COUNTS}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def item_pools(labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
@@ -119,13 +119,9 @@ class Painter:
 
     def __init__(self, items, pools: list[np.ndarray], source: str, seed: int, task: int, split: str, size: int):
         self.items, self.pools, self.names, self.threshold = items, pools, NAMES[source], THRESHOLDS[source]
-        self.seed, self.task, self.split, self.size = seed, task, split, size
+        self.task, self.size, self.stream = task, size, (seed, task, list(COUNTS).index(split))
         self.scale = size / 96  # lengths are given for a canvas of 96 pixels
         self.columns, self.rows = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
-
-    def rng(self, i: int) -> np.random.Generator:
-        """The random numbers of image i."""
-        return np.random.default_rng([self.seed, self.task, list(COUNTS).index(self.split), i])
 
     def ground(self, rng: np.random.Generator) -> np.ndarray:
         """Background (S, S, 3) in [0, 1]: a dark gradient with stripes and noise, for detection a bright one."""
@@ -144,42 +140,40 @@ class Painter:
         grown = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
         return np.asarray(grown, np.float32) / max(pixels.max(), 1)
 
-    def put(self, rng: np.random.Generator, image: np.ndarray, item: np.ndarray, place: tuple[int, int]) -> np.ndarray:
-        """Paint an item in a random colour; the pixels (S, S) that it covers."""
-        top, left, side = *place, len(item)
-        colour = rng.uniform(0, 0.35, 3) if self.task == DET else rng.uniform(0.55, 1, 3)
-        mask = np.zeros(image.shape[:2], bool)
+    def place(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
+        """The pixels (S, S) bool that an item covers at a random place."""
+        side = len(item)
+        top, left = rng.integers(0, self.size - side + 1, 2)
+        mask = np.zeros((self.size, self.size), bool)
         mask[top : top + side, left : left + side] = item > self.threshold
-        shade = (0.4 + 0.6 * item)[item > self.threshold, None]
-        image[mask] = 1 - (1 - colour) * shade if self.task == DET else colour * shade
         return mask
 
-    def place(self, rng: np.random.Generator, side: int) -> tuple[int, int]:
-        """A random corner of a square that lies on the canvas."""
-        return tuple(rng.integers(0, self.size - side + 1, 2))
+    def paint(self, rng: np.random.Generator, image: np.ndarray, item: np.ndarray, mask: np.ndarray) -> None:
+        """Paint an item in a random colour on the pixels that it covers."""
+        colour = rng.uniform(0, 0.35, 3) if self.task == DET else rng.uniform(0.55, 1, 3)
+        shade = (0.4 + 0.6 * item)[item > self.threshold, None]
+        image[mask] = 1 - (1 - colour) * shade if self.task == DET else colour * shade
 
     def scene(self, i: int, low: int, high: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
         """Image i with 1 to 4 items, and (class, visible pixels (S, S)) of each, in the order they were painted."""
-        rng = self.rng(i)
+        rng = np.random.default_rng([*self.stream, i])
         image, objects = self.ground(rng), []
         for _ in range(rng.integers(1, 5)):
             c = int(rng.integers(10))
             item = self.item(rng, c, low, high)
             for _ in range(TRIES):
-                top, left = self.place(rng, len(item))
-                window = np.s_[top : top + len(item), left : left + len(item)]
-                covers = item > self.threshold
-                if all((old[window] & covers).sum() <= HIDDEN * whole for _, old, whole in objects):
-                    new = self.put(rng, image, item, (top, left))
+                new = self.place(rng, item)
+                if all((old & new).sum() <= HIDDEN * whole for _, old, whole in objects):
+                    self.paint(rng, image, item, new)
                     objects = [(k, old & ~new, whole) for k, old, whole in objects] + [(c, new, new.sum())]
                     break
         return _bytes(image), [(c, mask) for c, mask, _ in objects]
 
     def portrait(self, i: int) -> tuple[np.ndarray, int]:
         """Image i with one large item, and its class: the classes in turn."""
-        rng, c = self.rng(i), i % 10
+        rng, c = np.random.default_rng([*self.stream, i]), i % 10
         image, item = self.ground(rng), self.item(rng, c, 56, 84)
-        self.put(rng, image, item, self.place(rng, len(item)))
+        self.paint(rng, image, item, self.place(rng, item))
         return _bytes(image), c
 
 
@@ -187,18 +181,18 @@ def _write_voc(folder: Path, split: str, painter: Painter) -> None:
     root = folder / "VOCdevkit/VOC2012"
     for part in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    names, palette = [], voc_palette()
+    names = []
     for i in range(COUNTS[split]):
         image, objects = painter.scene(i, 24, 44)
         name = f"2012_{list(COUNTS).index(split)}{i:05d}"
         by_class, by_object = np.zeros((2, *image.shape[:2]), np.uint8)
         for number, (c, mask) in enumerate(objects, 1):
             by_class[mask], by_object[mask] = c + 1, number
-        ring = _grown(by_class > 0) & (by_class == 0)
+        ring = binary_dilation(by_class, np.ones((3, 3))) & (by_class == 0)
         for part, mask in (("SegmentationClass", by_class), ("SegmentationObject", by_object)):
             mask[ring] = 255
             png = Image.fromarray(mask)
-            png.putpalette(palette)
+            png.putpalette(VOC_PALETTE)
             png.save(root / part / f"{name}.png")
         _save_jpeg(image, root / "JPEGImages" / f"{name}.jpg")
         names.append(name)
@@ -206,6 +200,8 @@ def _write_voc(folder: Path, split: str, painter: Painter) -> None:
 
 
 def _write_coco(folder: Path, split: str, painter: Painter) -> None:
+    from pycocotools import mask as rle
+
     root, images, annotations = folder / "coco", [], []
     for part in (f"{split}2017", "annotations"):
         (root / part).mkdir(parents=True, exist_ok=True)
@@ -216,16 +212,15 @@ def _write_coco(folder: Path, split: str, painter: Painter) -> None:
         images.append({"id": first + i, "file_name": name, "width": size, "height": size})
         _save_jpeg(image, root / f"{split}2017" / name)
         for c, mask in objects:
-            area = int(mask.sum())
+            code = rle.encode(np.asfortranarray(mask, np.uint8))
+            area = int(rle.area(code))
             if area < max(12 * painter.scale**2, 1):
                 continue
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            x, y = int(columns[0]), int(rows[0])
+            segmentation = {"counts": code["counts"].decode(), "size": [size, size]}
             annotations.append(
                 {
                     "id": first * 10 + len(annotations), "image_id": first + i, "category_id": c + 1, "iscrowd": 0,
-                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y], "area": area,
-                    "segmentation": {"counts": run_lengths(mask), "size": [size, size]},
+                    "bbox": rle.toBbox(code).tolist(), "area": area, "segmentation": segmentation,
                 }
             )  # fmt: skip
     categories = [{"id": c + 1, "name": name} for c, name in enumerate(painter.names)]
@@ -239,29 +234,6 @@ def _write_folders(folder: Path, split: str, painter: Painter) -> None:
         place = folder / "imagenette2-160" / split / f"d{c}"
         place.mkdir(parents=True, exist_ok=True)
         _save_jpeg(image, place / f"{split}_{i:05d}.JPEG")
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run-length code of a mask (H, W): lengths of runs column by column, beginning with zeros."""
-    flat = mask.T.ravel()
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff([0, *ends, flat.size]).tolist()
-    return [0, *runs] if flat[0] else runs
-
-
-def voc_palette() -> list[int]:
-    """The 256 colours of VOC's masks: bit k of the class, in threes, goes to bit 7 - k of red, green and blue."""
-    colours = []
-    for c in range(256):
-        colours += [sum(((c >> (3 * k + channel)) & 1) << (7 - k) for k in range(3)) for channel in range(3)]
-    return colours
-
-
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """The mask (H, W) and every pixel that touches it."""
-    wide = np.pad(mask, 1)
-    h, w = mask.shape
-    return np.any([wide[r : r + h, c : c + w] for r in range(3) for c in range(3)], axis=0)
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:

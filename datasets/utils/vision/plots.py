@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 TRAINING, HELD_OUT = CYCLE[0], "#C62828"
 RIGHT, WRONG, FAINT = "#00785A", "#B23A00", "#777777"
-VOID, VOID_GREY = 255, 205
+VOID = 255
 COLOURS = [c for c in (*range(0, 20, 2), *range(1, 20, 2)) if c not in (14, 15)]  # of tab20, without its greys
-SIDE, GAP, LINE = 1.5, 0.12, 0.16  # of a column, between two of them, of a line of text: inches
-SMALL = 1.0  # side of an image that stands beside words
+SIDE, ABOVE = 1.6, 0.75  # of an image, above the first row: inches
 NAMED = 5  # classes named for an image
 
 
@@ -50,25 +49,23 @@ def stage_curves(epochs: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], 
             style(axes[1], "", "epoch", f"held-out {metric} (%)")
             _curve(axes[1], records, "held_out_score", HELD_OUT, "held out")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    entries = {
-        name: handle for axes in panels.flat for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    handles = {name: h for axes in panels.flat for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
 def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], what: str, colour: str, label: str) -> None:
-    known = [record for record in records if what in record]
-    if not known:
-        return
-    steps, values = zip(*((record["epoch"] + 1, record[what]) for record in known), strict=True)
-    axes.plot(steps, values, "o-" if len(steps) < 30 else "-", color=colour, markersize=3, linewidth=1.4, label=label)
-    for record in known:
-        if record["kept"]:
-            axes.axvline(record["epoch"] + 1, color="#999999", linestyle=":", linewidth=1, zorder=0)
+    known = [(record["epoch"] + 1, record[what], record["kept"]) for record in records if what in record]
+    if known:
+        epochs, values, _ = zip(*known, strict=True)
+        axes.plot(epochs, values, "o-" if len(epochs) < 30 else "-", color=colour, ms=3, linewidth=1.4, label=label)
+    for epoch, value, kept in known:
+        if kept:
+            axes.axvline(epoch, color="#999999", linestyle=":", linewidth=1, zorder=0)
             if what != "loss":
-                star = {"markeredgecolor": INK, "markeredgewidth": 0.6, "linestyle": "none", "label": "epoch kept"}
-                axes.plot(record["epoch"] + 1, record[what], "*", color=CYCLE[5], markersize=11, zorder=4, **star)
+                axes.plot(
+                    epoch, value, "*", color=CYCLE[5], ms=11, mec=INK, mew=0.6, ls="", zorder=4, label="epoch kept"
+                )
 
 
 def prediction_figures(dataset, pictures: Sequence[tuple[int, list[dict]]]) -> list[tuple[str, str, Figure, bool]]:
@@ -103,92 +100,71 @@ def predictions(task, images, labels, columns: Mapping[str, Mapping[str, Any]]) 
         columns: title -> what `VisionTask.decode` returned.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    images = images.movedim(1, -1).numpy()
-    truths = task.truth(labels)
-    words = "present" in truths
-    side, titles = (SMALL, ["image", "truth", *columns]) if words else (SIDE, ["truth", *columns])
-    legend = _classes_shown([truths, *columns.values()])
-    per_line = int(len(titles) * (SIDE + GAP) / 1.1)
-    top, step, width = 0.78, side + GAP, GAP + len(titles) * (SIDE + GAP)
-    height = top + len(images) * step + 0.2 * -(-len(legend) // per_line) + GAP
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1))  # in inches, from the top left
-    axes.set_axis_off()
-    axes.text(GAP, 0.12, task.TITLE.format(task.name), fontsize=11, color=INK, va="top")
-    for c, title in enumerate(titles):
-        middle = {"fontsize": 9, "color": INK, "va": "bottom", "ha": "center", "linespacing": 1.1}
-        axes.text(GAP + c * (SIDE + GAP) + SIDE / 2, top - 0.05, title, **middle)
-    for i, image in enumerate(images):
-        answers = [{k: v[i].numpy() for k, v in column.items()} for column in (truths, *columns.values())]
-        upper = top + i * step
+    images, columns = images.movedim(1, -1).numpy(), {"truth": task.truth(labels), **columns}
+    words = ["image"] if "present" in columns["truth"] else []
+    titles, legend = [*words, *columns], _classes_shown([*columns.values()])
+    below = 0.2 * -(-len(legend) // len(titles)) + 0.1
+    height = ABOVE + SIDE * len(images) + below
+    figure = Figure(figsize=(SIDE * len(titles), height))
+    figure.suptitle(task.TITLE.format(task.name), x=0.02, y=1 - 0.1 / height, ha="left", fontsize=11, color=INK)
+    figure.subplots_adjust(0.01, below / height, 0.99, 1 - ABOVE / height, wspace=0.08, hspace=0.08)
+    cells = figure.subplots(len(images), len(titles), squeeze=False)
+    for cell, title in zip(cells[0], titles, strict=True):
+        cell.set_title(title, fontsize=9, color=INK)
+    for i, (row, image) in enumerate(zip(cells, images, strict=True)):
+        answers = [{name: values[i].numpy() for name, values in column.items()} for column in columns.values()]
         if words:
-            _draw(axes, image, GAP + (SIDE - side) / 2, upper, side)
-        for c, one in enumerate(answers, words):
-            left = GAP + c * (SIDE + GAP)
+            row[0].imshow(image, interpolation="nearest")
+        for cell, answer in zip(row[len(words) :], answers, strict=True):
             if words:
-                lines = _classes_in_words(task, answers[0], one)
-                for k, (text, colour) in enumerate(lines):
-                    y = upper + side / 2 + (k - (len(lines) - 1) / 2) * LINE
-                    axes.text(left + SIDE / 2, y, text, fontsize=8.5, color=colour, va="center", ha="center")
-            elif "boxes" in one:
-                _draw(axes, image, left, upper, side)
-                _draw_boxes(axes, one, left, upper, side / len(image))
-            else:
-                _draw(axes, _masked(image, one["mask"]), left, upper, side)
-    for k, c in enumerate(legend):
-        x, y = GAP + 1.1 * (k % per_line), top + len(images) * step + 0.2 * (k // per_line)
-        colour = [VOID_GREY / 255] * 3 if c == VOID else _colour(c)
-        axes.fill_between((x, x + 0.13), y, y + 0.13, color=colour, linewidth=0)
-        axes.text(x + 0.18, y + 0.065, "void" if c == VOID else task.class_name(c), fontsize=8, color=INK, va="center")
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_aspect("auto")
+                _write_classes(cell, task, answers[0], answer)
+                continue
+            cell.imshow(_masked(image, answer["mask"]) if "mask" in answer else image, interpolation="nearest")
+            if "boxes" in answer:
+                _draw_boxes(cell, answer, len(image))
+    for cell in cells.flat:
+        cell.set_axis_off()
+    names = {c: "void" if c == VOID else task.class_name(c) for c in legend}
+    handles = [Patch(color=_colour(c), label=name) for c, name in names.items()]
+    look = {"loc": "lower left", "ncols": len(titles), "frameon": False, "fontsize": 8, "handlelength": 1}
+    figure.legend(handles=handles, **look)
     return figure
 
 
-def _draw(axes: Axes, image: np.ndarray, left: float, upper: float, side: float) -> None:
-    axes.imshow(image, extent=(left, left + side, upper + side, upper), interpolation="nearest", zorder=1)
-
-
 def _colour(c: int) -> tuple[float, ...]:
-    """RGB of a class; no two of the first eighteen are alike, and none is grey as what is void."""
+    """RGB of a class, grey for what is void; no two of the first eighteen classes are alike, and none is grey."""
     from matplotlib import colormaps
 
-    return colormaps["tab20"].colors[COLOURS[c % len(COLOURS)]]
+    return (0.8, 0.8, 0.8) if c == VOID else colormaps["tab20"].colors[COLOURS[c % len(COLOURS)]]
 
 
 def _masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The image in grey with the classes of the mask in their colours; the background, 0, is left as it is."""
     out = np.repeat(image.mean(-1, keepdims=True), 3, -1)
-    for c in np.unique(mask):
-        if c != 0:
-            colour = np.full(3, VOID_GREY) if c == VOID else 255 * np.array(_colour(int(c)))
-            out[mask == c] = 0.35 * out[mask == c] + 0.65 * colour
+    for c in set(np.unique(mask).tolist()) - {0}:
+        out[mask == c] = 0.35 * out[mask == c] + 0.65 * 255 * np.array(_colour(c))
     return out.round().astype(np.uint8)
 
 
-def _draw_boxes(axes: Axes, found: Mapping[str, np.ndarray], left: float, upper: float, scale: float) -> None:
+def _draw_boxes(cell: Axes, found: Mapping[str, np.ndarray], size: int) -> None:
     """Boxes in the colour of their class with their score, crowds dashed; no box that is padding."""
     from matplotlib.patches import Rectangle
 
     for i in np.flatnonzero(found["classes"] >= 0):
-        x, y, right, lower = scale * found["boxes"][i].clip(0, SIDE / scale)
-        colour = _colour(int(found["classes"][i]))
-        dashed = "crowd" in found and found["crowd"][i]
-        look = {"linewidth": 1.4, "linestyle": "--" if dashed else "-", "fill": False, "zorder": 2}
-        axes.add_patch(Rectangle((left + x, upper + y), right - x, lower - y, edgecolor=colour, **look))
+        left, upper, right, lower = found["boxes"][i].clip(0, size) - 0.5  # pixels have their middles at whole numbers
+        colour, dashed = _colour(int(found["classes"][i])), "crowd" in found and found["crowd"][i]
+        look = {"linewidth": 1.4, "linestyle": "--" if dashed else "-", "fill": False, "edgecolor": colour}
+        cell.add_patch(Rectangle((left, upper), right - left, lower - upper, **look))
         if "scores" in found:
             box = {"facecolor": colour, "edgecolor": "none", "pad": 0.4}
-            score = _short(found["scores"][i])
-            va = "bottom" if y > LINE else "top"
-            axes.text(left + x, upper + y, score, fontsize=6, color="w", va=va, bbox=box, zorder=3)
+            va = "bottom" if upper > size / 9 else "top"
+            cell.text(left, upper, _short(found["scores"][i]), fontsize=6, color="w", va=va, bbox=box)
 
 
-def _classes_in_words(task, truth: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
-    """Lines and their colours: the classes of an image, or as many of those with the best scores, at least one; right
-    or wrong.
-    """
+def _write_classes(cell: Axes, task, truth: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]) -> None:
+    """The classes of an image, or as many of those with the best scores, at least one, line by line; right or wrong."""
     there = np.flatnonzero(truth["present"])
     if answer is truth:
         lines = [(task.class_names[c], INK) for c in there] or [("nothing", INK)]
@@ -199,7 +175,9 @@ def _classes_in_words(task, truth: Mapping[str, np.ndarray], answer: Mapping[str
         lines = list(zip(texts, colours, strict=True))
     if len(lines) > NAMED:
         lines = [*lines[: NAMED - 1], (f"and {len(lines) - NAMED + 1} more", FAINT)]
-    return lines
+    for k, (text, colour) in enumerate(lines):
+        y = 0.5 - 0.11 * (k - (len(lines) - 1) / 2)
+        cell.text(0.5, y, text, fontsize=8.5, color=colour, va="center", ha="center", transform=cell.transAxes)
 
 
 def _classes_shown(columns: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -22,13 +22,12 @@ class SegmentationScore:
     the foreground ('IoU_fg'), which is another number and never called mIoU.
 
     Args:
-        n_classes: channels; 2 for a binary mask.
-        binary: one channel, foreground where its logit is positive.
+        channels: one per class; a single one is foreground where its logit is positive.
         class_names: for 'IoU NAME' of each class; left out where there are none.
     """
 
-    def __init__(self, n_classes: int, binary: bool = False, class_names=()):
-        self.n_classes, self.binary = 2 if binary else n_classes, binary
+    def __init__(self, channels: int, class_names=()):
+        self.n_classes, self.binary = max(channels, 2), channels == 1
         self.class_names, self.confusions = list(class_names), []
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
@@ -96,38 +95,28 @@ class MultiLabelScore:
         self.logits.append(outputs.detach()), self.labels.append(labels)
 
     def result(self) -> dict[str, float]:
-        labels = torch.cat(self.labels).cpu() > 0
-        ap = average_precision(torch.cat(self.logits).float().cpu(), labels)
-        shares = labels.double().mean(0)
+        labels = torch.cat(self.labels).double().cpu()
+        (ap,), shares = self.average_precision(torch.ones(1, len(labels)).double()), labels.mean(0)
         result = {"mAP_cls": _percent(ap.nanmean()), "floor": _percent(shares[shares > 0].mean())}
         each = {f"AP {name}": _percent(v) for name, v in zip(self.class_names, ap, strict=False)}
         return result | each | self.interval()
 
     def interval(self) -> dict[str, float]:
         """By `bootstrap`; a class that a resample does not have is left out of its mean."""
-        logits, labels = torch.cat(self.logits).float().cpu(), torch.cat(self.labels).cpu() > 0
-        weights, each = bootstrap(len(logits)), []
+        return _ends("mAP_cls", self.average_precision(bootstrap(sum(map(len, self.labels)))).nanmean(1))
+
+    def average_precision(self, weights: Tensor) -> Tensor:
+        """(R, C) of each class where image n counts weights[r, n] times; nan for a class without a positive image."""
+        logits, labels, each = torch.cat(self.logits).float().cpu(), torch.cat(self.labels).cpu() > 0, []
         for scores, positive in zip(logits.T, labels.T, strict=True):
-            if positive.any():
-                order = scores.argsort(descending=True)
-                w, hits = weights[:, order], weights[:, order] * positive[order]
-                # Images of one score are one threshold: all have the precision of the last of them.
-                counts = scores[order].unique_consecutive(return_counts=True)[1]
-                last = (counts.cumsum(0) - 1).repeat_interleave(counts)
-                precision = (hits.cumsum(1) / w.cumsum(1).clamp(min=1))[:, last]
-                each.append((hits * precision).sum(1) / hits.sum(1))
-        return _ends("mAP_cls", torch.stack(each, 1).nanmean(1)) if each else {}
-
-
-def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
-    """(C,) average precision of scores (N, C) for labels (N, C) bool; nan for a class without a positive."""
-    from sklearn.metrics import average_precision_score
-
-    values = [
-        average_precision_score(y.numpy(), s.numpy()) if y.any() else math.nan
-        for s, y in zip(scores.T, labels.T, strict=True)
-    ]
-    return torch.tensor(values, dtype=torch.float64)
+            order = scores.argsort(descending=True)
+            w, hits = weights[:, order], weights[:, order] * positive[order]
+            # Images of one score are one threshold: all have the precision of the last of them.
+            counts = scores[order].unique_consecutive(return_counts=True)[1]
+            last = (counts.cumsum(0) - 1).repeat_interleave(counts)
+            precision = (hits.cumsum(1) / w.cumsum(1).clamp(min=1))[:, last]
+            each.append((hits * precision).sum(1) / hits.sum(1))  # 0 / 0 is nan
+        return torch.stack(each, 1)
 
 
 class TopScore:
@@ -144,18 +133,12 @@ class TopScore:
 
     def result(self) -> dict[str, float]:
         """The interval is Wilson's of 1927."""
-        hits, n = int(self.top1), max(int(self.labels.sum()), 1)
-        low, high = wilson(hits, n)
+        from scipy.stats import binomtest
+
+        hits, n = int(self.top1), int(self.labels.sum())
+        low, high = binomtest(hits, n).proportion_ci(method="wilson")
         result = {"top-1": 100 * hits / n, "floor": 100 * int(self.labels.max()) / n, "top-5": 100 * int(self.top5) / n}
-        return result | {"top-1 low": 100 * low, "top-1 high": 100 * high}
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval for a share of `hits` in `n`, 95 % by default."""
-    p, square = hits / n, z * z / n
-    middle = p + square / 2
-    half = z * math.sqrt(p * (1 - p) / n + square / (4 * n))
-    return max((middle - half) / (1 + square), 0.0), min((middle + half) / (1 + square), 1.0)
+        return result | {"top-1 low": 100 * float(low), "top-1 high": 100 * float(high)}
 
 
 class BoxScore:
@@ -175,8 +158,14 @@ class BoxScore:
         them; labels 'boxes' (B, M, 4), 'classes' (B, M) with -1 for padding, 'crowd' (B, M) bool.
         """
         outputs = detections(outputs) if isinstance(outputs, Tensor) else outputs
-        found = [{"boxes": o["boxes"], "scores": o["scores"], "labels": o["classes"]} for o in outputs]
-        self.metric.update([{k: v.cpu() for k, v in one.items()} for one in found], _unpadded(labels))
+        labels, found, true = {name: values.cpu() for name, values in labels.items()}, [], []
+        for i, one in enumerate(outputs):
+            found.append({"boxes": one["boxes"].cpu(), "scores": one["scores"].cpu(), "labels": one["classes"].cpu()})
+            boxes, classes, crowd = (
+                labels[name][i][labels["classes"][i] >= 0] for name in ("boxes", "classes", "crowd")
+            )
+            true.append({"boxes": boxes, "labels": classes, "iscrowd": crowd.long()})
+        self.metric.update(found, true)
 
     def result(self) -> dict[str, float]:
         values = self.metric.compute()
@@ -185,14 +174,6 @@ class BoxScore:
         each = dict(zip(values["classes"].flatten().tolist(), values["map_per_class"].flatten(), strict=True))
         missing = torch.tensor(-1.0)
         return result | {f"AP {name}": _signed(each.get(c, missing)) for c, name in enumerate(self.class_names)}
-
-
-def _unpadded(labels: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    out = []
-    for boxes, classes, crowd in zip(*(labels[k].cpu() for k in ("boxes", "classes", "crowd")), strict=True):
-        real = classes >= 0
-        out.append({"boxes": boxes[real], "labels": classes[real], "iscrowd": crowd[real].long()})
-    return out
 
 
 def _percent(value: Tensor) -> float:

@@ -1,19 +1,18 @@
 """Streams of different vision tasks: a task brings its own labels, loss and score, and the network a head for it."""
 
-import argparse
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datasets.utils.continual_dataset import DEBUG_BATCHES, STATISTICS, ContinualDataset, stratified_mask
-from datasets.utils.loaders import Split
+from datasets.utils.continual_dataset import STATISTICS, ContinualDataset, stratified_mask
 from datasets.utils.per_task import MEANINGLESS
-from datasets.utils.streaming import JointLoader, StreamEvalLoader, StreamLoader, moved
+from datasets.utils.streaming import JointLoader, moved
 from datasets.utils.vision.data import VisionData, equally_spaced
-from datasets.utils.vision.formats import Boxes, Parts
+from datasets.utils.vision.formats import REPAIR, Boxes, Parts
 from datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
 from utils.args import int_list, non_negative_int, number
 from utils.errors import UserError
@@ -54,41 +53,19 @@ class VisionStream(ContinualDataset):
 
     @classmethod
     def get_parser(cls, parser):
-        parser.add_argument(
-            "--vision_order", type=task_order, default=",".join(TASKS), metavar="T,T,T", help="order of the tasks"
+        add, orders = parser.add_argument, [",".join(order) for order in permutations(TASKS)]
+        add("--vision_order", choices=orders, default=orders[0], help="order of the tasks")
+        add("--seg_classes", choices=[*SEGMENTATION], default="semantic", help="masks of objects, or of their classes")
+        add(
+            "--detection", choices=[*DETECTION], default="multilabel", help="which classes are there, or a box for each"
         )
-        parser.add_argument(
-            "--seg_classes",
-            choices=["binary", "semantic"],
-            default="semantic",
-            help="what a mask tells: object or not (one output), or its class",
-        )
-        parser.add_argument(
-            "--detection",
-            choices=["multilabel", "boxes"],
-            default="multilabel",
-            help="what is asked of an image with objects: which classes are there, or a box around each",
-        )
-        parser.add_argument("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
-        parser.add_argument(
-            "--vision_subset",
-            type=non_negative_int,
-            default=300,
-            metavar="N",
-            help="images of each task, four fifths for training, drawn by the seed; 0 for all there are",
-        )
-        parser.add_argument(
-            "--task_batch_sizes",
-            type=int_list,
-            metavar="N,N,...",
-            help="images per batch of each task, in their order (default: --batch_size)",
-        )
-        parser.add_argument(
-            "--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself"
-        )
-        parser.add_argument(
-            "--cache_mb", type=non_negative_int, default=512, metavar="MB", help="memory for decoded images, in MB"
-        )
+        add("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
+        told = "images of each task, four fifths for training, drawn by the seed; 0 for all there are"
+        add("--vision_subset", type=non_negative_int, default=300, metavar="N", help=told)
+        told = "images per batch of each task, in their order (default: --batch_size)"
+        add("--task_batch_sizes", type=int_list, metavar="N,N,...", help=told)
+        add("--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself")
+        add("--cache_mb", type=non_negative_int, default=512, metavar="MB", help="memory for decoded images, in MB")
         return parser
 
     def _parts(self) -> dict[str, Parts]:
@@ -118,7 +95,10 @@ class VisionStream(ContinualDataset):
         if (sizes := args.task_batch_sizes) and (len(sizes) != self.N_TASKS or min(sizes) < 1):
             raise UserError(f"--task_batch_sizes {sizes}: expected a number above 0 for each of {self.N_TASKS} tasks")
         self.SIZE, self.device = (3, args.vision_size, args.vision_size), torch.device("cpu")
-        parts = self._parts()
+        try:
+            parts = self._parts()
+        except OSError as e:
+            raise UserError(f"{e.filename}: {e.strerror}: give access to it, or {REPAIR}") from None
         for train, test in parts.values():
             if both := set(train.files) & set(test.files):
                 raise UserError(f"{min(both)}: among the training images and among the test images: drop one of them")
@@ -126,28 +106,24 @@ class VisionStream(ContinualDataset):
         self.tasks = [kinds[name](name, parts[name][0].class_names) for name in args.vision_order.split(",")]
         self.N_CLASSES_PER_TASK = [task.n_outputs for task in self.tasks]
         self.N_CLASSES = sum(self.N_CLASSES_PER_TASK)
-        self._loaders = []
+        # Every part has the same share of the cache.
+        pixels = args.vision_size**2
+        whole = sum(len(p) * pixels * (4 if name == "seg" else 3) for name, pair in parts.items() for p in pair)
+        share = min(1.0, args.cache_mb * 2**20 / whole)
+        boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
+        common = {
+            "mirror": self.mirror,
+            "max_boxes": max(boxes, default=0),
+            "seed": self.seed,
+            "num_workers": args.num_workers,
+        }
         self._data = [
-            tuple(self._examples(task, part, parts, training=i == 0) for i, part in enumerate(parts[task.name]))
+            tuple(
+                VisionData(part, task, args.vision_size, capacity=int(share * len(part)), augment=augment, **common)
+                for part, augment in zip(parts[task.name], (args.augment, False), strict=True)
+            )
             for task in self.tasks
         ]
-
-    def _examples(self, task: VisionTask, part, parts: dict[str, Parts], training: bool) -> VisionData:
-        """A part of a task with its share of the cache: the same share of every part."""
-        pixels = self.args.vision_size**2
-        whole = sum(len(p) * pixels * (4 if name == "seg" else 3) for name, pair in parts.items() for p in pair)
-        share = min(1.0, self.args.cache_mb * 2**20 / whole)
-        boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
-        return VisionData(
-            part,
-            task,
-            self.args.vision_size,
-            augment=training and self.args.augment,
-            mirror=self.mirror,
-            capacity=int(share * len(part)),
-            max_boxes=max(boxes, default=0),
-            seed=self.seed,
-        )
 
     # ---- what the loop and the methods use
 
@@ -157,7 +133,6 @@ class VisionStream(ContinualDataset):
         loaders = [self._make_train_loader(*self._train_part(t), t) for t in stage]
         together = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
         self.train_loader = loaders[0] if len(stage) == 1 else together
-        self._loaders.append(self.train_loader)
         self.extend_test_loaders(stage[-1])
         if (args.holdout or args.validation) and len(stage) == 1:
             self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
@@ -170,25 +145,20 @@ class VisionStream(ContinualDataset):
     @property
     def waited(self) -> float:
         """See the class."""
-        return sum(loader.waited for loader in self._loaders)
+        return sum(train.waited for train, _ in self._data)
 
     def get_loss(self):
         """Loss of the task that the latest training batch is of."""
         return lambda outputs, labels: self.tasks[self.train_loader.task].loss(outputs, labels)
 
     def _make_tasks(self) -> None:
-        """Made with the data, which say how many classes there are."""
+        self._heads = self.tasks  # made with the data, which say how many classes there are
 
-    def heads(self, n: int) -> list[VisionTask]:
-        return self.tasks[:n]
-
-    def examples(self, n: int | None = None):
-        """`plain_batches` of the current task: equally spaced, without augmentation."""
-        return self.plain_batches(max(self.c_task, 0), n)
-
-    def plain_batches(self, task: int, n: int | None = None) -> Iterator[tuple[Tensor, Any]]:
-        """(inputs, labels) of `n` training images of a task, of all by default, without augmentation."""
-        data, size = self.task_data(task), self.get_batch_size()
+    def examples(self, n: int | None = None, task: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """(inputs, labels) of `n` training images of a task, of all of the current one by default; equally spaced,
+        without augmentation.
+        """
+        data, size = self.task_data(max(self.c_task, 0) if task is None else task), self.get_batch_size()
         rows = equally_spaced(len(data), len(data) if n is None else n)
         for start in range(0, len(rows), size):
             inputs, labels = default_collate([data[i][:2] for i in rows[start : start + size]])
@@ -250,29 +220,3 @@ class VisionStream(ContinualDataset):
     def _size_of_batch(self, task: int) -> int:
         sizes = self.args.task_batch_sizes
         return sizes[task] if sizes else super()._size_of_batch(task)
-
-    def _make_train_loader(self, split: VisionData | Split, rows: Tensor, task: int) -> StreamLoader:
-        return StreamLoader(
-            split,
-            rows,
-            self._size_of_batch(task),
-            self._transform,
-            self.train_device,
-            self.args.num_workers,
-            order=lambda n, epoch: permutation(n, self.seed, "order", task, epoch),
-            task=task,
-            drop_last=self.args.drop_last,
-            max_batches=DEBUG_BATCHES if self.args.debug_mode else None,
-        )
-
-    def _make_test_loader(self, split: VisionData | Split, rows: Tensor) -> StreamEvalLoader:
-        size, workers = self.args.eval_batch_size, self.args.num_workers
-        return StreamEvalLoader(split, rows, size, self._normalize, self.train_device, workers)
-
-
-def task_order(text: str) -> str:
-    """`det,seg,cls`: the three tasks in any order."""
-    names = str(text).replace(" ", "").split(",")
-    if sorted(names) != sorted(TASKS):
-        raise argparse.ArgumentTypeError(f"'{text}': expected {', '.join(TASKS)} in any order, separated by commas")
-    return ",".join(names)

@@ -48,7 +48,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         images, labels = _test_images(dataset, tasks)
         actions, v, _ = _passes(net, images)
         shape = net.nf, tuple(dataset.SIZE[1:]), model.num_classes
-        agents, dense = agent_macs(*shape[:2], model.args.hidden_dim_ratio), dense_macs(*shape)
+        agents, dense = agent_macs(net.nf, model.args.hidden_dim_ratio), dense_macs(*shape)
 
         def macs(masks: Tensor) -> float:
             return (kept_macs(kept_fractions(masks, len(net.agents)), *shape).mean().item() + agents) / dense
@@ -114,24 +114,18 @@ def gate_numbers(found: dict[str, Any]) -> dict[str, float]:
 
 def gate_panels(found: dict[str, Any]) -> list[Panel]:
     """The pictures of what `gate_analysis` returns."""
-    parts = (
-        ("gate_rates", "share of each class's test images that keep each filter", ("rates", "classes", "slices")),
-        (
-            "gate_overlap",
-            "overlap of the filters that two classes use, against the likeness of their mean images",
-            ("overlap", "similarity", "classes"),
-        ),
-        (
-            "gate_accuracy",
-            "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies",
-            ("curve", "images"),
-        ),
-    )
-    draw = "models.utils.gates.plots:{}"
+
+    def panel(name: str, shows: str, *keys: str, wide: bool = False) -> Panel:
+        return Panel(name, shows, f"models.utils.gates.plots:{name}", {key: found[key] for key in keys}, wide=wide)
+
+    likeness = "overlap of the filters that two classes use, against the likeness of their mean images"
+    by_threshold = "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies"
     return [
-        Panel(name, shows, draw.format(name), {key: found[key] for key in keys}, wide=name == "gate_rates")
-        for name, shows, keys in parts
-    ]
+        panel("gate_rates", "share of each class's test images that keep each filter", "rates", "classes", "slices",
+              wide=True),
+        panel("gate_overlap", likeness, "overlap", "similarity", "classes"),
+        panel("gate_accuracy", by_threshold, "curve", "images"),
+    ]  # fmt: skip
 
 
 def _test_images(dataset, tasks: range) -> tuple[Tensor, Tensor]:

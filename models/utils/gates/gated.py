@@ -17,27 +17,19 @@ WARMUP = 10  # epochs, or iterations where a task has one epoch and in a stream 
 def add_gate_args(parser):
     """Options of the gates and of their losses."""
     add = parser.add_argument
-    add(
-        "--policy_penalty",
-        type=number(float, high=0),
-        default=-500.0,
+    add("--policy_penalty", type=number(float, high=0), default=-500.0,
         help="factor on the reward of wrong answers, which is negative already: written with a minus, used without",
-    )
+    )  # fmt: skip
     add("--reward_weight", type=non_negative_float, default=0.5, help="weight of the policy loss")
     add("--keep_ratio", type=fraction, default=0.7, help="share of its channels that an agent is rewarded for keeping")
     add("--prototype_loss", type=non_negative_float, default=0.3, help="weight of the prototype loss")
     add("--temperature", type=positive_float, default=0.15, help="T of the keep probability sigmoid(v / T)")
     add("--hidden_dim_ratio", type=positive_int, default=16, help="channels over the width of an agent's bottleneck")
-    add_bool(
-        parser,
-        "--warmup",
-        help="begin without gates and replay: 10 epochs, or 10 iterations where a task has one epoch only",
-    )
+    add_bool(parser, "--warmup",
+             help="begin without gates and replay: 10 epochs, or 10 iterations where tasks have one epoch")  # fmt: skip
     add("--infer_mode", choices=["threshold", "sample"], default="threshold", help="actions at test time")
     add("--inf_thresh", type=fraction, default=0.5, help="keep probability from which a channel is kept at test time")
-    add_bool(
-        parser, "--sparse_infer", help="predict one image at a time, with dropped channels left out of the computation"
-    )
+    add_bool(parser, "--sparse_infer", help="predict one image at a time, dropped channels left out of the computation")
     return parser
 
 
@@ -54,9 +46,8 @@ class GatedModel(ContinualModel):
         self.image_size = dataset.SIZE[1:]
         # One count over the whole run, so that a task too short for the warm-up does not start it anew.
         self.count = 0
-        self.counts_epochs = (
-            args.n_epochs > 1 and args.fitting_mode != "iters" and dataset.SETTING != "general-continual"
-        )
+        by_iterations = args.fitting_mode == "iters" or dataset.SETTING == "general-continual"
+        self.counts_epochs = args.n_epochs > 1 and not by_iterations
         if args.warmup and self.counts_epochs and args.n_epochs <= WARMUP:
             raise UserError(
                 f"--warmup trains {WARMUP} epochs without gates, a task has --n_epochs {args.n_epochs}: use one epoch "
@@ -84,15 +75,12 @@ class GatedModel(ContinualModel):
         return self.net(x)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
         if self.warming_up():
-            loss = self.step_on({"ce": self.loss(self.net(inputs), labels)})
-            return {"loss": loss, "ce": loss}
+            return self.step_on({"ce": self.loss(self.net(inputs), labels)})
         logits, trace = self.net.traced(inputs)
-        terms = self.pass_terms(logits, trace, labels) | self.replayed_terms()
-        loss = self.step_on(terms)
+        losses = self.step_on(self.pass_terms(logits, trace, labels) | self.replayed_terms())
         self.store(not_aug_inputs, labels, logits.detach(), trace.v.detach())
-        return {"loss": loss, **terms, **self.kept(trace)}
+        return losses | self.kept(trace)
 
     def replayed_terms(self) -> dict[str, Tensor]:
         """Weighted losses on a draw from a buffer; none without one."""
@@ -118,13 +106,9 @@ class GatedModel(ContinualModel):
             "prototype": args.prototype_loss * prototype_loss(trace.v, labels, correct),
         }
 
-    def step_on(self, terms: dict[str, Tensor]) -> Tensor:
-        """One step on the sum of the terms, which is returned."""
-        loss = sum(terms.values())
-        with in_full(loss):  # the agents' variance is a difference of near numbers, and so is its gradient
-            loss.backward()
-        self.opt.step()
-        return loss
+    def step_on(self, loss):
+        with in_full(loss["ce"]):  # the agents' variance is a difference of near numbers, and so is its gradient
+            return super().step_on(loss)
 
     def kept(self, trace: Trace) -> dict[str, Tensor]:
         """For the log, means over the batch: share of channels that each agent kept, and of the multiply-accumulates of

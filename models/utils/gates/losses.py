@@ -67,12 +67,10 @@ def dense_macs(nf: int, size: tuple[int, int], num_classes: int) -> int:
     return fixed + sum(gated.values())
 
 
-def agent_macs(nf: int, size: tuple[int, int], hidden_dim_ratio: int = 16, pooled: bool = True) -> int:
-    """Multiply-accumulates of the four agents per image, pooled before their 1x1 convolution or after it."""
-    (height, width), channels = size, 2 * nf
-    first, later = (1, 1) if pooled else (height * width, _half(height) * _half(width))
-    bottleneck = 2 * channels * max(1, channels // hidden_dim_ratio)
-    return nf * channels * first + 3 * channels * channels * later + 4 * bottleneck
+def agent_macs(nf: int, hidden_dim_ratio: int = 16) -> int:
+    """Multiply-accumulates of the four agents per image of any size, pooled before their 1x1 convolution."""
+    channels = 2 * nf
+    return nf * channels + 3 * channels**2 + 4 * 2 * channels * max(1, channels // hidden_dim_ratio)
 
 
 def kept_macs(kept: Tensor, nf: int, size: tuple[int, int], num_classes: int) -> Tensor:
@@ -93,14 +91,10 @@ def kept_macs(kept: Tensor, nf: int, size: tuple[int, int], num_classes: int) ->
 def _macs(nf: int, size: tuple[int, int], num_classes: int) -> tuple[int, dict[str, int]]:
     """Cost of stem and first stage, and of every layer of the second."""
     height, width = size
-    first, second, channels = height * width, _half(height) * _half(width), 2 * nf
+    first, second, channels = height * width, -(-height // 2) * -(-width // 2), 2 * nf
     square = 9 * channels * channels * second
     gated = {
         "conv1": 9 * nf * channels * second, "conv2": square, "shortcut": nf * channels * second,
         "conv3": square, "conv4": square, "linear": channels * num_classes,
     }  # fmt: skip
     return (9 * 3 * nf + 4 * 9 * nf * nf) * first, gated
-
-
-def _half(length: int) -> int:
-    return (length + 1) // 2

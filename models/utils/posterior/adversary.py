@@ -1,18 +1,16 @@
-"""What methods share whose density ratio is learned by a discriminator (adversarial variational Bayes)."""
+"""What methods share whose density ratio is learned by a discriminator (adversarial variational Bayes).
 
-from collections.abc import Callable
+Reference: Mescheder, Nowozin & Geiger 2017, "Adversarial variational Bayes".
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from backbone.utils.task_hypernetwork import ACTIVATIONS
-from models.utils.posterior.implicit import Discriminator, log_gaussian
+from backbone.utils.task_hypernetwork import ACTIVATIONS, MLP
 from utils.args import add_bool, positive_float, positive_int, width_list
 
 AC_SAMPLES = 100  # for the moments of the contrast
-
-Sampler = Callable[[int], Tensor]
-Moments = tuple[Tensor, Tensor]
 
 
 def add_discriminator_args(parser):
@@ -27,8 +25,31 @@ def add_discriminator_args(parser):
     return parser
 
 
+class Discriminator(MLP):
+    """D(W) ~ ln q(W) - ln ref(W), learned by telling samples of q (label 1) from those of a reference (label 0).
+
+    Args:
+        size: P.
+        hidden, activation: of the MLP.
+        batch_statistics: the mean of the batch is part of every input (2P entries).
+    """
+
+    def __init__(self, size: int, hidden: list[int], activation: str, batch_statistics: bool):
+        super().__init__([size * (2 if batch_statistics else 1), *hidden, 1], activation)
+        self.batch_statistics = batch_statistics
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """D (S,) of weights (S, P)."""
+        h = torch.cat([weights, weights.mean(0).expand_as(weights)], 1) if self.batch_statistics else weights
+        return self.layers[-1](self.before_last(h)).squeeze(1)
+
+    def loss(self, posterior: Tensor, reference: Tensor) -> Tensor:
+        """Binary cross-entropy of samples (N, P) of either kind, summed over the kinds."""
+        return F.softplus(-self(posterior)).mean() + F.softplus(self(reference)).mean()
+
+
 class Adversary:
-    """Adds a discriminator with its optimiser to a method."""
+    """Adds a discriminator with its optimiser, and the divergence that it estimates, to a method with a `generator`."""
 
     NO_TERMS = ("dis",)
 
@@ -53,45 +74,56 @@ class Adversary:
         self.discriminator.reset()
         self.dis_opt = self._dis_optimizer()
 
+    def train_discriminator(self, phi: Tensor, contrast: bool, prior_phi: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Steps of the discriminator on samples of the posterior phi (n,) and of its reference.
+
+        Args:
+            contrast: the reference is the Gaussian alpha with the moments of q (adaptive contrast); else the prior p.
+            prior_phi: (n,) what generates samples of p; None where p = N(0, sigma_p^2 I).
+
+        Returns:
+            The last loss, 2 ln 2 where q is not told from its reference; mean and deviation (P,) of alpha, or 0 and 1.
+        """
+        args, draw, fixed = self.args, self.generator.draw, phi.detach()
+        mean, std = self._moments(fixed) if contrast else (0.0, 1.0)
+        n, scale = args.dis_batch_size, 1.0 if contrast else args.prior_variance**0.5
+        for _ in range(args.num_dis_steps):
+            with torch.no_grad():  # alpha is a standard Gaussian in units of its deviations
+                samples = (draw(fixed, n) - mean) / std
+                reference = scale * torch.randn_like(samples) if prior_phi is None else draw(prior_phi, n)
+            self.dis_opt.zero_grad()
+            loss = self.discriminator.loss(samples, reference)
+            loss.backward()
+            self.dis_opt.step()
+        return loss.detach(), (mean, std)
+
+    def training_weights(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (S, P) of q for the likelihood and for the divergence, the same ones where as many are wanted."""
+        weights, n = self.generator.draw(phi, self.args.train_sample_size), self.args.num_kl_samples
+        return weights, weights if n == len(weights) else self.generator.draw(phi, n)
+
+    def divergence(self, weights: Tensor, contrast: bool, moments: tuple) -> Tensor:
+        """KL(q || p) estimated on weights (S, P) of q: E_q[D + ln alpha - ln p] by a contrast, else E_q[D]."""
+        mean, std = moments
+        ratio = self.discriminator((weights - mean) / std)
+        if contrast:
+            ratio = (
+                ratio + log_gaussian(weights, mean, std.square()) - log_gaussian(weights, 0.0, self.args.prior_variance)
+            )
+        return ratio.mean()
+
     @torch.no_grad()
-    def moments(self, posterior: Sampler) -> Moments:
-        """Means and standard deviations (P,) of the posterior, from samples."""
-        samples = posterior(AC_SAMPLES)
+    def _moments(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations (P,) of the posterior phi, from samples."""
+        samples = self.generator.draw(phi, AC_SAMPLES)
         share = samples.new_full((AC_SAMPLES,), 1 / AC_SAMPLES)  # products are faster than reductions over rows
         mean = share @ samples
         variance = share @ (samples - mean).square() * AC_SAMPLES / (AC_SAMPLES - 1)
         return mean, variance.sqrt().clamp(min=1e-6)
 
-    def train_discriminator(self, posterior: Sampler, contrast: Moments | None, prior: Sampler | None = None) -> Tensor:
-        """Steps of the discriminator: posterior against the contrast, against `prior` samples, or the Gaussian prior.
 
-        Returns:
-            its last loss; 2 ln 2 where it cannot tell them apart.
-        """
-        n = self.args.dis_batch_size
-        for _ in range(self.args.num_dis_steps):
-            with torch.no_grad():
-                samples = self._standardised(posterior(n), contrast)
-                if prior is not None:
-                    reference = prior(n)
-                else:  # against the contrast in units of its deviations, where it is a standard Gaussian
-                    scale = 1.0 if contrast is not None else self.args.prior_variance**0.5
-                    reference = scale * torch.randn_like(samples)
-            self.dis_opt.zero_grad()
-            loss = self.discriminator.loss(samples, reference)
-            loss.backward()
-            self.dis_opt.step()
-        return loss.detach()
-
-    def divergence_from_gaussian(self, weights: Tensor, contrast: Moments | None) -> Tensor:
-        """KL(q || N(0, sigma_p^2)) estimated on weights (S, P) of q."""
-        ratio = self.discriminator(self._standardised(weights, contrast))
-        if contrast is not None:
-            mean, std = contrast
-            ratio = ratio + log_gaussian(weights, mean, std.square())
-            ratio = ratio - log_gaussian(weights, 0.0, self.args.prior_variance)
-        return ratio.mean()
-
-    @staticmethod
-    def _standardised(weights: Tensor, contrast: Moments | None) -> Tensor:
-        return weights if contrast is None else (weights - contrast[0]) / contrast[1]
+def log_gaussian(weights: Tensor, mean: Tensor | float, variance: Tensor | float) -> Tensor:
+    """ln N(W; mean, diag(variance)) (S,) of weights (S, P)."""
+    variance = torch.as_tensor(variance, device=weights.device)
+    terms = (weights - mean).square() / variance + torch.log(2 * torch.pi * variance)
+    return -terms.sum(1) / 2

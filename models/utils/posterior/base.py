@@ -8,6 +8,7 @@ TInfer, the runner's class-IL (or domain-IL): predict by p_j of the task inferre
 Reference: Henning et al. 2021, "Posterior meta-replay for continual learning", arXiv 2103.01133.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -194,13 +195,13 @@ class Posterior(ContinualModel):
 
     def nll(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """-E_q ln p(D|W) of the whole task, estimated by outputs (S, B, C) on a batch."""
-        labels = labels - self._first_label()
+        labels = labels - self.first_label(self.current_task)
         every = labels.repeat(len(outputs), *[1] * (labels.dim() - 1))
         return self.n_train * self.likelihood_scale * self.loss(outputs.flatten(0, 1), every)
 
-    def _first_label(self) -> int:
-        """Label of the first output of the current task's head."""
-        return self.n_past_classes if self.by_class else 0
+    def first_label(self, task: int) -> int:
+        """Label of the first output of a task's head."""
+        return self.get_offsets(task)[0] if self.by_class else 0
 
     # ---- prediction
 
@@ -210,12 +211,12 @@ class Posterior(ContinualModel):
         return self.args.val_sample_size
 
     @torch.no_grad()
-    def sampled_outputs(self, x: Tensor) -> list[Tensor]:
-        """Outputs (S, B, C_j) of the head of every task j so far, under the posterior of that task; as many posteriors
-        at a time as there is room for samples of.
+    def sampled_outputs(self, x: Tensor, since: int = 0) -> list[Tensor]:
+        """Outputs (S, B, C_j) of the head of every task j so far, beginning with task `since`, under the posterior of
+        that task; as many posteriors at a time as there is room for samples of.
         """
         out, together = [], max(1, LARGEST_CALL // (self.samples * self.net.size))
-        for first in range(0, self.n_begun, together):
+        for first in range(since, self.n_begun, together):
             tasks = list(range(first, min(first + together, self.n_begun)))
             noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
             weights = self.weights(tasks, self.samples, noise)
@@ -242,10 +243,9 @@ class Posterior(ContinualModel):
         masking the classes of other tasks then leaves ln p_j. In float32 without loss, since b is small.
         """
         if not self.by_class:
-            return (
-                torch.stack(look.means).gather(0, task.view(1, -1, 1).expand(1, -1, look.means[0].shape[-1]))[0].float()
-            )
-        bound = 1 + max(torch.tensor(float(m.shape[-1])).log().item() for m in look.means)
+            means = torch.stack(look.means)
+            return means.gather(0, task.view(1, -1, 1).expand(1, -1, means.shape[-1]))[0].float()
+        bound = 1 + math.log(max(mean.shape[-1] for mean in look.means))
         scores = torch.full((len(task), self.num_classes), -3 * bound, device=self.device)
         for j, mean in enumerate(look.means):
             low, high = self.head(j)
@@ -281,8 +281,7 @@ class Posterior(ContinualModel):
                 right = (self.predicted(look, inferred[criterion]).argmax(1) == labels).sum() * 100.0
                 more[f"accuracy_{criterion}"] = main, right
         if not self.regression and task < self.n_begun:
-            low = self.head(task)[0] if self.by_class else 0
-            more["nll"] = last, -look.means[task].gather(1, (labels - low).unsqueeze(1)).sum()
+            more["nll"] = last, -look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1)).sum()
         return more
 
     @property
@@ -299,9 +298,8 @@ class Posterior(ContinualModel):
     def report(self, dataset, tasks):
         report = super().report(dataset, tasks)
         if not self.joint_softmax and self.n_tasks > 1:
-            what = "the entropy of the mean prediction"
-            if self.regression:
-                what = "the spread of the predictions" if self.criteria else "the newest task: a point has no spread"
+            spread = "the spread of the predictions" if self.criteria else "the newest task: a point has no spread"
+            what = spread if self.regression else "the entropy of the mean prediction"
             report.notes["TGiven, TInfer"] = f"task-IL; {self.dataset.SETTING}, by {what}"
         if tasks and self.n_begun and not self.args.joint:
             report.numbers, panels = posterior_view.numbers_and_panels(self, dataset, tasks)

@@ -27,24 +27,15 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error in percent: 100 sum_b n_b / N |accuracy_b - confidence_b|; nan without examples."""
+    """Expected calibration error in percent: 100 sum_b n_b / N |accuracy_b - confidence_b|, of at least one example."""
     claimed, right, count = reliability(confidence, correct, bins)
-    return float(100 * np.nansum(count * np.abs(claimed - right)) / count.sum()) if count.sum() else float("nan")
+    return float(100 * np.nansum(count * np.abs(claimed - right)) / count.sum())
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Probability that an example from outside has the larger value (is the more uncertain), a tie counted as half.
-
-    Args:
-        inside, outside: (n,) and (m,).
-
-    Returns:
-        Area under the ROC curve in [0, 1], 0.5 where the values tell nothing; nan where either is empty.
+    """Probability that an example from outside has the larger value (is the more uncertain), a tie counted as half: the
+    area under the ROC curve in [0, 1], 0.5 where the values (n,) and (m,) tell nothing; n and m at least 1.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    n, m = len(inside), len(outside)
-    if not n or not m:
-        return float("nan")
-    ranks = rankdata(np.concatenate([inside, outside]))
-    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
+    return float(mannwhitneyu(outside, inside, method="asymptotic").statistic / (len(inside) * len(outside)))

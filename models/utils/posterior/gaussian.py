@@ -3,11 +3,11 @@
 Reference: Blundell et al. 2015, "Weight uncertainty in neural networks".
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from models.utils.posterior import divergences
 
 OFFSET = 2.5  # sigma = 0.0789 for rho = 0
 
@@ -32,6 +32,17 @@ def initial(net, keep_orig_init: bool) -> Tensor:
     return torch.cat([mean, torch.empty(net.size).uniform_(-0.5, 0.5)])
 
 
+def kl(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
+    """KL(a || b) of means and variances of any shape, one number per entry."""
+    return ((var_a + (mean_a - mean_b).square()) / var_b - 1 + torch.log(var_b) - torch.log(var_a)) / 2
+
+
+def kl_to_prior(mean: Tensor, var: Tensor, prior_variance: float) -> Tensor:
+    """KL(N(mean, var) || N(0, prior_variance)), one number per entry."""
+    half = 0.5 / prior_variance
+    return (var + mean.square()) * half - 0.5 * torch.log(var) + 0.5 * (math.log(prior_variance) - 1)
+
+
 def distance(kind: str, target: Tensor, phi: Tensor) -> Tensor:
     """How far posteriors phi are from targets, both (K, 2P), one number per weight (K, P).
 
@@ -42,6 +53,6 @@ def distance(kind: str, target: Tensor, phi: Tensor) -> Tensor:
         return mean + rho
     (m_old, s_old), (m_new, s_new) = gaussian(target), gaussian(phi)
     if kind == "w2":
-        return divergences.wasserstein2(m_old, s_old, m_new, s_new)
-    pair = (m_old, s_old.square(), m_new, s_new.square())
-    return divergences.kl(*pair) if kind == "fkl" else divergences.kl(*pair[2:], *pair[:2])
+        return (m_old - m_new).square() + (s_old - s_new).square()
+    old, new = (m_old, s_old.square()), (m_new, s_new.square())
+    return kl(*old, *new) if kind == "fkl" else kl(*new, *old)

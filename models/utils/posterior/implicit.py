@@ -3,8 +3,7 @@ samples but no density; its logarithm enters the loss by estimates.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from backbone.utils.task_hypernetwork import ACTIVATIONS, WeightGenerator
 from models.utils.posterior.base import Posterior
@@ -58,11 +57,7 @@ class ImplicitReplay(MetaReplay):
         return torch.full((self.n_phi,), -1, device=self.device)
 
     def weights_of(self, phi, samples, generator=None):
-        return self.generator(phi, self.generator.noise(samples, self.device, generator))
-
-    def drawn(self, phi: Tensor, samples: int) -> Tensor:
-        """W (S, P) of one task's phi (n,)."""
-        return self.weights_of(phi.unsqueeze(0), samples)[0]
+        return self.generator.draw(phi, samples, generator)
 
 
 class ImplicitPosterior(Posterior):
@@ -84,54 +79,5 @@ class ImplicitPosterior(Posterior):
         if self.current_task > 0:
             self.prior_phi = self.phi.detach().clone()
 
-    def drawn(self, samples: int, phi: Tensor | None = None) -> Tensor:
-        """W (S, P) of the posterior, or of another phi."""
-        phi = self.phi if phi is None else phi
-        return self.generator(phi.unsqueeze(0), self.generator.noise(samples, self.device))[0]
-
     def weights(self, tasks, samples, generator=None):
-        noise = self.generator.noise(samples, self.device, generator)
-        return self.generator(self.phi.unsqueeze(0), noise).expand(len(tasks), -1, -1)
-
-
-def log_gaussian(weights: Tensor, mean: Tensor | float, variance: Tensor | float) -> Tensor:
-    """ln N(W; mean, diag(variance)) (S,) of weights (S, P)."""
-    variance = torch.as_tensor(variance, device=weights.device)
-    terms = (weights - mean).square() / variance + torch.log(2 * torch.pi * variance)
-    return -terms.sum(1) / 2
-
-
-class Discriminator(nn.Module):
-    """D(W) ~ ln q(W) - ln ref(W), learned by telling samples of q (label 1) from those of a reference (label 0).
-
-    Mescheder, Nowozin & Geiger 2017, "Adversarial variational Bayes".
-
-    Args:
-        size: P.
-        hidden, activation: of the MLP.
-        batch_statistics: the mean of the batch is part of every input (2P entries).
-    """
-
-    def __init__(self, size: int, hidden: list[int], activation: str = "relu", batch_statistics: bool = False):
-        super().__init__()
-        self.batch_statistics, self.activation = batch_statistics, ACTIVATIONS[activation]
-        widths = [size * (2 if batch_statistics else 1), *hidden, 1]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
-        self.reset()
-
-    def reset(self) -> None:
-        """Fresh weights."""
-        for layer in self.layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, weights: Tensor) -> Tensor:
-        """D (S,) of weights (S, P)."""
-        h = torch.cat([weights, weights.mean(0).expand_as(weights)], 1) if self.batch_statistics else weights
-        for layer in self.layers[:-1]:
-            h = self.activation(layer(h))
-        return self.layers[-1](h).squeeze(1)
-
-    def loss(self, posterior: Tensor, reference: Tensor) -> Tensor:
-        """Binary cross-entropy of samples (N, P) of either kind; summed over the kinds."""
-        return F.softplus(-self(posterior.detach())).mean() + F.softplus(self(reference.detach())).mean()
+        return self.generator.draw(self.phi, samples, generator).expand(len(tasks), -1, -1)

@@ -45,9 +45,7 @@ def add_meta_replay_args(parser):
     add_bool(parser, "--keep_orig_init",
         help="with --hnet_init gauss or --no_hnet: means begin as weights of an ordinary network would")  # fmt: skip
     add_bool(parser, "--init_with_prev_emb", help="a task's embedding begins as a copy of the previous one")
-    add_bool(
-        parser, "--hnet", default=True, help="--no_hnet: without a hypernetwork; one set of parameters, fine-tuned"
-    )
+    add_bool(parser, "--hnet", default=True, help="--no_hnet: no hypernetwork; one set of parameters, fine-tuned")
     add_bool(parser, "--separate", help="a fresh set of parameters, or a fresh hypernetwork, for every task (SP)")
     return parser
 
@@ -56,7 +54,7 @@ class MetaReplay(Posterior):
     """Base of the pr_* methods: phi_j from a shared hypernetwork, or one set per task (`--separate`), or a single set
     (`--no_hnet`), and the regulariser.
 
-    A subclass sets `N_PARAMETERS` entries in phi by `parameters_per_task`, and defines `fit_phi`, `weights_of`.
+    A subclass defines `fit_phi` and `weights_of`.
 
     Attributes:
         hyper: the shared hypernetwork, or None.
@@ -177,7 +175,10 @@ class MetaReplay(Posterior):
         old = list(range(t)) if self._regularised else []
         if wanted and len(old) > wanted:
             old = random.sample(old, wanted)
-        algebraic = old and self.squares and self.hyper.chunk and len(old) * self.hyper.n_chunks > 4 * self._width
+        hyper = self.hyper
+        algebraic = (
+            old and self.squares and hyper.chunk and len(old) * hyper.n_chunks > 4 * hyper.layers[-1].in_features
+        )
         together = (len(old) + 1) * self.n_phi <= IN_CACHE and not algebraic
         tasks = [t, *old] if together else [t]
         # split, not two slices: its gradient is one copy
@@ -195,10 +196,6 @@ class MetaReplay(Posterior):
     def squares(self) -> bool:
         """Whether the distance is the sum of squares, for which there is a shorter way."""
         return True
-
-    @property
-    def _width(self) -> int:
-        return self.hyper.layers[-1].in_features
 
     def squared_change(self, tasks: list[int]) -> Tensor:
         """sum_j |phi_j^* - h(e_j)|^2 over these tasks, the other tasks' heads left out: by algebra for the chunks that
@@ -248,9 +245,7 @@ class MetaReplay(Posterior):
         if self.args.reg_targets == "online":
             with torch.no_grad():
                 return self.previous.copy(tasks)
-        if len(tasks) == len(self.targets):
-            return self.targets
-        return self.targets[tasks[0]].unsqueeze(0) if len(tasks) == 1 else torch.stack([self.targets[t] for t in tasks])
+        return self.targets if len(tasks) == len(self.targets) else torch.stack([self.targets[t] for t in tasks])
 
     def end_task(self, dataset):
         if self.hyper is None or self.args.reg_targets == "online":  # what is kept there is O(1) in the tasks

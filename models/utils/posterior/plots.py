@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, style
+from utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, figure_of, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BINS = 40
 MOST_PANELS = 6  # tasks with a panel of their own
 OWN, OTHER = CYCLE[0], CYCLE[1]
+PLANE = {"origin": "lower", "aspect": "equal", "interpolation": "nearest", "zorder": 0}  # of an image below examples
 
 Points = Sequence[tuple[np.ndarray, np.ndarray]]  # (inputs, labels) of every task's training examples
 
@@ -29,8 +30,6 @@ def uncertainty_histogram(own: np.ndarray, other: np.ndarray, what: str) -> Figu
         own, other: (n,), (m,) values of all posteriors together.
         what: 'entropy', in [0, 1], or 'spread', at least 0, over powers of ten.
     """
-    figure, (axes,) = _panels(1, 1, 5.8, 3.5)
-    title = f"{what.capitalize()} on own and on other tasks' data"
     if what == "entropy":
         edges, label = np.linspace(0, 1, BINS + 1), "entropy of the mean prediction, as a share of the largest"
     else:
@@ -38,9 +37,9 @@ def uncertainty_histogram(own: np.ndarray, other: np.ndarray, what: str) -> Figu
         low = values[values > 0].min(initial=np.inf)
         low, high = (low, values.max()) if np.isfinite(low) else (1e-3, 1.0)
         edges, label = np.geomspace(low / 1.01, high * 1.01, BINS + 1), "spread of the predictions"
-        axes.set_xscale("log")
         own, other = own.clip(low), other.clip(low)
-    style(axes, title, label, "examples (%)")
+    figure, axes = figure_of(5.8, 3.5, f"{what.capitalize()} on own and on other tasks' data", label, "examples (%)")
+    axes.set_xscale("linear" if what == "entropy" else "log")
     for values, colour, name in ((own, OWN, "own task"), (other, OTHER, "other tasks")):
         shares = 100 * np.histogram(values, edges)[0] / max(len(values), 1)
         axes.stairs(shares, edges, fill=True, color=colour, alpha=0.45, label=name)
@@ -113,21 +112,12 @@ def functions(
                 axes.text(0.5, 0.5, "not trained in this run", ha="center", transform=axes.transAxes, fontsize=9)
                 continue
             mean, std = curves[task][0], np.sqrt(curves[task][1] ** 2 + noise**2)
-            for width, alpha in ((2, 0.18), (1, 0.32)):
-                band = (mean - width * std, mean + width * std)
-                axes.fill_between(
-                    x,
-                    *band,
-                    color=OWN,
-                    alpha=alpha,
-                    linewidth=0,
-                    label=f"± {width} standard deviation{'s' * (width > 1)}",
-                )
+            for width, alpha, label in ((2, 0.18, "± 2 standard deviations"), (1, 0.32, "± 1 standard deviation")):
+                low, high = mean - width * std, mean + width * std
+                axes.fill_between(x, low, high, color=OWN, alpha=alpha, linewidth=0, label=label)
             axes.plot(x, mean, color=OWN, linewidth=1.5, label="mean prediction")
-            own = inside[task]
-            axes.plot(
-                x[own], targets[task][own], color=INK, linestyle="--", linewidth=1.2, label="function without noise"
-            )
+            truth = {"color": INK, "linestyle": "--", "linewidth": 1.2, "label": "function without noise"}
+            axes.plot(x[inside[task]], targets[task][inside[task]], **truth)
             axes.scatter(*points[task], 12, color=OTHER, linewidths=0, zorder=3, label="training examples")
     panels[0].set_xlim(x[0], x[-1])
     panels[0].set_ylim(known.min() - 0.6 * reach, known.max() + 0.6 * reach)
@@ -144,20 +134,19 @@ def class_map(predicted: np.ndarray, extent: tuple[float, ...], points: Points, 
         extent: left, right, bottom, top.
         points: training examples, inputs (k, 2); the marker is the task's.
     """
+    from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     n = int(max(predicted.max(), *(labels.max() for _, labels in points))) + 1
-    colours = _class_colours(n)
-    figure, (axes,) = _panels(1, 1, 5.8, 4.4)
-    style(axes, title, "first input", "second input")
+    colours = CYCLE[:n] if n <= len(CYCLE) else colormaps["turbo"](np.linspace(0.02, 0.95, n))
+    figure, axes = figure_of(5.8, 4.4, title, "first input", "second input")
     norm = BoundaryNorm(np.arange(-0.5, n), n)
-    axes.imshow(predicted, cmap=ListedColormap(colours), norm=norm, alpha=0.4, **_on_plane(extent))
+    axes.imshow(predicted, cmap=ListedColormap(colours), norm=norm, alpha=0.4, extent=extent, **PLANE)
     for task, (inputs, labels) in enumerate(points):
         for label in np.unique(labels).tolist():
+            look = {"marker": MARKERS[task % len(MARKERS)], "color": colours[label], "edgecolors": INK}
             name = f"class {label} (task {task + 1})"
-            marker, colour = MARKERS[task % len(MARKERS)], colours[label]
-            style_of = {"marker": marker, "color": colour, "edgecolors": INK, "linewidths": 0.6, "label": name}
-            axes.scatter(*inputs[labels == label].T, 22, **style_of)
+            axes.scatter(*inputs[labels == label].T, 22, linewidths=0.6, label=name, **look)
     axes.grid(False)
     if len(axes.collections) <= MAX_LABELLED:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0, fontsize=9)
@@ -178,18 +167,11 @@ def entropy_maps(entropies: np.ndarray, extent: tuple[float, ...], points: Point
     heat = LinearSegmentedColormap.from_list("heat", HEAT)
     for task, axes in enumerate(panels):
         style(axes, f"Entropy, posterior of task {task + 1}", "first input", "" if task else "second input")
-        image = axes.imshow(entropies[task], cmap=heat, vmin=0, vmax=1, **_on_plane(extent))
+        image = axes.imshow(entropies[task], cmap=heat, vmin=0, vmax=1, extent=extent, **PLANE)
         for other, (inputs, _) in enumerate(points):
             own = other == task
-            axes.scatter(
-                *inputs.T,
-                12,
-                color=OTHER if own else "#bbbbbb",
-                edgecolors=INK,
-                linewidths=0.4,
-                label="own task's training examples" if own else "other tasks'",
-                zorder=3 if own else 2,
-            )
+            colour, label = (OTHER, "own task's training examples") if own else ("#bbbbbb", "other tasks'")
+            axes.scatter(*inputs.T, 12, color=colour, edgecolors=INK, linewidths=0.4, label=label, zorder=2 + own)
         axes.grid(False)
     figure.colorbar(image, ax=list(panels), pad=0.01, fraction=0.03, aspect=30, label="entropy, share of the largest")
     entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
@@ -203,15 +185,3 @@ def _panels(rows: int, columns: int, width: float, height: float, **more: Any) -
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **more).ravel()
-
-
-def _class_colours(n: int) -> list[Any]:
-    if n <= len(CYCLE):
-        return list(CYCLE[:n])
-    from matplotlib import colormaps
-
-    return list(colormaps["turbo"](np.linspace(0.02, 0.95, n)))
-
-
-def _on_plane(extent: tuple[float, ...]) -> dict[str, Any]:
-    return {"extent": extent, "origin": "lower", "aspect": "equal", "interpolation": "nearest", "zorder": 0}

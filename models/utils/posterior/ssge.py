@@ -1,10 +1,15 @@
-"""The spectral Stein gradient estimator: the score of a distribution of which there are only samples.
+"""The spectral Stein gradient estimator: the score of a distribution of which there are only samples, and the loss of
+the methods whose implicit posteriors enter by it.
 
 Shi, Sun & Zhu 2018, "A spectral approach to gradient estimation for implicit distributions", eqs. 11 to 14.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from utils.args import fraction, number, positive_float, positive_int
 
 SMALLEST = 1e-3  # of the largest eigenvalue; below it 1 / lambda only amplifies rounding errors
 
@@ -65,3 +70,65 @@ def surrogate(samples: Tensor, gradient: Tensor) -> Tensor:
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (a.square().sum(1).unsqueeze(1) - 2 * a @ b.T + b.square().sum(1)).clamp(min=0)
+
+
+def add_ssge_args(parser):
+    """Options of the estimator."""
+    add = parser.add_argument
+    add("--num_ssge_samples", type=number(int, 2), default=50, help="samples from which a score is estimated")
+    add("--rbf_kernel_width", type=positive_float, default=None, help="width of the kernel; by default the median")
+    add("--thr_ssge_eigenvals", type=fraction, default=0.95, help="share of the kernel's spectrum that is used")
+    add("--num_ssge_eigenvals", type=positive_int, default=None, help="eigenvalues used, instead of a share")
+    return parser
+
+
+class ScoreEstimate:
+    """Adds the loss by an estimated score to a method with a `generator`, and a warning where the estimate vanished.
+
+    With a fixed kernel much narrower than the distances between samples the estimated score is 0 everywhere, and the
+    method is maximum a posteriori with a noisy network.
+    """
+
+    NO_TERMS = ("score",)
+    WAITS = "the eigenvalues of the kernel matrix are computed by a solver that waits"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("score_size", torch.ones((), device=self.device))
+
+    def terms(self, phi: Tensor, inputs: Tensor, labels: Tensor, prior_phi: Tensor | None = None) -> dict[str, Tensor]:
+        """N E_q[CE] + kappa (E_q ln q(W) - E_q ln p(W)) of the posterior phi (n,), 'score' being no term of it.
+
+        Args:
+            prior_phi: (n,) what generates samples of p; None where p = N(0, sigma_p^2 I).
+        """
+        args, draw = self.args, self.generator.draw
+        weights = draw(phi, args.train_sample_size)
+        extra = draw(phi.detach(), max(0, args.num_ssge_samples - len(weights)))
+        score = self.score_at(weights, torch.cat([weights, extra])[: args.num_ssge_samples])
+        size = score.norm(dim=1).mean()
+        self.score_size.copy_(size)
+        if prior_phi is None:
+            prior = draw(phi, args.num_kl_samples).square().sum(1).mean() / (2 * args.prior_variance)
+        else:
+            prior = -surrogate(weights, self.score_at(weights, draw(prior_phi, args.num_ssge_samples)))
+        return {
+            "nll": self.nll(self.outputs(weights, inputs), labels),
+            "prior": args.kl_scale * prior,
+            "entropy": args.kl_scale * surrogate(weights, score),
+            "score": size,
+        }
+
+    def score_at(self, weights: Tensor, samples: Tensor) -> Tensor:
+        """grad ln of the density of `samples` (M, P) at weights (S, P)."""
+        args = self.args
+        return score(samples, weights, args.rbf_kernel_width, args.thr_ssge_eigenvals, args.num_ssge_eigenvals)
+
+    def end_task(self, dataset):
+        super().end_task(dataset)
+        if self.score_size.item() == 0:
+            warnings.warn(
+                f"{self.NAME}: the estimated score is 0, the kernel is too narrow for {self.net.size} weights: "
+                "drop --rbf_kernel_width",
+                stacklevel=1,
+            )

@@ -1,9 +1,8 @@
 """What the posteriors of a run say about the tests at its end: calibration, uncertainty on their own and on other
 tasks' data, and pictures of both.
 
-`Posterior.report` tells it. Own data of posterior j are the test examples of task j, other data
-those of all other tasks trained; every number is a mean over tasks. At most 2000 examples of a task and 40000 in all
-are looked at.
+Own data of posterior j are the test examples of task j, other data those of all other tasks trained; every number is a
+mean over tasks. At most 2000 examples of a task and 40000 in all are looked at.
 """
 
 import numpy as np
@@ -17,29 +16,26 @@ LOOKED_AT, IN_ALL = 2000, 40000  # examples per task, and of all tasks together
 CRITERIA = ("ent", "agree")  # of task inference, by which own and other data are told apart
 GRID = 100  # points along each side of a map
 NAMES = {"given": "task given", "inferred": "task inferred", "joint": "one softmax"}
-
 PLOTS = "models.utils.posterior.plots"
 
 
 def numbers_and_panels(model, dataset, tasks: range) -> tuple[dict[str, float], list[Panel]]:
     """Numbers and pictures of a `Report`; every task of `tasks` has a posterior."""
     seen = gather(model, dataset, tasks)
-    numbers = regression_numbers(seen) if model.regression else calibration_numbers(seen)
-    numbers |= {} if model.joint_softmax else uncertainty_numbers(model, seen) | own_numbers(model)
-    numbers = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
-    panels = [] if model.joint_softmax else uncertainty_panels(model, seen)
-    if not model.regression:
-        bins = {
-            name: reliability(seen[f"{kind} confidence"], seen[f"{kind} correct"])
-            for kind, name in NAMES.items()
-            if f"{kind} correct" in seen
-        }
+    numbers, panels = quality_numbers(seen), []
+    if len(tasks) > 1 and not model.joint_softmax and model.criteria:
+        numbers |= uncertainty_numbers(model, seen)
+        panels += uncertainty_panels(model, seen)
+    numbers |= hypernetwork_numbers(model)
+    kinds = [kind for kind in NAMES if f"{kind} correct" in seen]
+    if kinds:
+        bins = {NAMES[kind]: reliability(seen[f"{kind} confidence"], seen[f"{kind} correct"]) for kind in kinds}
         panels.append(Panel("reliability", "reliability diagram", f"{PLOTS}:reliability", {"bins": bins}))
     if model.regression and hasattr(dataset, "plot_inputs"):
         panels.append(functions(model, dataset, tasks))
     if hasattr(dataset, "plot_grid"):
         panels += maps(model, dataset, tasks)
-    return numbers, panels
+    return {name: float(value) for name, value in numbers.items() if np.isfinite(value)}, panels
 
 
 # ---- what is looked at
@@ -80,8 +76,7 @@ def _answers(model, inputs: Tensor, labels: Tensor, task: int) -> dict[str, Tens
         answers["given error"] = error.mean(1)
         answers["inferred error"] = (model.predicted(look, inferred) - labels).square().mean(1)
         return answers
-    first = model.head(task)[0] if model.by_class else 0
-    answers |= _classes("given", look.means[task], labels - first)
+    answers |= _classes("given", look.means[task], labels - model.first_label(task))
     largest = torch.stack([mean.max(1).values.exp() for mean in look.means])
     answers["inferred confidence"] = largest.gather(0, inferred.unsqueeze(0))[0]
     answers["inferred correct"] = model.predicted(look, inferred).argmax(1) == labels
@@ -100,88 +95,74 @@ def _classes(kind: str, log_p: Tensor, labels: Tensor) -> dict[str, Tensor]:
 # ---- numbers
 
 
-def _mean_over_tasks(seen: dict[str, np.ndarray], value) -> float:
-    """Mean over tasks of value(rows of the task, its number); nan without tasks."""
-    tasks = np.unique(seen["task"]).astype(np.int64).tolist()
-    return float(np.mean([value(seen["task"] == task, task) for task in tasks]))
+def quality_numbers(seen: dict[str, np.ndarray]) -> dict[str, float]:
+    """How good the predictions are that there are: means over tasks."""
 
+    def mean(value, *columns: str) -> float:
+        cut = [[seen[column][seen["task"] == task] for column in columns] for task in np.unique(seen["task"])]
+        return np.mean([value(*own) for own in cut])
 
-def calibration_numbers(seen: dict[str, np.ndarray]) -> dict[str, float]:
-    """Expected calibration error and negative log-likelihood, for the predictions there are."""
     numbers = {}
     for kind, name in NAMES.items():
         if f"{kind} correct" in seen:
-            confidence, correct = seen[f"{kind} confidence"], seen[f"{kind} correct"]
-            error = _mean_over_tasks(seen, lambda own, _, p=confidence, y=correct: ece(p[own], y[own]))
-            numbers[f"expected calibration error, {name} (%)"] = error
+            numbers[f"expected calibration error, {name} (%)"] = mean(ece, f"{kind} confidence", f"{kind} correct")
         if f"{kind} nll" in seen:
-            nll = seen[f"{kind} nll"]
-            numbers[f"negative log-likelihood, {name} (nats)"] = _mean_over_tasks(
-                seen, lambda own, _, v=nll: v[own].mean()
-            )
+            numbers[f"negative log-likelihood, {name} (nats)"] = mean(np.mean, f"{kind} nll")
+        if f"{kind} error" in seen:
+            numbers[f"mean squared error, {name}"] = mean(np.mean, f"{kind} error")
+    if "covered" in seen:
+        numbers["targets within two standard deviations (%)"] = 100 * mean(np.mean, "covered")
     return numbers
-
-
-def regression_numbers(seen: dict[str, np.ndarray]) -> dict[str, float]:
-    """Squared errors, and how many targets lie within two standard deviations of spread and noise together."""
-    named = {
-        "mean squared error, task given": ("given error", 1),
-        "mean squared error, task inferred": ("inferred error", 1),
-        "targets within two standard deviations (%)": ("covered", 100),
-    }
-    return {
-        name: factor * _mean_over_tasks(seen, lambda own, _, v=seen[column]: v[own].mean())
-        for name, (column, factor) in named.items()
-    }
 
 
 def uncertainty_numbers(model, seen: dict[str, np.ndarray]) -> dict[str, float]:
     """How uncertain each posterior is on its own and on other tasks' data, and how well that tells them apart."""
-    numbers, what = {}, "spread" if model.regression else "entropy"
-    if len(np.unique(seen["task"])) < 2 or not model.criteria:
-        return numbers
-    values = seen["by ent"]
-    own = _mean_over_tasks(seen, lambda rows, j: values[j, rows].mean())
-    other = _mean_over_tasks(seen, lambda rows, j: values[j, ~rows].mean())
-    numbers[f"{what} on own data"], numbers[f"{what} on other tasks' data"] = own, other
-    if model.regression and own > 0:
-        numbers["their ratio"] = other / own
-    for criterion in [c for c in CRITERIA if c in model.criteria]:
-        values = seen[f"by {criterion}"]
-        name = what if criterion == "ent" else criterion
-        area = _mean_over_tasks(seen, lambda rows, j, v=values: auroc(v[j, rows], v[j, ~rows]))
-        numbers[f"AUROC of other tasks' data by {name}"] = area
+    numbers, task = {}, seen["task"]
+    for criterion in CRITERIA:
+        if criterion not in model.criteria:
+            continue
+        parts = [
+            (values[task == j], values[task != j]) for j, values in enumerate(seen[f"by {criterion}"]) if j in task
+        ]
+        name = what(model) if criterion == "ent" else criterion
+        if criterion == "ent":
+            own, other = np.mean([[part.mean() for part in pair] for pair in parts], 0)
+            numbers[f"{name} on own data"], numbers[f"{name} on other tasks' data"] = own, other
+            if model.regression and own > 0:
+                numbers["their ratio"] = other / own
+        numbers[f"AUROC of other tasks' data by {name}"] = np.mean([auroc(*pair) for pair in parts])
     return numbers
 
 
-def own_numbers(model) -> dict[str, float]:
-    """Of methods with a hypernetwork: its size beside that of the network, and how far its outputs have moved."""
-    numbers, hyper, drift = {}, getattr(model, "hyper", None), getattr(model, "drift", [])
-    networks = [*([] if hyper is None else [hyper]), *getattr(model, "hypers", [])]
-    if networks:
-        weights = sum(p.numel() for network in networks for p in network.parameters())
+def hypernetwork_numbers(model) -> dict[str, float]:
+    """Size of the hypernetworks beside that of the network, and how far their outputs have moved."""
+    numbers, drift = {}, getattr(model, "drift", [])
+    weights = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("hyper.", "hypers.")))
+    if weights:
         numbers["weights of the hypernetwork / of the network"] = weights / model.net.size
     if drift:
-        numbers["drift of the hypernetwork's outputs"] = float(np.mean(drift))
+        numbers["drift of the hypernetwork's outputs"] = np.mean(drift)
     return numbers
+
+
+def what(model) -> str:
+    """What tells tasks apart."""
+    return "spread" if model.regression else "entropy"
 
 
 # ---- pictures
 
 
 def uncertainty_panels(model, seen: dict[str, np.ndarray]) -> list[Panel]:
-    """Histogram of the uncertainty, and which task is inferred for which; where there are two tasks."""
-    if len(np.unique(seen["task"])) < 2 or not model.criteria:
-        return []
-    values, what = seen["by ent"], "spread" if model.regression else "entropy"
+    """Histogram of the uncertainty, and which task is inferred for which."""
+    values, name = seen["by ent"], what(model)
     n = len(values)
     own = seen["task"] == np.arange(n)[:, None]
-    histogram = {"own": values[own], "other": values[~own], "what": what}
+    histogram = {"own": values[own], "other": values[~own], "what": name}
     pairs = (seen["task"] * n + seen["inferred"]).astype(np.int64)
-    counts = np.bincount(pairs, minlength=n * n).reshape(n, n)
-    matrix = {"counts": counts, "what": what}
+    matrix = {"counts": np.bincount(pairs, minlength=n * n).reshape(n, n), "what": name}
     return [
-        Panel("uncertainty", f"{what} on own and other tasks' data", f"{PLOTS}:uncertainty_histogram", histogram),
+        Panel("uncertainty", f"{name} on own and other tasks' data", f"{PLOTS}:uncertainty_histogram", histogram),
         Panel("task_inference", "task inferred for each task", f"{PLOTS}:task_inference", matrix),
     ]
 
@@ -195,15 +176,15 @@ def curve(model, inputs: Tensor) -> Tensor:
 def functions(model, dataset, tasks: range) -> Panel:
     """Every task's prediction, right after the task was learned and now."""
     x = dataset.plot_inputs()
-    now = curve(model, x).cpu().numpy()
     then = [model.curves[task].cpu().numpy() if task in model.curves else None for task in tasks]
-    targets = [dataset.target(task, x)[:, 0].cpu().numpy() for task in tasks]
-    parts = [dataset.task_data(task) for task in tasks]
-    points = [(part.data[:, 0].cpu().numpy(), part.targets[:, 0].cpu().numpy()) for part in parts]
-    rows = {"right after the task": then, "at the end": list(now)}
-    domains = [dataset.domain(task) for task in tasks]
-    data = {"x": x[:, 0].numpy(), "rows": rows, "targets": targets, "domains": domains, "points": points}
-    data["noise"] = dataset.SIGMA
+    data = {
+        "x": x[:, 0].numpy(),
+        "rows": {"right after the task": then, "at the end": [*curve(model, x).cpu().numpy()]},
+        "targets": [dataset.target(task, x)[:, 0].cpu().numpy() for task in tasks],
+        "domains": [dataset.domain(task) for task in tasks],
+        "points": [(inputs[:, 0], targets[:, 0]) for inputs, targets in training_examples(dataset, tasks)],
+        "noise": dataset.SIGMA,
+    }
     return Panel("functions", "predictions during and after", f"{PLOTS}:functions", data, wide=True)
 
 
@@ -218,16 +199,18 @@ def maps(model, dataset, tasks: range) -> list[Panel]:
         look = model.look(points)
         classes.append(model.predicted(look, look.inferred("ent")).argmax(1))
         entropies.append(look.uncertainty["ent"])
-    ends = grid[0].tolist(), grid[-1].tolist()
-    extent = (ends[0][0], ends[1][0], ends[0][1], ends[1][1])
-    data = [dataset.task_data(task) for task in tasks]
-    points = [(part.data.cpu().numpy(), part.targets.cpu().numpy()) for part in data]
-    predicted = torch.cat(classes).view(GRID, GRID).cpu().numpy()
+    (left, bottom), (right, top) = grid[0].tolist(), grid[-1].tolist()
+    shown = {"extent": (left, right, bottom, top), "points": training_examples(dataset, tasks)}
     title = "Predicted class" if model.joint_softmax else "Predicted class, task inferred"
-    panels = [Panel("class_map", "predicted class", f"{PLOTS}:class_map",
-                    {"predicted": predicted, "extent": extent, "points": points, "title": title})]  # fmt: skip
+    data = {"predicted": torch.cat(classes).view(GRID, GRID).cpu().numpy(), "title": title, **shown}
+    panels = [Panel("class_map", "predicted class", f"{PLOTS}:class_map", data)]
     if entropies:
-        data = {"entropies": torch.cat(entropies, 1).view(-1, GRID, GRID).cpu().numpy()}
-        data |= {"extent": extent, "points": points}
+        data = {"entropies": torch.cat(entropies, 1).view(-1, GRID, GRID).cpu().numpy(), **shown}
         panels.append(Panel("entropy_map", "entropy over the plane", f"{PLOTS}:entropy_maps", data, wide=True))
     return panels
+
+
+def training_examples(dataset, tasks: range) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and labels of every task."""
+    parts = [dataset.task_data(task) for task in tasks]
+    return [(part.data.cpu().numpy(), part.targets.cpu().numpy()) for part in parts]
