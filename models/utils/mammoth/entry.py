@@ -27,6 +27,7 @@ from backbone.utils.base import Backbone
 from backbone.utils.resnet import SmallImageResNet
 from models.utils.mammoth import functions as f
 from models.utils.mammoth import memory as m
+from models.utils.mammoth.columns import MLPColumn, resnet_column
 from models.utils.mammoth.model import MammothModel, explained, missing
 from models.utils.mammoth.signs import ROOMS, file_of
 from models.utils.mammoth.stream import Stream
@@ -85,6 +86,8 @@ NAMES: dict[str, dict[str, Any]] = {
     "datasets.utils.validation": {"ValidationDataset": f.ValidationDataset},
     "backbone": {"get_backbone": f.get_backbone, "MammothBackbone": Backbone, "register_backbone": f.decorator},
     "backbone.MNISTMLP": {"MNISTMLP": MNISTMLP},
+    "backbone.MNISTMLP_PNN": {"MNISTMLP_PNN": MLPColumn},
+    "backbone.ResNet18_PNN": {"resnet18_pnn": resnet_column},
     "backbone.ResNet18": {"ResNet": SmallImageResNet},
     "backbone.ResNetBlock": {"ResNet": SmallImageResNet},
 }  # fmt: skip
@@ -180,8 +183,7 @@ def _made(name: str, names: dict[str, Any], own: types.ModuleType | None, path: 
 def _ready(cls: type, declare: Callable | None) -> type:
     """The file's class with a parser that the runner can add, and as a `MammothModel` where it is a bare module."""
     if not issubclass(cls, MammothModel) and issubclass(cls, nn.Module) and hasattr(cls, "observe"):
-        bare, body = cls, {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        cls = type(MammothModel)(bare.__name__, (bare, MammothModel), body)
+        cls = _on_base(cls)
     own = next((c for c in cls.__mro__ if "get_parser" in vars(c)), MammothModel)
     if own.__module__ == cls.__module__ or declare is None:
         declare = cls.get_parser
@@ -198,4 +200,15 @@ def _ready(cls: type, declare: Callable | None) -> type:
         return filled
 
     cls.get_parser = staticmethod(get_parser)
+    return cls
+
+
+def _on_base(bare: type) -> type:
+    """A class that stands on `nn.Module` alone, as one until 2023 could, put on `MammothModel`."""
+    body = {name: value for name, value in vars(bare).items() if name not in ("__dict__", "__weakref__")}
+    cls = type(MammothModel)(bare.__name__, (MammothModel,), body)
+    for function in filter(inspect.isfunction, body.values()):
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name == "__class__":  # which `super()` without arguments reads
+                cell.cell_contents = cls
     return cls

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datasets.utils.loaders import TrainLoader
 from datasets.utils.transforms import to_float
 from models.utils.continual_model import OPTIMIZERS, ContinualModel
-from models.utils.mammoth.stream import NotHere, Stream, TaskLoader, TaskRows
+from models.utils.mammoth.stream import NotHere, Stream, TaskLoader, TaskRows, with_names
 from utils.errors import TrainingFailed, UserError
 
 COUNTERS = (
@@ -62,7 +62,7 @@ class OldSignature(type):
     def __call__(cls, backbone, loss, args, transform, dataset=None):
         view = Arguments(args)
         stream = Stream(dataset, view)
-        given.backbone, given.loss, given.args = backbone, loss, view
+        given.backbone, given.loss, given.args = with_names(backbone), loss, view
         given.transform, given.stream = transform, stream
         with explained(cls, UserError):
             parameters = inspect.signature(cls.__init__).parameters.values()

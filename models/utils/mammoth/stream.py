@@ -102,7 +102,13 @@ def fresh_network(stream: Stream) -> nn.Module:
     args, cls = stream.args, registry.load("backbone", stream.args.backbone)
     net = cls.from_args(args, stream._stream.SIZE, stream._stream.N_CLASSES)
     stream._stream.shape_network(net)
-    return net.to(stream._stream.train_device)
+    return with_names(net.to(stream._stream.train_device))
+
+
+def with_names(net: nn.Module) -> nn.Module:
+    """A network with two more names that Mammoth's have."""
+    net.output_size, net.device = net.num_classes, next(net.parameters()).device
+    return net
 
 
 class TaskRows:
