@@ -44,7 +44,7 @@ class MAS(ContinualModel):
 
         total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., low:high].pow(2).sum(), power=1)
         omega = total / count
-        self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params())
+        self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

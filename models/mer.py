@@ -36,19 +36,19 @@ class MER(ContinualModel):
         self.buffer = Buffer(args.buffer_size, self.device)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        before_all, losses = self.net.get_params(), []
+        before_all, losses = self.net.get_params().detach(), []
         for _ in range(self.args.batch_num):
             x, y = inputs, labels
             if not self.buffer.is_empty():
                 replayed, replayed_labels = self.buffer.get_data(self.args.minibatch_size, transform=self.transform)
                 x, y = torch.cat((replayed, x)), torch.cat((replayed_labels, y))
-            before = self.net.get_params()
+            before = self.net.get_params().detach()
             self.opt.zero_grad()
             loss = self.loss(self.net(x), y)
             loss.backward()
             self.opt.step()
-            self.net.set_params(torch.lerp(before, self.net.get_params(), self.args.beta))
+            self.net.set_params(torch.lerp(before, self.net.get_params().detach(), self.args.beta))
             losses.append(loss.detach())
-        self.net.set_params(torch.lerp(before_all, self.net.get_params(), self.args.gamma))
+        self.net.set_params(torch.lerp(before_all, self.net.get_params().detach(), self.args.gamma))
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return torch.stack(losses).mean()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.utils.task import ClassTask, Task
+from utils.errors import UserError
 from utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -87,6 +88,16 @@ class ContinualModel(nn.Module):
         self.opt = self.get_optimizer()
         self._read_signatures()
         self._autocast = getattr(args, "code_optimization", 0) >= 2
+
+    def __setattr__(self, name: str, value) -> None:
+        """
+        Raises:
+            UserError: the name is a counter that the runner sets, or a method.
+        """
+        mine = getattr(type(self), name, None) if hasattr(ContinualModel, name) else None
+        if isinstance(mine, property) and mine.fset is None or inspect.isfunction(mine) and not callable(value):
+            raise UserError(f"{self.NAME} sets self.{name}, a name of ContinualModel's own: give it another name")
+        super().__setattr__(name, value)
 
     # ---- what a method writes
 

@@ -41,7 +41,7 @@ class Quadratic(nn.Module):
 
     def add_gradient(self, net: Backbone, strength: float) -> None:
         """Explicit form: add strength * A (theta - c) to the gradients; diverges when lr * strength * max A > 2."""
-        pull = self.weight * (net.get_params() - self.centre)
+        pull = self.weight * (net.get_params().detach() - self.centre)
         net.set_grads(net.get_grads().add_(pull, alpha=strength))
 
     def contract(self, net: Backbone, strength: float, lr: float | Tensor) -> None:
@@ -51,7 +51,7 @@ class Quadratic(nn.Module):
         be one per parameter (P,).
         """
         scaled = self.weight * (lr * strength)
-        net.set_params(torch.lerp(net.get_params(), self.centre, scaled / (1 + scaled)))
+        net.set_params(torch.lerp(net.get_params().detach(), self.centre, scaled / (1 + scaled)))
 
 
 def add_update_argument(parser) -> None:
@@ -76,7 +76,7 @@ def regularised_step(
         model.opt.step()
         return {"loss": loss, "ce": loss}
     # A value to log only: the penalty enters below, without a graph over all parameters.
-    held = strength * penalty.value(model.net.get_params())
+    held = strength * penalty.value(model.net.get_params().detach())
     if model.args.ewc_update == "explicit":
         penalty.add_gradient(model.net, strength)
         model.opt.step()

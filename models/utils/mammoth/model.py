@@ -73,7 +73,7 @@ class OldSignature(type):
 
 @contextmanager
 def explained(cls: type, refusal: type[Exception] = TrainingFailed) -> Iterator[None]:
-    """What the file asks for and does not find, and what it asserts, in one line."""
+    """What the file asks for and does not find, what it asserts, and its errors, in one line."""
     name = Path(inspect.getfile(cls)).name
     try:
         yield
@@ -84,9 +84,20 @@ def explained(cls: type, refusal: type[Exception] = TrainingFailed) -> Iterator[
     except NotImplementedError as e:
         raise UserError(f"{name} cannot run: {e or 'a part that it leaves out is called'}") from None
     except AssertionError as e:
-        frame = traceback.extract_tb(e.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}, line {frame.lineno}: {str(e) or frame.line}"
-        raise refusal(f"an assertion of the method does not hold ({place})") from None
+        place, line = _place(e, name)
+        raise refusal(f"an assertion of the method does not hold ({place}: {str(e) or line})") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
+        if isinstance(e, UserError | TrainingFailed | torch.OutOfMemoryError) or "memory" in str(e).lower():
+            raise
+        reason = " ".join(str(e).split())[:300]
+        raise refusal(f"the method fails ({_place(e, name)[0]}: {type(e).__name__}: {reason})") from e
+
+
+def _place(error: Exception, name: str) -> tuple[str, str]:
+    """Where in the file of that name an error was raised or passed last, and what stands there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if Path(f.filename).name == name), frames[-1])
+    return f"{Path(frame.filename).name}, line {frame.lineno}", frame.line or ""
 
 
 def missing(error: ImportError) -> str:
