@@ -50,7 +50,7 @@ class Given:
     @property
     def device(self) -> torch.device:
         """The device of the run."""
-        return self.stream._stream.train_device
+        return next(iter(self.backbone.parameters())).device
 
 
 given = Given()
@@ -112,7 +112,8 @@ def guarded(hook: Callable) -> Callable:
 
     @functools.wraps(hook)
     def call(self, *args, **kwargs):
-        given.args, given.stream, given.transform, given.loss = self.args, self._facade, self.transform, self.loss
+        given.args, given.stream, given.backbone = self.args, self._facade, self.net
+        given.transform, given.loss = self.transform, self.loss
         with explained(type(self)):
             return hook(self, *args, **kwargs)
 

@@ -102,7 +102,7 @@ def fresh_network(stream: Stream) -> nn.Module:
     args, cls = stream.args, registry.load("backbone", stream.args.backbone)
     net = cls.from_args(args, stream._stream.SIZE, stream._stream.N_CLASSES)
     stream._stream.shape_network(net)
-    return with_names(net.to(stream._stream.train_device))
+    return with_names(net.to(getattr(stream._stream, "train_device", "cpu")))
 
 
 def with_names(net: nn.Module) -> nn.Module:
