@@ -43,7 +43,8 @@ NAMES: dict[str, dict[str, Any]] = {
     },
     "utils.args": {
         "ArgumentParser": ArgumentParser, "Namespace": argparse.Namespace, "add_rehearsal_args": add_rehearsal_args,
-        "add_management_args": f.nothing, "add_experiment_args": f.nothing, "add_configuration_args": f.nothing,
+        "add_management_args": f.nothing, "add_configuration_args": f.nothing,
+        "add_experiment_args": f.add_experiment_args,
     },
     "utils.conf": {
         "get_device": f.get_device, "base_path": f.base_path, "base_path_dataset": f.base_path,
@@ -85,7 +86,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "datasets.utils.gcl_dataset": {"GCLDataset": Stream},
     "datasets.utils.validation": {"ValidationDataset": f.ValidationDataset},
     "backbone": {"get_backbone": f.get_backbone, "MammothBackbone": Backbone, "register_backbone": f.decorator},
-    "backbone.MNISTMLP": {"MNISTMLP": MNISTMLP},
+    "backbone.MNISTMLP": {"MNISTMLP": MNISTMLP, "BaseMNISTMLP": MNISTMLP},
     "backbone.MNISTMLP_PNN": {"MNISTMLP_PNN": MLPColumn},
     "backbone.ResNet18_PNN": {"resnet18_pnn": resnet_column},
     "backbone.ResNet18": {"ResNet": SmallImageResNet},
@@ -192,7 +193,13 @@ def _ready(cls: type, declare: Callable | None) -> type:
         with explained(cls, UserError):
             filled = declare(parser) if inspect.signature(declare).parameters else declare()
         filled = parser if filled is None else filled
+        if hasattr(filled, "takes_batch_size") and not any(a.dest == "batch_size" for a in filled._actions):
+            cls.DEFAULTS = {**cls.DEFAULTS, "batch_size": 1}  # the file takes the option away: it sees single examples
         taken = base_parser()._option_string_actions.keys()
+        # A default that the file sets for an option of the runner goes before the stream's.
+        defaults = {name: value for name, value in filled._defaults.items() if f"--{name}" in taken}
+        cls.DEFAULTS = {**cls.DEFAULTS, **defaults}
+        filled._defaults = {name: value for name, value in filled._defaults.items() if name not in defaults}
         # Options of the runner's own, such as --clip_grad, do what the file means by them.
         filled._actions = [action for action in filled._actions if not taken & {*action.option_strings}]
         for action in filled._actions:

@@ -14,7 +14,6 @@ from torchvision import transforms
 from models.utils.mammoth.model import given
 from models.utils.mammoth.stream import Stream, as_stored, fresh_network
 from models.utils.projection import solve_dual
-from utils.evaluation import eval_mode
 from utils.randomness import generator
 
 # ---- settings and the run
@@ -77,22 +76,9 @@ class ProgressBar:
     prog = update = close = nothing
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, dataset: Stream, last: bool = False, **_) -> tuple[list[float], list[float]]:
-    """Class-IL and task-IL accuracy (percent) on each task so far, or on the last one."""
-    stream = getattr(dataset, "_stream", dataset)
-    now, accuracies = stream.c_task, ([], [])
-    with eval_mode(model):
-        for task in [now] if last else range(now + 1):
-            spec, scores = stream.tasks[task], []
-            for competing in (stream.tasks[now], None):
-                score = spec.score(competing)
-                for inputs, labels in stream.test_loaders[task]:
-                    score.add(model.predict(inputs, task), labels)
-                scores.append(next(iter(score.result().values())))
-            for values, value in zip(accuracies, scores, strict=True):
-                values.append(value)
-    return accuracies
+    """`Stream.evaluate`."""
+    return dataset.evaluate(model, last=last)
 
 
 def mask_classes(outputs: Tensor, dataset: Stream, k: int) -> None:
@@ -120,6 +106,12 @@ class bn_track_stats:
 
 
 # ---- options
+
+
+def add_experiment_args(parser: Any) -> None:
+    """The runner has these options; one of them a file may take away again, see `entry`."""
+    parser.add_argument("--batch_size", type=int)
+    parser.takes_batch_size = True
 
 
 def binary_to_boolean_type(value: Any) -> bool:

@@ -68,7 +68,7 @@ class Buffer(Reservoir):
         if more.pop("attention_maps", None) is not None:
             raise UserError("Buffer.add_data(attention_maps=...) is not supported: maps of a network are not stored")
         fields = dict(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
-        fields = {name: rows for name, rows in fields.items() if rows is not None}
+        fields = {name: torch.atleast_1d(rows) for name, rows in fields.items() if rows is not None}
         n = min(map(len, fields.values()))
         fields = {name: _as_field(name, rows[:n]) for name, rows in fields.items()}
         if self.fields and set(fields) != set(self.fields):
