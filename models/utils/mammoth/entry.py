@@ -24,10 +24,9 @@ from torchvision import transforms
 
 from backbone.mnistmlp import MNISTMLP
 from backbone.utils.base import Backbone
-from backbone.utils.resnet import SmallImageResNet
 from models.utils.mammoth import functions as f
 from models.utils.mammoth import memory as m
-from models.utils.mammoth.columns import MLPColumn, resnet_column
+from models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
 from models.utils.mammoth.model import MammothModel, explained, missing
 from models.utils.mammoth.signs import ROOMS, file_of
 from models.utils.mammoth.stream import Stream
@@ -87,10 +86,10 @@ NAMES: dict[str, dict[str, Any]] = {
     "datasets.utils.validation": {"ValidationDataset": f.ValidationDataset},
     "backbone": {"get_backbone": f.get_backbone, "MammothBackbone": Backbone, "register_backbone": f.decorator},
     "backbone.MNISTMLP": {"MNISTMLP": MNISTMLP, "BaseMNISTMLP": MNISTMLP},
-    "backbone.MNISTMLP_PNN": {"MNISTMLP_PNN": MLPColumn},
+    "backbone.MNISTMLP_PNN": {"MNISTMLP_PNN": mlp_column},
     "backbone.ResNet18_PNN": {"resnet18_pnn": resnet_column},
-    "backbone.ResNet18": {"ResNet": SmallImageResNet},
-    "backbone.ResNetBlock": {"ResNet": SmallImageResNet},
+    "backbone.ResNet18": {"ResNet": ResNet},
+    "backbone.ResNetBlock": {"ResNet": ResNet},
 }  # fmt: skip
 # Packages that are used where they are installed, and stood in for where they are not.
 STANDINS: dict[str, dict[str, Any]] = {"quadprog": {"solve_qp": f.solve_qp}}

@@ -120,8 +120,8 @@ def fresh_network(stream: Stream) -> nn.Module:
 
 
 def with_names(net: nn.Module) -> nn.Module:
-    """A network with two more names that Mammoth's have."""
-    net.output_size, net.device = net.num_classes, next(net.parameters()).device
+    """A network with three more names that Mammoth's have: `nf` is the width of the features."""
+    net.output_size, net.nf, net.device = net.num_classes, net.feature_dim, next(net.parameters()).device
     return net
 
 
