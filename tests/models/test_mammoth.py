@@ -364,3 +364,29 @@ def test_evaluate_gives_the_runners_scores(tmp_path):
     exp = finished(path, *REPLAY, "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "2", dataset="seq-digits")
     last = exp.run.history[-1].scores
     assert exp.model.scores == (last["class-il"], last["task-il"])
+
+
+def test_a_default_of_the_file_goes_before_the_streams(tmp_path):
+    path = Path(given_file(tmp_path))
+    path.write_text(
+        path.read_text().replace("    return parser\n", "    parser.set_defaults(batch_size=1)\n    return parser\n")
+    )
+    assert experiment(str(path), *REPLAY, dataset="seq-digits").args.batch_size == 1
+    assert experiment(str(path), *REPLAY, "--batch_size", "4", dataset="seq-digits").args.batch_size == 4
+
+
+def test_columns_read_the_earlier_ones_and_do_not_train_them(tmp_path):
+    make = "from backbone.MNISTMLP_PNN import MNISTMLP_PNN as C; a = C(dataset._stream.SIZE, 10); "
+    make += "self.two = [a, C(dataset._stream.SIZE, 10, [a])]"
+    exp = finished(
+        given_file(tmp_path, end=make), *REPLAY, "--n_epochs", "1", "--stop_after", "1", "--label_perc", "0.1"
+    )
+    first, second = exp.model.two
+    x = torch.rand(3, 1, 8, 8)
+    before = second(x)
+    before.sum().backward()
+    assert all(p.grad is None for p in first.parameters()) and all(p.grad is not None for p in second.parameters())
+    with torch.no_grad():
+        for p in first.parameters():
+            p.add_(0.5)
+    assert not torch.equal(second(x), before)
