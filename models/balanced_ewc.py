@@ -133,7 +133,7 @@ class BalancedEWC(ContinualModel):
     def end_task(self, dataset):
         t = self.current_task
         fisher = fisher_diagonal(self.net, dataset.examples(self.args.n_fisher), "mc", dataset.tasks[t])
-        self.penalty.merge(normalised(fisher, self.net.shared(), self.args.drift), self.net.get_params())
+        self.penalty.merge(normalised(fisher, self.net.shared(), self.args.drift), self.net.get_params().detach())
         self.keep_images(dataset, t)
         self.bases = [*self.bases, self.value(t)]
 

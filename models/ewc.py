@@ -48,10 +48,10 @@ class EWC(Regularised):
             scale = fisher.mean() if self.args.ewc_normalize == "mean" else fisher.max()
             fisher = fisher / scale.clamp(min=1e-30)
         if self.args.ewc_mode == "separate":
-            self.penalty.merge(fisher, self.net.get_params())
+            self.penalty.merge(fisher, self.net.get_params().detach())
         else:
             old = self.args.gamma * self.penalty.weight if self.penalty else 0
-            self.penalty.replace(old + fisher, self.net.get_params())
+            self.penalty.replace(old + fisher, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

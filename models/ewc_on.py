@@ -37,7 +37,7 @@ class EWCOnline(Regularised):
         *_, task = (dataset.heads if self.args.multi_head else dataset.pools)(self.current_task + 1)
         new = fisher_diagonal(self.net, dataset.examples(), self.args.ewc_fisher, task)
         old = self.args.gamma * self.penalty.weight if self.penalty else 0
-        self.penalty.replace(old + new, self.net.get_params())
+        self.penalty.replace(old + new, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

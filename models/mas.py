@@ -39,7 +39,7 @@ class MAS(Regularised):
 
         total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., low:high].pow(2).sum(), power=1)
         omega = parameters_to_vector(total.values()) / count
-        self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params())
+        self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()

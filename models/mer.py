@@ -31,15 +31,15 @@ class MER(Rehearsal):
         return parser
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        before_all, losses = self.net.get_params(), []
+        before_all, losses = self.net.get_params().detach(), []
         for _ in range(self.args.batch_num):
             x, y = inputs, labels
             if not self.buffer.is_empty():
                 replayed, replayed_labels = self.draw()
                 x, y = torch.cat((replayed, x)), torch.cat((replayed_labels, y))
-            before = self.net.get_params()
+            before = self.net.get_params().detach()
             losses.append(self.step_on(self.loss(self.net(x), y)).detach())
-            self.net.set_params(torch.lerp(before, self.net.get_params(), self.args.beta))
-        self.net.set_params(torch.lerp(before_all, self.net.get_params(), self.args.gamma))
+            self.net.set_params(torch.lerp(before, self.net.get_params().detach(), self.args.beta))
+        self.net.set_params(torch.lerp(before_all, self.net.get_params().detach(), self.args.gamma))
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return torch.stack(losses).mean()

@@ -35,22 +35,22 @@ class RWalk(Regularised):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        theta = self.net.get_params()
+        theta = self.net.get_params().detach()
         self.register_buffer("waypoint", theta)
         for name in ("fisher", "gain", "score"):
             self.register_buffer(name, torch.zeros_like(theta))
 
     def begin_task(self, dataset):
-        self.waypoint = self.net.get_params()
+        self.waypoint = self.net.get_params().detach()
         self.gain = torch.zeros_like(self.gain)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        gradient, before = self.net.get_grads(), self.net.get_params()
+        gradient, before = self.net.get_grads(), self.net.get_params().detach()
         terms = regularised_step(self, loss, self.penalty, 2 * self.args.e_lambda)
-        after = self.net.get_params()
+        after = self.net.get_params().detach()
         self.fisher = torch.lerp(gradient.square(), self.fisher, self.args.alpha)
         self.gain.addcmul_(gradient, after - before, value=-1)
         if (self.task_iteration + 1) % self.args.delta_t == 0:
@@ -61,5 +61,5 @@ class RWalk(Regularised):
 
     def end_task(self, dataset):
         weight = sum(x / x.max().clamp(min=1e-30) for x in (self.fisher, self.score))
-        self.penalty.replace(weight, self.net.get_params())
+        self.penalty.replace(weight, self.net.get_params().detach())
         self.score = self.score / 2

@@ -31,24 +31,24 @@ class SI(Regularised):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        theta = self.net.get_params()
+        theta = self.net.get_params().detach()
         self.register_buffer("path", torch.zeros_like(theta))  # omega
         self.register_buffer("start", theta)
 
     def begin_task(self, dataset):
-        self.start = self.net.get_params()
+        self.start = self.net.get_params().detach()
         self.path = torch.zeros_like(self.start)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         self.opt.zero_grad()
         loss = self.loss(self.net(inputs), labels)
         loss.backward()
-        gradient, before = self.net.get_grads(), self.net.get_params()
+        gradient, before = self.net.get_grads(), self.net.get_params().detach()
         terms = regularised_step(self, loss, self.penalty, 2 * self.args.c)
-        self.path.addcmul_(gradient, self.net.get_params() - before, value=-1)
+        self.path.addcmul_(gradient, self.net.get_params().detach() - before, value=-1)
         return terms
 
     def end_task(self, dataset):
-        theta = self.net.get_params()
+        theta = self.net.get_params().detach()
         omega = self.path.clamp(min=0) / ((theta - self.start).square() + self.args.xi)
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, theta)

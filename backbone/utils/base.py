@@ -108,8 +108,8 @@ class Backbone(nn.Module):
         return [task.part(whole) for task in tasks]
 
     def get_params(self) -> Tensor:
-        """All parameters as one vector (P,), detached, in the order of `parameters()`."""
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters()])
+        """All parameters as one vector (P,), in the order of `parameters()`; gradients flow through it."""
+        return torch.cat([p.reshape(-1) for p in self.parameters()])
 
     def set_params(self, flat: Tensor) -> None:
         """Write all parameters from one vector (P,)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.utils.task import ClassTask, Task
+from utils.errors import UserError
 from utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -94,6 +95,16 @@ class ContinualModel(nn.Module):
         self._wants_task = task_only and len(positional) > 1
         self._needs_task = self._wants_task and positional[1].default is inspect.Parameter.empty
         self._wants_epoch = "epoch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def __setattr__(self, name: str, value) -> None:
+        """
+        Raises:
+            UserError: the name is a counter that the runner sets, or a method.
+        """
+        mine = getattr(type(self), name, None) if hasattr(ContinualModel, name) else None
+        if isinstance(mine, property) and mine.fset is None or inspect.isfunction(mine) and not callable(value):
+            raise UserError(f"{self.NAME} sets self.{name}, a name of ContinualModel's own: give it another name")
+        super().__setattr__(name, value)
 
     # ---- what a method writes
 

@@ -49,7 +49,7 @@ class Quadratic(nn.Module):
         be one per parameter (P,).
         """
         scaled = self.weight * (lr * strength)
-        net.set_params(torch.lerp(net.get_params(), self.centre, scaled / (1 + scaled)))
+        net.set_params(torch.lerp(net.get_params().detach(), self.centre, scaled / (1 + scaled)))
 
 
 def add_update_argument(parser) -> None:
@@ -72,10 +72,10 @@ def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -
         model.opt.step()
         return {"loss": loss, "ce": loss}
     # A value to log only: the penalty enters below, without a graph over all parameters.
-    held = strength * penalty.value(model.net.get_params())
+    held = strength * penalty.value(model.net.get_params().detach())
     if model.args.ewc_update == "explicit":
         # Diverges where lr * strength * max A > 2.
-        pull = penalty.weight * (model.net.get_params() - penalty.centre)
+        pull = penalty.weight * (model.net.get_params().detach() - penalty.centre)
         model.net.set_grads(model.net.get_grads().add_(pull, alpha=strength))
         model.opt.step()
     else:

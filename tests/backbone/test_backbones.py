@@ -73,7 +73,10 @@ def test_grey_images(name):
 def test_flat_parameters_and_gradients(name):
     net, x = make(name), torch.rand(4, 3, 32, 32)
     flat = net.get_params()
-    assert flat.shape == (sum(p.numel() for p in net.parameters()),) and not flat.requires_grad
+    assert flat.shape == (sum(p.numel() for p in net.parameters()),)
+    (0.5 * flat.square().sum()).backward()  # a penalty written with it reaches every weight
+    assert all(torch.equal(p.grad, p) for p in net.parameters())
+    net.zero_grad()
     net.set_params(flat * 2)
     torch.testing.assert_close(net.get_params(), flat * 2)
     assert not net.get_grads().any()

@@ -111,7 +111,7 @@ def method(folder: Path, name: str, **hooks: str) -> Path:
 # name -> (init, begin_task, observe); `k` is a factor of the loss.
 KEPT = {
     "tensor": ("self.m = None", "self.m = torch.zeros(64)", "self.m = 0.9 * self.m + flat.mean(0); k += self.m.std()"),
-    "tensors in a list": ("self.a = []", "self.a.append(self.net.get_params())",
+    "tensors in a list": ("self.a = []", "self.a.append(self.net.get_params().detach())",
                           "loss = loss + sum((self.net.get_params() - a).pow(2).sum() for a in self.a)"),
     "nested dicts": ("self.d = {}", "self.d[self.current_task] = {'n': 0, (1, 'a'): [float('inf')], b'raw': None}",
                      "for part in self.d.values(): part['n'] += 1\nk += sum(p['n'] for p in self.d.values())"),
