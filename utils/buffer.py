@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+FIELDS = ("examples", "labels", "logits", "task_labels")
+
 
 def reservoir_slots(n_seen: int, n_new: int, capacity: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Slots that a batch of a stream takes under reservoir sampling (Vitter 1985, Algorithm R).
@@ -67,7 +69,7 @@ class Buffer(nn.Module):
         # Seeded from the global generator: reproducible under the run's seed, and no two buffers alike.
         self.rng = np.random.default_rng(torch.randint(2**62, ()).item())
         self.fields: list[str] = []
-        for name in ("examples", "labels", "logits", "task_labels"):
+        for name in FIELDS:
             self.register_buffer(name, None)
 
     def __len__(self) -> int:

@@ -154,7 +154,7 @@ class TaskRows:
 
     @data.setter
     def data(self, images: Tensor | np.ndarray) -> None:
-        own = self.stream.own_loader(self.task).dataset.split.images
+        own = self.stream.own_loader(self.task).dataset.source.images
         self._images = as_stored(images, own).to(own.device)
 
     @property
@@ -167,7 +167,7 @@ class TaskRows:
 
     @targets.setter
     def targets(self, labels: Any) -> None:
-        own = self.stream.own_loader(self.task).dataset.split.targets
+        own = self.stream.own_loader(self.task).dataset.source.targets
         self._targets = torch.as_tensor(labels).long().to(own.device, copy=True)
 
     @property
@@ -182,9 +182,9 @@ class TaskRows:
         """All examples, and which rows of them are this task's."""
         own = self.stream.own_loader(self.task).dataset
         if self._images is None and self._targets is None:
-            return own.split, own.rows
-        images = own.split.images[own.rows] if self._images is None else self._images
-        targets = own.split.targets[own.rows] if self._targets is None else self._targets
+            return own.source, own.rows
+        images = own.source.images[own.rows] if self._images is None else self._images
+        targets = own.source.targets[own.rows] if self._targets is None else self._targets
         return Split(images, targets), torch.arange(len(images), device=images.device)
 
     def fields(self) -> dict[str, Any]:
