@@ -72,10 +72,10 @@ def resolve(argv: list[str]) -> Config:
             registry.find(kind, getattr(choice, kind))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
     refuse_setting(model_class, dataset_class)
-    fixed, unused = getattr(model_class, "DEFAULTS", {}), getattr(model_class, "UNUSED", ())
 
     # The row may name the backbone, whose options must exist before the strict parse.
     given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+    fixed, unused = getattr(model_class, "DEFAULTS", {}), getattr(model_class, "UNUSED", ())
     best = given.get("load_best_args") or given.get("model_config") == "best"
     row = find_row(model_class.NAME, choice.dataset, given.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
