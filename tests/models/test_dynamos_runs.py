@@ -174,7 +174,7 @@ def test_findings(trained):
     assert 0.3 < numbers["kept by agent 4"] <= 1 and 0.5 < numbers["multiply-accumulates / without gates"] <= 1.1
     for panel in report.panels:
         panel.figure().canvas.draw()
-    drawn = {name: [line.get_label() for line in figure.axes[0].lines] for name, _, figure, _ in _figures(trained.run)}
+    drawn = {name: [line.get_label() for line in figure.axes[0].lines] for name, figure, *_ in _figures(trained.run)}
     names = ["loss", "ce", "policy", "prototype", "logits", "vectors", "replay", "replay_policy", "replay_prototype"]
     assert [name for name in drawn["loss"] if not name.startswith("_")] == names
     assert [name for name in drawn["shares"] if not name.startswith("_")] == list(report.shares)
