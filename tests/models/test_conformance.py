@@ -88,6 +88,9 @@ STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.b
         ("same_seed_same_result", "import os; inputs = inputs * os.urandom(1)[0] / 255; " + STEP + "; return loss", "",
          "", "two runs"),
         ("the_stream_is_left_alone", "inputs.mul_(0.5); " + STEP + "; return loss", "", "", "in place"),
+        ("every_term_reaches_a_weight", "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); "
+         "loss = loss + 0.1 * self.net.get_params().detach().square().sum(); loss.backward(); self.opt.step(); "
+         "return loss", "", "", "added in broken.py"),
         ("resumes_exactly", "N.append(1); inputs = inputs / len(N); " + STEP + "; return loss",
          "globals().__setitem__('N', [])", "", "global N was changed"),
         ("resumes_exactly", "import utils; utils.n = getattr(utils, 'n', 0) + 1; inputs = inputs / utils.n; " + STEP

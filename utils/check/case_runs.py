@@ -19,6 +19,7 @@ from models.utils.state import describe
 from utils import registry
 from utils.check.cases import Case, Failure, Interrupted
 from utils.check.sync import SyncDetector
+from utils.check.terms import LooseTerms
 from utils.randomness import random_state
 from utils.record import Experiment, Position
 from utils.run import checkpoint
@@ -30,7 +31,8 @@ from utils.run.training import train
 class Ended:
     """A run at its end: what the method remembers (`state_of`) and every evaluation (`scores_of`).
 
-    Of a run that was observed also what `observe` did: places where it waits, names of the inputs it overwrote,
+    Of a run that was observed also what `observe` did: places where it waits and where it adds to the loss what reaches
+    no weight, names of the inputs it overwrote,
     returned values that are no loss, and whether the stream's test data changed.
     """
 
@@ -38,6 +40,7 @@ class Ended:
     state: dict
     scores: list[dict]
     waits: list[str] = field(default_factory=list)
+    loose_terms: list[str] = field(default_factory=list)
     overwritten: list[str] = field(default_factory=list)
     no_losses: list[str] = field(default_factory=list)
     stream_changed: bool = False
@@ -58,12 +61,13 @@ def differing_ends(a: Ended, b: Ended) -> list[str]:
 def observed(case: Case) -> Ended:
     """An undisturbed run of two epochs whose calls of `observe` are watched; made once for all checks of a case."""
     exp = build(case.config("--n_epochs", "2"))
-    waits, overwritten, no_losses, original = [], [], [], exp.model.observe
+    waits, loose, overwritten, no_losses, original = [], [], [], [], exp.model.observe
 
     def watched(inputs, labels, not_aug_inputs, **kwargs):
         before = copy.deepcopy([inputs, labels, not_aug_inputs])
-        with SyncDetector(waits):
+        with SyncDetector(waits), LooseTerms() as terms:
             out = original(inputs, labels, not_aug_inputs, **kwargs)
+        loose.extend(terms.places())
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))
         loss = out.get("loss") if isinstance(out, dict) else out
         if isinstance(loss, float) or (isinstance(loss, Tensor) and loss.dim() == 0):
@@ -78,7 +82,7 @@ def observed(case: Case) -> Ended:
     ended = Ended.of(exp)
     now = (loader.dataset.data for loader in exp.dataset.test_loaders)
     ended.stream_changed = not all(torch.equal(a, b) for a, b in zip(images, now, strict=True))
-    ended.waits, ended.overwritten, ended.no_losses = waits, overwritten, no_losses
+    ended.waits, ended.loose_terms, ended.overwritten, ended.no_losses = waits, loose, overwritten, no_losses
     return ended
 
 

@@ -157,10 +157,20 @@ def losses_are_reported(case: Case) -> None:
         raise Failure(f"observe returned {given[0]}: return the loss as a 0-d tensor, a float, or a dict with 'loss'")
 
 
+def every_term_reaches_a_weight(case: Case) -> None:
+    """No term of the loss is a constant to the gradient."""
+    if places := observed(case).loose_terms:
+        raise Failure(
+            f"the loss has a term without a gradient, added in {places[0]}: nothing learns from it; is something in it "
+            "detached, or computed under no_grad?"
+        )
+
+
 CHECKS: list[Callable[[Case], None]] = [
     options_are_documented,
     other_settings_are_refused,
     losses_are_reported,
+    every_term_reaches_a_weight,
     learns,
     same_seed_same_result,
     observe_never_waits,

@@ -28,7 +28,7 @@ class SyncDetector(TorchFunctionMode):
         by_mask = name == "__getitem__" and _has_mask(args[1])
         to_host = name == "to" and any(isinstance(a, str) and a == "cpu" for a in (*args[1:], *(kwargs or {}).values()))
         if name in self.NAMES or by_mask or to_host:
-            place = _caller()
+            place = caller()
             if place:
                 self.calls.append(f"{'boolean-mask indexing' if by_mask else name} at {place}")
         return func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ def _has_mask(index) -> bool:
     return any(isinstance(p, Tensor) and p.dtype == torch.bool for p in parts)
 
 
-def _caller() -> str | None:
+def caller() -> str | None:
     """File and line outside torch that made a call, None when it was made inside torch's optimisers."""
     frame = inspect.currentframe().f_back.f_back
     place = None
