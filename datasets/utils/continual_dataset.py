@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.utils.checks import checked_data, refuse_counts
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.source_files import RawData
 from datasets.utils.sources import Source
@@ -42,6 +43,7 @@ class ContinualDataset(TaskStream):
         N_TASKS: number of tasks.
         N_CLASSES_PER_TASK: int, or a list with one entry per task; by default equal shares in class-il, else all.
         N_CLASSES: classes over all tasks, the network's outputs.
+        SOURCE_CLASSES: those of the source, where the stream leaves some out; by default N_CLASSES.
         SIZE: (C, H, W) of an example; of a token stream (L, V), sequence length and number of different tokens; of a
             vector (D,).
         MEAN, STD: per-channel statistics in [0, 1], or None for inputs that are only scaled to [0, 1].
@@ -69,6 +71,7 @@ class ContinualDataset(TaskStream):
     N_TASKS: int
     N_CLASSES_PER_TASK: int | list[int]
     N_CLASSES: int
+    SOURCE_CLASSES: int | None = None
     SIZE: tuple[int, int, int]
     MEAN: tuple[float, ...] | None = None
     STD: tuple[float, ...] | None = None
@@ -90,6 +93,7 @@ class ContinualDataset(TaskStream):
                 cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
+        refuse_counts(self)
         self.args, self.seed = args, args.seed
         self.train_device = torch.device(device)
         if args.data_device == "cuda" and self.train_device.type != "cuda":
@@ -231,9 +235,12 @@ class ContinualDataset(TaskStream):
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
         raw = type(self).SOURCE(self.args.base_path)
+        raw = checked_data(self.NAME, raw, self.SIZE, self.SOURCE_CLASSES or self.N_CLASSES)
         self.checksum = raw.checksum
-        if raw.train_x.shape[1:] != self.SIZE:
-            raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
+        return self._labelled(raw)
+
+    def _labelled(self, raw: RawData) -> RawData:
+        """The data with label noise and unlabelled examples applied to the training part; sets `_clean`."""
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
         share = self.args.label_perc
         kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.utils.source_files import REPLACE, RawData, checked, fetch, present, reading
+from datasets.utils.checks import checked
+from datasets.utils.source_files import REPLACE, RawData, fetch, present, reading
 from datasets.utils.tinyimagenet import read_tinyimagenet
 from utils.errors import UserError
 
@@ -103,7 +104,7 @@ def _read_idx_family(name: str, base: Path) -> RawData:
     splits = []
     for pair in (files[:2], files[2:]):
         images, labels = (_read_idx(name, file) for file in pair)
-        splits += checked(f"{pair[0]} and {pair[1].name}", images[:, None], labels, (1, 28, 28), 10)
+        splits += checked(f"{pair[0]} and {pair[1].name}", images[:, None], labels, (1, 28, 28), 10, REPLACE)
     return RawData(*splits)
 
 
@@ -161,8 +162,8 @@ def _read_cifar(name: str, base: Path) -> RawData:
         train, test = (source(str(base), train=flag) for flag in (True, False))
     shape, classes = (3, 32, 32), len(train.classes)
     return RawData(
-        *checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes),
-        *checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes),
+        *checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes, REPLACE),
+        *checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes, REPLACE),
     )
 
 
@@ -189,7 +190,7 @@ def _read_svhn(name: str, base: Path) -> RawData:
         path = base / file
         with reading(path, lambda path=path, md5=md5: [] if check_integrity(path, md5) else [path]):
             data = SVHN(str(base), split)
-        splits += checked(path, data.data, data.labels, (3, 32, 32), 10)
+        splits += checked(path, data.data, data.labels, (3, 32, 32), 10, REPLACE)
     return RawData(*splits)
 
 

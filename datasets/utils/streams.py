@@ -148,7 +148,7 @@ class Rotating360(ContinualDataset):
 
     SETTING = "general-continual"
     N_TASKS = 1
-    N_CLASSES = 9
+    N_CLASSES, SOURCE_CLASSES = 9, 10
     ROUNDS = 3
 
     def _prepare(self) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.utils.source_files import RawData, checked, fetch, reading
+from datasets.utils.checks import checked
+from datasets.utils.source_files import REPLACE, RawData, fetch, reading
 from utils.errors import UserError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -75,8 +76,8 @@ def _decode(origin: Path) -> RawData:
         test_x = _decode_images(origin, read, [f"val/images/{file}" for file, _ in annotations])
         train_y = [label for label, names in enumerate(images.values()) for _ in names]
         return RawData(
-            *checked(origin / "train", train_x, train_y, SHAPE, len(wnids)),
-            *checked(origin / "val", test_x, test_y, SHAPE, len(wnids)),
+            *checked(origin / "train", train_x, train_y, SHAPE, len(wnids), REPLACE),
+            *checked(origin / "val", test_x, test_y, SHAPE, len(wnids), REPLACE),
         )
 
 
