@@ -57,6 +57,7 @@ class ContinualDataset(TaskStream):
     Attributes:
         checksum: of the data read, before anything is done to them.
         stages: the tasks that are trained together: one at a time, all under `--joint`.
+        train_sizes: examples to train on in every stage.
         train_loader: loader of the task that is being trained.
         test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
     """
@@ -263,10 +264,11 @@ class ContinualDataset(TaskStream):
             return permutation(n, self.seed, "order", task, epoch)
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
-        size = self._size_of_batch(task)
+        size = self.size_of_batch(task)
         return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit, task)
 
-    def _size_of_batch(self, task: int) -> int:
+    def size_of_batch(self, task: int) -> int:
+        """Batch size of a task."""
         return self.get_batch_size()
 
     def _train_sizes(self) -> list[int]:
@@ -275,11 +277,12 @@ class ContinualDataset(TaskStream):
 
     def _refuse_too_few(self) -> None:
         """A task without a batch should not be found out after hours of training on those before it."""
-        for task, n in enumerate(sizes := self._train_sizes()):
+        self.train_sizes = self._train_sizes()
+        for task, n in enumerate(sizes := self.train_sizes):
             name = f"{self.NAME}: task {task + 1}/{len(sizes)} has {n} examples to train on"
             if n == 0:
                 raise UserError(f"{name}: leave more of them (--holdout, --validation, --label_perc, --vision_subset)")
-            if self.args.drop_last and n < self._size_of_batch(task):
+            if self.args.drop_last and n < self.size_of_batch(task):
                 raise UserError(f"{name}, less than a batch: lower --batch_size, or train without --drop_last")
 
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:

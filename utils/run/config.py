@@ -167,7 +167,7 @@ def refuse_input(backbone_class: type, dataset_class: type) -> None:
     """A network of images does not read tokens, nor the other way round."""
 
     def reads(network: type) -> tuple[str, ...]:
-        inputs = getattr(network, "INPUT", "images")
+        inputs = getattr(network, "INPUT", dataset_class.INPUT)  # of a plain nn.Module its own forward decides
         return (inputs,) if isinstance(inputs, str) else inputs
 
     if dataset_class.INPUT not in reads(backbone_class):
