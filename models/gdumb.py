@@ -43,9 +43,9 @@ class GDumb(Rehearsal):
         self.first = Snapshot()
         self.first.take(backbone)
 
-    def other_batches(self, dataset):
+    def other_batches(self, dataset, n_tasks):
         counts, size = torch.zeros(dataset.N_CLASSES, dtype=torch.int64), self.args.batch_size
-        for t in range(dataset.N_TASKS):
+        for t in range(n_tasks):
             counts += torch.bincount(dataset.task_data(t).targets.cpu(), minlength=dataset.N_CLASSES)
             rows = int(counts.clamp(max=self.args.buffer_size // dataset.get_offsets(t)[1]).sum())
             yield f"the {rows} in the memory after task {t + 1}", rows % size or min(rows, size)

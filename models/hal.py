@@ -49,11 +49,11 @@ class HAL(Rehearsal):
         self.register_buffer("anchors", None)  # (past classes, C, H, W), as the network sees images
         self.register_buffer("phi", None)  # (feature_dim,)
 
-    def other_batches(self, dataset):
+    def other_batches(self, dataset, n_tasks):
         seen, args = 0, self.args
-        if dataset.N_TASKS > 1:
+        if n_tasks > 1:
             yield "the anchors of task 1", dataset.cpt(0)
-        for t, n in enumerate(dataset.train_sizes):
+        for t, n in enumerate(dataset.train_sizes[:n_tasks]):
             seen += n * args.n_epochs
             rows = min(args.buffer_size, seen)
             yield f"the {rows} in the buffer after task {t + 1}", rows % args.batch_size or args.batch_size

@@ -160,6 +160,11 @@ def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrap
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise UserError(f"backbone '{name}' cannot read inputs {tuple(x.shape)}: {said}") from None
+    try:
+        with eval_mode(net), torch.no_grad(), preserve_rng():
+            net(torch.zeros(2, *(side + 4 * (i > 0) for i, side in enumerate(in_size))))
+    except Exception:  # whatever a network says that is tied to its size, or to tokens
+        net.input_size = in_size
     expected = (2, *((in_size[0],) if tokens else ()), net.num_classes)
     if not isinstance(out, Tensor) or tuple(out.shape) != expected:
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -156,7 +156,7 @@ def refuse_counts(stream: Any) -> None:
     Args:
         stream: its class, or an object of it that is being made.
     """
-    absent = [n for n in ("N_TASKS", "N_CLASSES", "SIZE", "N_CLASSES_PER_TASK") if not hasattr(stream, n)]
+    absent = [n for n in ("N_TASKS", "N_CLASSES", "N_CLASSES_PER_TASK") if not hasattr(stream, n)]
     if absent == ["N_CLASSES_PER_TASK"]:
         raise UserError(
             f"{stream.NAME}: {stream.N_CLASSES} classes are not {stream.N_TASKS} equal shares: set N_CLASSES_PER_TASK, "

@@ -236,16 +236,20 @@ class ContinualDataset(TaskStream):
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
         raw = type(self).SOURCE(self.args.base_path)
+        if not hasattr(self, "SIZE"):
+            raise UserError(f"{self.NAME}: the class does not set SIZE, (C, H, W) of an image")
         raw = checked_data(self.NAME, raw, self.SIZE, self.SOURCE_CLASSES or self.N_CLASSES)
         self.checksum = raw.checksum
         return self._labelled(raw)
 
     def _labelled(self, raw: RawData) -> RawData:
-        """The data with label noise and unlabelled examples applied to the training part; sets `_clean`."""
+        """The data with label noise and unlabelled examples applied to the training part; sets `_clean`, its true
+        labels, and `_kept`, which of its rows are left.
+        """
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
         share = self.args.label_perc
         kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)
-        self._clean = raw.train_y[kept]  # held-out examples are scored by their true labels
+        self._kept, self._clean = kept, raw.train_y[kept]  # held-out examples are scored by their true labels
         return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
 
     def _task_order(self) -> list[int]:
@@ -257,7 +261,15 @@ class ContinualDataset(TaskStream):
         percent = self.args.validation or self.args.holdout
         if not percent:
             return torch.zeros(len(targets), dtype=torch.bool)
-        return stratified_mask(targets, percent / 100, self.seed, "held out")
+        mask = stratified_mask(targets, percent / 100, self.seed, "held out")
+        trained, every = targets[~mask].unique(), targets.unique()
+        if len(trained) < len(every):
+            lost = int(every[~torch.isin(every, trained)][0]) % self.N_CLASSES
+            raise UserError(
+                f"{self.NAME}: {percent:g} % held out leave no example of class {lost} to train on: drop --holdout and "
+                "--validation, or leave the class out"
+            )
+        return mask
 
     def _make_train_loader(self, split: Split, rows: Tensor, task: int) -> TrainLoader:
         def order(n: int, epoch: int | str) -> Tensor:

@@ -152,9 +152,9 @@ class ContinualModel(nn.Module):
         """
         return None
 
-    def other_batches(self, dataset) -> Iterable[tuple[str, int]]:
-        """Passes in train mode besides those through the training batches: (what it is through, size of its smallest
-        batch). Asked before training.
+    def other_batches(self, dataset, n_tasks: int) -> Iterable[tuple[str, int]]:
+        """Passes in train mode besides those through the training batches, in a run of so many tasks: (what it is
+        through, size of its smallest batch). Asked before training.
         """
         return ()
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import torch
 
-from datasets.utils.task import TaskStream
+from datasets.utils.task import ClassTask, TaskStream
 from models.utils.continual_model import ContinualModel
 from utils.errors import UserError
 from utils.run.training import last_task
@@ -30,21 +30,23 @@ def refuse_small_buffer(model_class: type, dataset, args) -> None:
 
 
 def refuse_few_examples(model_class: type, dataset, args) -> None:
-    """Every class has the examples that the method holds out, and one to train on.
+    """Every class of a class-IL stream has an example to train on, besides what the method holds out.
 
     Raises:
         UserError: one has fewer.
     """
-    least = getattr(model_class, "LEAST_PER_CLASS", 1)
-    if least < 2:
+    if dataset.SETTING != "class-il" or dataset.TASK is not ClassTask:
         return
+    least = getattr(model_class, "LEAST_PER_CLASS", 1)
     for task in range(args.start_from, last_task(args, dataset)):
-        classes, counts = dataset.task_data(task).targets.unique(return_counts=True)
-        if len(counts) and int(counts.min()) < least:
+        low, high = dataset.get_offsets(task)
+        counts = torch.bincount(dataset.task_data(task).targets - low, minlength=high - low)
+        n, label = int(counts.min()), low + int(counts.argmin())
+        if n < least:
+            why = f"{model_class.NAME} holds one out and needs {least}" if n else "the run needs at least one"
             raise UserError(
-                f"{dataset.NAME}: class {int(classes[counts.argmin()])} has {int(counts.min())} example(s) to train "
-                f"on and {model_class.NAME} needs {least} of each class, since it holds some out: leave the class out "
-                "or choose another method"
+                f"{dataset.NAME}: the class with label {label} has {n} example(s) to train on, {why}: leave the class "
+                "out, keep more of it (--holdout, --validation, --label_perc, --noise_rate) or choose another method"
             )
 
 
@@ -61,17 +63,17 @@ def refuse_lone_example(model: ContinualModel, make_network, dataset: TaskStream
     """
     found = _lone_example(model, dataset, args)
     if found and not _takes_one_example(make_network, dataset):
-        advice = "give --batch_size 2 or more" if args.batch_size == 1 else "add --drop_last or change --batch_size"
+        what, advice = found
         raise UserError(
-            f"{dataset.NAME}: {found} in a batch of its own, which the BatchNorm of --backbone {args.backbone} cannot "
+            f"{dataset.NAME}: {what} in a batch of its own, which the BatchNorm of --backbone {args.backbone} cannot "
             f"normalise: {advice}"
         )
 
 
-def _lone_example(model: ContinualModel, dataset, args) -> str:
-    """A clause naming the first example that enters the network alone, '' where none does."""
+def _lone_example(model: ContinualModel, dataset, args) -> tuple[str, str] | None:
+    """Clauses that name the first example that enters the network alone, and what to do; None where none does."""
     if args.inference_only:
-        return ""
+        return None
     tasks = range(len(dataset.train_sizes)) if args.joint else range(args.start_from, last_task(args, dataset))
     alone = model.ALONE if dataset.MIXED else "always"
     if alone in ("first task", "first batch"):
@@ -82,10 +84,13 @@ def _lone_example(model: ContinualModel, dataset, args) -> str:
         whole = args.debug_mode or (args.fitting_mode == "iters" and args.n_iters < n_batches)
         last = n % size == 1 and not args.drop_last and not whole and alone != "first batch"
         if size == 1 or n == 1 or last:
-            return f"task {task + 1}/{len(dataset.train_sizes)} has {n} examples, one of them comes"
+            advice = "give --batch_size 2 or more" if size == 1 else "add --drop_last or change --batch_size"
+            return f"task {task + 1}/{len(dataset.train_sizes)} has {n} examples, one of them comes", advice
     if alone == "always" and getattr(args, "minibatch_size", None) == 1:
-        return "--minibatch_size 1: a replayed example comes"
-    return next((f"one example of {what} comes" for what, size in model.other_batches(dataset) if size == 1), "")
+        return "a replayed example comes", "give --minibatch_size 2 or more"
+    passes = model.other_batches(dataset, last_task(args, dataset))
+    lone = next((what for what, size in passes if size == 1), None)
+    return lone and (f"one example of {lone} comes", "change --buffer_size or --batch_size")
 
 
 def _examples(model: ContinualModel, dataset, task: int, args) -> int:
