@@ -51,7 +51,7 @@ class PRBBB(MetaReplay):
             raise UserError("--coreset_size needs classes: other tasks' examples get uniform labels")
         if args.coreset_size and self.n_tasks == 1:
             raise UserError("--coreset_size tells tasks apart, here is one alone: drop it (or --joint)")
-        if args.coreset_size >= (least := min(dataset.train_sizes)):
+        if args.coreset_size and args.coreset_size >= (least := min(dataset.train_sizes)):
             raise UserError(f"--coreset_size {args.coreset_size}: a task has {least} examples, none is left")
         self.register_buffer("coreset_images", None)
         self.register_buffer("coreset_labels", None)

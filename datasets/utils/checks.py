@@ -196,15 +196,18 @@ def _refuse_not_finite(where: str, what: str, x: Tensor) -> None:
 
 
 def _hint_images(x: Tensor, size: tuple[int, ...]) -> str:
-    if x.dtype.is_floating_point:
-        whole = x.numel() and bool(x.isfinite().all()) and float(x.max()) > 1
-        return f": give {'images' if whole else '(images * 255).round()'}.to(torch.uint8)"
     shape = tuple(x.shape[1:])
+    if x.numel() and x.dtype != torch.uint8 and not x.dtype.is_complex:
+        low, high = float(x.double().min()), float(x.double().max())
+        if not 0 <= low <= high <= 255:
+            return ": scale them to 0 to 255 and give uint8"
+        unit = x.dtype.is_floating_point and high <= 1
+        return f": give {'(images * 255).round()' if unit else 'images'}.to(torch.uint8)"
     if shape == (*size[1:], size[0]):
         return ": channels come first, give images.permute(0, 3, 1, 2)"
     if shape == size[1:] and size[0] == 1:
         return ": give images.unsqueeze(1)"
-    return ": give images.to(torch.uint8)" if shape == size else ": correct the images, or SIZE"
+    return ": correct the images, or SIZE"
 
 
 def _hint_labels(y: Tensor, classes: int) -> str:
