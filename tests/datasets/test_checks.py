@@ -1,4 +1,4 @@
-"""What a source or a stream of somebody's own gives is looked at where it enters: one line, before anything is written."""
+"""What a source or a stream of somebody's own gives is looked at where it enters, before anything is written."""
 
 import re
 
@@ -60,9 +60,12 @@ def test_what_says_the_same_is_converted(convert):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"x": torch.Tensor.float}, "float32 from 0 to 255, expected (N, 1, 4, 4) uint8"),
+        ({"x": torch.Tensor.float}, "float32 from 1 to 255, expected (N, 1, 4, 4) uint8"),
         ({"x": lambda x: x / 255}, "(images * 255).round().to(torch.uint8)"),
-        ({"x": lambda x: x.long() - 128}, "int64 from -128 to 127"),
+        (
+            {"x": lambda x: x.long() - 128},
+            "int64 from -127 to 127, expected",
+        ),
         ({"x": lambda x: (x > 0).to(torch.uint8)}, "uint8 from 0 to 1, expected 0 to 255"),
         (
             {"x": lambda x: x.squeeze(1)},
