@@ -156,7 +156,7 @@ def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrap
                 caught: list[Tensor] = []
                 with net.classifier.register_forward_hook(lambda _, inputs, answer: caught.append(answer)):
                     net(x)
-                net.ends_in_classifier = len(caught) == 1 and torch.equal(caught[0], out)
+                net.ends_in_classifier = len(caught) == 1 and isinstance(out, Tensor) and torch.equal(caught[0], out)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise UserError(f"backbone '{name}' cannot read inputs {tuple(x.shape)}: {said}") from None
