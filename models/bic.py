@@ -30,6 +30,7 @@ class BiC(Exemplars):
     NAME = "bic"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
+    LEAST_PER_CLASS = 2  # one is for validation
 
     @staticmethod
     def get_parser(parser):

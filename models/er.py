@@ -16,6 +16,7 @@ from utils.buffer import Reservoirs
 class ER(ContinualModel):
     NAME = "er"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    ALONE = "first batch"
     TASKS = (Task,)
 
     @staticmethod

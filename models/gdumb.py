@@ -25,6 +25,8 @@ class GDumb(Rehearsal):
     NAME = "gdumb"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
+    BUFFER_SHARES = "classes"
+    ALONE = "never"
 
     @staticmethod
     def get_parser(parser):
@@ -40,6 +42,13 @@ class GDumb(Rehearsal):
         self.sizes: list[int] = []  # rows of each class
         self.first = Snapshot()
         self.first.take(backbone)
+
+    def other_batches(self, dataset, n_tasks):
+        counts, size = torch.zeros(dataset.N_CLASSES, dtype=torch.int64), self.args.batch_size
+        for t in range(n_tasks):
+            counts += torch.bincount(dataset.task_data(t).targets.cpu(), minlength=dataset.N_CLASSES)
+            rows = int(counts.clamp(max=self.args.buffer_size // dataset.get_offsets(t)[1]).sum())
+            yield f"the {rows} in the memory after task {t + 1}", rows % size or min(rows, size)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         return torch.zeros((), device=self.device)

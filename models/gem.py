@@ -33,6 +33,10 @@ class GEM(EpisodicMemory):
         parser.add_argument("--gem_eps_abs", type=non_negative_float, help="absolute regulariser instead")
         return parser
 
+    def other_batches(self, dataset, n_tasks):
+        for t in range(1, n_tasks):
+            yield f"the memory of each of {t} tasks", self.args.buffer_size // t
+
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         past = []
         if self.sizes:

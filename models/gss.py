@@ -28,6 +28,7 @@ FIRST_SCORE = 0.1  # of the batch that finds nothing to be compared with, as in 
 class GSS(Rehearsal):
     NAME = "gss"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    ALONE = "first batch"
     UNUSED = ("multi_head",)
 
     @staticmethod

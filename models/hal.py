@@ -34,6 +34,7 @@ class HAL(Rehearsal):
     NAME = "hal"
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     UNUSED = ("multi_head",)
+    ALONE = "first batch"
 
     @staticmethod
     def get_parser(parser):
@@ -47,6 +48,15 @@ class HAL(Rehearsal):
         super().__init__(backbone, loss, args, transform, dataset)
         self.register_buffer("anchors", None)  # (past classes, C, H, W), as the network sees images
         self.register_buffer("phi", None)  # (feature_dim,)
+
+    def other_batches(self, dataset, n_tasks):
+        seen, args = 0, self.args
+        if n_tasks > 1:
+            yield "the anchors of task 1", dataset.cpt(0)
+        for t, n in enumerate(dataset.train_sizes[:n_tasks]):
+            seen += n * args.n_epochs
+            rows = min(args.buffer_size, seen)
+            yield f"the {rows} in the buffer after task {t + 1}", rows % args.batch_size or args.batch_size
 
     def begin_task(self, dataset):
         self.phi = None

@@ -21,6 +21,7 @@ from utils.args import add_rehearsal_args, fraction, positive_int
 class MER(Rehearsal):
     NAME = "mer"
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
+    ALONE = "first batch"
 
     @staticmethod
     def get_parser(parser):

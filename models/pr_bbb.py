@@ -51,6 +51,8 @@ class PRBBB(MetaReplay):
             raise UserError("--coreset_size needs classes: other tasks' examples get uniform labels")
         if args.coreset_size and self.n_tasks == 1:
             raise UserError("--coreset_size tells tasks apart, here is one alone: drop it (or --joint)")
+        if args.coreset_size and args.coreset_size >= (least := min(dataset.train_sizes)):
+            raise UserError(f"--coreset_size {args.coreset_size}: a task has {least} examples, none is left")
         self.register_buffer("coreset_images", None)
         self.register_buffer("coreset_labels", None)
 
@@ -102,8 +104,6 @@ class PRBBB(MetaReplay):
     def training_rows(self, data):
         if not self.args.coreset_size:
             return None
-        if self.args.coreset_size >= len(data):
-            raise UserError(f"--coreset_size {self.args.coreset_size}: a task has {len(data)} examples, none is left")
         return (~self._in_coreset(data, self.dataset.c_task)).nonzero().squeeze(1)
 
     def end_task(self, dataset):

@@ -26,6 +26,7 @@ from utils.args import fraction
 class SLDA(ContinualModel):
     NAME = "slda"
     COMPATIBILITY = ["class-il", "task-il"]
+    ALONE = "first task"
 
     @staticmethod
     def get_parser(parser):

@@ -112,8 +112,9 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(tmp_path, ca
 
 
 def test_data_that_are_gone_or_others_stop_the_run_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
-    from tests.datasets.formats import write_idx_family
+    from tests.datasets.formats import accept_small, write_idx_family
 
+    accept_small(monkeypatch)
     data, results = tmp_path / "data", tmp_path / "results"
     write_idx_family(data / "KMNIST" / "raw")
     argv = ["--model", "sgd", "--dataset", "seq-kmnist", "--base_path", str(data), "--results_path", str(results)]

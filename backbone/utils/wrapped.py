@@ -1,24 +1,40 @@
 """Anybody's network as a backbone."""
 
+import inspect
+import math
+
 import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
 from utils.errors import UserError
 from utils.evaluation import eval_mode
+from utils.randomness import preserve_rng
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+# What the constructor of a plain network may call what the runner knows.
+KNOWN = {
+    "num_classes": ("num_classes", "n_classes", "nclasses", "out_features", "output_size", "out_dim"),
+    "in_size": ("in_size", "input_size", "input_shape", "in_shape", "size"),
+    "in_channels": ("in_channels", "channels", "n_channels", "num_channels", "in_ch"),
+    "in_features": ("in_features", "input_dim", "in_dim", "n_features"),
+}
 
 
 class Wrapped(Backbone):
     """A module that maps inputs to logits, seen as a `Backbone`; its own forward decides what inputs are.
 
-    There are logits only: methods that work on features need a network of backbone/. Methods that work layer by layer
-    need an `nn.Sequential`, see `chain`.
+    Its features are what enters its classifier, where the logits are all that follows. Methods that work layer by
+    layer need an `nn.Sequential`, see `chain`.
 
     Args:
         net: the module; its last linear layer counts as the classifier.
         num_classes: logits, the last dimension of its output.
+
+    Attributes:
+        ends_in_classifier: the logits are what the classifier gives, so that there are features.
     """
 
     NAME = "wrapped"
@@ -26,11 +42,26 @@ class Wrapped(Backbone):
     def __init__(self, net: nn.Module, num_classes: int):
         super().__init__()
         self.net, self.num_classes = net, num_classes
+        linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+        self._head = linear[-1] if linear else None
+        self.feature_dim = self.classifier.in_features if linear else num_classes
+        self.ends_in_classifier = bool(linear)
 
     @property
     def classifier(self) -> nn.Module:
-        linear = [module for module in self.net.modules() if isinstance(module, nn.Linear)]
-        return linear[-1] if linear else nn.Identity()
+        return nn.Identity() if self._head is None else self.net.get_submodule(self._head)
+
+    def __setattr__(self, name: str, value) -> None:
+        """A new `classifier` takes the old one's place in the network."""
+        if name != "classifier":
+            super().__setattr__(name, value)
+        elif not self._head:
+            raise UserError(
+                f"the network {type(self.net).__name__} has no linear classifier, which this method replaces"
+            )
+        else:
+            parent, _, child = self._head.rpartition(".")
+            setattr(self.net.get_submodule(parent), child, value)
 
     def chain(self):
         """For an `nn.Sequential` that ends in its classifier: a layer begins where weights are that are no
@@ -47,10 +78,101 @@ class Wrapped(Backbone):
         ends = zip([0, *starts[1:]], starts, [*starts[1:], len(parts) - 1], strict=True)
         return [(nn.Sequential(*parts[a : b + 1]), nn.Sequential(*parts[b + 1 : c])) for a, b, c in ends]
 
-    def forward(self, x: Tensor, returnt: str = "out") -> Tensor:
-        if returnt != "out":
-            raise ValueError(f"returnt is '{returnt}': a network from outside gives logits only")
-        return self.net(x)
+    def forward(self, x: Tensor, returnt: str = "out"):
+        if returnt == "out":
+            return self.net(x)
+        if returnt not in ("features", "both", "all"):
+            return super().forward(x, returnt)
+        caught: list[Tensor] = []
+        hook = self.classifier.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            logits = self.net(x)
+        finally:
+            hook.remove()
+        if len(caught) != 1 or not self.ends_in_classifier:
+            raise UserError(
+                f"the network {type(self.net).__name__} has no features that one linear classifier reads, which this "
+                "method needs: use a network of backbone/"
+            )
+        return caught[0] if returnt == "features" else (logits, caught[0])
+
+    def features(self, x: Tensor) -> Tensor:
+        return self(x, "features")
+
+
+def make_network(cls: type, args, in_size: tuple[int, ...], num_classes: int, kind: str = "images") -> Backbone:
+    """The network that a class of backbone/, or a plain `nn.Module`, is for a stream.
+
+    A plain one is constructed with what its parameters name: `num_classes`, `in_size`, `in_channels`, `in_features`
+    (other usual spellings of these too), or an option of the command line.
+
+    Args:
+        cls: the class.
+        args: resolved options.
+        in_size: of an input.
+        num_classes: logits.
+        kind: of input, 'images', 'vectors' or 'tokens'.
+
+    Raises:
+        UserError: it cannot be constructed, cannot read the stream's inputs, or has other outputs than its classes.
+    """
+    if hasattr(cls, "from_args"):
+        return cls.from_args(args, in_size, num_classes)
+    name = cls.__name__
+    if not issubclass(cls, nn.Module):
+        raise UserError(f"backbone '{cls.NAME}': {name} is no torch.nn.Module: expected one that maps inputs to logits")
+    values = {"num_classes": num_classes, "in_size": in_size, "in_channels": in_size[0]}
+    values |= {"in_features": math.prod(in_size)}
+    known = {spelling: values[meaning] for meaning, spellings in KNOWN.items() for spelling in spellings}
+    given, unknown = {}, []
+    for parameter in list(inspect.signature(cls).parameters.values()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in known:
+            given[parameter.name] = known[parameter.name]
+        elif hasattr(args, parameter.name) and hasattr(cls, "get_parser"):
+            given[parameter.name] = getattr(args, parameter.name)
+        elif parameter.default is parameter.empty:
+            unknown.append(parameter.name)
+    if unknown:
+        raise UserError(
+            f"backbone '{cls.NAME}': {name}({', '.join(unknown)}) is not known here: name them num_classes, in_size, "
+            "in_channels or in_features, give them defaults, or define from_args(args, in_size, num_classes)"
+        )
+    net = cls(**given)
+    if not any(True for _ in net.parameters()):
+        raise UserError(f"backbone '{cls.NAME}' has no parameters: make its layers in __init__")
+    return _tried(Wrapped(net, num_classes), cls.NAME, in_size, kind)
+
+
+def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrapped:
+    """The network, if it answers two inputs of zeros with two vectors of logits."""
+    tokens = kind == "tokens"
+    x = torch.zeros(2, *(in_size[:1] if tokens else in_size), dtype=torch.int64 if tokens else torch.float32)
+    try:
+        with eval_mode(net), torch.no_grad(), preserve_rng():
+            out = net(x)
+            if net.ends_in_classifier:
+                caught: list[Tensor] = []
+                with net.classifier.register_forward_hook(lambda _, inputs, answer: caught.append(answer)):
+                    net(x)
+                net.ends_in_classifier = len(caught) == 1 and isinstance(out, Tensor) and torch.equal(caught[0], out)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise UserError(f"backbone '{name}' cannot read inputs {tuple(x.shape)}: {said}") from None
+    try:
+        with eval_mode(net), torch.no_grad(), preserve_rng():
+            net(torch.zeros(2, *(side + 4 * (i > 0) for i, side in enumerate(in_size))))
+    except Exception:  # whatever a network says that is tied to its size, or to tokens
+        net.input_size = in_size
+    expected = (2, *((in_size[0],) if tokens else ()), net.num_classes)
+    if not isinstance(out, Tensor) or tuple(out.shape) != expected:
+        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UserError(
+            f"backbone '{name}': the output for 2 inputs is {found}, expected {expected}: give the last layer "
+            "num_classes outputs"
+        )
+    return net
 
 
 def output_size(net: nn.Module, inputs: Tensor) -> int:

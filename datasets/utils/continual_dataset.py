@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.utils.checks import checked_data, refuse_counts
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.source_files import RawData
 from datasets.utils.sources import Source
@@ -42,6 +43,7 @@ class ContinualDataset(TaskStream):
         N_TASKS: number of tasks.
         N_CLASSES_PER_TASK: int, or a list with one entry per task; by default equal shares in class-il, else all.
         N_CLASSES: classes over all tasks, the network's outputs.
+        SOURCE_CLASSES: those of the source, where the stream leaves some out; by default N_CLASSES.
         SIZE: (C, H, W) of an example; of a token stream (L, V), sequence length and number of different tokens; of a
             vector (D,).
         MEAN, STD: per-channel statistics in [0, 1], or None for inputs that are only scaled to [0, 1].
@@ -55,6 +57,7 @@ class ContinualDataset(TaskStream):
     Attributes:
         checksum: of the data read, before anything is done to them.
         stages: the tasks that are trained together: one at a time, all under `--joint`.
+        train_sizes: examples to train on in every stage.
         train_loader: loader of the task that is being trained.
         test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
     """
@@ -69,6 +72,7 @@ class ContinualDataset(TaskStream):
     N_TASKS: int
     N_CLASSES_PER_TASK: int | list[int]
     N_CLASSES: int
+    SOURCE_CLASSES: int | None = None
     SIZE: tuple[int, int, int]
     MEAN: tuple[float, ...] | None = None
     STD: tuple[float, ...] | None = None
@@ -90,6 +94,7 @@ class ContinualDataset(TaskStream):
                 cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
+        refuse_counts(self)
         self.args, self.seed = args, args.seed
         self.train_device = torch.device(device)
         if args.data_device == "cuda" and self.train_device.type != "cuda":
@@ -231,13 +236,20 @@ class ContinualDataset(TaskStream):
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
         raw = type(self).SOURCE(self.args.base_path)
+        if not hasattr(self, "SIZE"):
+            raise UserError(f"{self.NAME}: the class does not set SIZE, (C, H, W) of an image")
+        raw = checked_data(self.NAME, raw, self.SIZE, self.SOURCE_CLASSES or self.N_CLASSES)
         self.checksum = raw.checksum
-        if raw.train_x.shape[1:] != self.SIZE:
-            raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
+        return self._labelled(raw)
+
+    def _labelled(self, raw: RawData) -> RawData:
+        """The data with label noise and unlabelled examples applied to the training part; sets `_clean`, its true
+        labels, and `_kept`, which of its rows are left.
+        """
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
         share = self.args.label_perc
         kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)
-        self._clean = raw.train_y[kept]  # held-out examples are scored by their true labels
+        self._kept, self._clean = kept, raw.train_y[kept]  # held-out examples are scored by their true labels
         return RawData(raw.train_x[kept], targets[kept], raw.test_x, raw.test_y)
 
     def _task_order(self) -> list[int]:
@@ -249,17 +261,26 @@ class ContinualDataset(TaskStream):
         percent = self.args.validation or self.args.holdout
         if not percent:
             return torch.zeros(len(targets), dtype=torch.bool)
-        return stratified_mask(targets, percent / 100, self.seed, "held out")
+        mask = stratified_mask(targets, percent / 100, self.seed, "held out")
+        trained, every = targets[~mask].unique(), targets.unique()
+        if len(trained) < len(every):
+            lost = int(every[~torch.isin(every, trained)][0]) % self.N_CLASSES
+            raise UserError(
+                f"{self.NAME}: {percent:g} % held out leave no example of class {lost} to train on: drop --holdout and "
+                "--validation, or leave the class out"
+            )
+        return mask
 
     def _make_train_loader(self, split: Split, rows: Tensor, task: int) -> TrainLoader:
         def order(n: int, epoch: int | str) -> Tensor:
             return permutation(n, self.seed, "order", task, epoch)
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
-        size = self._size_of_batch(task)
+        size = self.size_of_batch(task)
         return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit, task)
 
-    def _size_of_batch(self, task: int) -> int:
+    def size_of_batch(self, task: int) -> int:
+        """Batch size of a task."""
         return self.get_batch_size()
 
     def _train_sizes(self) -> list[int]:
@@ -268,11 +289,12 @@ class ContinualDataset(TaskStream):
 
     def _refuse_too_few(self) -> None:
         """A task without a batch should not be found out after hours of training on those before it."""
-        for task, n in enumerate(sizes := self._train_sizes()):
+        self.train_sizes = self._train_sizes()
+        for task, n in enumerate(sizes := self.train_sizes):
             name = f"{self.NAME}: task {task + 1}/{len(sizes)} has {n} examples to train on"
             if n == 0:
                 raise UserError(f"{name}: leave more of them (--holdout, --validation, --label_perc, --vision_subset)")
-            if self.args.drop_last and n < self._size_of_batch(task):
+            if self.args.drop_last and n < self.size_of_batch(task):
                 raise UserError(f"{name}, less than a batch: lower --batch_size, or train without --drop_last")
 
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:

@@ -5,8 +5,10 @@ import hashlib
 import torch
 from torch import Tensor
 
+from datasets.utils.checks import checked_split, refuse_missing
 from datasets.utils.continual_dataset import ContinualDataset
 from datasets.utils.loaders import Split
+from datasets.utils.task import ClassTask, TokenTask
 from datasets.utils.transforms import TrainTransform
 from utils.errors import UserError
 from utils.randomness import permutation
@@ -46,7 +48,7 @@ class PerTaskStream(ContinualDataset):
         digest, self._parts = hashlib.blake2b(digest_size=16), []
         for task, domain in enumerate(self._order):
             first, part = self.get_offsets(task)[0], []
-            for split in self._splits(domain):
+            for split in self._checked_splits(domain, self.cpt(task)):
                 y = split.targets
                 targets = torch.where(y < 0, y, y + first) if first else y  # below 0: not scored
                 digest.update(split.images.contiguous().numpy())
@@ -54,6 +56,17 @@ class PerTaskStream(ContinualDataset):
                 part.append(self._on_device(split.images, targets))
             self._parts.append(part)
         self.checksum = digest.hexdigest()
+
+    def _checked_splits(self, domain: int, classes: int) -> list[Split]:
+        """`_splits`, as tensors of the kinds that the stream declares."""
+        pair, where = self._splits(domain), f"{self.NAME}, task {domain + 1}/{self.N_TASKS}"
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UserError(f"{where}: _splits gave {type(pair).__name__}: expected a training and a test Split")
+        named = zip(("train", "test"), pair, strict=True)
+        splits = [checked_split(f"{where}, {n}", s, self.TASK, self.INPUT, self.SIZE, classes) for n, s in named]
+        if issubclass(self.TASK, ClassTask) and not issubclass(self.TASK, TokenTask):
+            refuse_missing(where, *(split.targets for split in splits), classes)
+        return splits
 
     def _held_out_rows(self, task: int) -> tuple[Tensor, Tensor]:
         """Rows of a task's training set that are held out, and those that are kept."""

@@ -8,12 +8,10 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from utils.errors import UserError
@@ -46,24 +44,6 @@ class RawData:
         for part in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(part.contiguous().numpy())
         return digest.hexdigest()
-
-
-def checked(
-    where: Path | str, images: np.ndarray, labels: Sequence[int], shape: tuple[int, int, int], classes: int
-) -> tuple[Tensor, Tensor]:
-    """Returns one split as tensors (N, *shape) uint8 and (N,) int64 after checking that the two belong together."""
-    if len(images) == 0 or images.shape[1:] != shape or images.dtype != np.uint8:
-        raise UserError(
-            f"{where}: images {tuple(images.shape)} {images.dtype}, expected (N, {', '.join(map(str, shape))}) uint8 "
-            f"with N >= 1: {REPLACE}"
-        )
-    x = torch.from_numpy(np.require(images, requirements="CW"))
-    y = torch.as_tensor(np.array(labels, dtype=np.int64))
-    if len(x) != len(y):
-        raise UserError(f"{where}: {len(x)} images but {len(y)} labels, the two do not belong together: {REPLACE}")
-    if y.min() < 0 or y.max() >= classes:
-        raise UserError(f"{where}: labels from {y.min()} to {y.max()}, expected 0 to {classes - 1}: {REPLACE}")
-    return x, y
 
 
 def present(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ one-line `UserError`. The last two sources that were read stay in memory, so tre
 
 import functools
 import gzip
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -16,13 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.utils.source_files import REPLACE, RawData, checked, fetch, present, reading
+from datasets.utils.checks import checked
+from datasets.utils.source_files import REPLACE, RawData, fetch, present, reading
 from datasets.utils.tinyimagenet import read_tinyimagenet
 from utils.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts the four .gz files. Only read.
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+# MD5 of what the official .gz files hold, in the order of IDX_FILES; of KMNIST those of the .gz files alone are known.
+CONTENT_MD5 = {
+    "MNIST": (
+        "6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637",
+    ),
+    "FashionMNIST": (
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,19 +118,19 @@ def _read_idx_family(name: str, base: Path) -> RawData:
     splits = []
     for pair in (files[:2], files[2:]):
         images, labels = (_read_idx(name, file) for file in pair)
-        splits += checked(f"{pair[0]} and {pair[1].name}", images[:, None], labels, (1, 28, 28), 10)
+        splits += checked(f"{pair[0]} and {pair[1].name}", images[:, None], labels, (1, 28, 28), 10, REPLACE)
     return RawData(*splits)
 
 
 def _read_idx(name: str, path: Path) -> np.ndarray:
-    """Reads one idx file of bytes, plain or .gz (torchvision's reader takes plain files only)."""
+    """Reads one idx file of bytes, plain or .gz (torchvision's reader takes plain files only).
+
+    Raises:
+        UserError: it is damaged, or reads well and is not the official one.
+    """
 
     def is_altered() -> list[Path]:
-        from torchvision import datasets
-        from torchvision.datasets.utils import check_integrity
-
-        official = dict(getattr(datasets, name).resources)
-        return [] if check_integrity(path, official.get(path.name)) else [path]
+        return [path] if path.suffix == ".gz" and not _is_official(name, path, b"") else []
 
     with reading(path, is_altered):
         content = path.read_bytes()
@@ -130,7 +145,28 @@ def _read_idx(name: str, path: Path) -> np.ndarray:
             raise ValueError(
                 f"{len(content) - start} bytes of data where the header {shape} asks for {math.prod(shape)}"
             )
-        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if not _is_official(name, path, content):
+        raise UserError(f"{path}: altered, the MD5 checksum is not the official one: {REPLACE}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _is_official(name: str, path: Path, content: bytes) -> bool:
+    """Whether an idx file, whose unpacked bytes are `content`, is the official one, however it is packed.
+
+    An unpacked file of KMNIST can only be compared with the .gz file beside it; without one it must have the official
+    length.
+    """
+    file = path.name.removesuffix(".gz")
+    if hashlib.md5(content).hexdigest() in CONTENT_MD5.get(name, ())[IDX_FILES.index(file) :][:1]:
+        return True
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    packed = path.with_name(f"{file}.gz")
+    if packed.is_file() and check_integrity(packed, dict(getattr(datasets, name).resources)[packed.name]):
+        return path == packed or gzip.decompress(packed.read_bytes()) == content
+    n = 60000 if file.startswith("train") else 10000
+    return name not in CONTENT_MD5 and path != packed and len(content) == (16 + 784 * n if "idx3" in file else 8 + n)
 
 
 def _read_cifar(name: str, base: Path) -> RawData:
@@ -161,8 +197,8 @@ def _read_cifar(name: str, base: Path) -> RawData:
         train, test = (source(str(base), train=flag) for flag in (True, False))
     shape, classes = (3, 32, 32), len(train.classes)
     return RawData(
-        *checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes),
-        *checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes),
+        *checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes, REPLACE),
+        *checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes, REPLACE),
     )
 
 
@@ -189,7 +225,7 @@ def _read_svhn(name: str, base: Path) -> RawData:
         path = base / file
         with reading(path, lambda path=path, md5=md5: [] if check_integrity(path, md5) else [path]):
             data = SVHN(str(base), split)
-        splits += checked(path, data.data, data.labels, (3, 32, 32), 10)
+        splits += checked(path, data.data, data.labels, (3, 32, 32), 10, REPLACE)
     return RawData(*splits)
 
 

@@ -1,13 +1,15 @@
-"""The four ways a labelled image collection becomes a stream: split by class, permuted, rotated, rotating without
-boundaries.
+"""The ways labelled images become a stream: split by class, permuted, rotated, domains with images of their own,
+rotating without boundaries.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.utils.checks import PARTS, checked_data, refuse_missing
 from datasets.utils.continual_dataset import ContinualDataset, checked_order
 from datasets.utils.loaders import Split, TrainLoader
+from datasets.utils.source_files import RawData
 from datasets.utils.transforms import rotate
 from utils.args import add_bool, non_negative_int, positive_int
 from utils.errors import UserError
@@ -63,30 +65,101 @@ class DomainIncremental(Collection):
     """Every task shows all classes under a transformation of its own; one score per task.
 
     A task's images are transformed once, when it is entered, and stay uint8.
+
+    Class attributes:
+        KEEPS_IMAGES: `transformed` never leaves an image out, so that the sizes of tasks are known without it.
     """
 
     SETTING = "domain-il"
     N_TASKS = 20
+    KEEPS_IMAGES = False
 
     def _prepare(self) -> None:
-        if self.args.permute_classes or self.args.custom_class_order:
-            raise UserError(
-                f"{self.NAME} shows all classes in every task: a class order has no meaning, drop the option"
-            )
+        _refuse_class_order(self)
         self._order = self._task_order()
         self._load(label_of=torch.arange(self.N_CLASSES))
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
-        """The images (N, C, H, W) uint8 as domain number `domain` shows them."""
+        """The images (N, C, H, W) uint8 as domain number `domain` shows them: N in the same order, or a selection of
+        them, unchanged.
+        """
         raise NotImplementedError
 
     def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
         split, rows = super()._rows(split, task, among)
-        images = self.transformed(split.images[rows], self._order[task])
-        return Split(images, split.targets[rows]), torch.arange(len(rows), device=self.device)
+        images, kept = self._shown(split.images[rows], self._order[task])
+        return Split(images, split.targets[rows][kept]), torch.arange(len(images), device=self.device)
+
+    def _shown(self, images: Tensor, domain: int) -> tuple[Tensor, Tensor | slice]:
+        """What a domain shows of images, and which of them these are."""
+        shown, name = self.transformed(images, domain), f"{self.NAME}: transformed(images, {domain})"
+        if not isinstance(shown, Tensor) or shown.dtype != torch.uint8 or tuple(shown.shape[1:]) != tuple(self.SIZE):
+            what = f"{tuple(shown.shape)} {shown.dtype}" if isinstance(shown, Tensor) else type(shown).__name__
+            raise UserError(f"{name} gave {what}: expected images (N, {', '.join(map(str, self.SIZE))}) torch.uint8")
+        if len(shown) == len(images):
+            return shown, slice(None)
+        # What selects images selects their numbers alike.
+        numbers = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
+        try:
+            kept = self.transformed(numbers, domain).flatten()
+            same = torch.equal(images[kept], shown)
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
+            same = False
+        if not same:
+            raise UserError(
+                f"{name} gave {len(shown)} images for {len(images)}, so that labels are unknown: where domains have "
+                "images of their own, derive from SeparateDomains (docs/add_a_dataset.md)"
+            )
+        return shown, kept
 
     def _train_size(self, task: int) -> int:
-        return int((~self._held_out).sum())
+        return int((~self._held_out).sum()) if self.KEEPS_IMAGES else super()._train_size(task)
+
+    def _refuse_too_few(self) -> None:
+        super()._refuse_too_few()
+        for task in range(0 if self.KEEPS_IMAGES else self.EVAL_TASKS):
+            if not len(self._test_part(task, held_out=bool(self.args.validation))[1]):
+                raise UserError(f"{self.NAME}: task {task + 1}/{self.EVAL_TASKS} has no image to be scored on")
+
+
+class SeparateDomains(Collection):
+    """Every task shows the same classes in images of its own: of other writers, cameras or styles; one score per task.
+
+    A subclass defines `domain_data`; it has no SOURCE. What is held out or left unlabelled is the same share of every
+    class in every domain.
+    """
+
+    SETTING = "domain-il"
+
+    def domain_data(self, domain: int) -> RawData:
+        """Training and test images of domain number `domain`, as a source returns them; `self.args.base_path` is the
+        data folder. A class may be missing in a domain, but not in all.
+        """
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        _refuse_class_order(self)
+        self._order, parts = self._task_order(), []
+        for d in range(self.N_TASKS):
+            where = f"{self.NAME}, domain {d}"
+            parts.append(checked_data(where, self.domain_data(d), self.SIZE, self.N_CLASSES, complete=False))
+        raw = RawData(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))
+        refuse_missing(self.NAME, raw.train_y, raw.test_y, self.N_CLASSES)
+        self.checksum = raw.checksum
+        train, test = (
+            torch.repeat_interleave(torch.tensor([len(getattr(p, f"{split}_y")) for p in parts]))
+            for split in ("train", "test")
+        )
+        raw = self._labelled(raw)
+        train = train[self._kept]
+        self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
+        self._true = Split(self._train.images, self._clean.to(self.device))
+        self._held_out = self._held_out_mask(self._clean + self.N_CLASSES * train).to(self.device)
+        self._domains = {"train": train.to(self.device), "test": test.to(self.device)}
+
+    def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
+        domains = self._domains["test" if split is self._test else "train"]
+        return split, ((domains == self._order[task]) & among).nonzero().squeeze(1)
 
 
 class Permuted(DomainIncremental):
@@ -97,6 +170,8 @@ class Permuted(DomainIncremental):
     et al. 2020), so that `SIZE` grows; `--n_tasks` is the number of permutations, task t's being the same whatever it
     is.
     """
+
+    KEEPS_IMAGES = True
 
     @classmethod
     def get_parser(cls, parser):
@@ -126,6 +201,8 @@ class Permuted(DomainIncremental):
 class Rotated(DomainIncremental):
     """Every task rotates the images by a fixed random angle in [0, 180) degrees."""
 
+    KEEPS_IMAGES = True
+
     def angle(self, domain: int) -> float:
         """Degrees of a domain, counter-clockwise."""
         return 180 * torch.rand((), generator=generator(self.seed, "rotation", domain), dtype=torch.float64).item()
@@ -148,7 +225,7 @@ class Rotating360(ContinualDataset):
 
     SETTING = "general-continual"
     N_TASKS = 1
-    N_CLASSES = 9
+    N_CLASSES, SOURCE_CLASSES = 9, 10
     ROUNDS = 3
 
     def _prepare(self) -> None:
@@ -192,6 +269,11 @@ class Rotating360(ContinualDataset):
         if not self.args.joint:
             loader.order = lambda n, epoch: torch.arange(n)
         return loader
+
+
+def _refuse_class_order(stream: ContinualDataset) -> None:
+    if stream.args.permute_classes or stream.args.custom_class_order:
+        raise UserError(f"{stream.NAME} shows all classes in every task: a class order has no meaning, drop the option")
 
 
 def interleave(a: Tensor, b: Tensor) -> Tensor:

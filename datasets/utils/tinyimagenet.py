@@ -4,18 +4,21 @@ import contextlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from datasets.utils.source_files import RawData, checked, fetch, reading
+from datasets.utils.checks import checked
+from datasets.utils.source_files import REPLACE, RawData, fetch, reading
 from utils.errors import UserError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 SHAPE = (3, 64, 64)
+N_CLASSES, N_TRAIN, N_TEST = 200, 500, 10000  # classes, training images of each, test images of all
 
 
 def read_tinyimagenet(name: str, base: Path) -> RawData:
@@ -30,17 +33,33 @@ def read_tinyimagenet(name: str, base: Path) -> RawData:
 
     advice = f"put {TINY_URL} or the folder unpacked from it into {base}"
     fetch(name, base, wanted=[Path(archive)], download=download, advice=advice)
+    if not _is_official(base / archive):
+        raise UserError(f"{base / archive}: truncated or altered, the MD5 checksum is not the official one: {REPLACE}")
     return _decode(base / archive)
+
+
+def _is_official(archive: Path) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
+    return check_integrity(archive, TINY_MD5)
 
 
 @contextlib.contextmanager
 def _opened(origin: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Yields the names of the training images, relative to the folder, and a function that reads such a file."""
     if origin.is_dir():
-        yield (
-            [path.relative_to(origin).as_posix() for path in origin.glob("train/*/images/*.JPEG")],
-            lambda name: (origin / name).read_bytes(),
-        )
+        archive, checksums = origin.with_name(f"{origin.name}.zip"), {}
+        if archive.is_file() and _is_official(archive):  # each unpacked file is compared with what it was unpacked from
+            with zipfile.ZipFile(archive) as packed:
+                checksums = {info.filename.removeprefix(f"{origin.name}/"): info.CRC for info in packed.infolist()}
+
+        def read(name: str) -> bytes:
+            content = (origin / name).read_bytes()
+            if zlib.crc32(content) != checksums.get(name, zlib.crc32(content)):
+                raise ValueError(f"not the file in {archive.name}")
+            return content
+
+        yield [path.relative_to(origin).as_posix() for path in origin.glob("train/*/images/*.JPEG")], read
     else:
         root = f"{origin.stem}/"
         with reading(origin):
@@ -63,20 +82,23 @@ def _decode(origin: Path) -> RawData:
             wnid = name.split("/")[1]
             if wnid in images:
                 images[wnid].append(name)
-        # The official classes are equally large; an unpacking that was interrupted leaves some smaller.
-        largest = max(map(len, images.values()), default=0)
-        for wnid, names in images.items():
-            if len(names) < max(largest, 1):
+        # An unpacking that was interrupted leaves classes smaller.
+        sizes = {wnid: len(names) for wnid, names in images.items()}
+        found = {f"train/{wnid}/images holds {n} images": n - N_TRAIN for wnid, n in sizes.items()}
+        found |= {f"wnids.txt names {len(wnids)} classes": len(wnids) - N_CLASSES}
+        found |= {f"val/val_annotations.txt names {len(annotations)} images": len(annotations) - N_TEST}
+        for fact, surplus in found.items():
+            if surplus:
                 raise UserError(
-                    f"{origin}: train/{wnid}/images holds {len(names)} images, other classes {largest}: "
-                    "the copy is incomplete, unpack or download the archive again"
+                    f"{origin}: {fact}, {abs(surplus)} too {'many' if surplus > 0 else 'few'}: the copy is not the "
+                    "official one, unpack or download the archive again"
                 )
         train_x = _decode_images(origin, read, [name for names in images.values() for name in names])
         test_x = _decode_images(origin, read, [f"val/images/{file}" for file, _ in annotations])
         train_y = [label for label, names in enumerate(images.values()) for _ in names]
         return RawData(
-            *checked(origin / "train", train_x, train_y, SHAPE, len(wnids)),
-            *checked(origin / "val", test_x, test_y, SHAPE, len(wnids)),
+            *checked(origin / "train", train_x, train_y, SHAPE, len(wnids), REPLACE),
+            *checked(origin / "val", test_x, test_y, SHAPE, len(wnids), REPLACE),
         )
 
 

@@ -34,6 +34,11 @@ class ContinualModel(nn.Module):
         DEFAULTS: {option: value} that the method needs whatever the stream's defaults are (a network, an optimiser and
             its learning rate); the stored hyperparameters and the command line come after.
         INFERS_TASK: on a domain-il stream the method finds out the task; it is then also scored with the task given.
+        BUFFER_SHARES: 'classes' or 'tasks' where the buffer is divided equally among all of these, so that each needs a
+            slot; '' where it is not.
+        LEAST_PER_CLASS: examples of a class that the method cannot do without; 2 where it holds one out.
+        ALONE: when training batches enter the network without replayed examples: 'always', 'first batch' of the first
+            task, 'first task', or 'never'. A batch of one example is refused then where BatchNorm cannot normalise it.
         WAITS: why `observe` waits for the device, where it cannot do without; empty for nearly all methods.
 
     Args:
@@ -61,6 +66,9 @@ class ContinualModel(nn.Module):
     DEFAULTS: dict[str, object] = {}
     UNUSED: tuple[str, ...] = ()
     INFERS_TASK = False
+    BUFFER_SHARES = ""
+    LEAST_PER_CLASS = 1
+    ALONE = "always"
     WAITS = ""
 
     @staticmethod
@@ -154,6 +162,12 @@ class ContinualModel(nn.Module):
         Must be a function of the seed and the data, since a resumed run asks again.
         """
         return None
+
+    def other_batches(self, dataset, n_tasks: int) -> Iterable[tuple[str, int]]:
+        """Passes in train mode besides those through the training batches, in a run of so many tasks: (what it is
+        through, size of its smallest batch). Asked before training.
+        """
+        return ()
 
     def begin_task(self, dataset) -> None:
         """Called before a task's first epoch."""

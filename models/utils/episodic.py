@@ -16,6 +16,8 @@ class EpisodicMemory(Rehearsal):
         sizes: rows of each past task, in order.
     """
 
+    BUFFER_SHARES = "tasks"
+
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.sizes: list[int] = []

@@ -118,6 +118,9 @@ class Exemplars(Distillation, Rehearsal):
         order: (n,) rows of the buffer in the order of this epoch, all by default.
     """
 
+    BUFFER_SHARES = "classes"
+    ALONE = "first task"
+
     @staticmethod
     def get_parser(parser):
         return add_rehearsal_args(parser, minibatch=False)

@@ -37,6 +37,7 @@ class ExtendedDark(Rehearsal):
 
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
+    BUFFER_SHARES = "classes"
 
     @staticmethod
     def get_parser(parser):

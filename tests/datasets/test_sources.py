@@ -28,13 +28,16 @@ IDX_SOURCES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMN
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch):
-    """Without a network, without the system's own files, with nothing kept from another test."""
+    """Without a network, without the system's own files, with nothing kept from another test; small files are taken for
+    the official ones (`test_official.py` has the comparison).
+    """
 
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(sources, "SYSTEM_FASHION_MNIST", Path("/nonexistent"))
+    formats.accept_small(monkeypatch)
     sources._read_once.cache_clear()
 
 
@@ -245,7 +248,7 @@ def small_jpeg(_: bytes) -> bytes:
     [
         ("train/n00000011/images/n00000011_2.JPEG", lambda b: b[: len(b) // 2], "truncated"),
         ("train/n00000011/images/n00000011_2.JPEG", lambda b: b"text", "UnidentifiedImageError"),
-        ("train/n00000012/images/n00000012_3.JPEG", None, "holds 3 images, other classes 4"),
+        ("train/n00000012/images/n00000012_3.JPEG", None, "holds 3 images, 1 too few"),
         ("val/images/val_0.JPEG", small_jpeg, "val_0.JPEG: truncated or damaged (ValueError: 32x64 pixels"),
         ("val/images/val_3.JPEG", None, "val_3.JPEG"),
         ("val/val_annotations.txt", None, "val_annotations.txt"),

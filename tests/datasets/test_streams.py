@@ -243,7 +243,8 @@ KINDS = ("seq-{}", "perm-{}", "rot-{}", "{}-360")
 
 
 @pytest.mark.parametrize("name", [kind.format(family) for family in FAMILIES for kind in KINDS])
-def test_the_mnist_family_reads_the_official_files(name, tmp_path):
+def test_the_mnist_family_reads_the_official_files(name, tmp_path, monkeypatch):
+    formats.accept_small(monkeypatch)
     family = next(part for part in name.split("-") if "mnist" in part)
     folder = {"mnist": "MNIST", "kmnist": "KMNIST", "fmnist": "FashionMNIST"}[family]
     formats.write_idx_family(tmp_path / folder / "raw", compress=True)

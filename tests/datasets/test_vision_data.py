@@ -268,3 +268,20 @@ def test_a_wrong_file_is_named_in_one_line_before_training(official, what):
 def test_without_files_one_line_says_what_belongs_where(tmp_path):
     with pytest.raises(UserError, match="VOC 2012 there.*seq-vision-mini"):
         stream("seq-vision", tmp_path)
+
+
+def test_a_composed_file_that_was_altered_added_or_removed_is_named(tmp_path):
+    folder = mini_folder(str(tmp_path), 0, SIZE, "digits")
+    image = folder / "imagenette2-160/val/d3" / min((folder / "imagenette2-160/val/d3").iterdir()).name
+    other = min((folder / "imagenette2-160/val/d4").iterdir())
+    whole = image.read_bytes()
+    for change, words in (
+        (lambda: image.write_bytes(other.read_bytes()), f"{image} is not the file that was made"),
+        (image.unlink, f"{image} is missing"),
+        (lambda: (image.write_bytes(whole), (image.parent / "x.JPEG").write_bytes(whole)), "x.JPEG was added"),
+        ((folder / "contents.json").unlink, "contents.json"),
+    ):
+        change()
+        with pytest.raises(UserError) as caught:
+            mini_folder(str(tmp_path), 0, SIZE, "digits")
+        assert words in str(caught.value) and f"delete {folder}" in str(caught.value)

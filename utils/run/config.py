@@ -117,7 +117,7 @@ def resolve(argv: list[str]) -> Config:
     values |= {
         "model": model_class.NAME,
         "dataset": dataset_class.NAME,
-        "backbone": registry.normalise(backbone),
+        "backbone": registry.normalise(classes[2].NAME),
         "load_best_args": row is not None,
     }
     origins["backbone"] = origin
@@ -167,7 +167,7 @@ def refuse_input(backbone_class: type, dataset_class: type) -> None:
     """A network of images does not read tokens, nor the other way round."""
 
     def reads(network: type) -> tuple[str, ...]:
-        inputs = getattr(network, "INPUT", "images")
+        inputs = getattr(network, "INPUT", dataset_class.INPUT)  # of a plain nn.Module its own forward decides
         return (inputs,) if isinstance(inputs, str) else inputs
 
     if dataset_class.INPUT not in reads(backbone_class):
@@ -354,9 +354,11 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
             raise UserError(f"{where}: options.{kind} is not a name")
     choice = argparse.Namespace(**{kind: options[kind] for kind in registry.FOLDERS})
     given, _ = _explicit(base_parser(), argv, strict=True)
-    # A method kept outside this folder is not found by its name: the command line says where it is.
-    if "model" in given and registry.normalise(registry.load("model", given["model"]).NAME) == choice.model:
-        choice.model = given.pop("model")
+    # A file kept outside this folder is not found by its name: the command line says where it is.
+    for kind in registry.FOLDERS:
+        stored = registry.normalise(getattr(choice, kind))
+        if kind in given and registry.normalise(registry.load(kind, given[kind]).NAME) == stored:
+            setattr(choice, kind, given.pop(kind))
     for dest in given.keys() - set(NEUTRAL):
         raise UserError(f"--rerun repeats a run as it was: drop --{dest}, or start a run of its own with it")
     classes = [registry.load(kind, getattr(choice, kind)) for kind in registry.FOLDERS]

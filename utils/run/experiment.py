@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from backbone.utils.wrapped import make_network
 from models.utils.state import describe, origin_of
 from utils.atomic import write_text
 from utils.errors import TrainingFailed, UserError
@@ -22,11 +23,13 @@ from utils.log.loggers import ConsoleLogger, make_loggers
 from utils.log.mean_accs import write_summary
 from utils.log.mlflow_logger import MLflowLogger, Store
 from utils.log.report import summarise_run, summarise_seeds, write_seeds_report
+from utils.randomness import preserve_rng
 from utils.record import Experiment, Position, Run
 from utils.run import checkpoint, environment
 from utils.run.config import Config, refuse_setting
 from utils.run.environment import differences
 from utils.run.folders import RESULT, run_folder
+from utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
 from utils.run.saving import Saver, Signals
 from utils.run.stopping import make_stopper
 from utils.run.training import evaluate_run, last_task, train
@@ -48,15 +51,23 @@ def build(config: Config) -> Experiment:
             raise UserError(f"--{option} {value}: {dataset.NAME} has {dataset.N_TASKS} task(s)")
     if args.stop_after is not None and args.stop_after <= args.start_from:
         raise UserError(f"--stop_after {args.stop_after} leaves nothing to train after --start_from {args.start_from}")
+    refuse_small_buffer(config.model_class, dataset, args)
+    refuse_few_examples(config.model_class, dataset, args)
     dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
     # The network is drawn from the seed alone, whatever reading the data has drawn before.
     torch.manual_seed(args.seed)
-    backbone = config.backbone_class.from_args(args, dataset.SIZE, dataset.N_CLASSES).to(device)
+
+    def network():
+        return make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
+
+    backbone = network()
     if args.code_optimization >= 3:
         backbone.compile()
     model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
+    with preserve_rng():
+        refuse_lone_example(model, network, dataset, args)
     origin_of(model)  # notes what a freshly constructed method holds
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     notes = report.notes | ({"score": note} if note else {})
@@ -164,6 +175,12 @@ def _train_and_save(exp: Experiment, start: Position | None) -> None:
         except TrainingFailed as e:
             kept = exp.run.folder and checkpoint.newest(exp.run.folder)[0]
             raise TrainingFailed(f"{e}; last good checkpoint: {kept}" if kept else str(e)) from None
+        except ValueError as e:
+            if NO_STATISTICS not in str(e):
+                raise
+            raise TrainingFailed(
+                "BatchNorm cannot normalise a batch of one example: add --drop_last or change --batch_size"
+            ) from None
 
 
 def _resumed_start(exp: Experiment) -> Position | None:

@@ -26,7 +26,9 @@ from scipy.ndimage import binary_dilation
 from datasets.utils.sources import digits, fashion_mnist, has_fashion_mnist
 from utils.errors import UserError
 
-VERSION = 2  # of the recipe; part of the folder's name
+VERSION = 3  # of the recipe; part of the folder's name
+PARTS = ("VOCdevkit", "coco", "imagenette2-160")
+CONTENTS = "contents.json"  # checksums of the files that were made
 COUNTS = {"train": 240, "val": 60}
 SEG, DET, CLS = range(3)
 HIDDEN = 0.15  # largest share of an object that a later one may hide
@@ -68,26 +70,50 @@ def mini_folder(base_path: str, seed: int, size: int, source: str) -> Path:
         source: 'fashion' or 'digits'.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds other files than were made.
     """
     base = Path(base_path).expanduser().absolute()
     name = hashlib.blake2b(f"{VERSION} {seed} {size} {source}".encode(), digest_size=6).hexdigest()
     folder = base / f"vision-mini-{name}"
     if folder.is_dir():
+        refuse_altered(folder)
         return folder
     try:
         base.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=base, prefix=".vision-mini-") as staging:
-            build(Path(staging) / "whole", seed, size, source, base_path)
+            build(whole := Path(staging) / "whole", seed, size, source, base_path)
             # Another process may have put its own, equal one there meanwhile.
             if not folder.is_dir():
-                os.rename(Path(staging) / "whole", folder)
+                os.rename(whole, folder)
     except OSError as e:
         if not folder.is_dir():
             raise UserError(
                 f"cannot write {folder}: {e.strerror or e}; free some space or give another --base_path"
             ) from None
     return folder
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Relative name -> BLAKE2b, of the files that `build` makes."""
+    files = [p for part in PARTS for p in sorted((folder / part).rglob("*")) if p.is_file()]
+    return {
+        p.relative_to(folder).as_posix(): hashlib.blake2b(p.read_bytes(), digest_size=16).hexdigest() for p in files
+    }
+
+
+def refuse_altered(folder: Path) -> None:
+    """Refuse a folder whose files are not those that were made, and name the first of them."""
+    again = f"delete {folder} to have it made again"
+    try:
+        made, now = dict(json.loads((folder / CONTENTS).read_text())), checksums(folder)
+    except OSError as e:
+        raise UserError(f"{e.filename}: {e.strerror}: {again}") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{folder / CONTENTS}: truncated or damaged: {again}") from None
+    other = next((name for name in sorted({*made, *now}) if made.get(name) != now.get(name)), None)
+    if other:
+        what = "is missing" if other not in now else "is not the file that was made" if other in made else "was added"
+        raise UserError(f"{folder / other} {what}: {again}")
 
 
 def build(folder: Path, seed: int, size: int, source: str, base_path: str) -> None:
@@ -101,6 +127,7 @@ def build(folder: Path, seed: int, size: int, source: str, base_path: str) -> No
             write(folder, split, Painter(items, pools[split], source, seed, task, split, size))
     sets = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (sets / "trainval.txt").write_text((sets / "train.txt").read_text() + (sets / "val.txt").read_text())
+    (folder / CONTENTS).write_text(json.dumps(checksums(folder), indent=1))
 
 
 def item_pools(labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:

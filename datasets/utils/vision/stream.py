@@ -217,6 +217,6 @@ class VisionStream(ContinualDataset):
     def _train_sizes(self) -> list[int]:
         return [self._train_size(task) for task in range(self.EVAL_TASKS)]  # never in one batch, under --joint neither
 
-    def _size_of_batch(self, task: int) -> int:
+    def size_of_batch(self, task: int) -> int:
         sizes = self.args.task_batch_sizes
-        return sizes[task] if sizes else super()._size_of_batch(task)
+        return sizes[task] if sizes else super().size_of_batch(task)
