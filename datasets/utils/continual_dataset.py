@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.utils.label_noise import noisy_labels
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.source_files import RawData
 from datasets.utils.sources import Source
@@ -234,7 +235,8 @@ class ContinualDataset(TaskStream):
         self.checksum = raw.checksum
         if raw.train_x.shape[1:] != self.SIZE:
             raise UserError(f"{self.NAME}: images are {tuple(raw.train_x.shape[1:])}, expected {self.SIZE}")
-        targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
+        name = getattr(type(self).SOURCE, "name", "")
+        targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed, name)
         share = self.args.label_perc
         kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)
         self._clean = raw.train_y[kept]  # held-out examples are scored by their true labels
@@ -333,21 +335,6 @@ def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> T
         count = max(1, round(share * len(rows)))
         mask[rows[permutation(len(rows), seed, purpose, c)[:count]]] = True
     return mask
-
-
-def noisy_labels(targets: Tensor, kind: str, rate: float, seed: int) -> Tensor:
-    """Flip each label with probability `rate`, before the data are cut into tasks.
-
-    'symmetric': to one of the other classes, uniformly. 'asymmetric': class c to class (c + 1) mod n, the pair flip
-    of the noisy-label literature for data without a published confusion map.
-    """
-    if not rate:
-        return targets
-    n = int(targets.max()) + 1
-    rng = generator(seed, "label noise")
-    flip = torch.rand(len(targets), generator=rng) < rate
-    shift = torch.randint(1, n, (len(targets),), generator=rng) if kind == "symmetric" else torch.ones_like(targets)
-    return torch.where(flip, (targets + shift) % n, targets)
 
 
 def _concatenate(parts: list[tuple[Split, Tensor]]) -> tuple[Split, Tensor]:
