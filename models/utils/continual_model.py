@@ -144,6 +144,14 @@ class ContinualModel(nn.Module):
         """
         return None
 
+    def extra_examples(self) -> tuple[Tensor, Tensor] | None:
+        """Raw images (n, C, H, W) and labels (n,) that join the task's own, None for none: an epoch is then one pass
+        over the union, in batches of the usual size. Asked whenever a task is entered.
+
+        Must not change within a task, since a resumed run asks again.
+        """
+        return None
+
     def begin_task(self, dataset) -> None:
         """Called before a task's first epoch."""
 
