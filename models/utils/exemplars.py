@@ -110,6 +110,18 @@ def random_rows(labels: Tensor, c: int, n: int) -> Tensor:
     return rows[torch.randperm(len(rows))[:n].to(rows.device)]
 
 
+def random_exemplars(data, classes: range, n: int) -> list[dict[str, Tensor]]:
+    """Raw images and labels of up to n examples of each class, drawn at random: new classes for `refill`.
+
+    Args:
+        data: a task's, with `data` (N, C, H, W) and `targets` (N,).
+        classes: of the task.
+        n: see `share`.
+    """
+    rows = [random_rows(data.targets, c, n) for c in classes]
+    return [{"examples": data.data[chosen], "labels": data.targets[chosen]} for chosen in rows]
+
+
 class Exemplars(Distillation, Rehearsal):
     """A method that trains on new data and exemplars together, taught by the network before the task: the epochs of a
     task go over the union of both.

@@ -15,8 +15,8 @@ from models.lwf_mc import LwFMC
 from models.slda import SLDA
 from models.utils.exemplars import class_means, features_of, herding, nearest_mean_scores, refill, share
 from models.utils.extended_dark import excess, implant
+from models.utils.polytope import simplex
 from models.xder import supcon
-from models.xder_rpc import simplex
 from tests.models.helpers import enter, experiment, finished, first_batch, image, options, small
 from utils.buffer import Buffer
 from utils.errors import UserError
