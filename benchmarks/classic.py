@@ -46,6 +46,7 @@ SPLIT_ROWS = {
     "xder": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
     "xder_ce": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
     "xder_rpc": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
+    "rpc": f"--lr 0.1 {REPLAY}",
     "slda": "--lr 0.03",
     "pnn": "--lr 0.03",
     "packnet": "--lr 0.03",

@@ -2,7 +2,7 @@
 held-out examples of which every class has equally many.
 
 stage 1  L = (1 - lambda) CE(f(x), y) + lambda CE(softmax(f^(x) / T), softmax(f(x) / T)),  lambda = n_old / n_seen
-         over new data and exemplars together; the second term is over old classes, f^ the network before the task
+         over the union of new data and exemplars; the second term is over old classes, f^ the network before the task
 stage 2  f, then alpha and beta alone:  CE([f_old(x), alpha f_new(x) + beta], y)  on the validation examples
          prediction: the logits so corrected; so are those of f^
 stage 1 has `+ wd_reg ||theta||^2`.
@@ -71,9 +71,8 @@ class BiC(Exemplars):
             self.old_correction = self.correction.clone()
             self.correction[0], self.correction[1] = 1, 0
 
-    def begin_epoch(self, epoch, dataset):
-        slots = self.slots(validation=False)
-        self.order = slots[torch.randperm(len(slots))].to(self.device)
+    def extra_examples(self):
+        return self.buffer.get_data_by_index(self.slots(validation=False))[:2] if self.sizes else None
 
     def slots(self, validation):
         """The buffer's rows that are for validation, or those that are not."""
@@ -117,7 +116,6 @@ class BiC(Exemplars):
         return self.net(x) * self.correction[0] + self.correction[1]
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen = self.n_past_classes, self.n_seen_classes
         logits = self.net(inputs)
         terms = {"ce": (1 - past / seen) * self.loss(logits[:, :seen], labels)}

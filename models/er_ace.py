@@ -21,7 +21,7 @@ class ERACE(Rehearsal):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         past = self.n_past_classes
         terms = {"ce": self.loss(self.net(inputs)[:, past:], labels - past)}
-        if self.current_task > 0:
+        if self.current_task > 0 and not self.buffer.is_empty():  # empty at first under --start_from
             replayed, replayed_labels = self.draw()
             terms["replay"] = self.loss(self.net(replayed), replayed_labels)
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)

@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from models.utils.exemplars import random_rows, refill, share
+from models.utils.exemplars import random_exemplars, refill, share
 from models.utils.rehearsal import Rehearsal
 from models.utils.snapshot import Snapshot
 from utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
@@ -54,10 +54,8 @@ class GDumb(Rehearsal):
         return torch.zeros((), device=self.device)
 
     def end_task(self, dataset):
-        data, n, new = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes), []
-        for c in range(self.n_past_classes, self.n_seen_classes):
-            rows = random_rows(data.targets, c, n)
-            new.append({"examples": data.data[rows], "labels": data.targets[rows]})
+        data, n = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes)
+        new = random_exemplars(data, range(self.n_past_classes, self.n_seen_classes), n)
         self.sizes = refill(self.buffer, self.sizes, n, new)
         self.fit()
 

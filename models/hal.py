@@ -79,6 +79,9 @@ class HAL(Rehearsal):
         self.buffer.add_data(examples=not_aug_inputs, labels=labels)
         return {"loss": sum(terms.values()), **terms}
 
+    def running_statistics(self):
+        return [self.phi, *super().running_statistics()]
+
     def drift(self):
         """mean (f(e) - f~(e))^2 for a step along the gradients that the network holds now."""
         lr = self.opt.param_groups[0]["lr"]

@@ -4,8 +4,8 @@ L = -1/(B C) sum_x sum_c [ q_c log g_c + (1 - q_c) log(1 - g_c) ],  g = sigmoid(
 q_c = g^_c(x) for old classes (g^ the network before the task), 1[y = c] for those of the task
 prediction: argmin_c || phi(x) - mu_c ||,  mu_c the mean of the class's exemplars, phi and mu_c of length 1
 
-An epoch is one pass over the new data and the exemplars together. When a task ends every class gets an equal share of
-the buffer, chosen by herding.
+An epoch is one pass over the union of the new data and the exemplars. When a task ends every class gets an equal share
+of the buffer, chosen by herding.
 
 Deviations: the loss is the mean over examples and classes, as in the released code, not their sum, and learning rates
 are to be read so. Before a task has ended its classes have no exemplars, so an evaluation meanwhile uses the outputs f.
@@ -57,7 +57,6 @@ class ICaRL(Exemplars):
         return nearest_mean_scores(self.net.features(x), self.means)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen = self.n_past_classes, self.n_seen_classes
         targets = F.one_hot(labels, seen).to(inputs.dtype)
         if self.teacher:

@@ -5,10 +5,10 @@ L = CE(f(x), y) + lamda_base sqrt(n_old / n_new) mean_B (1 - cos(phi^(x), phi(x)
     + lamda_mr mean max(0, mr_margin - cos(theta_y, phi(x)) + cos(theta_k, phi(x)))
 
 phi^ is the network before the task. The last mean is over the exemplars of the batch and, for each, the `k_mr` new
-classes that score highest. An epoch is one pass over the new data and the herded exemplars together. Old theta are held
-fixed; new ones start as the mean of their class's normalised features. When a task ends, all theta and eta are tuned
-for `--fitting_epochs` on the exemplars alone, of which every class has equally many, at `--lr_finetune`, a tenth of it
-in the second half.
+classes that score highest. An epoch is one pass over the union of the new data and the herded exemplars. Old theta are
+held fixed; new ones start as the mean of their class's normalised features. When a task ends, all theta and eta are
+tuned for `--fitting_epochs` on the exemplars alone, of which every class has equally many, at `--lr_finetune`, a tenth
+of it in the second half.
 
 Deviations: the features are the backbone's own, so they are non-negative where it ends in a ReLU, which the paper
 removes; the last tuning sees images without augmentation.
@@ -92,7 +92,6 @@ class LUCIR(Exemplars):
                 optimizer.step()
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        inputs, labels = self.with_exemplars(inputs, labels)
         past, seen, args = self.n_past_classes, self.n_seen_classes, self.args
         features = self.net.features(inputs)
         cosines = self.net.classifier.cosine(features)[:, :seen]

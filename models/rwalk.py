@@ -59,6 +59,9 @@ class RWalk(Regularised):
             self.waypoint, self.gain = after, torch.zeros_like(self.gain)
         return terms
 
+    def running_statistics(self):
+        return [self.fisher, self.gain, self.score, self.waypoint, *super().running_statistics()]
+
     def end_task(self, dataset):
         weight = sum(x / x.max().clamp(min=1e-30) for x in (self.fisher, self.score))
         self.penalty.replace(weight, self.net.get_params().detach())

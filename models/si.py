@@ -48,6 +48,9 @@ class SI(Regularised):
         self.path.addcmul_(gradient, self.net.get_params().detach() - before, value=-1)
         return terms
 
+    def running_statistics(self):
+        return [self.path, *super().running_statistics()]
+
     def end_task(self, dataset):
         theta = self.net.get_params().detach()
         omega = self.path.clamp(min=0) / ((theta - self.start).square() + self.args.xi)

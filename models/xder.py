@@ -1,7 +1,7 @@
 """X-DER: dark replay in which stored logits learn of later classes, and heads of later tasks are prepared.
 
 L = CE(f_present(x), y) + alpha ||f(x') - z'||^2 + beta CE(f_past(x''), y'')
-    + lambd / H sum_{h future} A mean_i SupCon_i(f_h)
+    + lambd / H sum_{h future} mean_i SupCon_i(f_h)
     + constr_eta [max p_past(x) + m - max p_present(x)]+  + constr_eta [max f_future + m - max f_own]+
 
 f_present, f_past and f_future are the logits of the task in training, of those before and after it; p is the softmax
@@ -10,7 +10,7 @@ over the batch and both replays, f_own the head of an example's own task. The sq
 and the classes, z' the stored logits.
 
 SupCon_i = -1/|P_i| sum_{p in P_i} log softmax_{a != i}(<v_i, v_a> / T)_p over the views of the batch and of a replay,
-A views each, v a future head's normalised logits, P_i the other views with i's label, T `--simclr_temp`.
+`--simclr_num_aug` of each, v a future head's normalised logits, P_i the other views with i's label, T `--simclr_temp`.
 
 z' is kept up to date. A stored logit vector has its past part from the end of its own task, and whenever a later task
 draws it, with probability 1/k at the k-th draw, and at that task's end, the part from that task on is implanted: taken
@@ -41,7 +41,7 @@ class XDER(ExtendedDark):
         add("--lambd", type=non_negative_float, default=0.05, help="weight of future heads' preparation")
         add("--simclr_temp", type=positive_float, default=5.0, help="temperature T there")
         add("--simclr_batch_size", type=positive_int, default=64, help="stream and replayed images, each")
-        add("--simclr_num_aug", type=positive_int, default=2, help="views A of an image")
+        add("--simclr_num_aug", type=positive_int, default=2, help="views of an image")
         return parser
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
@@ -54,7 +54,7 @@ class XDER(ExtendedDark):
         return self.step_on(terms)
 
     def consistency(self, images, labels):
-        """A * SupCon, mean over views and future heads."""
+        """SupCon, mean over views and future heads."""
         size, n_views = self.args.simclr_batch_size, self.args.simclr_num_aug
         images, labels = images[:size], labels[:size]
         if not self.buffer.is_empty():
@@ -65,7 +65,7 @@ class XDER(ExtendedDark):
             logits = self.net(self.transform(images.repeat_interleave(n_views, 0)))
         widths = [self.dataset.cpt(t) for t in range(self.current_task + 1, self.n_tasks)]
         heads = logits[:, self.n_seen_classes :].split(widths, dim=1)
-        return n_views * torch.stack([supcon(head, labels, self.args.simclr_temp) for head in heads]).mean()
+        return torch.stack([supcon(head, labels, self.args.simclr_temp) for head in heads]).mean()
 
 
 def supcon(outputs, labels, temperature):

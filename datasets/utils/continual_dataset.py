@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.checks import checked_data, refuse_counts
+from datasets.utils.label_noise import noisy_labels
 from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from datasets.utils.source_files import RawData
 from datasets.utils.sources import Source
@@ -246,7 +247,8 @@ class ContinualDataset(TaskStream):
         """The data with label noise and unlabelled examples applied to the training part; sets `_clean`, its true
         labels, and `_kept`, which of its rows are left.
         """
-        targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed)
+        name = getattr(type(self).SOURCE, "name", "")
+        targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed, name)
         share = self.args.label_perc
         kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)
         self._kept, self._clean = kept, raw.train_y[kept]  # held-out examples are scored by their true labels
@@ -355,21 +357,6 @@ def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> T
         count = max(1, round(share * len(rows)))
         mask[rows[permutation(len(rows), seed, purpose, c)[:count]]] = True
     return mask
-
-
-def noisy_labels(targets: Tensor, kind: str, rate: float, seed: int) -> Tensor:
-    """Flip each label with probability `rate`, before the data are cut into tasks.
-
-    'symmetric': to one of the other classes, uniformly. 'asymmetric': class c to class (c + 1) mod n, the pair flip
-    of the noisy-label literature for data without a published confusion map.
-    """
-    if not rate:
-        return targets
-    n = int(targets.max()) + 1
-    rng = generator(seed, "label noise")
-    flip = torch.rand(len(targets), generator=rng) < rate
-    shift = torch.randint(1, n, (len(targets),), generator=rng) if kind == "symmetric" else torch.ones_like(targets)
-    return torch.where(flip, (targets + shift) % n, targets)
 
 
 def _concatenate(parts: list[tuple[Split, Tensor]]) -> tuple[Split, Tensor]:

@@ -130,6 +130,13 @@ class TrainLoader(EvalLoader):
         """Train only on these of the task's examples, given as positions (k,) within the task."""
         self.dataset.rows = self.dataset.rows[rows.to(self.dataset.rows.device)]
 
+    def join(self, images: Tensor, targets: Tensor) -> None:
+        """Train on these raw images (n, C, H, W) and targets (n,) besides the task's own."""
+        own = self.dataset
+        device = own.rows.device
+        source = Split(torch.cat((own.data, images.to(device))), torch.cat((own.targets, targets.to(device))))
+        self.dataset = TaskData(source, torch.arange(len(source.targets), device=device), own.transform)
+
     def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Any, Tensor]]:
         """The batches of one epoch, from batch `start` on; what came before is not read."""
         data, transform = self.dataset, self.dataset.transform

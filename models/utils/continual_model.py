@@ -169,6 +169,14 @@ class ContinualModel(nn.Module):
         """
         return ()
 
+    def extra_examples(self) -> tuple[Tensor, Tensor] | None:
+        """Raw images (n, C, H, W) and labels (n,) that join the task's own, None for none: an epoch is then one pass
+        over the union, in batches of the usual size. Asked whenever a task is entered.
+
+        Must not change within a task, since a resumed run asks again.
+        """
+        return None
+
     def begin_task(self, dataset) -> None:
         """Called before a task's first epoch."""
 
@@ -256,10 +264,14 @@ class ContinualModel(nn.Module):
         return optimizer
 
     def running_statistics(self) -> Iterable[Tensor]:
-        """What is learned besides parameters, and goes back with them to the best epoch under early stopping: the
-        network's buffers.
+        """What a task's training accumulates besides parameters, and what goes back with them to the best epoch under
+        early stopping: the network's buffers and the optimisers' moments. A method that follows its weights' path adds
+        what it keeps of it.
         """
-        return self.net.buffers()
+        optimizers = [value for value in vars(self).values() if isinstance(value, torch.optim.Optimizer)]
+        states = [state for optimizer in optimizers for state in optimizer.state.values()]
+        moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [*self.net.buffers(), *moments]
 
     def reset_optimizers(self) -> None:
         """Make the optimisers afresh over the current parameters."""

@@ -110,12 +110,24 @@ def random_rows(labels: Tensor, c: int, n: int) -> Tensor:
     return rows[torch.randperm(len(rows))[:n].to(rows.device)]
 
 
+def random_exemplars(data, classes: range, n: int) -> list[dict[str, Tensor]]:
+    """Raw images and labels of up to n examples of each class, drawn at random: new classes for `refill`.
+
+    Args:
+        data: a task's, with `data` (N, C, H, W) and `targets` (N,).
+        classes: of the task.
+        n: see `share`.
+    """
+    rows = [random_rows(data.targets, c, n) for c in classes]
+    return [{"examples": data.data[chosen], "labels": data.targets[chosen]} for chosen in rows]
+
+
 class Exemplars(Distillation, Rehearsal):
-    """A method that trains on new data and exemplars together, taught by the network before the task.
+    """A method that trains on new data and exemplars together, taught by the network before the task: the epochs of a
+    task go over the union of both.
 
     Attributes:
         sizes: exemplars of each class seen.
-        order: (n,) rows of the buffer in the order of this epoch, all by default.
     """
 
     BUFFER_SHARES = "classes"
@@ -128,10 +140,9 @@ class Exemplars(Distillation, Rehearsal):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.sizes: list[int] = []
-        self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=self.device))
 
-    def begin_epoch(self, epoch, dataset):
-        self.order = torch.randperm(len(self.buffer)).to(self.device)
+    def extra_examples(self):
+        return self.buffer.get_all_data()[:2] if self.sizes else None
 
     def end_task(self, dataset):
         """Refill the buffer with the herded exemplars of the task's classes: normalised features, no augmentation."""
@@ -142,16 +153,3 @@ class Exemplars(Distillation, Rehearsal):
                 own = own[herding(F.normalize(features_of(self, own)), n).to(own.device)]
             new.append({"examples": own, "labels": torch.full((len(own),), c)})
         self.sizes = refill(self.buffer, self.sizes, n, new)
-
-    def with_exemplars(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch and its share of the exemplars, augmented anew: the epoch is one pass over the union of both.
-
-        Batch i of m gets the rows of `order` from i n / m on.
-        """
-        n, i = len(self.order), self.epoch_iteration
-        m = len(self.dataset.train_loader) if n else 1
-        rows = self.order[i * n // m : (i + 1) * n // m]
-        if not len(rows):
-            return inputs, labels
-        examples, exemplar_labels = self.buffer.get_data_by_index(rows, transform=self.transform)[:2]
-        return torch.cat((inputs, examples)), torch.cat((labels, exemplar_labels))

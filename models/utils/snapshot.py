@@ -11,8 +11,8 @@ class Snapshot(nn.Module):
     """Holds nothing, or a frozen copy of a module as it was when `take` was called.
 
     Register it in `__init__`; call `take(net)` in a hook. It is a part of checkpoints. The copy follows
-    `train()`/`eval()` but never learns: no gradients, and BatchNorm normalises with the batch's statistics in train
-    mode without touching its running ones.
+    `train()`/`eval()` (a `Teacher` stays in eval mode) but never learns: no gradients, and BatchNorm normalises with
+    the batch's statistics in train mode without touching its running ones.
     """
 
     def __init__(self):
@@ -36,12 +36,25 @@ class Snapshot(nn.Module):
         return self.copy(*args, **kwargs)
 
 
+class Teacher(Snapshot):
+    """A snapshot that always answers in eval mode: BatchNorm by its running statistics, no dropout. What it says of an
+    image does not depend on the rest of the batch, as in the references of the methods that distil from it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.eval()
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
 class Distillation(ContinualModel):
     """A method with a `teacher`: the network as it was when the task began; there is none in the first task."""
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.teacher = Snapshot()
+        self.teacher = Teacher()
 
     def begin_task(self, dataset):
         if self.current_task > 0:

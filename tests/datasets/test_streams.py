@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from datasets.utils import sources
-from datasets.utils.continual_dataset import noisy_labels, stratified_mask
+from datasets.utils.continual_dataset import stratified_mask
+from datasets.utils.label_noise import noisy_labels
 from datasets.utils.loaders import EvalLoader, Split, TrainLoader
 from datasets.utils.sources import digits
 from datasets.utils.streams import ClassIncremental, Rotated, interleave

@@ -15,8 +15,8 @@ from models.lwf_mc import LwFMC
 from models.slda import SLDA
 from models.utils.exemplars import class_means, features_of, herding, nearest_mean_scores, refill, share
 from models.utils.extended_dark import excess, implant
+from models.utils.polytope import simplex
 from models.xder import supcon
-from models.xder_rpc import simplex
 from tests.models.helpers import enter, experiment, finished, first_batch, image, options, small
 from utils.buffer import Buffer
 from utils.errors import UserError
@@ -60,21 +60,6 @@ def test_nearest_mean_by_hand():
     torch.testing.assert_close(means[[0, 1, 3]], torch.tensor([[0.5**0.5, 0.5**0.5], [1, 0], [-1, 0]]))
     scores = nearest_mean_scores(torch.tensor([[10.0, 9], [9, 1], [-2, 1]]), means)
     assert scores.argmax(1).tolist() == [0, 1, 3] and (scores[:, 2] == -torch.inf).all()
-
-
-@pytest.mark.parametrize("method", ["icarl", "lucir", "bic"])
-def test_every_exemplar_is_seen_once_an_epoch(method):
-    exp = experiment(method, *BUFFER, "--stop_after", "2", "--n_epochs", "2")
-    model, seen, original = exp.model, [], exp.model.buffer.get_data_by_index
-    model.buffer.get_data_by_index = lambda rows, **k: seen.extend(rows.tolist()) or original(rows, **k)
-    begin, epochs = model.begin_epoch, []
-    model.begin_epoch = lambda *a: epochs.append(len(seen)) or begin(*a)
-    train(exp)
-    assert epochs[:3] == [0, 0, 0]  # none in the first task
-    first = seen[: epochs[3]]
-    # Two classes of 30; bic keeps a tenth of each from training.
-    expected = [i for i in range(60) if method != "bic" or i % 10]
-    assert sorted(first) == expected and first != expected
 
 
 def test_exemplars_are_herded_images_of_their_class():

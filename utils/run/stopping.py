@@ -34,7 +34,7 @@ class Stopper:
 
 class EarlyStopping(Stopper):
     """Ends a task when the held-out score of the current task has not improved for a while, and goes back to the
-    weights, and the network's running statistics, of the best score.
+    weights of the best score, with all that was accumulated up to there (`running_statistics`).
 
     Args:
         args: `--early_stopping_freq`, `_metric`, `_epsilon`, `_patience`.

@@ -76,13 +76,16 @@ def last_task(args, stream) -> int:
 
 def enter_task(model: ContinualModel, stream, task: int) -> None:
     """Place a stream and a method before a task, whatever was trained until then: the loaders of the task, with the
-    training examples that the method wants, and the method's count of past tasks.
+    training examples that the method wants and those that it adds, and the method's count of past tasks.
     """
     model._current_task = task
     loader = stream.enter_task(task)
     rows = model.training_rows(loader.dataset)
     if rows is not None:
         loader.keep(rows)
+    extra = model.extra_examples()
+    if extra is not None:
+        loader.join(*extra)
 
 
 def batches_per_epoch(args, loader) -> list[int]:
