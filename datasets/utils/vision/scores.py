@@ -1,7 +1,8 @@
 """How well a network does on vision tasks, see `datasets.utils.scores`.
 
 Beside the first number of a result there is its 'floor', which is what the best answer that never looks at the image
-gets of it on the same data, and, last, the ends of its 95 % interval, 'NAME low' and 'NAME high', where it has one.
+gets of it on the same data, and, last, the ends of its 95 % interval, 'NAME low' and 'NAME high', where it has one:
+nan for fewer than `FEWEST` images.
 """
 
 import math
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from datasets.utils.vision.boxes import detections
 from datasets.utils.vision.losses import VOID
+from utils.metrics import FEWEST
 
 RESAMPLES = 500
+NOTHING = torch.full((1,), math.nan, dtype=torch.float64)
 
 
 class SegmentationScore:
@@ -28,7 +31,8 @@ class SegmentationScore:
 
     def __init__(self, channels: int, class_names=()):
         self.n_classes, self.binary = max(channels, 2), channels == 1
-        self.class_names, self.confusions = list(class_names), []
+        self.class_names = list(class_names)
+        self.confusions = [torch.zeros(0, self.n_classes, self.n_classes, dtype=torch.long)]  # (images, C, C) per batch
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Logits (B, n, H, W), labels (B, H, W); pixels labelled 255 count nowhere."""
@@ -37,24 +41,27 @@ class SegmentationScore:
         pairs = torch.where(valid, labels * n + predicted, n * n)
         cells, images = n * n + 1, torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
         counts = torch.bincount((pairs + cells * images).flatten(), minlength=cells * len(labels))
+        self.confusions[0] = self.confusions[0].to(counts.device)
         self.confusions.append(counts.view(-1, cells)[:, :-1].view(-1, n, n))
 
     def result(self) -> dict[str, float]:
         confusion = torch.cat(self.confusions).sum(0)
         iou = intersection_over_union(confusion)
         pixels = confusion.sum(1).double()
-        share = pixels / pixels.sum().clamp(min=1)
+        share = pixels / pixels.sum()  # 0 / 0 is nan
         if self.binary:
             result = {"IoU_fg": _percent(iou[1]), "floor": _percent(share[1]), "IoU_bg": _percent(iou[0])}
             return result | self.interval()
         # Always the most frequent class: its share there, 0 for the other classes present.
-        result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum().clamp(min=1))}
+        result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum())}
         each = {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
         return result | each | self.interval()
 
     def interval(self) -> dict[str, float]:
         """By `bootstrap`."""
         confusions = torch.cat(self.confusions).double().cpu()
+        if len(confusions) < FEWEST:
+            return _ends("IoU_fg" if self.binary else "mIoU", NOTHING)
         sums = bootstrap(len(confusions)) @ confusions.flatten(1)
         iou = intersection_over_union(sums.view(-1, *confusions.shape[1:]))
         return _ends("IoU_fg", iou[:, 1]) if self.binary else _ends("mIoU", iou.nanmean(1))
@@ -95,6 +102,9 @@ class MultiLabelScore:
         self.logits.append(outputs.detach()), self.labels.append(labels)
 
     def result(self) -> dict[str, float]:
+        if not self.labels:
+            each = {f"AP {name}": math.nan for name in self.class_names}
+            return {"mAP_cls": math.nan, "floor": math.nan} | each | _ends("mAP_cls", NOTHING)
         labels = torch.cat(self.labels).double().cpu()
         (ap,), shares = self.average_precision(torch.ones(1, len(labels)).double()), labels.mean(0)
         result = {"mAP_cls": _percent(ap.nanmean()), "floor": _percent(shares[shares > 0].mean())}
@@ -103,7 +113,8 @@ class MultiLabelScore:
 
     def interval(self) -> dict[str, float]:
         """By `bootstrap`; a class that a resample does not have is left out of its mean."""
-        return _ends("mAP_cls", self.average_precision(bootstrap(sum(map(len, self.labels)))).nanmean(1))
+        n = sum(map(len, self.labels))
+        return _ends("mAP_cls", self.average_precision(bootstrap(n)).nanmean(1) if n >= FEWEST else NOTHING)
 
     def average_precision(self, weights: Tensor) -> Tensor:
         """(R, C) of each class where image n counts weights[r, n] times; nan for a class without a positive image."""
@@ -135,8 +146,12 @@ class TopScore:
         """The interval is Wilson's of 1927."""
         from scipy.stats import binomtest
 
-        hits, n = int(self.top1), int(self.labels.sum())
-        low, high = binomtest(hits, n).proportion_ci(method="wilson")
+        hits, n = int(self.top1), int(torch.as_tensor(self.labels).sum())
+        low = high = math.nan
+        if not n:
+            return dict.fromkeys(("top-1", "floor", "top-5", "top-1 low", "top-1 high"), math.nan)
+        if n >= FEWEST:
+            low, high = binomtest(hits, n).proportion_ci(method="wilson")
         result = {"top-1": 100 * hits / n, "floor": 100 * int(self.labels.max()) / n, "top-5": 100 * int(self.top5) / n}
         return result | {"top-1 low": 100 * float(low), "top-1 high": 100 * float(high)}
 
