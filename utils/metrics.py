@@ -20,7 +20,9 @@ import numpy as np
 
 History = Sequence[tuple[int, Sequence[float]]]
 WINDOW = 10  # evaluations, the shorter window of De Lange et al. 2023
-FEWEST = 3  # runs, or test images, from which an interval is given: of two, Student's t is wider than most scores differ
+FEWEST = (
+    3  # runs, or test images, from which an interval is given: of two, Student's t is wider than most scores differ
+)
 
 
 @dataclass(frozen=True)
@@ -238,8 +240,8 @@ def reason(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float, int]:
-    """Mean over runs, sample standard deviation, half width of Student's t 95 % interval, number of runs. One run has no
-    deviation, and fewer than `FEWEST` have no interval: nan.
+    """Mean over runs, sample standard deviation, half width of Student's t 95 % interval, number of runs. One run has
+    no deviation, and fewer than `FEWEST` have no interval: nan.
     """
     n, mean, std, half = len(values), float(np.mean(values)), float("nan"), float("nan")
     if n > 1:

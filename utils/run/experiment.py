@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from utils.log.loggers import ConsoleLogger, make_loggers
 from utils.log.mean_accs import write_summary
 from utils.log.mlflow_logger import MLflowLogger, Store
 from utils.log.report import summarise_run, summarise_seeds, write_seeds_report
+from utils.metrics import FEWEST, interval, plus_minus
 from utils.record import Experiment, Position, Run
 from utils.run import checkpoint, environment
 from utils.run.config import Config, refuse_setting
@@ -263,7 +265,8 @@ def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, flo
     """The same experiment once per seed of `--seeds`, then mean, standard deviation and 95 % interval of every metric.
 
     Returns:
-        scenario -> metric -> (mean, standard deviation, half width of the 95 % interval, number of seeds).
+        scenario -> metric -> (mean, standard deviation, half width of the 95 % interval, number of seeds); nan where
+        there are too few, see `utils.metrics.spread`.
     """
     runs, summaries = [], []
     for seed in config.args.seeds:
@@ -273,12 +276,12 @@ def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, flo
         runs.append(run)
         summaries.append(summary)
     table = summarise_seeds(summaries)
-    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval")
+    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval (from {FEWEST} seeds)")
     for scenario, values in table.items():
         for metric, (mean, std, half, n) in values.items():
-            print(
-                f"  {scenario:<18} {metric:<20} {mean:8.2f} ± {std:.2f}  [{mean - half:.2f}, {mean + half:.2f}]  n={n}"
-            )
+            low, high = interval(metric, mean, half, runs[0].score)
+            ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
+            print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
     if runs[0].folder is not None:
         page = write_seeds_report(runs[0].folder.parent / runs[0].group, runs, table)
         print(f"report over seeds: {page}")

@@ -31,8 +31,7 @@ class SegmentationScore:
 
     def __init__(self, channels: int, class_names=()):
         self.n_classes, self.binary = max(channels, 2), channels == 1
-        self.class_names = list(class_names)
-        self.confusions = [torch.zeros(0, self.n_classes, self.n_classes, dtype=torch.long)]  # (images, C, C) per batch
+        self.class_names, self.confusions = list(class_names), []
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Logits (B, n, H, W), labels (B, H, W); pixels labelled 255 count nowhere."""
@@ -41,11 +40,10 @@ class SegmentationScore:
         pairs = torch.where(valid, labels * n + predicted, n * n)
         cells, images = n * n + 1, torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
         counts = torch.bincount((pairs + cells * images).flatten(), minlength=cells * len(labels))
-        self.confusions[0] = self.confusions[0].to(counts.device)
         self.confusions.append(counts.view(-1, cells)[:, :-1].view(-1, n, n))
 
     def result(self) -> dict[str, float]:
-        confusion = torch.cat(self.confusions).sum(0)
+        confusion = self.per_image().sum(0)
         iou = intersection_over_union(confusion)
         pixels = confusion.sum(1).double()
         share = pixels / pixels.sum()  # 0 / 0 is nan
@@ -57,9 +55,14 @@ class SegmentationScore:
         each = {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
         return result | each | self.interval()
 
+    def per_image(self) -> Tensor:
+        """(N, C, C) the confusion matrices so far."""
+        nothing = torch.zeros(0, self.n_classes, self.n_classes, dtype=torch.long)
+        return torch.cat(self.confusions) if self.confusions else nothing
+
     def interval(self) -> dict[str, float]:
         """By `bootstrap`."""
-        confusions = torch.cat(self.confusions).double().cpu()
+        confusions = self.per_image().double().cpu()
         if len(confusions) < FEWEST:
             return _ends("IoU_fg" if self.binary else "mIoU", NOTHING)
         sums = bootstrap(len(confusions)) @ confusions.flatten(1)
@@ -166,7 +169,7 @@ class BoxScore:
     def __init__(self, class_names=()):
         from torchmetrics.detection import MeanAveragePrecision
 
-        self.class_names, self.metric = list(class_names), MeanAveragePrecision(class_metrics=True)
+        self.class_names, self.metric = list(class_names), MeanAveragePrecision(extended_summary=True)
 
     def add(self, outputs: Tensor | list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
         """Outputs of a dense detector, or detections of each image as `datasets.utils.vision.boxes.detections` has
@@ -183,12 +186,16 @@ class BoxScore:
         self.metric.update(found, true)
 
     def result(self) -> dict[str, float]:
-        values = self.metric.compute()
-        result = {"mAP_box": _signed(values["map"]), "floor": 0.0}
-        result |= {"AP50": _signed(values["map_50"]), "AP75": _signed(values["map_75"])}
-        each = dict(zip(values["classes"].flatten().tolist(), values["map_per_class"].flatten(), strict=True))
-        missing = torch.tensor(-1.0)
-        return result | {f"AP {name}": _signed(each.get(c, missing)) for c, name in enumerate(self.class_names)}
+        # Precision in float64, -1 where it is not defined: (thresholds of IoU, of recall, classes), all sizes of boxes
+        # and the most detections; the summary that torchmetrics makes of it is rounded to float32.
+        found = self.metric.compute() if self.metric.groundtruth_labels else {}
+        precision, classes = torch.zeros(10, 1, 0, dtype=torch.float64), []
+        if "precision" in found:
+            precision, classes = found["precision"][..., 0, -1], found["classes"].flatten().tolist()
+        result = {"mAP_box": _mean_precision(precision), "floor": 0.0 if found else math.nan}
+        result |= {"AP50": _mean_precision(precision[0]), "AP75": _mean_precision(precision[5])}
+        each = {c: _mean_precision(precision[..., k]) for k, c in enumerate(classes)}
+        return result | {f"AP {name}": each.get(c, math.nan) for c, name in enumerate(self.class_names)}
 
 
 def _percent(value: Tensor) -> float:
@@ -197,6 +204,6 @@ def _percent(value: Tensor) -> float:
     return math.nan if math.isnan(number) else number
 
 
-def _signed(value: Tensor) -> float:
-    """As torchmetrics has it, below 0 for what is not defined."""
-    return math.nan if float(value) < 0 else 100 * float(value)
+def _mean_precision(values: Tensor) -> float:
+    """In percent, of the values that are defined."""
+    return _percent(values[values >= 0].mean())

@@ -281,7 +281,10 @@ class Posterior(ContinualModel):
                 right = (self.predicted(look, inferred[criterion]).argmax(1) == labels).sum() * 100.0
                 more[f"accuracy_{criterion}"] = main, right
         if not self.regression and task < self.n_begun:
-            more["nll"] = last, -look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1)).sum()
+            more["nll"] = (
+                last,
+                -look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1)).double().sum(),
+            )
         return more
 
     @property
