@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from backbone.utils.base import Backbone
+from backbone.utils.precision import network_pass
 from utils.errors import UserError
 
 LARGEST_CALL = 2**26  # weights in one call, or activations: beyond this, several calls
@@ -72,6 +73,7 @@ class ExternalWeights(nn.Module):
         """
         return self.apply(weights, x, head, statistics)[0]
 
+    @network_pass
     def apply(
         self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -113,6 +115,7 @@ class ExternalWeights(nn.Module):
                 h = torch.relu(h)
         return h
 
+    @network_pass
     def local(self, mean: Tensor, variance: Tensor, x: Tensor, head: tuple[int, int], samples: int) -> Tensor:
         """Outputs (S, B, C) by the local reparametrisation trick: every pre-activation is drawn for every example.
 

@@ -26,6 +26,7 @@ from utils.log.report import summarise_run, summarise_seeds, write_seeds_report
 from utils.metrics import FEWEST, interval, plus_minus
 from utils.record import Experiment, Position, Run
 from utils.run import checkpoint, environment
+from utils.run.compiling import CompiledForward
 from utils.run.config import Config, refuse_setting
 from utils.run.environment import differences
 from utils.run.folders import RESULT, run_folder
@@ -54,8 +55,7 @@ def build(config: Config) -> Experiment:
     # The network is drawn from the seed alone, whatever reading the data has drawn before.
     torch.manual_seed(args.seed)
     backbone = config.backbone_class.from_args(args, dataset.SIZE, dataset.N_CLASSES).to(device)
-    if args.code_optimization >= 3:
-        backbone.compile()
+    watch = [CompiledForward(backbone)] if args.code_optimization >= 3 else []
     model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
@@ -81,7 +81,9 @@ def build(config: Config) -> Experiment:
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )
-    return Experiment(model, dataset, args, Log(run, bar=not args.non_verbose), make_stopper(args))
+    log = Log(run, bar=not args.non_verbose)
+    log.loggers += watch
+    return Experiment(model, dataset, args, log, make_stopper(args))
 
 
 def name_scores(tasks) -> tuple[str, str]:
@@ -124,7 +126,7 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
     """Train, or score what a checkpoint holds, and write the results."""
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
-    loggers = exp.log.loggers = make_loggers(args, run)
+    loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)
     if model.device.type == "cuda":

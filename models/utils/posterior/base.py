@@ -173,8 +173,8 @@ class Posterior(ContinualModel):
         if not self.multi:
             return None
         outputs = torch.arange(self.net.n_outputs, device=self.device)
-        low, high = torch.tensor([self.head(t) for t in tasks]).to(self.device, non_blocking=True).T.unsqueeze(2)
-        return ((outputs >= low) & (outputs < high)).float()
+        # Compared with numbers: a tensor of them would have to be copied from the host.
+        return torch.stack([(outputs >= low) & (outputs < high) for low, high in map(self.head, tasks)]).float()
 
     def used_by(self, tasks: list[int]) -> Tensor:
         """(P,) 1 for the weights that any of these tasks uses: all but the classifier rows of other heads."""
