@@ -60,6 +60,11 @@ class ExternalWeights(nn.Module):
 
     # ---- the network
 
+    @property
+    def mixed(self) -> bool:
+        """Whether autocast reaches the network: torch's vmap keeps the layers of others in float32."""
+        return self.plain_layers is not None
+
     def forward(
         self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
     ) -> Tensor:

@@ -16,7 +16,12 @@ class CompiledForward(Logger):
 
     Args:
         net: the network, as its method gets it.
+
+    Attributes:
+        run: gets the note.
     """
+
+    run: Run
 
     def __init__(self, net: nn.Module):
         net.compile()
@@ -27,9 +32,6 @@ class CompiledForward(Logger):
             return compiled(*args, **kwargs)
 
         net._compiled_call_impl = noted
-
-    def run_started(self, run: Run) -> None:
-        self.run = run
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
         if not self.used and not self.told:

@@ -55,13 +55,15 @@ def build(config: Config) -> Experiment:
     # The network is drawn from the seed alone, whatever reading the data has drawn before.
     torch.manual_seed(args.seed)
     backbone = config.backbone_class.from_args(args, dataset.SIZE, dataset.N_CLASSES).to(device)
-    watch = [CompiledForward(backbone)] if args.code_optimization >= 3 else []
+    compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
     model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     origin_of(model)  # notes what a freshly constructed method holds
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     notes = report.notes | ({"score": note} if note else {})
+    if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
+        notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
@@ -82,7 +84,9 @@ def build(config: Config) -> Experiment:
         published=config.row,
     )
     log = Log(run, bar=not args.non_verbose)
-    log.loggers += watch
+    if compiled:
+        compiled.run = run
+        log.loggers.append(compiled)
     return Experiment(model, dataset, args, log, make_stopper(args))
 
 
