@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone.utils.precision import network_pass
 from backbone.utils.resnet import SmallImageResNet
 from utils.args import positive_int
 
@@ -99,6 +100,7 @@ class GatedResNet(SmallImageResNet):
         second = self._gated_stage(first, self.thresholds(len(x)))[0] if self.gating else self.layers[1](first)
         return [first, second, second.mean((2, 3))]
 
+    @network_pass
     def traced(self, x: Tensor, thresholds: Tensor | None = None) -> tuple[Tensor, Trace]:
         """Logits (N, num_classes) of the gated network, and what the gates did.
 

@@ -21,6 +21,7 @@ Reference: Serra et al. 2018, "Overcoming Catastrophic Forgetting with Hard Atte
 import torch
 from torch import Tensor, nn
 
+from backbone.utils.precision import network_pass
 from models.utils.continual_model import ContinualModel
 from models.utils.held import Held, head_rows
 from utils import panels
@@ -79,6 +80,7 @@ class HAT(ContinualModel):
             before = mine
         return out
 
+    @network_pass
     def logits(self, x: Tensor, gates: Tensor) -> Tensor:
         """The network with gates (units,) on its layers."""
         parts = zip(self.net.chain(), gates.split(self.widths), self.normed, strict=True)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone.utils.precision import network_pass
 from models.utils.continual_model import ContinualModel
 from utils import panels
 from utils.args import add_bool, positive_float
@@ -84,6 +85,7 @@ class Column(nn.Module):
             head.bias = nn.Parameter(head.bias.detach()[rows].clone())
         self.laterals = nn.ModuleList()
 
+    @network_pass
     def forward(self, x: Tensor, earlier: list[list[Tensor]], new: Callable | None = None) -> list[Tensor]:
         """h_1, ..., h_n and the logits, given those of the earlier columns.
 

@@ -28,7 +28,8 @@ def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores
     """The score on each of `tasks`, per scenario, and every further number by name: nan where a task has none.
 
     class-IL: the outputs of all tasks up to `trained` compete (up to the task itself, where that is later). task-IL:
-    those of the task. The network is in eval mode meanwhile; the device is waited for at the end.
+    those of the task. A task without test examples has no score: nan. The network is in eval mode meanwhile; the
+    device is waited for at the end.
 
     Args:
         model, dataset: as trained so far; the test loaders of `tasks` must exist.
@@ -46,7 +47,7 @@ def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores
                 for name, score in scores.items():
                     score.add(outputs[name], labels)
                 for metric, (name, value) in more.items():
-                    sums[metric, name] = sums.get((metric, name), 0) + value
+                    sums[metric, name] = sums.get((metric, name), 0) + value.double()
             running.append(scores)
             extra.append({key: value / len(dataset.test_loaders[task].dataset) for key, value in sums.items()})
     rows = [{name: score.result() for name, score in scores.items()} for scores in running]
@@ -54,9 +55,10 @@ def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores
     scores = {name: [row[name][first] for row, first in zip(rows, firsts, strict=True)] for name in names}
     more = dict.fromkeys(m for row, first in zip(rows, firsts, strict=True) for m in row[names[0]] if m != first)
     others = {m: {name: [row[name].get(m, math.nan) for row in rows] for name in names} for m in more}
-    for metric, name in extra[0] if extra else ():
-        if all((metric, name) in row for row in extra):  # defined for each of the tasks
-            others.setdefault(metric, {})[name] = [float(row[metric, name].float()) for row in extra]
+    shown = [row for row in extra if row]  # without test examples there is nothing at all
+    for metric, name in shown[0] if shown else ():
+        if all((metric, name) in row for row in shown):  # defined for each of the tasks
+            others.setdefault(metric, {})[name] = [float(row.get((metric, name), math.nan)) for row in extra]
     return scores, others
 
 
@@ -75,7 +77,7 @@ def held_out_scores(model, dataset, task: int, batches: Iterable | None = None) 
             outputs = model.predict(inputs, task)
             score.add(outputs, labels)
             loss, n = loss + spec.loss(spec.part(outputs), labels) * len(inputs), n + len(inputs)
-    return {"accuracy": next(iter(score.result().values())), "loss": float(loss) / max(n, 1)}
+    return {"accuracy": next(iter(score.result().values())), "loss": float(loss) / n if n else math.nan}
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 R[t, i] is the score on task i after training task t, in percent, higher is better, shape (T, T); entries that were
 not evaluated are nan. A metric is the mean of its terms; a term that is not defined (an entry it needs is nan) is left
-out and counted by `excluded`, and a metric without any defined term is nan.
+out and counted by `excluded`, and a metric without any defined term is nan. A task that no evaluation has a score of
+(it has no test examples) has no term of its own, and the means over tasks are those over the others.
 
 A history is every evaluation in order as (task being trained, scores on tasks 0..n-1), those during tasks included.
 
@@ -19,6 +20,9 @@ import numpy as np
 
 History = Sequence[tuple[int, Sequence[float]]]
 WINDOW = 10  # evaluations, the shorter window of De Lange et al. 2023
+FEWEST = (
+    3  # runs, or test images, from which an interval is given: of two, Student's t is wider than most scores differ
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Metric:
         needs: what must be there besides one trained task, names of `NEEDS`.
         better: 'higher' or 'lower'.
         column: its column of mean_accs.csv, '' for none.
+        ends: smallest and largest value that scores between 0 and 100 can give.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Metric:
     needs: tuple[str, ...] = ()
     better: str = "higher"
     column: str = ""
+    ends: tuple[float, float] = (0.0, 100.0)
 
 
 # What a metric may need -> (whether it is there, the reason told where it is not).
@@ -86,6 +92,13 @@ def worst_case_accuracy(history: History) -> float:
     return float(scores[task] if k == 1 else scores[task] / k + (1 - 1 / k) * _mean(min_accuracy_terms(history)))
 
 
+def anytime_terms(history: History) -> np.ndarray:
+    """Mean over the tasks seen at each evaluation; over those that some evaluation has a score of."""
+    scored = {i for _, scores in history for i, score in enumerate(scores) if not np.isnan(score)}
+    seen = [[scores[i] for i in range(task + 1) if i in scored] for task, scores in history]
+    return np.array([np.mean(scores) if scores else np.nan for scores in seen])
+
+
 def windowed_terms(history: History, window: int, falling: bool) -> np.ndarray:
     """Largest fall (or rise) of each task's score within `window` consecutive evaluations, 0 where it never falls."""
     sign = -1.0 if falling else 1.0
@@ -105,14 +118,14 @@ _TABLE = (
     Metric("aaa", "Average incremental accuracy (AAA)",
            "mean over the tasks' ends of the mean accuracy on the tasks seen so far; also called AIA (%)",
            "mean_t mean_{i<=t} R[t][i]: the tasks' ends alone",
-           lambda s: [np.mean(s.R[t, : t + 1]) for t in range(len(s.R))]),
+           lambda s: seen_means(s.R)),
     Metric("la", "Learning accuracy (LA)", "plasticity: mean accuracy on each task right after it was trained (%)",
            "mean_i R[i][i]", lambda s: np.diag(s.R), column="learning_accuracy"),
     Metric("anytime", "Anytime accuracy",
            "mean over all evaluations, those during tasks included, of the mean accuracy on the tasks seen so far; "
            "called AAA in online learning (%)",
            "mean_n mean_{i<=k(n)} a_n(i): all evaluation points",
-           lambda s: [np.mean(scores[: task + 1]) for task, scores in s.history], ("history",)),
+           lambda s: anytime_terms(s.history), ("history",)),
     Metric("wf10", "Windowed forgetting (WF10)",
            "largest fall of a task's accuracy within 10 evaluations, mean over tasks; De Lange et al. 2023 (points)",
            "mean_i of the largest a_m(i) - a_n(i), m <= n < m + 10, from the training of task i on",
@@ -123,7 +136,7 @@ _TABLE = (
     Metric("bwt", "Backward transfer (BWT)",
            "last accuracy on a task minus that right after it was trained; mean over all tasks but the last (points)",
            "mean_{i<T-1} (R[T-1][i] - R[i][i])", lambda s: s.R[-1, :-1] - np.diag(s.R)[:-1],
-           ("two tasks",), column="backward_transfer"),
+           ("two tasks",), column="backward_transfer", ends=(-100.0, 100.0)),
     Metric("forgetting", "Forgetting",
            "best minus last accuracy on a task, mean over all tasks but the last; the best includes the last "
            "evaluation, so it is never below 0 (points)",
@@ -133,14 +146,15 @@ _TABLE = (
            "the same with the best taken before the last task was trained, so it may be below 0; "
            "Chaudhry et al. 2018, the FM of prototype-augmented hypernetworks (points)",
            'the same with max over i<=t<T-1: may be negative (Chaudhry et al. 2018; "FM" of PAH)',
-           lambda s: best_minus_last(s.R, last_counts=False), ("two tasks",), "lower", "forgetting_chaudhry"),
+           lambda s: best_minus_last(s.R, last_counts=False), ("two tasks",), "lower", "forgetting_chaudhry",
+           (-100.0, 100.0)),
     Metric("stability", "Stability", "100 minus forgetting (Chaudhry) (%)",
            "100 - `forgetting_chaudhry`: above 100 where tasks learned later helped",
-           lambda s: 100.0 - best_minus_last(s.R, last_counts=False), ("two tasks",)),
+           lambda s: 100.0 - best_minus_last(s.R, last_counts=False), ("two tasks",), ends=(0.0, 200.0)),
     Metric("fwt", "Forward transfer (FWT)",
            "accuracy on a task just before it is trained, minus the untrained network's (points)",
            "mean_{i>=1} (R[i-1][i] - b_i)", lambda s: [s.R[i - 1, i] - s.baseline[i] for i in range(1, len(s.R))],
-           ("two tasks", "untrained"), column="forward_transfer"),
+           ("two tasks", "untrained"), column="forward_transfer", ends=(-100.0, 100.0)),
     Metric("min_acc", "Minimum accuracy (min-ACC)",
            "lowest accuracy of a task after it was learned, evaluations during tasks included (%)",
            "mean over all tasks but the last of the lowest score each had after it was learned",
@@ -159,10 +173,11 @@ METRICS = {metric.name: metric for metric in _TABLE}
 def intransigence(R: np.ndarray, reference: np.ndarray) -> float:
     """I = mean_i (a_i - R[i, i]): how much worse a task is learned than it could be; negative where it is better.
 
-    Chaudhry et al. 2018, section 3.
+    Chaudhry et al. 2018, section 3. The final score of joint training on all tasks is no such reference: in class-IL
+    it is lower, since classes compete that task i was never measured with.
 
     Args:
-        reference: a (T,), percent: a_i on task i of a network trained on tasks 0..i together, or on task i alone.
+        reference: a (T,), percent: a_i on task i of a network trained on tasks 0..i together and scored as R[i, i] is.
     """
     return _mean(np.asarray(reference) - np.diag(R))
 
@@ -197,9 +212,20 @@ def trained_part(R: np.ndarray) -> np.ndarray:
     training, a run that started at a later task).
     """
     R = np.asarray(R, dtype=np.float64)
-    rows = np.flatnonzero(~np.isnan(R).all(axis=1))
-    n = len(rows) if len(rows) and rows[-1] == len(rows) - 1 else 0
+    known = ~np.isnan(R)
+    rows = np.flatnonzero(known.any(axis=1))
+    # No score is expected before the first task that has one at all.
+    first = int(known.any(axis=0).argmax())
+    n = rows[-1] + 1 if rows.size and known[first : rows[-1] + 1].any(axis=1).all() else 0
     return R[:n, :n]
+
+
+def seen_means(R: np.ndarray) -> np.ndarray:
+    """(T,) mean of each row over the tasks up to its own; nan where a score is missing, but for tasks without any."""
+    R = np.asarray(R, dtype=np.float64)
+    scored = ~np.isnan(R).all(axis=0)
+    seen = [R[t, : t + 1][scored[: t + 1]] for t in range(len(R))]
+    return np.array([row.mean() if row.size else np.nan for row in seen])
 
 
 def reason(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> str:
@@ -214,16 +240,37 @@ def reason(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float, int]:
-    """Mean over runs, sample standard deviation, half width of Student's t 95 % interval, number of runs. With one run
-    the deviation is 0 and the half width nan.
+    """Mean over runs, sample standard deviation, half width of Student's t 95 % interval, number of runs. One run has
+    no deviation, and fewer than `FEWEST` have no interval: nan.
     """
-    n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return mean, 0.0, float("nan"), 1
-    from scipy.stats import t
+    n, mean, std, half = len(values), float(np.mean(values)), float("nan"), float("nan")
+    if n > 1:
+        std = float(np.std(values, ddof=1))
+    if n >= FEWEST:
+        from scipy.stats import t
 
-    std = float(np.std(values, ddof=1))
-    return mean, std, float(t.ppf(0.975, n - 1)) * std / n**0.5, n
+        half = float(t.ppf(0.975, n - 1)) * std / n**0.5
+    return mean, std, half, n
+
+
+def interval(metric: str, mean: float, half: float, score: str = "accuracy") -> tuple[float, float]:
+    """Ends of an interval, cut to the values that the metric can have; nan where it is withheld.
+
+    Args:
+        metric: a name of `METRICS`.
+        mean, half: of `spread`.
+        score: what R holds: R^2 has no lower end, and differences of it have no end at all.
+    """
+    entry = METRICS[metric]
+    low, high = entry.ends
+    if score == "r2":
+        low, high = -np.inf, high if "(%)" in entry.definition and high == 100 else np.inf
+    return float(np.clip(mean - half, low, high)), float(np.clip(mean + half, low, high))
+
+
+def plus_minus(mean: float, std: float) -> str:
+    """'72.00 ± 2.83', or the mean alone where there is no deviation."""
+    return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
 
 
 def markdown_table() -> str:

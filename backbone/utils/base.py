@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from backbone.utils.precision import network_pass
 from utils.errors import UserError
 
+PASSES = ("forward", "features", "stages", "outputs")
 RETURNS = ("out", "features", "both", "all", "full")
 
 
@@ -35,6 +37,12 @@ class Backbone(nn.Module):
     num_classes: int
     classifier: nn.Module
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name in PASSES:
+            if name in vars(cls):
+                setattr(cls, name, network_pass(vars(cls)[name]))
+
     @classmethod
     def from_args(cls, args, in_size: tuple[int, int, int], num_classes: int) -> "Backbone":
         """The network for images of `in_size` (C, H, W), its options read from `args`; weights from torch's global
@@ -42,6 +50,7 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    @network_pass
     def stages(self, x: Tensor) -> list[Tensor]:
         """Intermediate maps, the features (B, feature_dim) last; by default what leaves each layer of `chain`."""
         out = [x]
@@ -63,10 +72,12 @@ class Backbone(nn.Module):
             "convnet or a resnet for small images"
         )
 
+    @network_pass
     def features(self, x: Tensor) -> Tensor:
         """(B, feature_dim) features of images (B, C, H, W)."""
         return self.stages(x)[-1]
 
+    @network_pass
     def forward(self, x: Tensor, returnt: str = "out"):
         """Logits, features, or both.
 
@@ -96,6 +107,7 @@ class Backbone(nn.Module):
         head = {id(p) for p in self.classifier.parameters()}
         return [p for p in self.parameters() if id(p) not in head]
 
+    @network_pass
     def outputs(self, x: Tensor, tasks: list, own=None) -> list[Tensor]:
         """The answers to several tasks from one pass.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from backbone.utils.base import Backbone
+from backbone.utils.precision import network_pass
 from utils.errors import UserError
 
 LARGEST_CALL = 2**26  # weights in one call, or activations: beyond this, several calls
@@ -59,6 +60,11 @@ class ExternalWeights(nn.Module):
 
     # ---- the network
 
+    @property
+    def mixed(self) -> bool:
+        """Whether autocast reaches the network: torch's vmap keeps the layers of others in float32."""
+        return self.plain_layers is not None
+
     def forward(
         self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
     ) -> Tensor:
@@ -72,6 +78,7 @@ class ExternalWeights(nn.Module):
         """
         return self.apply(weights, x, head, statistics)[0]
 
+    @network_pass
     def apply(
         self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -113,6 +120,7 @@ class ExternalWeights(nn.Module):
                 h = torch.relu(h)
         return h
 
+    @network_pass
     def local(self, mean: Tensor, variance: Tensor, x: Tensor, head: tuple[int, int], samples: int) -> Tensor:
         """Outputs (S, B, C) by the local reparametrisation trick: every pre-activation is drawn for every example.
 

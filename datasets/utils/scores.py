@@ -3,7 +3,8 @@
     score = task.score();  score.add(outputs, labels) per batch;  score.result() -> {name: number}
 
 Outputs are what `ContinualModel.predict` returns. The first number of a result, in percent and higher is better, fills
-the score matrix R. Sums are integers or float64; `result` is the only place that waits for the device.
+the score matrix R. Sums are integers or float64; `result` is the only place that waits for the device. Without any
+example, or scored token, every number is nan.
 """
 
 import math
@@ -32,7 +33,7 @@ class ClassScore:
 
     def result(self) -> dict[str, float]:
         """'accuracy' in percent."""
-        return {"accuracy": 100 * int(self.correct) / max(self.n, 1)}
+        return {"accuracy": 100 * int(self.correct) / self.n if self.n else math.nan}
 
 
 class TokenScore:
@@ -47,17 +48,17 @@ class TokenScore:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (B, L, C), labels (B, L), < 0: not scored."""
-        logits, scored = logits[..., self.low : self.high].float(), labels >= 0
+        logits, scored = logits[..., self.low : self.high].double(), labels >= 0
         correct = (logits.argmax(-1) + self.low == labels).sum()
         targets = torch.where(scored, labels - self.low, IGNORED)
-        # Summed apart: the reduction of cross_entropy loses digits over many tokens.
-        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").double().sum()
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         self.sums = self.sums.to(nll.device) + torch.stack((correct.double(), nll, scored.sum().double()))
 
     def result(self) -> dict[str, float]:
         """'accuracy' in percent of the scored tokens, and 'perplexity', at least 1, lower is better."""
         correct, nll, tokens = self.sums.tolist()
-        tokens = max(tokens, 1.0)
+        if not tokens:
+            return {"accuracy": math.nan, "perplexity": math.nan}
         mean = nll / tokens
         return {"accuracy": 100 * correct / tokens, "perplexity": math.inf if mean > 700 else math.exp(mean)}
 
@@ -67,7 +68,6 @@ class RegressionScore:
 
     SSE is the sum of squared errors, SST that of the targets' distances from their mean, output by output, over all
     examples of the task: 100 is perfect, 0 what the mean of the task's targets would get, and there is no lower end.
-    Within a batch the sums are float32: targets should be of order 1, or at least not far from 0 beside their spread.
     """
 
     def __init__(self):
@@ -75,15 +75,18 @@ class RegressionScore:
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Predictions and labels of one shape (B, ...); all outputs count."""
-        self.errors = self.errors + (outputs - labels).square().sum().double()
-        self.squares = self.squares + labels.square().sum().double()
-        targets = labels.flatten(1).sum(0).double()
+        outputs, labels = outputs.double(), labels.double()
+        self.errors = self.errors + (outputs - labels).square().sum()
+        self.squares = self.squares + labels.square().sum()
+        targets = labels.flatten(1).sum(0)
         self.targets = self.targets.to(targets) + targets
         self.n += len(labels)
 
     def result(self) -> dict[str, float]:
         """'r2' in percent, at most 100, nan where the targets do not differ; 'mse', at least 0, lower is better."""
-        error, square, n = float(self.errors), float(self.squares), max(self.n, 1)
+        error, square, n = float(self.errors), float(self.squares), self.n
+        if not n:
+            return {"r2": math.nan, "mse": math.nan}
         spread = square - float(self.targets.square().sum()) / n
         r2 = 100 * (1 - error / spread) if spread > 0 else math.nan
         return {"r2": r2, "mse": error / (n * self.targets.numel())}

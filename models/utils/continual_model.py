@@ -8,6 +8,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
+from backbone.utils.precision import mixed_precision
 from datasets.utils.task import ClassTask, Task
 from utils.errors import UserError
 from utils.panels import Report
@@ -307,7 +308,7 @@ class ContinualModel(nn.Module):
     def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
         """`observe` with the keywords it names and no others; returns what it returns."""
         self.dataset.begin_batch(self.net)
-        with torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
+        with mixed_precision(self.device.type) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
         self._task_iteration += 1
         self._epoch_iteration += 1

@@ -163,6 +163,8 @@ PUBLISHED = {
     ({"published": {"class-il": {"acc": 70.0, "std": 1.0}}}, R, ["70.00 ± 1.00", "73.33", "+3.33", "no"], "not given"),
     ({"published": {"class-il": {"acc": 75.0, "std": None}}, "note": "10 runs"}, R,
      ["75.00", "73.33", "-1.67", "unknown"], "from memory, not checked against the text.Note: 10 runs"),
+    ({"source": "ours: mean of 5 seeds", "verified": True, "published": {"class-il": {"acc": 75.0, "std": 2.0}}}, R,
+     ["75.00 ± 2.00", "73.33", "-1.67", "yes"], "5 seedsMeasured with this program."),
     ({"comparable": False, "published": {"class-il": {"acc": 75.0, "std": 5.0}}}, R,
      ["75.00 ± 5.00", "73.33", "-", "not comparable"], ""),
     (PUBLISHED, STOPPED, ["75.00 ± 1.67", "70.00", "-", "not comparable: not all tasks were trained"], ""),
@@ -220,7 +222,7 @@ def test_summarise_seeds_worked_example():
     assert (mean, n) == (73.0, 3)
     assert std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
     assert half == pytest.approx(4.302653 * std / math.sqrt(3), rel=1e-6)  # t(0.975, 2 degrees of freedom)
-    assert table["a"]["bwt"] == (-1.0, 0.0, pytest.approx(math.nan, nan_ok=True), 1) and summarise_seeds([]) == {}
+    assert table["a"]["bwt"] == pytest.approx((-1.0, math.nan, math.nan, 1), nan_ok=True) and summarise_seeds([]) == {}
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -241,5 +243,5 @@ def test_seeds_report(tmp_path):
     run = a_run(tmp_path, JOINT)
     path = write_seeds_report(tmp_path / "s", [run], summarise_seeds([summarise_run(run)]))
     found = Page(path.read_text(encoding="utf-8"))
-    assert found.row("Average accuracy (ACC)")[1:] == ["73.33 ± 0.00", "needs two seeds", "73.33"]
+    assert found.row("Average accuracy (ACC)")[1:] == ["73.33", "needs 3 seeds", "73.33"]
     assert found.row("Forgetting")[1] == "not defined | needs a score after every task"

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 class SyncDetector(TorchFunctionMode):
     """Notes every call that would wait for a GPU, wherever the tensors live now; the optimisers' own bookkeeping is
-    left out.
+    left out. A tensor made of Python numbers on a device waits, too: they are copied from the host.
     """
 
     NAMES = {
@@ -27,11 +27,19 @@ class SyncDetector(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         by_mask = name == "__getitem__" and _has_mask(args[1])
         to_host = name == "to" and any(isinstance(a, str) and a == "cpu" for a in (*args[1:], *(kwargs or {}).values()))
-        if name in self.NAMES or by_mask or to_host:
+        numbers = name == "new_tensor" or (
+            name in ("tensor", "as_tensor", "asarray") and "device" in (kwargs or {}) and not _is_tensor(args, kwargs)
+        )
+        if name in self.NAMES or by_mask or to_host or numbers:
             place = caller()
             if place:
-                self.calls.append(f"{'boolean-mask indexing' if by_mask else name} at {place}")
+                what = "boolean-mask indexing" if by_mask else f"{name} of numbers" if numbers else name
+                self.calls.append(f"{what} at {place}")
         return func(*args, **(kwargs or {}))
+
+
+def _is_tensor(args, kwargs) -> bool:
+    return isinstance(args[0] if args else kwargs.get("data"), Tensor)
 
 
 def _has_mask(index) -> bool:

@@ -4,7 +4,7 @@
     python -m utils.log.compare results/class-il/seq-digits --out digits.html
 
 Runs that differ in their seed alone are one entry, with mean and standard deviation over the seeds (of a seed that ran
-twice the later run counts); where options differ, the entry's name says which.
+twice the later run counts, and one run has no deviation); where options differ, the entry's name says which.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from utils.atomic import write_text
 from utils.errors import UserError
 from utils.log import plots
 from utils.log.page import count, images, page, section, table
-from utils.metrics import METRICS, spread
+from utils.metrics import METRICS, plus_minus, spread
 
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}
@@ -27,7 +27,7 @@ MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for na
 NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *(metric.column for metric in METRICS.values())}
 SCORE = re.compile(r"task\d+")
 Row = dict[str, str]
-Spread = tuple[float, float, int]  # mean, standard deviation, runs
+Spread = tuple[float, float, int]  # mean, standard deviation (nan of one run), runs
 
 
 def read_tables(folders: Sequence[str]) -> dict[tuple[str, str], list[tuple[str, Row]]]:
@@ -103,19 +103,12 @@ def _bars(found: dict[str, dict[str, Spread]]) -> str:
 
 
 def _numbers(found: dict[str, dict[str, Spread]]) -> str:
-    joint = found.get("joint", {}).get("final accuracy")
     rows = []
     for name, values in found.items():
-        cells = [f"{values[m][0]:.2f} ± {values[m][1]:.2f}" if m in values else "-" for m in MEASURES]
-        learned = values.get("learning accuracy")
-        cells.append(f"{joint[0] - learned[0]:.2f}" if joint and learned and name != "joint" else "-")
+        cells = [plus_minus(*values[m][:2]) if m in values else "-" for m in MEASURES]
         rows.append([name, values["final accuracy"][2], *cells])
-    note = (
-        "<p class=dim>Percent and points; ±: sample standard deviation over runs. Intransigence: final accuracy of "
-        "joint training on all tasks minus learning accuracy.</p>"
-    )
-    head = ["method", "runs", *MEASURES, "intransigence"]
-    return table(head, rows, texts=1, dense=True) + note
+    note = "<p class=dim>Percent and points; ±: sample standard deviation over runs, none of a single run.</p>"
+    return table(["method", "runs", *MEASURES], rows, texts=1, dense=True) + note
 
 
 def _last_task(row: Row) -> str:

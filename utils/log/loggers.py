@@ -123,7 +123,8 @@ class ConsoleLogger(Logger):
         where = f"task {evaluation.task + 1}/{run.n_tasks}" if evaluation.task >= 0 else "untrained"
         if evaluation.epoch is not None:
             where += f" epoch {evaluation.epoch + 1}"
-        means = [f"{name} {evaluation.seen_mean(scores):.1f}" for name, scores in evaluation.scores.items()]
+        means = {name: evaluation.seen_mean(scores) for name, scores in evaluation.scores.items()}
+        means = [f"{name} no score" if np.isnan(mean) else f"{name} {mean:.1f}" for name, mean in means.items()]
         for metric, values in evaluation.others.items():
             if np.isnan([v for row in values.values() for v in row]).any():
                 continue  # of some of the tasks only, as that of one class: it is in the files
@@ -191,7 +192,8 @@ class TensorBoardLogger(Logger):
                 self.writer.add_scalar(tag, value, evaluation.step)
             for scenario, scores in evaluation.scores.items():
                 prefix = _prefix(evaluation.scores, scenario)
-                self.writer.add_scalar(f"{prefix}acc_mean", evaluation.seen_mean(scores), evaluation.step)
+                if not np.isnan(mean := evaluation.seen_mean(scores)):
+                    self.writer.add_scalar(f"{prefix}acc_mean", mean, evaluation.step)
                 if evaluation.epoch is None and scenario in run.matrices:
                     image = plots.matrix_image(run.matrices[scenario])
                     self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from utils.atomic import file_errors, remove_leftovers, write_text
 from utils.errors import UserError
-from utils.metrics import METRICS
+from utils.metrics import METRICS, seen_means
 from utils.record import Run
 
 LOCK_TIMEOUT = 600.0  # seconds; a writer holds the lock for milliseconds
@@ -47,12 +47,12 @@ def append_row(path: Path, row: dict[str, object]) -> None:
 def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The row of one run in one scenario.
 
-    Columns: `task1..taskT` (mean accuracy over tasks 1..t after task t, percent, nan where it was not evaluated), those
-    of `COLUMNS` (None where undefined), `run_id`, `seed`, then every option. An option whose name is one of the former
-    is called `option_<name>`.
+    Columns: `task1..taskT` (mean accuracy after task t over those of tasks 1..t that have test examples, percent, nan
+    where it was not evaluated), those of `COLUMNS` (None where undefined), `run_id`, `seed`, then every option. An
+    option whose name is one of the former is called `option_<name>`.
     """
     matrix = run.matrices[scenario]
-    row: dict[str, Any] = {f"task{t + 1}": float(np.mean(matrix[t, : t + 1])) for t in range(len(matrix))}
+    row: dict[str, Any] = {f"task{t + 1}": float(mean) for t, mean in enumerate(seen_means(matrix))}
     row |= {column: summary.get(scenario, {}).get(metric) for column, metric in COLUMNS.items()}
     row |= {"run_id": run.folder.name if run.folder else None, "seed": run.seed}
     taken = set(row) - {"seed"}

@@ -25,6 +25,7 @@ from utils.charts import (
     task_colours,
     task_ticks,
 )
+from utils.metrics import seen_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def worded(text: str, score: str) -> str:
 
 def mean_curve(matrix: np.ndarray) -> np.ndarray:
     """Mean accuracy over the tasks seen so far after each task, shape (T,), nan where it was not evaluated."""
-    return np.array([row[: t + 1].mean() for t, row in enumerate(matrix)])
+    return seen_means(matrix)
 
 
 def accuracy_curves(matrix: np.ndarray, title: str = "Accuracy of each task", score: str = "accuracy") -> Figure:
@@ -130,10 +131,10 @@ def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accura
 def comparison_bars(
     values: Mapping[str, tuple[float, float]], xlabel: str, title: str, highest: float | None = None
 ) -> Figure:
-    """A horizontal bar per method with its standard deviation.
+    """A horizontal bar per method with its standard deviation, if there is one.
 
     Args:
-        values: method -> (mean, standard deviation), drawn from the top.
+        values: method -> (mean, standard deviation or nan), drawn from the top.
         highest: end of the axis, by default a little beyond the longest bar.
     """
     figure, axes = figure_of(6.0, 1.3 + 0.32 * len(values), title, xlabel, "")
@@ -141,6 +142,7 @@ def comparison_bars(
     places = np.arange(len(values))
     whiskers = {"linewidth": 1, "ecolor": INK, "capsize": 2}
     axes.barh(places, means, 0.7, xerr=deviations, color=CYCLE[0], error_kw=whiskers)
+    deviations = np.nan_to_num(deviations)
     for place, mean, deviation in zip(places, means, deviations, strict=True):
         end = (max(mean + deviation, 0.0), place)
         axes.annotate(f"{mean:.1f}", end, (4, 0), textcoords="offset points", va="center", fontsize=8)

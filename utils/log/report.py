@@ -55,7 +55,7 @@ def summarise_seeds(summaries: Sequence[Summary]) -> SeedsTable:
 
     Returns:
         scenario -> metric -> (mean, sample standard deviation, half width of Student's t 95 % interval, number of
-        runs). With one run the deviation is 0 and the half width nan.
+        runs), nan where there are too few runs for one, see `utils.metrics.spread`.
     """
     values: dict[str, dict[str, list[float]]] = {}
     for summary in summaries:
@@ -170,7 +170,9 @@ def _published(run: Run, measured: Summary, title: str = "Measured beside publis
             rows.append([scenario, METRICS[metric].title, *_comparison(run, entry[metric], std, value)])
     lines = [] if rows else ["No published score is stored for this row."]
     lines.append(f"Source: {row.get('source', 'not given')}")
-    if rows and row.get("verified"):
+    if rows and str(row.get("source", "")).startswith("ours"):
+        lines.append("Measured with this program.")
+    elif rows and row.get("verified"):
         lines.append("The published score was checked against a published text.")
     elif rows:
         lines.append("The published score is from memory, not checked against the text.")
@@ -296,13 +298,17 @@ def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], e
             rows.append([_about(metric, runs[0]), _undefined(runs[0], scenario, metric), *["-"] * (len(runs) + 1)])
             continue
         mean, std, half, n = entries[metric]
-        interval = "needs two seeds" if math.isnan(half) else f"{mean - half:.2f} to {mean + half:.2f}"
+        low, high = metrics.interval(metric, mean, half, runs[0].score)
+        interval = f"needs {metrics.FEWEST} seeds" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
         values = [summary.get(scenario, {}).get(metric) for summary in summaries]
         cells = ["-" if value is None else f"{value:.2f}" for value in values]
         defined = f"of {n} seeds" if n < len(runs) else ""
-        rows.append([_about(metric, runs[0]), (f"{mean:.2f} ± {std:.2f}", defined), interval, *cells])
+        rows.append([_about(metric, runs[0]), (metrics.plus_minus(mean, std), defined), interval, *cells])
     head = ["metric", "mean ± std", "95 % interval", *(f"seed {run.seed}" for run in runs)]
-    note = "<p class=dim>std: sample standard deviation over seeds. Interval of the mean: Student's t.</p>"
+    note = (
+        "<p class=dim>std: sample standard deviation over seeds. Interval of the mean: Student's t, cut to what "
+        "the metric can be.</p>"
+    )
     return table(head, rows, texts=1) + note
 
 

@@ -41,7 +41,9 @@ def prepare(args) -> torch.device:
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(args.deterministic)
-    torch.set_float32_matmul_precision("high" if args.code_optimization >= 1 else "highest")
+    tf32 = args.code_optimization >= 1
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, which torch leaves on
     random.seed(args.seed)
     np.random.seed(args.seed % 2**32)  # noqa: NPY002 - methods written elsewhere draw from the global generator
     torch.manual_seed(args.seed)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from utils.log.loggers import ConsoleLogger, make_loggers
 from utils.log.mean_accs import write_summary
 from utils.log.mlflow_logger import MLflowLogger, Store
 from utils.log.report import summarise_run, summarise_seeds, write_seeds_report
+from utils.metrics import FEWEST, interval, plus_minus
 from utils.randomness import preserve_rng
 from utils.record import Experiment, Position, Run
 from utils.run import checkpoint, environment
+from utils.run.compiling import CompiledForward
 from utils.run.config import Config, refuse_setting
 from utils.run.environment import differences
 from utils.run.folders import RESULT, run_folder
@@ -61,8 +64,7 @@ def build(config: Config) -> Experiment:
         return make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
 
     backbone = network()
-    if args.code_optimization >= 3:
-        backbone.compile()
+    compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
     model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
@@ -71,6 +73,8 @@ def build(config: Config) -> Experiment:
     origin_of(model)  # notes what a freshly constructed method holds
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     notes = report.notes | ({"score": note} if note else {})
+    if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
+        notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
@@ -90,7 +94,11 @@ def build(config: Config) -> Experiment:
         environment=environment.describe(device) | {"data": dataset.checksum},
         published=config.row,
     )
-    return Experiment(model, dataset, args, Log(run, bar=not args.non_verbose), make_stopper(args))
+    log = Log(run, bar=not args.non_verbose)
+    if compiled:
+        compiled.run = run
+        log.loggers.append(compiled)
+    return Experiment(model, dataset, args, log, make_stopper(args))
 
 
 def name_scores(tasks) -> tuple[str, str]:
@@ -133,7 +141,7 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
     """Train, or score what a checkpoint holds, and write the results."""
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
-    loggers = exp.log.loggers = make_loggers(args, run)
+    loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)
     if model.device.type == "cuda":
@@ -280,7 +288,8 @@ def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, flo
     """The same experiment once per seed of `--seeds`, then mean, standard deviation and 95 % interval of every metric.
 
     Returns:
-        scenario -> metric -> (mean, standard deviation, half width of the 95 % interval, number of seeds).
+        scenario -> metric -> (mean, standard deviation, half width of the 95 % interval, number of seeds); nan where
+        there are too few, see `utils.metrics.spread`.
     """
     runs, summaries = [], []
     for seed in config.args.seeds:
@@ -290,12 +299,12 @@ def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, flo
         runs.append(run)
         summaries.append(summary)
     table = summarise_seeds(summaries)
-    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval")
+    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval (from {FEWEST} seeds)")
     for scenario, values in table.items():
         for metric, (mean, std, half, n) in values.items():
-            print(
-                f"  {scenario:<18} {metric:<20} {mean:8.2f} ± {std:.2f}  [{mean - half:.2f}, {mean + half:.2f}]  n={n}"
-            )
+            low, high = interval(metric, mean, half, runs[0].score)
+            ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
+            print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
     if runs[0].folder is not None:
         page = write_seeds_report(runs[0].folder.parent / runs[0].group, runs, table)
         print(f"report over seeds: {page}")

@@ -1,7 +1,8 @@
 """How well a network does on vision tasks, see `datasets.utils.scores`.
 
 Beside the first number of a result there is its 'floor', which is what the best answer that never looks at the image
-gets of it on the same data, and, last, the ends of its 95 % interval, 'NAME low' and 'NAME high', where it has one.
+gets of it on the same data, and, last, the ends of its 95 % interval, 'NAME low' and 'NAME high', where it has one:
+nan for fewer than `FEWEST` images.
 """
 
 import math
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from datasets.utils.vision.boxes import detections
 from datasets.utils.vision.losses import VOID
+from utils.metrics import FEWEST
 
 RESAMPLES = 500
+NOTHING = torch.full((1,), math.nan, dtype=torch.float64)
 
 
 class SegmentationScore:
@@ -40,21 +43,28 @@ class SegmentationScore:
         self.confusions.append(counts.view(-1, cells)[:, :-1].view(-1, n, n))
 
     def result(self) -> dict[str, float]:
-        confusion = torch.cat(self.confusions).sum(0)
+        confusion = self.per_image().sum(0)
         iou = intersection_over_union(confusion)
         pixels = confusion.sum(1).double()
-        share = pixels / pixels.sum().clamp(min=1)
+        share = pixels / pixels.sum()  # 0 / 0 is nan
         if self.binary:
             result = {"IoU_fg": _percent(iou[1]), "floor": _percent(share[1]), "IoU_bg": _percent(iou[0])}
             return result | self.interval()
         # Always the most frequent class: its share there, 0 for the other classes present.
-        result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum().clamp(min=1))}
+        result = {"mIoU": _percent(iou.nanmean()), "floor": _percent(share.max() / (pixels > 0).sum())}
         each = {f"IoU {name}": _percent(v) for name, v in zip(self.class_names, iou, strict=False)}
         return result | each | self.interval()
 
+    def per_image(self) -> Tensor:
+        """(N, C, C) the confusion matrices so far."""
+        nothing = torch.zeros(0, self.n_classes, self.n_classes, dtype=torch.long)
+        return torch.cat(self.confusions) if self.confusions else nothing
+
     def interval(self) -> dict[str, float]:
         """By `bootstrap`."""
-        confusions = torch.cat(self.confusions).double().cpu()
+        confusions = self.per_image().double().cpu()
+        if len(confusions) < FEWEST:
+            return _ends("IoU_fg" if self.binary else "mIoU", NOTHING)
         sums = bootstrap(len(confusions)) @ confusions.flatten(1)
         iou = intersection_over_union(sums.view(-1, *confusions.shape[1:]))
         return _ends("IoU_fg", iou[:, 1]) if self.binary else _ends("mIoU", iou.nanmean(1))
@@ -95,6 +105,9 @@ class MultiLabelScore:
         self.logits.append(outputs.detach()), self.labels.append(labels)
 
     def result(self) -> dict[str, float]:
+        if not self.labels:
+            each = {f"AP {name}": math.nan for name in self.class_names}
+            return {"mAP_cls": math.nan, "floor": math.nan} | each | _ends("mAP_cls", NOTHING)
         labels = torch.cat(self.labels).double().cpu()
         (ap,), shares = self.average_precision(torch.ones(1, len(labels)).double()), labels.mean(0)
         result = {"mAP_cls": _percent(ap.nanmean()), "floor": _percent(shares[shares > 0].mean())}
@@ -103,7 +116,8 @@ class MultiLabelScore:
 
     def interval(self) -> dict[str, float]:
         """By `bootstrap`; a class that a resample does not have is left out of its mean."""
-        return _ends("mAP_cls", self.average_precision(bootstrap(sum(map(len, self.labels)))).nanmean(1))
+        n = sum(map(len, self.labels))
+        return _ends("mAP_cls", self.average_precision(bootstrap(n)).nanmean(1) if n >= FEWEST else NOTHING)
 
     def average_precision(self, weights: Tensor) -> Tensor:
         """(R, C) of each class where image n counts weights[r, n] times; nan for a class without a positive image."""
@@ -135,8 +149,12 @@ class TopScore:
         """The interval is Wilson's of 1927."""
         from scipy.stats import binomtest
 
-        hits, n = int(self.top1), int(self.labels.sum())
-        low, high = binomtest(hits, n).proportion_ci(method="wilson")
+        hits, n = int(self.top1), int(torch.as_tensor(self.labels).sum())
+        low = high = math.nan
+        if not n:
+            return dict.fromkeys(("top-1", "floor", "top-5", "top-1 low", "top-1 high"), math.nan)
+        if n >= FEWEST:
+            low, high = binomtest(hits, n).proportion_ci(method="wilson")
         result = {"top-1": 100 * hits / n, "floor": 100 * int(self.labels.max()) / n, "top-5": 100 * int(self.top5) / n}
         return result | {"top-1 low": 100 * float(low), "top-1 high": 100 * float(high)}
 
@@ -151,7 +169,7 @@ class BoxScore:
     def __init__(self, class_names=()):
         from torchmetrics.detection import MeanAveragePrecision
 
-        self.class_names, self.metric = list(class_names), MeanAveragePrecision(class_metrics=True)
+        self.class_names, self.metric = list(class_names), MeanAveragePrecision(extended_summary=True)
 
     def add(self, outputs: Tensor | list[dict[str, Tensor]], labels: dict[str, Tensor]) -> None:
         """Outputs of a dense detector, or detections of each image as `datasets.utils.vision.boxes.detections` has
@@ -168,12 +186,16 @@ class BoxScore:
         self.metric.update(found, true)
 
     def result(self) -> dict[str, float]:
-        values = self.metric.compute()
-        result = {"mAP_box": _signed(values["map"]), "floor": 0.0}
-        result |= {"AP50": _signed(values["map_50"]), "AP75": _signed(values["map_75"])}
-        each = dict(zip(values["classes"].flatten().tolist(), values["map_per_class"].flatten(), strict=True))
-        missing = torch.tensor(-1.0)
-        return result | {f"AP {name}": _signed(each.get(c, missing)) for c, name in enumerate(self.class_names)}
+        # Precision in float64, -1 where it is not defined: (thresholds of IoU, of recall, classes), all sizes of boxes
+        # and the most detections; the summary that torchmetrics makes of it is rounded to float32.
+        found = self.metric.compute() if self.metric.groundtruth_labels else {}
+        precision, classes = torch.zeros(10, 1, 0, dtype=torch.float64), []
+        if "precision" in found:
+            precision, classes = found["precision"][..., 0, -1], found["classes"].flatten().tolist()
+        result = {"mAP_box": _mean_precision(precision), "floor": 0.0 if found else math.nan}
+        result |= {"AP50": _mean_precision(precision[0]), "AP75": _mean_precision(precision[5])}
+        each = {c: _mean_precision(precision[..., k]) for k, c in enumerate(classes)}
+        return result | {f"AP {name}": each.get(c, math.nan) for c, name in enumerate(self.class_names)}
 
 
 def _percent(value: Tensor) -> float:
@@ -182,6 +204,6 @@ def _percent(value: Tensor) -> float:
     return math.nan if math.isnan(number) else number
 
 
-def _signed(value: Tensor) -> float:
-    """As torchmetrics has it, below 0 for what is not defined."""
-    return math.nan if float(value) < 0 else 100 * float(value)
+def _mean_precision(values: Tensor) -> float:
+    """In percent, of the values that are defined."""
+    return _percent(values[values >= 0].mean())

@@ -58,7 +58,7 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         sample, net.sample = net.sample, False
         for net.inf_thresh in THRESHOLDS:
             masks, _, logits = _passes(net, images)
-            right = (logits[:, :seen].argmax(1) == labels).float().mean().item()
+            right = (logits[:, :seen].argmax(1) == labels).double().mean().item()
             curve.append((net.inf_thresh, masks.mean().item(), macs(masks), 100 * right))
         net.inf_thresh, net.sample = tau, sample
     classes = labels.unique()

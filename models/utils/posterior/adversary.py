@@ -124,6 +124,7 @@ class Adversary:
 
 def log_gaussian(weights: Tensor, mean: Tensor | float, variance: Tensor | float) -> Tensor:
     """ln N(W; mean, diag(variance)) (S,) of weights (S, P)."""
-    variance = torch.as_tensor(variance, device=weights.device)
+    if not isinstance(variance, Tensor):
+        variance = weights.new_full((), variance)  # made on the device: a copy from the host would wait for it
     terms = (weights - mean).square() / variance + torch.log(2 * torch.pi * variance)
     return -terms.sum(1) / 2

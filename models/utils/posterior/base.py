@@ -173,8 +173,8 @@ class Posterior(ContinualModel):
         if not self.multi:
             return None
         outputs = torch.arange(self.net.n_outputs, device=self.device)
-        low, high = torch.tensor([self.head(t) for t in tasks]).to(self.device, non_blocking=True).T.unsqueeze(2)
-        return ((outputs >= low) & (outputs < high)).float()
+        # Compared with numbers: a tensor of them would have to be copied from the host.
+        return torch.stack([(outputs >= low) & (outputs < high) for low, high in map(self.head, tasks)]).float()
 
     def used_by(self, tasks: list[int]) -> Tensor:
         """(P,) 1 for the weights that any of these tasks uses: all but the classifier rows of other heads."""
@@ -281,7 +281,10 @@ class Posterior(ContinualModel):
                 right = (self.predicted(look, inferred[criterion]).argmax(1) == labels).sum() * 100.0
                 more[f"accuracy_{criterion}"] = main, right
         if not self.regression and task < self.n_begun:
-            more["nll"] = last, -look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1)).sum()
+            more["nll"] = (
+                last,
+                -look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1)).double().sum(),
+            )
         return more
 
     @property

@@ -40,7 +40,7 @@ def score(
     x, y = samples.detach().double(), at.detach().double()
     n = len(x)
     apart = _squared_distances(x, x)
-    scale = apart.sqrt().median().square() if width is None else x.new_tensor(width**2)
+    scale = apart.sqrt().median().square() if width is None else x.new_full((), width**2)
     scale = scale.clamp(min=1e-30)
     K = torch.exp(-apart / (2 * scale))
     values, vectors = torch.linalg.eigh(K)
