@@ -312,7 +312,7 @@ def _run(group) -> None:
     add("--exp_name", help="first part of the run folder's name: letters, digits, . _ -")
     add("--notes", help="free text, stored with the run")
     add_bool(group, "--non_verbose", help="no progress bar, no line per evaluation")
-    add_bool(group, "--debug_mode", help="a few iterations per epoch, to see whether a command runs")
+    add_bool(group, "--debug_mode", help="one epoch of a few iterations per task, to see whether a command runs")
     add_bool(group, "--disable_log", help="write nothing")
     add_bool(group, "--csv_log", default=True, help="CSV files")
     add_bool(group, "--tensorboard", default=True, help="TensorBoard events")

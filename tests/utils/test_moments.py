@@ -14,7 +14,7 @@ from utils.log.report import summarise_run
         ("--eval_epochs 2 --n_epochs 4", [1, None]),
         ("--eval_epochs 1 --n_epochs 1", [None]),
         ("--eval_epochs 1 --fitting_mode iters --n_iters 12", [0, None]),  # the second epoch is cut short
-        ("--eval_epochs 1 --n_epochs 9 --fitting_mode early_stopping --holdout 20 --early_stopping_patience 1 --lr 1e-9",
+        ("--eval_epochs 1 --n_epochs 9 --fitting_mode early_stopping --holdout 9 --early_stopping_patience 1 --lr 1e-9",
          [0, None]),
     ],
 )  # fmt: skip

@@ -60,6 +60,8 @@ def build(config: Config) -> Experiment:
     origin_of(model)  # notes what a freshly constructed method holds
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     notes = report.notes | ({"score": note} if note else {})
+    if args.debug_mode:
+        notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
