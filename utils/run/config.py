@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
-from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, explain_unknown, refuse_repeats
+from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
 from utils.errors import UserError, one_line
+from utils.hints import explain_unknown, means_choice
 from utils.run.best_args import find_row
 from utils.run.layers import EXCLUSIVE, merge, shorten
 
@@ -71,10 +72,11 @@ def resolve(argv: list[str]) -> Config:
             registry.find(kind, getattr(choice, kind))
     if unnamed := [kind for kind in ("model", "dataset") if getattr(choice, kind) is None]:
         missing = [f"--{kind} is missing: give one of {', '.join(registry.names(kind))}" for kind in unnamed]
-        parser = build_parser(choice, None)
         # What the stream would set is not known yet: only what the method itself asks for is missing, too.
         own = declared_options(registry.load("model", choice.model))._actions if choice.model else ()
-        raise UserError("; ".join([*missing, *_missing(own, _explicit(parser, argv, strict=False)[0])]))
+        given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+        hints = means_choice(canonical(argv), unnamed)
+        raise UserError("; ".join([*missing, *_missing(own, given), *hints]))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
     refuse_setting(model_class, dataset_class)
     fixed, unused = getattr(model_class, "DEFAULTS", {}), getattr(model_class, "UNUSED", ())
@@ -97,7 +99,7 @@ def resolve(argv: list[str]) -> Config:
     classes = model_class, dataset_class, registry.load("backbone", backbone)
     refuse_input(classes[2], dataset_class)
     parser = build_parser(choice, backbone)
-    given, actions = _explicit(parser, argv, strict=True)
+    given, actions = _explicit(parser, argv, strict=True, unused=unused)
 
     for dest in unused:
         if dest in given:
@@ -285,7 +287,7 @@ def _actions(parser: ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _explicit(
-    parser: ArgumentParser, argv: list[str], strict: bool
+    parser: ArgumentParser, argv: list[str], strict: bool, unused: Iterable[str] = ()
 ) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
     """What the command line itself says, no default mixed in, and the actions by destination."""
     actions = _actions(parser)
@@ -301,7 +303,7 @@ def _explicit(
             action.default, action.required = default, required
     if strict:
         if rest:
-            raise UserError(explain_unknown(rest, parser))
+            raise UserError(explain_unknown(rest, parser._option_string_actions, unused))
         refuse_repeats(argv, parser)
     return vars(namespace), actions
 
