@@ -10,22 +10,6 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from utils.errors import UserError
-from utils.registry import nearest
-
-# Options that scripts written for other runners carry, and what to do about each.
-REPLACED = {
-    "--nowand": "there is no Weights & Biases logging here: drop the option",
-    "--wandb_entity": "there is no Weights & Biases logging here: use --tensorboard and the CSV files",
-    "--wandb_project": "there is no Weights & Biases logging here: use --tensorboard and the CSV files",
-    "--wandb_name": "there is no Weights & Biases logging here: use --exp_name",
-    "--ignore_other_metrics": "backward transfer and forgetting are always computed: drop it",
-    "--dataset_config": "give the dataset's options one by one, or --load_best_args",
-    "--distributed": "a run uses one device: start one process per seed or per setting instead",
-    "--num_filters_resnet": "use --num_filters",
-    "--num_workers": "the data live on the device as bytes and need no loader processes: drop the option",
-    "--conf_jobnum": "every run has its own folder: drop the option",
-}
-
 
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
@@ -312,7 +296,7 @@ def _run(group) -> None:
     add("--exp_name", help="first part of the run folder's name: letters, digits, . _ -")
     add("--notes", help="free text, stored with the run")
     add_bool(group, "--non_verbose", help="no progress bar, no line per evaluation")
-    add_bool(group, "--debug_mode", help="a few iterations per epoch, to see whether a command runs")
+    add_bool(group, "--debug_mode", help="one epoch of a few iterations per task, to see whether a command runs")
     add_bool(group, "--disable_log", help="write nothing")
     add_bool(group, "--csv_log", default=True, help="CSV files")
     add_bool(group, "--tensorboard", default=True, help="TensorBoard events")
@@ -346,17 +330,6 @@ def _run(group) -> None:
         default=0,
         help="0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile",
     )
-
-
-def explain_unknown(tokens: list[str], parser: ArgumentParser) -> str:
-    """One line about the first argument nobody declared."""
-    token = tokens[0]
-    name = token.partition("=")[0]
-    if name in REPLACED:
-        return f"{name} does not exist: {REPLACED[name]}"
-    if not name.startswith("--"):
-        return f"stray argument '{token}': every value follows an option, as --lr 0.1"
-    return f"unknown option {name}{nearest(name, list(parser._option_string_actions))} (--help shows all)"
 
 
 def refuse_repeats(argv: list[str], parser: ArgumentParser) -> None:

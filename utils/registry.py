@@ -11,9 +11,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from utils import identity
 from utils.errors import UserError
+from utils.identity import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 ALIASES = {"multi-scale": "derpp-single"}  # names under which a method's authors published it
 
@@ -55,12 +56,13 @@ def load(kind: str, name: str) -> type:
     elif path.parent == ROOT / FOLDERS[kind]:
         module = importlib.import_module(f"{FOLDERS[kind]}.{stem}")
     else:
-        module = _import_file(path)
+        module = _import_file(kind, path)
     own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     named = [c for c in own if normalise(getattr(c, "NAME", None) or "") == normalise(stem)]
     if not named:
         found = ", ".join(repr(c.NAME) for c in own if getattr(c, "NAME", None)) or "none"
         raise UserError(f"{path.name} defines no class with NAME = '{stem}' (NAMEs found: {found}): name the class so")
+    identity.note(named[-1], path, module)
     return named[-1]
 
 
@@ -95,8 +97,8 @@ def _of(room: str):
     return importlib.import_module(f"models.utils.mammoth.{room}")
 
 
-def _import_file(path: Path):
-    key = f"palimpsest_dropin_{path.stem}"
+def _import_file(kind: str, path: Path):
+    key = f"palimpsest_dropin_{kind}_{path.stem}"
     if key in sys.modules and Path(sys.modules[key].__file__) == path:
         return sys.modules[key]
     spec = importlib.util.spec_from_file_location(key, path)

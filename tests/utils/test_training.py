@@ -202,8 +202,8 @@ def test_starting_at_a_later_task():
     assert exp.model.current_task == 5
 
 
-def test_debug_mode_shortens_epochs():
-    assert finished("sgd", "--debug_mode", "--n_epochs", "2", "--stop_after", "1").run.history[0].step == 10
+def test_debug_mode_trains_one_short_epoch():
+    assert finished("sgd", "--debug_mode", "--n_epochs", "2", "--stop_after", "1").run.history[0].step == 5
 
 
 @pytest.mark.parametrize("level", ["1", "2"])

@@ -39,11 +39,11 @@ def excluded_terms(run: Run) -> dict[str, dict[str, int]]:
 
 
 def _measured(run: Run, scenario: str) -> tuple[np.ndarray, Any, list[tuple[int, list[float]]]]:
-    """Score matrix, untrained scores, and the history where there were evaluations during tasks: one per iteration,
-    the last where a task's end follows its last epoch.
+    """Score matrix, untrained scores, and the history where evaluations during tasks were asked for: one per iteration,
+    the last where several are at the same one.
     """
     points = {e.step: (e.task, e.scores[scenario]) for e in run.history if e.task >= 0}
-    during = any(evaluation.epoch is not None for evaluation in run.history)
+    during = run.config.get("eval_epochs") or any(evaluation.epoch is not None for evaluation in run.history)
     return run.matrices[scenario], run.baselines.get(scenario), list(points.values()) if during else []
 
 

@@ -121,7 +121,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
         dataset.load_state_dict(state["dataset"])
-        _check_scores(state, dataset.EVAL_TASKS)
+        check_scores(state, dataset.EVAL_TASKS)
         run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
         run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
         run.history = [Evaluation(**e) for e in state["history"]]
@@ -253,6 +253,21 @@ def previous_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous.pt")
 
 
+def find(path: str | Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the newest whole one of a run's folder.
+
+    Raises:
+        UserError: a folder without a whole checkpoint.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found, problems = newest(path)
+    if found is None:
+        raise UserError("; ".join(problems) or f"{path} is a folder without a checkpoint (*.pt): name the file")
+    return found
+
+
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The whole checkpoint of a folder that is furthest on, and a line for each damaged one that claimed to be."""
     found = []
@@ -330,7 +345,7 @@ def _check_shapes(saved: dict[str, list[int]], mine: dict[str, list[int]]) -> No
             )
 
 
-def _check_scores(state: dict[str, Any], n_tasks: int) -> None:
+def check_scores(state: dict[str, Any], n_tasks: int) -> None:
     """Scores and losses are used long after the checkpoint was read, so that their form is looked at here."""
     for name, matrix in state["matrices"].items():
         if matrix.shape != (n_tasks, n_tasks) or matrix.dtype != torch.float64:

@@ -8,13 +8,16 @@ import argparse
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
-from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, explain_unknown, refuse_repeats
+from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
 from utils.errors import UserError, one_line
+from utils.hints import explain_unknown, means_choice
 from utils.run.best_args import find_row
+from utils.run.layers import EXCLUSIVE, merge, shorten
 
 NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
 
@@ -64,12 +67,16 @@ def resolve(argv: list[str]) -> Config:
             does not fit the stream, an unknown best-args row.
     """
     choice = chosen(argv)
-    for kind in ("model", "dataset"):
-        if getattr(choice, kind) is None:
-            raise UserError(f"--{kind} is missing: give one of {', '.join(registry.names(kind))}")
     for kind in registry.FOLDERS:  # a wrong name is refused before anything is imported
         if getattr(choice, kind) is not None:
             registry.find(kind, getattr(choice, kind))
+    if unnamed := [kind for kind in ("model", "dataset") if getattr(choice, kind) is None]:
+        missing = [f"--{kind} is missing: give one of {', '.join(registry.names(kind))}" for kind in unnamed]
+        # What the stream would set is not known yet: only what the method itself asks for is missing, too.
+        own = declared_options(registry.load("model", choice.model))._actions if choice.model else ()
+        given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+        hints = means_choice(canonical(argv), unnamed)
+        raise UserError("; ".join([*missing, *_missing(own, given), *hints]))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
     refuse_setting(model_class, dataset_class)
 
@@ -92,28 +99,30 @@ def resolve(argv: list[str]) -> Config:
     classes = model_class, dataset_class, registry.load("backbone", backbone)
     refuse_input(classes[2], dataset_class)
     parser = build_parser(choice, backbone)
-    given, actions = _explicit(parser, argv, strict=True)
+    given, actions = _explicit(parser, argv, strict=True, unused=unused)
 
     for dest in unused:
         if dest in given:
             raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
     layers = [
-        ("dataset", _still_valid(dataset_class.DEFAULTS, backbone, {**stored, **given})),
+        ("dataset", dataset_class.DEFAULTS),
         ("method", fixed),
         *_presets(model_class, stored),
-        ("best_args", _still_valid(stored, backbone, given)),
+        ("best_args", stored),
         *_presets(dataset_class, given, unused),
         *_presets(model_class, given),
     ]
+    settings = []
+    for place, layer in layers:
+        layer = _for_network(layer, backbone)
+        for dest in layer.keys() - actions.keys():
+            raise UserError(f"{place} sets '{dest}', which is no option of {choice.model} on {choice.dataset}")
+        settings.append((place, {dest: converted(actions[dest], value, place) for dest, value in layer.items()}))
     values = {dest: action.default for dest, action in actions.items()} | parser._defaults
     origins = {dest: "default" for dest in values}
-    for place, layer in layers:
-        for dest, value in layer.items():
-            if dest not in actions:
-                raise UserError(f"{place} sets '{dest}', which is no option of {choice.model} on {choice.dataset}")
-            values[dest], origins[dest] = converted(actions[dest], value, place), place
-    values |= given
-    origins |= dict.fromkeys(given, "command line")
+    for place, layer in merge([*settings, ("command line", given)]):
+        values |= layer
+        origins |= dict.fromkeys(layer, place)
     values |= {
         "model": model_class.NAME,
         "dataset": dataset_class.NAME,
@@ -133,15 +142,26 @@ def resolve(argv: list[str]) -> Config:
 def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     """A configuration whose values are all there and fit together."""
     args, origins = config.args, config.origins
-    for dest, action in actions.items():
-        if action.required and getattr(args, dest) is None:
-            raise UserError(f"--{dest} is missing ({action.help}): give it, or use --load_best_args")
+    _refuse_missing(actions.values(), vars(args))
+    if args.debug_mode:
+        origins |= dict.fromkeys(shorten(vars(args)), "debug_mode")
     if getattr(args, "minibatch_size", 0) is None:
         args.minibatch_size, origins["minibatch_size"] = args.batch_size, "batch_size"
     for dest in NO_FACTS:
         delattr(args, dest), origins.pop(dest)
     refuse_impossible(args)
     return config
+
+
+def _missing(actions: Iterable[argparse.Action], values: dict[str, Any]) -> list[str]:
+    """A clause for every required option without a value."""
+    required = [action for action in actions if action.required and values.get(action.dest) is None]
+    return [f"--{action.dest} is missing ({action.help})" for action in required]
+
+
+def _refuse_missing(actions: Iterable[argparse.Action], values: dict[str, Any]) -> None:
+    if missing := _missing(actions, values):
+        raise UserError(f"{'; '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}, or use --load_best_args")
 
 
 def refuse_setting(model_class: type, dataset) -> None:
@@ -208,7 +228,7 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError("--inference_only needs --loadcheck FILE: the checkpoint to evaluate")
     if args.optim_nesterov and not (args.optimizer == "sgd" and args.optim_mom > 0):
         raise UserError("--optim_nesterov needs --optimizer sgd and --optim_mom above 0")
-    for one, other in (("permute_classes", "custom_class_order"), ("validation", "holdout")):
+    for one, other in EXCLUSIVE:
         if getattr(args, one) and getattr(args, other):
             raise UserError(f"--{one} and --{other} exclude each other: give one")
     for option in ("exp_name", "ckpt_name"):
@@ -267,7 +287,7 @@ def _actions(parser: ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _explicit(
-    parser: ArgumentParser, argv: list[str], strict: bool
+    parser: ArgumentParser, argv: list[str], strict: bool, unused: Iterable[str] = ()
 ) -> tuple[dict[str, Any], dict[str, argparse.Action]]:
     """What the command line itself says, no default mixed in, and the actions by destination."""
     actions = _actions(parser)
@@ -283,24 +303,18 @@ def _explicit(
             action.default, action.required = default, required
     if strict:
         if rest:
-            raise UserError(explain_unknown(rest, parser))
+            raise UserError(explain_unknown(rest, parser._option_string_actions, unused))
         refuse_repeats(argv, parser)
     return vars(namespace), actions
 
 
-def _still_valid(defaults: dict[str, Any], backbone: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """What a stream or a stored row sets, without what another choice has made void: the options of its own network
-    where another one is used, and a number of iterations where epochs are counted.
-    """
-    void = set()
-    if "backbone" in defaults and registry.normalise(backbone) != registry.normalise(defaults["backbone"]):
-        own, used = ({a.dest for a in declared_options(registry.load("backbone", n))._actions}
-                     for n in (defaults["backbone"], backbone))  # fmt: skip
-        void |= own - used
-    mode = "epochs" if "n_epochs" in chosen and "n_iters" not in chosen else "iters"
-    if chosen.get("fitting_mode", mode) != "iters":
-        void |= {"fitting_mode", "n_iters"}
-    return {name: value for name, value in defaults.items() if name not in void}
+def _for_network(layer: dict[str, Any], backbone: str) -> dict[str, Any]:
+    """What a layer sets, without the options of its own network where another one is used."""
+    if "backbone" not in layer or registry.normalise(backbone) == registry.normalise(layer["backbone"]):
+        return layer
+    own, used = ({a.dest for a in declared_options(registry.load("backbone", name))._actions}
+                 for name in (layer["backbone"], backbone))  # fmt: skip
+    return {name: value for name, value in layer.items() if name not in own - used}
 
 
 def _presets(cls: type, source: dict, unused: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

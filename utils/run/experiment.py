@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from backbone.utils.wrapped import make_network
-from models.utils.state import describe, origin_of
+from models.utils.state import origin_of
+from utils import identity
 from utils.atomic import write_text
 from utils.errors import TrainingFailed, UserError
 from utils.log.analysis import analyse, peak_memory, report_of
@@ -31,7 +32,8 @@ from utils.run import checkpoint, environment
 from utils.run.compiling import CompiledForward
 from utils.run.config import Config, refuse_setting
 from utils.run.environment import differences
-from utils.run.folders import RESULT, run_folder
+from utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
+from utils.run.folders import run_folder
 from utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
 from utils.run.saving import Saver, Signals
 from utils.run.stopping import make_stopper
@@ -71,10 +73,15 @@ def build(config: Config) -> Experiment:
     with preserve_rng():
         refuse_lone_example(model, network, dataset, args)
     origin_of(model)  # notes what a freshly constructed method holds
+    classes = (config.model_class, config.dataset_class, config.backbone_class)
+    files = dict(zip(identity.FILES, map(identity.of_class, classes), strict=True))
+    facts = environment.describe(device) | files | {"code": identity.shared_code(), "data": dataset.checksum}
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     notes = report.notes | ({"score": note} if note else {})
     if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
+    if args.debug_mode:
+        notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
@@ -91,7 +98,7 @@ def build(config: Config) -> Experiment:
         shares=report.shares,
         tasks={task.name: task.METRIC for task in dataset.tasks if task.name},
         notes=notes,
-        environment=environment.describe(device) | {"data": dataset.checksum},
+        environment=facts,
         published=config.row,
     )
     log = Log(run, bar=not args.non_verbose)
@@ -120,7 +127,7 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
         exp = build(config)
     args, start = exp.args, None
     if args.loadcheck:
-        start = checkpoint.restore(checkpoint.load(args.loadcheck), exp, exact=False)
+        start = _loaded_start(exp)
         if args.inference_only:
             exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
         else:
@@ -131,10 +138,10 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
         if not args.disable_log:
             exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))
             exp.run.group = f"seeds_{(first or exp.run).folder.name}" if args.seeds else None
+            if args.resume and (exp.run.folder / RESULT).is_file():
+                return _show_finished(exp)
             if args.resume:
                 start = _resumed_start(exp)
-                if (exp.run.folder / RESULT).is_file():
-                    return _show_finished(exp)
         return _perform(exp, start)
 
 
@@ -203,21 +210,53 @@ def _resumed_start(exp: Experiment) -> Position | None:
         print(f"--resume: nothing saved yet, from the beginning in {run.folder}", flush=True)
         return None
     state = checkpoint.load(path)
-    changed = differences(state["environment"], run.environment)
-    if "data" in changed:
-        raise UserError(
-            f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
-        )
+    _refuse_other_data(state["environment"], run)
     position = checkpoint.restore(state, exp)
     run.position = position.step
     print(f"--resume: from iteration {position.step} of {path}", flush=True)
-    for name, (before, now) in changed.items():
-        print(f"  {name} was {before}, is {now}: the numbers may differ in the last digits", flush=True)
+    _tell_changes(state["environment"], run)
     return position
+
+
+def _loaded_start(exp: Experiment) -> Position:
+    """Put the experiment where `--loadcheck` was saved, a file or the newest checkpoint of a folder."""
+    path = checkpoint.find(exp.args.loadcheck)
+    state = checkpoint.load(path)
+    position = checkpoint.restore(state, exp, exact=False)
+    print(f"--loadcheck: from iteration {position.step} of {path}", flush=True)
+    _tell_changes({name: state["environment"].get(name, "unknown") for name in (*identity.FILES, "data")}, exp.run)
+    exp.run.environment["checkpoint"] = f"{path.name} {checkpoint.verify(path).digest[:12]}"
+    return position
+
+
+def _refuse_other_data(before: dict[str, str], run: Run) -> None:
+    if "data" in differences(before, run.environment):
+        raise UserError(
+            f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
+        )
+
+
+def _tell_changes(before: dict[str, str], run: Run) -> None:
+    """Print what is not as it was; a run on which other files go on is of both from now on."""
+    for name, (then, now) in differences(before, run.environment).items():
+        both = identity.merge_facts(str(then), now)
+        if name not in identity.FILES:
+            print(f"  {name} was {then}, is {now}: the numbers may differ in the last digits", flush=True)
+        elif both != then:
+            print(f"  {name} was {then}, is {now}: another program goes on, the results name both", flush=True)
+        if name in identity.FILES:
+            run.environment[name] = both
 
 
 def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
     run = exp.run
+    if (run.folder / RECORD).is_file():
+        before = read_record(run.folder)["environment"]
+        _refuse_other_data(before, run)
+        restore_record(run)
+        _tell_changes(before, run)
+    else:
+        _resumed_start(exp)
     run.seconds = 0.0
     summary = summarise_run(run)
     print("--resume: this run is finished; drop --resume to run it again")
@@ -226,18 +265,6 @@ def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
         logger.run_started(run)
         logger.run_ended(run, summary)
     return run, summary
-
-
-def write_result(exp: Experiment) -> None:
-    """`result.yaml`, the last file a run writes: fingerprints of all it learned and of its scores."""
-    run = exp.run
-    facts = {
-        "iterations": run.history[-1].step if run.history else 0,
-        "weights": checkpoint.fingerprint(dict(exp.model.named_parameters())),
-        "state": checkpoint.fingerprint(sorted(describe(exp.model).items())),
-        "scores": checkpoint.fingerprint([vars(e) for e in run.history]),
-    }
-    write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))
 
 
 def write_timing(run: Run, memory: dict[str, Any]) -> None:

@@ -8,27 +8,41 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils import identity
 from utils.args import NEUTRAL
 from utils.atomic import file_errors, remove_leftovers
 from utils.errors import UserError
 from utils.record import Run
 from utils.run import checkpoint
-
-RESULT = "result.yaml"  # written last: a run that has it is finished
+from utils.run.finished import RECORD, RESULT, read_record
 
 
 def digest(run: Run) -> str:
-    """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers."""
+    """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers; another
+    file of the method, stream or network is another configuration.
+    """
     options = {name: value for name, value in run.config.items() if name not in NEUTRAL}
+    options |= {name: identity.place(fact) for name, fact in _files(run.environment).items()}
     return hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=8).hexdigest()
+
+
+def content(run: Run) -> str:
+    """8 hexadecimal digits that are equal where the files of method, stream and network say the same."""
+    return hashlib.blake2b(repr(sorted(_files(run.environment).items())).encode(), digest_size=4).hexdigest()
+
+
+def _files(environment: dict[str, str]) -> dict[str, str]:
+    return {name: environment[name] for name in identity.FILES if name in environment}
 
 
 @contextmanager
 def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     """results/<setting>/<dataset>/<model>/<run id>/, held by this process alone while the block runs.
 
-    The run id is the experiment's name, the time, the seed and a digest of the options. With `resume` it is the newest
-    folder of this configuration that is unfinished or can be shown again; a new one where there is none.
+    The run id is the experiment's name, the time, the seed, a digest of the options and one of the files' content. With
+    `resume` it is, of this configuration, the newest folder that can be gone on with, else the newest finished one that
+    can be shown, else the newest that has saved nothing yet; a new one where there is none. A run that other versions
+    of the files began is taken only if it is not finished and there is none of these.
 
     Raises:
         UserError: the folder cannot be made, or another process holds it.
@@ -49,17 +63,33 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
 
 def _earlier(parent: Path, run: Run, name: str) -> Path | None:
     prefix = f"{run.config['exp_name']}_" if run.config.get("exp_name") else ""
-    for folder in sorted(parent.glob(f"{prefix}[0-9]*_{name}"), key=lambda f: f.name, reverse=True):
-        # A finished run without a checkpoint has nothing to go on from, and must not be written over.
-        if folder.is_dir() and (not (folder / RESULT).is_file() or checkpoint.newest(folder)[0]):
-            return folder
-    return None
+    found = sorted(parent.glob(f"{prefix}[0-9]*_{name}_*"), key=lambda f: f.name, reverse=True)
+    folders = [folder for folder in found if folder.is_dir()]
+    finished = [folder for folder in folders if (folder / RESULT).is_file()]
+    others = [folder for folder in folders if not folder.name.endswith(f"_{content(run)}")]
+    begun = [folder for folder in folders if folder not in finished]
+    begun.sort(key=lambda folder: folder in others)  # those of the very same files go first
+    saved = [folder for folder in begun if next(folder.glob("*.pt"), None)]
+    shown = [folder for folder in finished if folder not in others and _is_pure(folder, run)]
+    choice = [f for f in saved if f not in others] + shown + [f for f in begun if f not in others] + saved
+    if not choice and finished:
+        now = ", ".join(_files(run.environment).values())
+        print(f"--resume: the run in {finished[0]} is of other files than {now}: a new one begins", flush=True)
+    return choice[0] if choice else None
+
+
+def _is_pure(folder: Path, run: Run) -> bool:
+    """Whether a finished run can be shown and had the files of `run` from its beginning to its end."""
+    if not (folder / RECORD).is_file():
+        return checkpoint.newest(folder)[0] is not None
+    return _files(read_record(folder)["environment"]) == _files(run.environment)
 
 
 def _new(parent: Path, run: Run, name: str) -> Path:
     while True:
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-        folder = parent / "_".join(part for part in (run.config.get("exp_name"), stamp, name) if part)
+        parts = (run.config.get("exp_name"), stamp, name, content(run))
+        folder = parent / "_".join(part for part in parts if part)
         with file_errors(parent), suppress(FileExistsError):  # another process may take this millisecond
             folder.mkdir()
             return folder

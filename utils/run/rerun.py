@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.run import config as configuration
 from utils.run.environment import differences
 from utils.run.experiment import execute
-from utils.run.folders import RESULT
+from utils.run.finished import RESULT
 
 SHOWN = 5
 

@@ -60,11 +60,12 @@ def train_task(exp: Experiment, at: Position) -> None:
                 at.move()
                 log.step(losses, at)
             model.end_epoch(epoch, stream)
-            if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0:
-                evaluate_run(exp, at, epoch)
             at.batch = 0
             if stopper.end_epoch(exp, at):
                 break
+            # The last epoch's evaluation is that of the task's end.
+            if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0 and epoch + 1 < len(plan):
+                evaluate_run(exp, at, epoch)
     stopper.end_task(model)
     model.meta_end_task(stream)
 

@@ -1,0 +1,79 @@
+"""What a run is besides its options: the content of the files its method, stream and network come from."""
+
+import hashlib
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("models/utils", "datasets/utils", "backbone/utils", "utils")  # one version of the program shares them
+FILES = ("model_file", "dataset_file", "backbone_file")
+# What tells two runs of equal options apart; all of it stands in config.yaml, in checkpoints and in mean_accs.csv.
+FACTS = (*FILES, "data", "checkpoint")
+THEN = ", then "
+_known: dict[type, str] = {}
+
+
+def note(cls: type, path: Path, module: ModuleType) -> None:
+    """Remember where a class came from and what the files said when it was imported: they may change later."""
+    if cls not in _known:
+        shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        _known[cls] = f"{shown.as_posix()} {_content(path, module)}"
+
+
+def of_class(cls: type) -> str:
+    """'models/er.py 1f0c52d7a3b9': the file of a class that the registry gave, with its whole path where it lies
+    outside the program's folder, and 12 digits of a checksum over it and the files of its author that it imports.
+    """
+    return _known.get(cls) or f"{cls.__module__} unknown"
+
+
+def place(fact: str) -> str:
+    """The path of what `of_class` says."""
+    return fact.rpartition(" ")[0]
+
+
+@cache
+def shared_code() -> str:
+    """12 digits of a checksum over the modules that all runs share, as they were when first asked for."""
+    digest = hashlib.sha256()
+    for path in sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def merge_facts(before: str, now: str) -> str:
+    """What a run is that one program began and another one goes on with."""
+    return before if before.rpartition(THEN)[2] == now else f"{before}{THEN}{now}"
+
+
+def _content(path: Path, module: ModuleType) -> str:
+    files = {path: module}
+    todo = [module]
+    while todo:
+        for value in list(vars(todo.pop()).values()):
+            other = value if isinstance(value, ModuleType) else _module_of(value)
+            file = getattr(other, "__file__", None)
+            if file and _is_authors(found := Path(file).resolve()) and found not in files:
+                files[found] = other
+                todo.append(other)
+    digest = hashlib.sha256()
+    for file in [path, *sorted(files.keys() - {path})]:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def _module_of(value: Any) -> ModuleType | None:
+    name = getattr(value, "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) else None
+
+
+def _is_authors(path: Path) -> bool:
+    """Whether a file belongs to one method, stream or network: no library, no room that all share."""
+    if path.suffix != ".py" or {"site-packages", "dist-packages"} & {*path.parts}:
+        return False
+    if any(path.is_relative_to(ROOT / room) for room in ROOMS):
+        return False
+    return not path.is_relative_to(Path(hashlib.__file__).resolve().parent)  # Python's own

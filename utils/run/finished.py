@@ -1,0 +1,85 @@
+"""What a finished run leaves, so that it can be shown again: its record, and fingerprints of all it learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from models.utils.state import describe
+from utils.atomic import write_text
+from utils.config_file import plain_yaml
+from utils.errors import UserError
+from utils.record import Evaluation, Experiment, Run
+from utils.run import checkpoint
+
+RESULT = "result.yaml"  # written last: a run that has it is finished
+RECORD = "record.json"  # scores and losses as they are in memory
+KEYS = {"environment": dict, "matrices": dict, "baselines": dict, "history": list, "losses": list, "epochs": list}
+
+
+def write_result(exp: Experiment) -> None:
+    """`record.json`, then `result.yaml`, the last file a run writes: fingerprints of all it learned and its scores."""
+    run = exp.run
+    record = {
+        "environment": run.environment,
+        "matrices": {name: matrix.tolist() for name, matrix in run.matrices.items()},
+        "baselines": {name: list(map(float, scores)) for name, scores in run.baselines.items()},
+        "history": [vars(e) for e in run.history],
+        "losses": run.losses,
+        "epochs": run.epochs,
+    }
+    write_text(run.folder / RECORD, json.dumps(record) + "\n")
+    facts = {
+        "iterations": run.history[-1].step if run.history else 0,
+        "weights": checkpoint.fingerprint(dict(exp.model.named_parameters())),
+        "state": checkpoint.fingerprint(sorted(describe(exp.model).items())),
+        "scores": _fingerprint(run.history),
+    }
+    write_text(run.folder / RESULT, yaml.safe_dump(facts, sort_keys=False))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_result` wrote of a finished run.
+
+    Raises:
+        UserError: it cannot be read, or is not what a run writes.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} cannot be read ({type(e).__name__}): move the folder away to run it again") from None
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in KEYS.items()):
+        raise UserError(f"{path} is not what a run writes: move the folder away to run it again")
+    return record
+
+
+def restore_record(run: Run) -> None:
+    """Fill a run with the record of its folder.
+
+    Raises:
+        UserError: the record is not what the run wrote.
+    """
+    record, folder = read_record(run.folder), run.folder
+    try:
+        history = [Evaluation(**e) for e in record["history"]]
+        matrices = {name: np.array(rows, dtype=np.float64) for name, rows in record["matrices"].items()}
+        tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
+        checkpoint.check_scores(record | {"matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
+        if (plain_yaml(folder / RESULT) or {}).get("scores") != _fingerprint(history):
+            raise ValueError("other scores than those of the run")
+        run.baselines = {name: [float(x) for x in scores] for name, scores in record["baselines"].items()}
+        run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in record["losses"]]
+    except checkpoint.MALFORMED as e:
+        raise UserError(
+            f"{folder / RECORD} is not what this run wrote ({type(e).__name__}): move the folder away to run it again"
+        ) from None
+    run.history, run.matrices, run.epochs = history, matrices, record["epochs"]
+    run.position = history[-1].step if history else 0
+
+
+def _fingerprint(history: list[Evaluation]) -> str:
+    return checkpoint.fingerprint([vars(e) for e in history])

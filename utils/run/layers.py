@@ -1,0 +1,52 @@
+"""How the layers of a configuration are laid over each other: by rank, and as groups where options exclude each other.
+
+A layer is (place, {option: value}). An option takes the value of the highest layer that sets it. Where a layer makes
+void what lower ones set (it counts epochs, they counted iterations), theirs is left out: the default holds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+Layer = tuple[str, dict[str, Any]]
+EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
+
+
+def merge(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers, lowest first, without the settings that a higher layer makes void.
+
+    Args:
+        layers: lowest rank first; the values are converted.
+    """
+    kept: list[Layer] = []
+    for place, values in layers:
+        void = made_void(values)
+        kept = [(lower, {name: v for name, v in own.items() if name not in void}) for lower, own in kept]
+        kept.append((place, values))
+    return kept
+
+
+def made_void(values: dict[str, Any]) -> set[str]:
+    """The options whose settings in lower layers do not go with what this layer sets."""
+    void: set[str] = set()
+    ends = values.get("fitting_mode")
+    if ends is None and "n_epochs" in values and "n_iters" not in values:
+        ends = "epochs"  # who gives a number of epochs wants so many
+    if ends not in (None, "iters"):
+        void |= {"fitting_mode", "n_iters"}
+    for one, other in EXCLUSIVE:
+        void |= {name for name, rival in ((one, other), (other, one)) if values.get(rival) and name not in values}
+    if values.get("optimizer", "sgd") != "sgd" or values.get("optim_mom", 1) == 0:
+        void.add("optim_nesterov")
+    if values.get("lr_scheduler", "multisteplr") != "multisteplr":
+        void.add("lr_milestones")
+    return void
+
+
+def shorten(values: dict[str, Any]) -> set[str]:
+    """`--debug_mode`: one epoch wherever epochs are counted, the method's own passes included; the options changed."""
+    short = {name: 1 for name, n in values.items() if name.endswith("_epochs") and type(n) is int and n > 1}
+    short.pop("eval_epochs", None)
+    if values["fitting_mode"] == "iters":
+        short |= {"fitting_mode": "epochs", "n_iters": None}
+    values |= short
+    return short.keys()
