@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from models.utils.contract import check_constructed
 from models.utils.state import describe, origin_of
 from utils.atomic import write_text
 from utils.errors import TrainingFailed, UserError
@@ -54,7 +55,9 @@ def build(config: Config) -> Experiment:
     backbone = config.backbone_class.from_args(args, dataset.SIZE, dataset.N_CLASSES).to(device)
     if args.code_optimization >= 3:
         backbone.compile()
-    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
+    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
+    check_constructed(model)
+    model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     origin_of(model)  # notes what a freshly constructed method holds
