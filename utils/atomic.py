@@ -67,7 +67,9 @@ def file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         reason = e.strerror or str(e)
-        raise UserError(f"cannot write {path}: {reason}; free some space or give another --results_path") from None
+        gone = e.errno in (errno.ENOENT, errno.ESTALE)
+        advice = "its folder was removed or unmounted: put it back" if gone else "free some space"
+        raise UserError(f"cannot write {path}: {reason}; {advice} or give another --results_path") from None
 
 
 @contextmanager
