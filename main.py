@@ -3,17 +3,20 @@
 python main.py --model pah --dataset seq-digits
 """
 
+import os
 import sys
 
 from utils import registry
+from utils.console import readable_anywhere
 from utils.errors import Stopped, TrainingFailed, UserError
 from utils.run import config as configuration
 
 
 def main(argv: list[str]) -> int:
     """Run one command line; returns the exit status: 0, 1 for a run that failed or a repetition that differs, 2 for
-    bad input, 128 + the number of the signal that stopped it.
+    bad input, 128 + the number of the signal that stopped it, 141 where nobody reads the output any more.
     """
+    readable_anywhere()
     try:
         choice = configuration.chosen(argv)
         if choice.list:
@@ -30,6 +33,7 @@ def main(argv: list[str]) -> int:
             return 0 if rerun(choice.rerun, argv) else 1
         else:
             run(argv)
+        sys.stdout.flush()
     except UserError as e:
         print(f"main.py: error: {e}", file=sys.stderr)
         return 2
@@ -39,6 +43,13 @@ def main(argv: list[str]) -> int:
     except Stopped as e:
         print(f"main.py: {e}", file=sys.stderr)
         return e.status
+    except BrokenPipeError:
+        # Nobody reads the output any more, as after `| head`. What Python still has for it must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not (choice.list or choice.help):
+            what = "nobody reads the output any more; a run that was saved goes on with --resume"
+            print(f"main.py: ended, since {what}", file=sys.stderr)
+        return 128 + 13
     except KeyboardInterrupt:
         print("main.py: interrupted; a run that had begun goes on with the same command and --resume", file=sys.stderr)
         return 130

@@ -57,7 +57,7 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(folder):
         seen.append(original(*args, **kwargs))
         return seen[-1]
 
-    exp.model.observe = watched
+    vars(exp.model)["observe"] = watched
     train(exp)
     assert [(r["task"], r["epoch"], r["start"]) for r in exp.run.epochs] == [
         (t, e, 2 * (3 * t + e)) for t in range(3) for e in range(3)

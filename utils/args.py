@@ -6,6 +6,7 @@ that `--help` is quick. Method files import `ArgumentParser` and `add_rehearsal_
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -42,8 +43,31 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse_known_args(self, args=None, namespace=None):
-        tokens = None if args is None else canonical(args)
+        tokens = None if args is None else self._joined(canonical(args))
         return super().parse_known_args(tokens, namespace)
+
+    def _joined(self, tokens: list[str]) -> list[str]:
+        """Lists as argparse wants them, however they were given: `3, 1, 2` as one value of an option that takes a list,
+        `0,1` as two of an option that takes several.
+        """
+        out, tokens = [], list(tokens)
+        while tokens:
+            token = tokens.pop(0)
+            name, _, first = token.partition("=")
+            action = self._option_string_actions.get(name)
+            one, several = getattr(action, "type", None) in LISTS, getattr(action, "nargs", None) == "+"
+            if not (one or several):
+                out.append(token)
+                continue
+            given = [first] if first else []
+            while tokens and not (tokens[0].startswith("-") and not tokens[0][1:2].isdigit()):
+                given.append(tokens.pop(0))
+            if several:
+                out += [name, *(part for text in given for part in re.split(r"[,\s]+", text) if part)]
+            else:
+                text = " ".join(given)
+                out += [f"{name}={text}"] if given or "=" in token else [name]
+        return out
 
 
 def canonical(argv: list[str]) -> list[str]:
@@ -114,12 +138,23 @@ def store_uri(text: str) -> str:
     return text
 
 
+def _parts(text: str) -> list[str]:
+    """The parts of a list with commas, spaces or both between them, in brackets or not."""
+    inner = str(text).strip("[]() ")
+    return re.split(r"\s*,\s*|\s+", inner)
+
+
 def int_list(text: str) -> list[int]:
-    """`3,1,2` as a list of integers."""
+    """`3,1,2` as a list of integers; `3, 1, 2` and `3 1 2` are the same."""
     try:
-        return [int(part) for part in str(text).strip("[]() ").split(",")]
+        return [int(part) for part in _parts(text)]
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}': expected integers separated by commas, as 3,1,2") from None
+
+
+def name_list(text: str) -> str:
+    """`det, seg, cls` as `det,seg,cls`."""
+    return ",".join(_parts(text))
 
 
 def width_list(text: str) -> list[int]:
@@ -128,6 +163,9 @@ def width_list(text: str) -> list[int]:
     if min(widths, default=1) < 1:
         raise argparse.ArgumentTypeError(f"'{text}': a layer has at least one unit")
     return widths
+
+
+LISTS = (int_list, width_list, name_list)  # types of which one value is a list
 
 
 def add_bool(parser, flag: str, default: bool = False, help: str = "") -> None:

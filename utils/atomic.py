@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their final name, flushed to disk, then renamed over it."""
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -7,7 +8,56 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, SoftFileLock, Timeout
+
 from utils.errors import UserError
+
+WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # how some network file systems answer
+
+
+class LockTaken(Exception):
+    """Another process has the lock.
+
+    Args:
+        path: of the lock.
+        hint: what to do where none has, empty for a lock that ends with its process.
+    """
+
+    def __init__(self, path: Path, hint: str = ""):
+        super().__init__(f"{path} is taken by another process{hint}")
+        self.hint = hint
+
+
+@contextmanager
+def locked(path: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Within, this process alone has the lock `path`.
+
+    Where the file system has no locks (some network folders), the file `<path>.marker` stands for one: it is removed at
+    the end of the block, and a killed process may leave it.
+
+    Args:
+        timeout: seconds to wait for it, -1 for ever.
+
+    Raises:
+        LockTaken: another process has it.
+        OSError: the folder is not writable.
+    """
+    lock, marker = FileLock(str(path)), Path(f"{path}.marker")
+    try:
+        try:
+            lock.acquire(timeout=timeout, poll_interval=0.02)
+        except (OSError, NotImplementedError) as e:
+            if isinstance(e, OSError) and e.errno not in WITHOUT_LOCKS:
+                raise
+            lock = SoftFileLock(str(marker))
+            lock.acquire(timeout=timeout, poll_interval=0.02)
+    except Timeout:
+        hint = f"; if none does, delete {marker}" if isinstance(lock, SoftFileLock) else ""
+        raise LockTaken(path, hint) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -17,7 +67,9 @@ def file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         reason = e.strerror or str(e)
-        raise UserError(f"cannot write {path}: {reason}; free some space or give another --results_path") from None
+        gone = e.errno in (errno.ENOENT, errno.ESTALE)
+        advice = "its folder was removed or unmounted: put it back" if gone else "free some space"
+        raise UserError(f"cannot write {path}: {reason}; {advice} or give another --results_path") from None
 
 
 @contextmanager

@@ -9,10 +9,13 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils import identity
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.identity import ROOT
 
 FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
@@ -47,16 +50,18 @@ def load(kind: str, name: str) -> type:
     """The class behind a name, or behind a path that ends in `.py` (a method kept outside this folder).
 
     Raises:
-        UserError: no such file (the nearest name is given), or the file holds no class with that NAME.
+        UserError: no such file (the nearest name is given), the file cannot be imported, or it holds no class with
+            that NAME.
     """
     path = find(kind, name)
     stem = path.stem
-    if kind == "model" and _of("signs").written_for_mammoth(path):
-        module = _of("entry").import_file(path)
-    elif path.parent == ROOT / FOLDERS[kind]:
-        module = importlib.import_module(f"{FOLDERS[kind]}.{stem}")
-    else:
-        module = _import_file(kind, path)
+    with import_errors(path):
+        if kind == "model" and _of("signs").written_for_mammoth(path):
+            module = _of("entry").import_file(path)
+        elif path.parent == ROOT / FOLDERS[kind]:
+            module = importlib.import_module(f"{FOLDERS[kind]}.{stem}")
+        else:
+            module = _import_file(kind, path)
     own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     named = [c for c in own if normalise(getattr(c, "NAME", None) or "") == normalise(stem)]
     if not named:
@@ -104,5 +109,35 @@ def _import_file(kind: str, path: Path):
     spec = importlib.util.spec_from_file_location(key, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[key]  # half a module must not be found at the next look
+        raise
     return module
+
+
+@contextmanager
+def import_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is imported into a UserError that names the file, the line and what is missing.
+
+    Where the error arises in another file that this one imports, the line names both.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:
+        if isinstance(e, SyntaxError):
+            place, what = f"{e.filename or path}, line {e.lineno or 1}", e.msg
+        else:
+            frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).is_file()]
+            frames = [f for f in frames if not {"importlib", "site-packages"} & set(Path(f.filename).parts)]
+            own = next((f for f in reversed(frames) if Path(f.filename) == path), None)
+            last = frames[-1] if frames and frames[-1].filename != __file__ else own
+            place = ", line ".join(map(str, (last.filename, last.lineno) if last else (path, 1)))
+            what = one_line(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {one_line(e)}"
+        if not place.startswith(str(path)):
+            place += f" (imported by {path.name})"
+        advice = "install or correct what it imports" if isinstance(e, ImportError) else "correct the file"
+        raise UserError(f"{place}: {what}: {advice}") from None

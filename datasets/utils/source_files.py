@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from utils.atomic import locked
 from utils.errors import UserError
 
 # A cluster node behind a firewall would otherwise wait minutes for each connection.
@@ -100,13 +101,11 @@ def fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], o
 
     if not missing():
         return
-    from filelock import FileLock
-
     lock = base / f".{name}.lock"
     new_folders = [folder for folder in (base, *base.parents) if not folder.exists()]
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with locked(lock, timeout=-1):
             # Another process may have finished the download while this one waited.
             if missing():
                 with tempfile.TemporaryDirectory(dir=base, prefix=".download-") as staging, _patient_network():

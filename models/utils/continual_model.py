@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbone.utils.precision import mixed_precision
 from datasets.utils.task import ClassTask, Task
-from utils.errors import UserError
+from models.utils.contract import Count, checked_loss, refuse_hidden, reserved_names
 from utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -57,6 +57,7 @@ class ContinualModel(nn.Module):
         n_classes_current_task, n_seen_classes, n_past_classes, n_remaining_classes: class counts, the current task
         among the seen.
         task_iteration, epoch_iteration: batches observed in this task and in this epoch.
+        These counts are the runner's; a method that sets one of them keeps a number of its own under that name.
     """
 
     NAME: str
@@ -105,14 +106,9 @@ class ContinualModel(nn.Module):
         self._needs_task = self._wants_task and positional[1].default is inspect.Parameter.empty
         self._wants_epoch = "epoch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
-    def __setattr__(self, name: str, value) -> None:
-        """
-        Raises:
-            UserError: the name is a counter that the runner sets, or a method.
-        """
-        mine = getattr(type(self), name, None) if hasattr(ContinualModel, name) else None
-        if isinstance(mine, property) and mine.fset is None or inspect.isfunction(mine) and not callable(value):
-            raise UserError(f"{self.NAME} sets self.{name}, a name of ContinualModel's own: give it another name")
+    def __setattr__(self, name, value):
+        if name in RESERVED:
+            refuse_hidden(self, name)
         super().__setattr__(name, value)
 
     # ---- what a method writes
@@ -222,13 +218,13 @@ class ContinualModel(nn.Module):
 
     # ---- what a method uses
 
-    current_task = property(attrgetter("_current_task"))
-    task_iteration = property(attrgetter("_task_iteration"))
-    epoch_iteration = property(attrgetter("_epoch_iteration"))
-    n_classes_current_task = property(attrgetter("_n_classes_current_task"))
-    n_past_classes = property(attrgetter("_n_past_classes"))
-    n_seen_classes = property(lambda self: self._n_past_classes + self._n_classes_current_task)
-    n_remaining_classes = property(lambda self: self.num_classes - self.n_seen_classes)
+    current_task = Count(attrgetter("_current_task"))
+    task_iteration = Count(attrgetter("_task_iteration"))
+    epoch_iteration = Count(attrgetter("_epoch_iteration"))
+    n_classes_current_task = Count(attrgetter("_n_classes_current_task"))
+    n_past_classes = Count(attrgetter("_n_past_classes"))
+    n_seen_classes = Count(lambda self: self._n_past_classes + self._n_classes_current_task)
+    n_remaining_classes = Count(lambda self: self.num_classes - self.n_seen_classes)
 
     def step_on(self, loss: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """One step of the optimiser on a loss, or on the sum of weighted terms by name; what `observe` returns: the
@@ -306,13 +302,20 @@ class ContinualModel(nn.Module):
         self.begin_epoch(epoch, dataset)
 
     def meta_observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch: int):
-        """`observe` with the keywords it names and no others; returns what it returns."""
+        """`observe` with the keywords it names and no others; returns what it returns.
+
+        Raises:
+            UserError: that is no loss.
+        """
         self.dataset.begin_batch(self.net)
         with mixed_precision(self.device.type) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
         self._task_iteration += 1
         self._epoch_iteration += 1
-        return loss
+        return checked_loss(self, loss)
+
+
+RESERVED = reserved_names(ContinualModel)
 
 
 class GradientClipping:

@@ -33,7 +33,7 @@ def gates_from(dataset: str = "seq-digits", **changed) -> tuple[int, int, int] |
             assert list(out) == ["loss", "ce"] and model.buffer.num_seen_examples == 0
         return out
 
-    model.observe = watched
+    vars(model)["observe"] = watched
     train(exp)
     return first[0] if first else None
 

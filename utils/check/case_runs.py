@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.utils.contract import loss_problem
 from models.utils.outside import same_value
 from models.utils.state import describe
 from utils import registry
@@ -69,13 +70,12 @@ def observed(case: Case) -> Ended:
             out = original(inputs, labels, not_aug_inputs, **kwargs)
         loose.extend(terms.places())
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))
-        loss = out.get("loss") if isinstance(out, dict) else out
-        if isinstance(loss, float) or (isinstance(loss, Tensor) and loss.dim() == 0):
+        if (problem := loss_problem(out)) is None:
             return out
-        no_losses.append(f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss))
+        no_losses.append(problem)
         return 0.0  # the run goes on, for the other checks
 
-    exp.model.observe = watched
+    vars(exp.model)["observe"] = watched
     images = [loader.dataset.data.clone() for loader in exp.dataset.all_test_loaders()]
     train(exp)
     del exp.model.observe

@@ -7,8 +7,9 @@ import csv
 import io
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,7 @@ class TensorBoardLogger(Logger):
         # A killed run may have written events after its checkpoint, and at its very step: those are dropped by the
         # reader, and what the checkpoint knows of its step is written once more.
         self.folder = run.folder
+        threading.excepthook = _without_writers(threading.excepthook)
         with file_errors(self.folder):
             self.writer = SummaryWriter(str(self.folder), purge_step=run.position or 0)
         for step, means, lr in run.losses if run.position else ():
@@ -207,7 +209,7 @@ class TensorBoardLogger(Logger):
         from PIL import Image
         from torch.utils.tensorboard.summary import hparams
 
-        options = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in run.config.items()}
+        options = {name: v if isinstance(v, bool | int | float) else _utf8(v) for name, v in run.config.items()}
         metrics = {
             f"metrics/{_prefix(summary, scenario)}{metric}": value
             for scenario, values in summary.items()
@@ -224,6 +226,22 @@ class TensorBoardLogger(Logger):
             for tag, value in metrics.items():
                 self.writer.add_scalar(tag, value, step)
             self.writer.close()
+
+
+def _without_writers(hook: Callable) -> Callable:
+    """A `threading.excepthook` without the tracebacks of TensorBoard's threads that could not write a file: the next
+    event raises the same error, which is told in one line.
+    """
+    if hasattr(hook, "without_writers"):
+        return hook
+
+    def tell(args) -> None:
+        writes = type(args.thread).__module__.startswith("tensorboard.")
+        if not (writes and issubclass(args.exc_type, OSError)):
+            hook(args)
+
+    tell.without_writers = True
+    return tell
 
 
 class ReportLogger(Logger):
@@ -300,6 +318,11 @@ def _csv(rows: Iterable[Iterable]) -> str:
     return text.getvalue()
 
 
+def _utf8(value: Any) -> str:
+    """A value as text, what UTF-8 has no form for escaped: an option may hold bytes of a name in another encoding."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 def _md(value: Any) -> str:
     """One cell of a markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return _utf8(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

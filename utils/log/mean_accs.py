@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from utils.atomic import file_errors, remove_leftovers, write_text
+from utils.atomic import LockTaken, file_errors, locked, remove_leftovers, write_text
 from utils.errors import UserError
 from utils.metrics import METRICS, seen_means
 from utils.record import Run
@@ -36,11 +35,11 @@ def append_row(path: Path, row: dict[str, object]) -> None:
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, poll_interval=0.02):
+            with locked(Path(f"{path}.lock"), LOCK_TIMEOUT):
                 _append_locked(path, {_cell(name): _cell(value) for name, value in row.items()})
-        except Timeout:
+        except LockTaken as e:
             raise UserError(
-                f"{path} stays locked: end the process that holds {path.name}.lock (this run's row is missing)"
+                f"{path} stays locked: end the process that holds {path.name}.lock (this run's row is missing){e.hint}"
             ) from None
 
 

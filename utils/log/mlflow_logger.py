@@ -16,9 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from utils.atomic import file_errors
+from utils.atomic import file_errors, locked
 from utils.errors import Stopped, UserError
 from utils.log.events import Logger
 from utils.randomness import preserve_rng
@@ -284,7 +282,7 @@ def _alone(uri: str):
         database.execute("BEGIN IMMEDIATE")
     finally:
         database.close()
-    return FileLock(f"{path}.lock", timeout=120)
+    return locked(Path(f"{path}.lock"), timeout=120)
 
 
 def _one_line(e: BaseException) -> str:

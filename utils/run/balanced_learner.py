@@ -59,7 +59,7 @@ class BalancedContinualLearner:
             UserError: `task` is not the next one.
             TrainingFailed: a loss is not finite.
         """
-        done = self.model.current_task
+        done = self.model._current_task
         if task not in self.tasks[done : done + 1]:
             following = self.tasks[done] if done < len(self.tasks) else "none: all are trained"
             raise UserError(f"train_stage({task!r}): the next task is {following}; vision_order sets the order")
@@ -74,7 +74,7 @@ class BalancedContinualLearner:
         """Test score of every task, percent; those not trained yet included."""
         self.dataset.all_test_loaders()
         n = len(self.tasks)
-        scores, _ = evaluate(self.model, self.dataset, range(n), min(self.model.current_task, n - 1))
+        scores, _ = evaluate(self.model, self.dataset, range(n), min(self.model._current_task, n - 1))
         return dict(zip(self.tasks, scores["task-il"], strict=True))
 
     def check_forgetting(self) -> list[Verdict]:
@@ -87,7 +87,7 @@ class BalancedContinualLearner:
         Raises:
             UserError: not all tasks are trained, or no images were kept.
         """
-        if self.model.current_task < len(self.tasks) or not self.model.probes:
+        if self.model._current_task < len(self.tasks) or not self.model.probes:
             raise UserError("finetune_if_needed() needs all stages trained, and finetune=True (the default)")
         self.model.finetune(self.dataset)
         if self.model.finetuned:
@@ -96,7 +96,7 @@ class BalancedContinualLearner:
 
     def run(self) -> list[Verdict]:
         """Every stage that is left, the fine-tuning if needed (not with `finetune=False`), and `check_forgetting()`."""
-        for task in self.tasks[self.model.current_task :]:
+        for task in self.tasks[self.model._current_task :]:
             self.train_stage(task)
         if self.args.finetune:
             self.finetune_if_needed()

@@ -168,6 +168,7 @@ def refuse_setting(model_class: type, dataset) -> None:
     """A method runs only on the kinds of task and in the settings it lists; a task-il method may run on a class-il
     stream, where the task is given. `dataset` is a class, whose setting may still be open, or a built stream.
     """
+    _refuse_incomplete(model_class)
     allowed, advice = list(model_class.COMPATIBILITY), "choose another method or another stream"
     kinds = [kind.NAME for kind in model_class.TASKS]
     if not {dataset.TASK.NAME, "any"} & {*kinds}:
@@ -181,6 +182,18 @@ def refuse_setting(model_class: type, dataset) -> None:
             f"method '{model_class.NAME}' supports {', '.join(allowed)} but dataset '{dataset.NAME}' is "
             f"{' or '.join(settings)}: {advice}"
         )
+
+
+def _refuse_incomplete(cls: type) -> None:
+    """A class must say what the runner has to know of a method before it makes one."""
+    settings = getattr(cls, "COMPATIBILITY", None)
+    if not isinstance(settings, list | tuple | set) or not settings or not all(isinstance(s, str) for s in settings):
+        raise UserError(
+            f"{cls.__name__} of method '{cls.NAME}' has COMPATIBILITY = {settings!r}: expected a list of the settings "
+            "it supports, of 'class-il', 'domain-il', 'task-il', 'general-continual'"
+        )
+    if not hasattr(cls, "meta_observe"):
+        raise UserError(f"{cls.__name__} of method '{cls.NAME}' is no ContinualModel: derive it from that class")
 
 
 def refuse_input(backbone_class: type, dataset_class: type) -> None:

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from backbone.utils.wrapped import make_network
+from models.utils.contract import check_constructed
 from models.utils.state import origin_of
 from utils import identity
 from utils.atomic import write_text
@@ -67,7 +68,9 @@ def build(config: Config) -> Experiment:
 
     backbone = network()
     compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
-    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset).to(device)
+    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
+    check_constructed(model)
+    model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
     with preserve_rng():

@@ -6,11 +6,9 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from utils import identity
 from utils.args import NEUTRAL
-from utils.atomic import file_errors, remove_leftovers
+from utils.atomic import LockTaken, file_errors, locked, remove_leftovers
 from utils.errors import UserError
 from utils.record import Run
 from utils.run import checkpoint
@@ -52,11 +50,14 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     with file_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
     # Two processes that look for the folder at the same time must not both conclude that there is none.
-    alone = FileLock(str(parent / f".{name}.lock"), timeout=60) if resume else nullcontext()
+    alone = locked(parent / f".{name}.lock", timeout=60) if resume else nullcontext()
     with ExitStack() as stack:
-        with file_errors(parent), alone:
-            folder = (resume and _earlier(parent, run, name)) or _new(parent, run, name)
-            stack.enter_context(_held(folder))
+        try:
+            with file_errors(parent), alone:
+                folder = (resume and _earlier(parent, run, name)) or _new(parent, run, name)
+                stack.enter_context(_held(folder))
+        except LockTaken as e:
+            raise UserError(f"another process looks for its folder in {parent} since a minute{e.hint}") from None
         remove_leftovers(folder)
         yield folder
 
@@ -97,15 +98,12 @@ def _new(parent: Path, run: Run, name: str) -> Path:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    lock = FileLock(str(folder / ".lock"))
-    with file_errors(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is running this configuration in {folder}: wait for it, or end it first"
-            ) from None
-    try:
+    with ExitStack() as stack:
+        with file_errors(folder):
+            try:
+                stack.enter_context(locked(folder / ".lock"))
+            except LockTaken as e:
+                raise UserError(
+                    f"another process is running this configuration in {folder}: wait for it, or end it first{e.hint}"
+                ) from None
         yield
-    finally:
-        lock.release()

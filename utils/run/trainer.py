@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from backbone.utils.base import Backbone
 from backbone.utils.wrapped import Wrapped, output_size
 from datasets.utils.given import GivenLoader, GivenTasks, TestLoader
+from models.utils.contract import check_constructed
 from models.utils.state import origin_of
 from utils import registry
 from utils.atomic import file_errors
@@ -283,6 +284,7 @@ class ContinualTrainer:
         self.args.multi_head = self.tasks.multi_head
         backbone = self.net if isinstance(self.net, Backbone) else Wrapped(self.net, n_classes)
         method = cls(backbone, self.tasks.get_loss(), self.args, self.tasks.get_transform(), self.tasks)
+        check_constructed(method)
         if self.replay:
             method.replay_buffer = Buffer(self.replay["size"], self.device)
         self.method = method.to(self.device)

@@ -72,7 +72,7 @@ class Examples:
 
     def facts(self) -> dict:
         """Names of the files and a SHA-256 over the names, the files' sizes and the targets."""
-        names, digest = [path.relative_to(self.base).as_posix() for path in self.files], hashlib.sha256()
+        names, digest = [Path(os.path.relpath(path, self.base)).as_posix() for path in self.files], hashlib.sha256()
         for name, path, target in zip(names, self.files, self.targets, strict=True):
             if isinstance(target, Path):
                 target = target.stat().st_size
@@ -306,7 +306,7 @@ def _chosen_by_class(targets: list[int], subset: int, split: str, seed: int) -> 
 
 
 def _absolute(base_path: str) -> Path:
-    return Path(base_path).expanduser().absolute()
+    return Path(base_path).expanduser().resolve()
 
 
 def _require(path: Path, what: str, base: Path) -> None:

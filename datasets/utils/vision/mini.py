@@ -72,7 +72,7 @@ def mini_folder(base_path: str, seed: int, size: int, source: str) -> Path:
     Raises:
         UserError: the folder cannot be written, or holds other files than were made.
     """
-    base = Path(base_path).expanduser().absolute()
+    base = Path(base_path).expanduser().resolve()
     name = hashlib.blake2b(f"{VERSION} {seed} {size} {source}".encode(), digest_size=6).hexdigest()
     folder = base / f"vision-mini-{name}"
     if folder.is_dir():

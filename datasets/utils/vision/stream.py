@@ -14,7 +14,7 @@ from datasets.utils.streaming import JointLoader, moved
 from datasets.utils.vision.data import VisionData, equally_spaced
 from datasets.utils.vision.formats import REPAIR, Boxes, Parts
 from datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
-from utils.args import int_list, non_negative_int, number
+from utils.args import int_list, name_list, non_negative_int, number
 from utils.errors import UserError
 from utils.randomness import permutation
 
@@ -54,7 +54,7 @@ class VisionStream(ContinualDataset):
     @classmethod
     def get_parser(cls, parser):
         add, orders = parser.add_argument, [",".join(order) for order in permutations(TASKS)]
-        add("--vision_order", choices=orders, default=orders[0], help="order of the tasks")
+        add("--vision_order", type=name_list, choices=orders, default=orders[0], help="order of the tasks")
         add("--seg_classes", choices=[*SEGMENTATION], default="semantic", help="masks of objects, or of their classes")
         add(
             "--detection", choices=[*DETECTION], default="multilabel", help="which classes are there, or a box for each"

@@ -18,11 +18,6 @@ from models.utils.continual_model import OPTIMIZERS, ContinualModel
 from models.utils.mammoth.stream import NotHere, Stream, TaskLoader, TaskRows, with_names
 from utils.errors import TrainingFailed, UserError
 
-COUNTERS = (
-    "current_task", "n_classes_current_task", "n_past_classes", "n_seen_classes", "n_remaining_classes",
-    "task_iteration", "epoch_iteration",
-)  # fmt: skip
-
 
 class Arguments(argparse.Namespace):
     """The run's options, and the values of those that Mammoth has besides. Setting one sets the run's."""
@@ -132,15 +127,6 @@ def without_waits() -> Iterator[None]:
         torch.cuda.synchronize = own
 
 
-def settable(name: str) -> property:
-    """A counter of the runner that the file may set: from then on it is the file's own, as in Mammoth until 2023."""
-    own, runner = f"_own_{name}", getattr(ContinualModel, name)
-    return property(
-        lambda self: vars(self)[own] if own in vars(self) else runner.fget(self),
-        lambda self, value: vars(self).__setitem__(own, value),
-    )
-
-
 class MammothModel(ContinualModel, metaclass=OldSignature):
     """`ContinualModel` with the names, the argument orders and the hooks of Mammoth's.
 
@@ -248,7 +234,3 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
     @guarded
     def evaluate_batch(self, *args):
         return super().evaluate_batch(*args)
-
-
-for _name in COUNTERS:
-    setattr(MammothModel, _name, settable(_name))
