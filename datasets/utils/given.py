@@ -10,7 +10,12 @@ from torch import Tensor
 from datasets.utils.class_sets import Classes, SetTask, as_classes, in_order, labels_in, name_classes
 from datasets.utils.continual_dataset import MultiHeadLoss
 from datasets.utils.given_batches import (
-    are_numbers, read_classes, read_inputs, read_numbers, repeatable, split_batch,
+    are_numbers,
+    read_classes,
+    read_inputs,
+    read_numbers,
+    repeatable,
+    split_batch,
 )  # fmt: skip
 from datasets.utils.task import ClassTask, RegressionTask, TaskStream, TokenTask
 from utils.errors import UserError

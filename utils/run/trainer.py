@@ -37,7 +37,6 @@ from utils.run.stopping import Stopper
 from utils.run.trainer_config import build_network, flat, read_config
 from utils.run.training import train_task as run_task
 
-
 SETTINGS = ("class-il", "task-il", "domain-il", "regression")
 LEFT = (GivenLoader, ReadOnce, Origin)  # the data, and what a method was when it was made
 
