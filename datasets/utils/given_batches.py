@@ -130,8 +130,8 @@ def read_classes(labels: Tensor, outputs: int, per_position: bool, look: bool) -
             ignored = f", or {IGNORED} where none is scored" if per_position else ""
             ends = sorted({int(bad.min()), int(bad.max())})
             raise UserError(
-                f"there are labels {' to '.join(map(str, ends))}: the network's {outputs} outputs stand for labels 0 to "
-                f"{outputs - 1}{ignored}"
+                f"the loader gives label {' to '.join(map(str, ends))}: the network's {outputs} outputs stand for "
+                f"labels 0 to {outputs - 1}{ignored}"
             )
     return labels
 
