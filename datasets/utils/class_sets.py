@@ -43,13 +43,18 @@ class SetTask(ClassTask):
         return outputs[..., self.classes]
 
     def position(self, labels: Tensor) -> Tensor:
-        return self.table[labels]
+        return _entries(self.table, labels)
 
     def label(self, position: Tensor) -> Tensor:
-        return self.classes[position]
+        return _entries(self.classes, position)
 
     def score(self, last: "SetTask | None" = None) -> SetScore:
         return SetScore(torch.cat((self.seen, last.seen)).unique() if last else self.classes)
+
+
+def _entries(table: Tensor, at: Tensor) -> Tensor:
+    """`table[at]`, inside `vmap` and `grad` too, where one number is no index."""
+    return table.index_select(0, at.reshape(-1)).view(at.shape)
 
 
 def labels_in(classes: Classes) -> list[int]:

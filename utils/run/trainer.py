@@ -154,9 +154,9 @@ class ContinualTrainer:
         if done and (found := output_shape(self.net, inputs)[-1]) != shape:
             raise UserError(f"the network has {found} outputs for the loader of task {done}: it had {shape} before")
         method, tasks, args = self.method, self.tasks, self.args
+        refuse_setting(type(method), tasks)
         if method.COMPATIBILITY == ["task-il"] and tasks.SETTING == "domain-il":
             raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
-        refuse_setting(type(method), tasks)
         method.n_tasks = tasks.N_TASKS
         tasks.loss_fn = loss_fn
         args.n_epochs, args.batch_size = num_epochs, tasks.train_loader.batch_size
