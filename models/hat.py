@@ -61,7 +61,8 @@ class HAT(ContinualModel):
             start = torch.randn(sum(self.widths), generator=generator(self.args.seed, "embedding", task))
             self.embeddings.requires_grad_(False)
             self.embeddings.append(nn.Parameter(start.to(self.device)))
-        rows = {id(p): head_rows(p, self.get_offsets(self.current_task)) for p in self.net.classifier.parameters()}
+        classes = dataset.class_index(self.current_task)
+        rows = {id(p): head_rows(p, classes) for p in self.net.classifier.parameters()}
         movable = rows | self.free(self.used)
         self.held.hold(self.net, {name: movable[id(p)] for name, p in self.net.named_parameters()})
         self.reset_optimizers()
@@ -93,10 +94,10 @@ class HAT(ContinualModel):
         smax, last = self.args.hat_smax, max(len(self.dataset.train_loader) - 1, 1)
         s = 1 / smax + (smax - 1 / smax) * min(self.epoch_iteration / last, 1)
         embedding, free = self.embeddings[self.current_task], (~self.used).float()
-        low, high = self.get_offsets(self.current_task)
+        stream, task = self.dataset, self.current_task
         self.opt.zero_grad()
         gates = torch.sigmoid(s * embedding)
-        ce = self.loss(self.logits(inputs, gates)[:, low:high], labels - low)
+        ce = self.loss(self.logits(inputs, gates)[:, stream.class_index(task)], stream.positions(labels, task))
         reg = self.args.hat_lambda * (gates * free).sum() / free.sum().clamp(min=1)
         loss = ce + reg
         loss.backward()

@@ -28,7 +28,7 @@ class MAS(Regularised):
         return add_update_argument(parser)
 
     def end_task(self, dataset):
-        low, high = dataset.get_offsets(self.current_task) if self.args.multi_head else (0, None)
+        classes = dataset.class_index(self.current_task) if self.args.multi_head else slice(None)
         count = 0
 
         def batches():
@@ -37,7 +37,7 @@ class MAS(Regularised):
                 count += len(inputs)
                 yield inputs, labels, None
 
-        total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., low:high].pow(2).sum(), power=1)
+        total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., classes].pow(2).sum(), power=1)
         omega = parameters_to_vector(total.values()) / count
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params().detach())
 

@@ -92,7 +92,7 @@ class PackNet(ContinualModel):
             if name in owners:
                 movable[name] = owners[name] == self.current_task + 1
             elif name in self.heads:
-                movable[name] = head_rows(parameter, self.get_offsets(self.current_task))
+                movable[name] = head_rows(parameter, self.dataset.class_index(self.current_task))
             else:
                 rule = args.packnet_bias if name in self.biases else args.packnet_bn
                 movable[name] = torch.tensor(self.current_task == 0 or rule == "per_task", device=self.device)
@@ -103,9 +103,9 @@ class PackNet(ContinualModel):
 
     def step(self, inputs: Tensor, labels: Tensor, opt: torch.optim.Optimizer) -> Tensor:
         """One step on the current task; all weights of other tasks that are not 0 belong to earlier ones."""
-        low, high = self.get_offsets(self.current_task)
+        stream, task = self.dataset, self.current_task
         opt.zero_grad()
-        loss = self.loss(self.net(inputs)[:, low:high], labels - low)
+        loss = self.loss(self.net(inputs)[:, stream.class_index(task)], stream.positions(labels, task))
         loss.backward()
         self.held.step(self.net, opt)
         return loss
@@ -159,10 +159,10 @@ class PackNet(ContinualModel):
 
     def mean_gradients(self, dataset) -> dict[str, Tensor]:
         """sum_n |dL_n / dw| over the task's examples, by parameter; the constant 1/N has no say in a ranking."""
-        low, high = self.get_offsets(self.current_task)
+        classes, task = dataset.class_index(self.current_task), self.current_task
 
         def loss_of_one(logits: Tensor, y: Tensor) -> Tensor:
-            return self.loss(logits[low:high].unsqueeze(0), (y - low).unsqueeze(0))
+            return self.loss(logits[classes].unsqueeze(0), dataset.positions(y, task).unsqueeze(0))
 
         batches = ((x, y, None) for x, y in dataset.examples())
         with torch.enable_grad():

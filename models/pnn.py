@@ -72,17 +72,17 @@ class Column(nn.Module):
 
     Args:
         net: what it begins as.
-        classes: the task's first class, and one past its last.
+        classes: the index of the task's classes among the outputs.
     """
 
-    def __init__(self, net: nn.Module, classes: tuple[int, int]):
+    def __init__(self, net: nn.Module, classes: slice | Tensor):
         super().__init__()
         self.net = deepcopy(net).requires_grad_(True)
-        head, rows = self.net.classifier, slice(*classes)
-        head.out_features = classes[1] - classes[0]
-        head.weight = nn.Parameter(head.weight.detach()[rows].clone())
+        head = self.net.classifier
+        head.weight = nn.Parameter(head.weight.detach()[classes].clone())
+        head.out_features = len(head.weight)
         if head.bias is not None:
-            head.bias = nn.Parameter(head.bias.detach()[rows].clone())
+            head.bias = nn.Parameter(head.bias.detach()[classes].clone())
         self.laterals = nn.ModuleList()
 
     @network_pass
@@ -136,7 +136,7 @@ class PNN(ContinualModel):
     def begin_task(self, dataset):
         for task in range(len(self.columns), self.current_task + 1):  # several where a run starts at a later task
             self.columns.requires_grad_(False)
-            column = Column(self.net, self.get_offsets(task)).to(self.device)
+            column = Column(self.net, dataset.class_index(task)).to(self.device)
             if task and self.args.lateral_connections:
                 self.eval(), column.eval()
                 with torch.no_grad(), preserve_rng():
@@ -158,13 +158,13 @@ class PNN(ContinualModel):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         logits = self.outputs(inputs, self.current_task)[-1][-1]
-        return self.step_on(self.loss(logits, labels - self.get_offsets(self.current_task)[0]))
+        return self.step_on(self.loss(logits, self.dataset.positions(labels, self.current_task)))
 
     def forward(self, x: Tensor, task_label: int) -> Tensor:
         """Logits (B, num_classes), -inf for the classes of other tasks, and for all of a task without a column."""
         logits = x.new_full((len(x), self.num_classes), -torch.inf)
         if task_label < len(self.columns):
-            logits[:, slice(*self.get_offsets(task_label))] = self.outputs(x, task_label)[-1][-1]
+            logits[:, self.dataset.class_index(task_label)] = self.outputs(x, task_label)[-1][-1]
         return logits
 
     def report(self, dataset, tasks):

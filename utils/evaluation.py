@@ -100,7 +100,9 @@ def eval_mode(model) -> Iterator[None]:
     """
     training = [part for part in model.modules() if part.training]
     model.eval()
-    with preserve_rng():
-        yield
-    for part in training:
-        part.training = True
+    try:
+        with preserve_rng():
+            yield
+    finally:
+        for part in training:
+            part.training = True

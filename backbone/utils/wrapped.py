@@ -2,12 +2,13 @@
 
 import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.evaluation import eval_mode
 from utils.randomness import preserve_rng
 
@@ -26,8 +27,8 @@ KNOWN = {
 class Wrapped(Backbone):
     """A module that maps inputs to logits, seen as a `Backbone`; its own forward decides what inputs are.
 
-    Its features are what enters its classifier, where the logits are all that follows. Methods that work layer by
-    layer need an `nn.Sequential`, see `chain`.
+    Its output may also hold the logits, see `logits_of`; its features are what enters its classifier, where the logits
+    are all that follows. Methods that work layer by layer need an `nn.Sequential`, see `chain`.
 
     Args:
         net: the module; its last linear layer counts as the classifier.
@@ -80,13 +81,13 @@ class Wrapped(Backbone):
 
     def forward(self, x: Tensor, returnt: str = "out"):
         if returnt == "out":
-            return self.net(x)
+            return logits_of(self.net(x))
         if returnt not in ("features", "both", "all"):
             return super().forward(x, returnt)
         caught: list[Tensor] = []
         hook = self.classifier.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
-            logits = self.net(x)
+            logits = logits_of(self.net(x))
         finally:
             hook.remove()
         if len(caught) != 1 or not self.ends_in_classifier:
@@ -175,7 +176,42 @@ def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrap
     return net
 
 
-def output_size(net: nn.Module, inputs: Tensor) -> int:
-    """Last dimension of the network's output for a batch; leaves modes and random generators alone."""
-    with eval_mode(net), torch.no_grad():
-        return net(inputs).shape[-1]
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returns: a tensor; a dict or an object that has 'logits', as Hugging Face's
+    `ModelOutput`; a dict of one tensor; the first entry of a tuple or list. (B,) is read as (B, 1).
+
+    Raises:
+        UserError: there are none.
+    """
+    if isinstance(output, dict):
+        found = output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
+    elif isinstance(output, Tensor):
+        found = output
+    else:
+        first = output[0] if isinstance(output, list | tuple) and output else None
+        found = getattr(output, "logits", first)
+    if not isinstance(found, Tensor) or found.dim() not in (1, 2, 3) or not found.is_floating_point():
+        keys = f" with {', '.join(map(str, output))}" if isinstance(output, dict) else ""
+        shape = f" of shape {tuple(found.shape)} and {found.dtype}" if isinstance(found, Tensor) else ""
+        raise UserError(
+            f"the network returns {type(output).__name__}{keys or shape}: expected logits (B, C) or (B, L, C), by "
+            "themselves, under the name 'logits', or first in a tuple"
+        )
+    return found.unsqueeze(1) if found.dim() == 1 else found
+
+
+def output_shape(net: nn.Module, inputs: Tensor) -> torch.Size:
+    """Shape of the network's logits for a batch; leaves modes and random generators alone.
+
+    Raises:
+        UserError: the network cannot read the batch, or gives no logits for it.
+    """
+    try:
+        with eval_mode(net), torch.no_grad():
+            shape = logits_of(net(inputs)).shape
+    except (RuntimeError, TypeError, ValueError, LookupError) as e:
+        given = f"inputs {tuple(inputs.shape)} of {inputs.dtype}"
+        raise UserError(f"the network fails on the loader's {given}: {type(e).__name__}: {one_line(e)}") from e
+    if shape[0] != len(inputs):
+        raise UserError(f"the network returns {tuple(shape)} for {len(inputs)} inputs: expected a row for each")
+    return shape

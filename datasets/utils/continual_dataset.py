@@ -4,7 +4,7 @@ A dataset file names its source and its numbers; the subclasses in `datasets.uti
 Class orders, permutations, rotations, validation splits and label noise are functions of the seed alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -327,12 +327,15 @@ class MultiHeadLoss:
     """Cross-entropy in which the classes of one task compete, those of the example's own.
 
     Args:
-        classes: (first class, one past the last) of every task.
+        classes: of every task (first class, one past the last), or all its classes as a set.
         device: of the logits.
     """
 
-    def __init__(self, classes: list[tuple[int, int]], device: torch.device):
-        task = torch.cat([torch.full((high - low,), t) for t, (low, high) in enumerate(classes)])
+    def __init__(self, classes: Sequence[tuple[int, int] | frozenset[int]], device: torch.device):
+        sets = [sorted(part) if isinstance(part, frozenset) else range(*part) for part in classes]
+        task = torch.zeros(sum(map(len, sets)), dtype=torch.int64)
+        for t, part in enumerate(sets):
+            task[[*part]] = t
         self.others = (task.unsqueeze(1) != task).to(device)  # (C, C): row y marks the classes of other tasks than y's
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,41 +1,53 @@
 """A stream whose tasks are handed over one by one as loaders, with no number of them known in advance."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.utils.class_sets import Classes, SetTask, as_classes, in_order, labels_in, name_classes
 from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.task import ClassTask, TaskStream, TokenTask
+from datasets.utils.given_batches import (
+    are_numbers,
+    read_classes,
+    read_inputs,
+    read_numbers,
+    repeatable,
+    split_batch,
+)  # fmt: skip
+from datasets.utils.task import ClassTask, RegressionTask, TaskStream, TokenTask
 from utils.errors import UserError
 from utils.randomness import preserve_rng
+
+KINDS = {kind.NAME: kind for kind in (ClassTask, TokenTask, RegressionTask)}
 
 
 class GivenLoader:
     """Batches of anybody's loader on the training device, as methods expect them.
 
     Args:
-        loader: iterable of (inputs, labels) batches.
-        device: where they are wanted.
+        loader: iterable of (inputs, labels) batches; what can be gone through only once is kept in memory.
+        read: (a batch, whether the labels' values are looked at) -> (inputs, labels), see `GivenTasks.read`.
         join: (inputs, labels) -> the same with more examples, for the batches that are trained on.
     """
 
     dataset: Sequence | None = None
 
-    def __init__(self, loader: Iterable, device: torch.device, join: Callable | None = None):
-        self.loader, self.device, self.join = loader, device, join
-        self.batch_size = getattr(loader, "batch_size", None) or 1
+    def __init__(self, loader: Iterable, read: Callable, join: Callable | None = None):
+        self.loader, self.read, self.join, self.looked = repeatable(loader), read, join, False
+        size = getattr(loader, "batch_size", None)
+        self.batch_size = size if isinstance(size, int) and size > 0 else 1
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in self.loader:
-            if not isinstance(batch, list | tuple) or len(batch) < 2:
-                raise UserError(f"the loader gives {type(batch).__name__}: expected batches of (inputs, labels)")
-            inputs, labels = (part.to(self.device, non_blocking=True) for part in batch[:2])
+            inputs, labels = self.read(batch, not self.looked)
             yield inputs, labels, inputs
+        self.looked = True
 
     def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """A pass of training; its order is the loader's affair."""
@@ -50,15 +62,33 @@ class TestLoader(GivenLoader):
 
     Attributes:
         dataset: has the length of the last pass, which a sampler may make shorter than the data.
+
+    Raises:
+        UserError: there is nothing to score, or nothing of the task.
     """
 
     dataset = range(0)
 
+    def __init__(self, loader: Iterable, read: Callable, task: int, classes: list[int] | None):
+        super().__init__(loader, read)
+        self.task, self.classes = task, classes
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n = 0
+        n, scored, found = 0, 0, []
         for inputs, labels, _ in super().__iter__():
             n += len(labels)
+            scored += labels.numel() if labels.is_floating_point() else (labels >= 0).sum()
+            if self.classes is not None:
+                found.append(labels.unique())
             yield inputs, labels
+        if not n or not int(scored):
+            what = "example" if not n else "label that is scored"
+            raise UserError(f"the loader to score task {self.task} gives no {what}: there is no score without any")
+        if found and not {*(labels := torch.cat(found).unique().tolist())} & {*self.classes}:
+            raise UserError(
+                f"the loader to score task {self.task} has {name_classes(labels)}, none of the task's "
+                f"{name_classes(self.classes)}: are the loaders in the order of the tasks?"
+            )
         self.dataset = range(n)
 
 
@@ -66,16 +96,18 @@ class GivenTasks(TaskStream):
     """What methods and the evaluation ask of a stream, filled in task by task.
 
     Args:
-        setting: 'class-il', 'task-il' (every example's softmax over the classes of its own task), 'domain-il', or
-            None to decide at the first task: 'domain-il' if it has labels for every output or one label per position
-            of a sequence, else 'class-il'.
+        setting: 'class-il', 'task-il' (every example's softmax over the classes of its own task), 'domain-il',
+            'regression' (domain-il with numbers for labels), or None to decide at the first task: 'domain-il' if it has
+            labels for every output, one label per position of a sequence, or numbers with a fraction in the shape of
+            the outputs; else 'class-il'.
         n_classes: outputs of the network.
         n_tasks: number of tasks, where a method must know it.
-        device: of the network.
+        device, dtype: of the network.
         multi_head: whether 'task-il' is the loss's business; not for methods that look at their own head only.
+        kind: what its tasks are, a key of `KINDS`.
     """
 
-    NAME, RECORDS_EPOCHS = "given", False
+    NAME, RECORDS_EPOCHS, SETTINGS = "given", False, ()
 
     def __init__(
         self,
@@ -83,78 +115,173 @@ class GivenTasks(TaskStream):
         n_classes: int,
         n_tasks: int | None,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
         multi_head: bool = True,
+        kind: str = ClassTask.NAME,
     ):
-        self.setting, self.N_CLASSES, self.n_tasks, self.device = setting, n_classes, n_tasks, device
+        self.setting, self.N_CLASSES, self.n_tasks = setting, n_classes, n_tasks
+        self.device, self.dtype, self.kind = device, dtype, kind
         self.multi_head = multi_head and setting == "task-il"
-        self.ranges: list[tuple[int, int]] = []  # first class of each task, and one past its last
-        self.sequences = False  # whether an input has a label per position
+        self.classes: list[Classes] = []  # of each task
         self.train_loader: GivenLoader | None = None
         self.test_loaders: dict[int, TestLoader] = {}
-        self.loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None  # of the current task, in place of cross-entropy
+        self.loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None  # of the current task, in place of its own
         self._make_tasks()
 
     @property
     def SETTING(self) -> str:  # noqa: N802 - the streams' own name
-        return "class-il" if self.setting == "task-il" else self.setting
+        return {"task-il": "class-il", "regression": "domain-il"}.get(self.setting, self.setting)
 
     @property
     def N_TASKS(self) -> int:  # noqa: N802
-        return max(len(self.ranges), self.n_tasks or 1)
+        return max(len(self.classes), self.n_tasks or 1)
 
     EVAL_TASKS = N_TASKS
 
     @property
     def N_CLASSES_PER_TASK(self) -> list[int]:  # noqa: N802
-        return [high - low for low, high in self.ranges]
+        return [len(labels_in(classes)) for classes in self.classes]
+
+    def read(self, batch: Any, look: bool = True) -> tuple[Tensor, Tensor]:
+        """A batch of a loader as methods expect it.
+
+        Args:
+            batch: (inputs, labels, ...), see `split_batch`.
+            look: whether the values of labels on a GPU are checked; those on the host always are.
+
+        Raises:
+            UserError: it cannot be read; the line says what was given and what is expected.
+        """
+        inputs, labels = split_batch(batch)
+        if self.kind == RegressionTask.NAME:
+            labels = read_numbers(labels, self.N_CLASSES, self.device, self.dtype)
+        else:
+            look = look or labels.device.type == "cpu"
+            labels = read_classes(labels, self.N_CLASSES, self.kind == TokenTask.NAME, look)
+            labels = labels.to(self.device, non_blocking=True)
+        return read_inputs(inputs, self.device, self.dtype), labels
 
     def enter_task(self, task: int) -> GivenLoader:
         """The loader of the latest task."""
         return self.train_loader
 
-    def add_task(self, loader: Iterable, classes: tuple[int, int] | None = None, join: Callable | None = None) -> None:
-        """Begin the next task.
+    def add_task(self, loader: Iterable, classes: Any = None, join: Callable | None = None) -> Tensor:
+        """Begin the next task; returns the inputs of a first batch.
 
         Args:
             loader: its training batches.
-            classes: its first class, and one past its last; found by a pass over the loader by default.
+            classes: a tuple (its first class, one past its last), or a set of them; found by a pass over the loader by
+                default.
             join: see `GivenLoader`.
 
         Raises:
             UserError: labels that are no output of the network, or that an earlier task has.
         """
-        self.train_loader, task = GivenLoader(loader, self.device, join), len(self.ranges)
-        found, self.sequences = labels_of(self.train_loader, whole=classes is None)
-        classes = classes or found
+        task, declared = len(self.classes), None if classes is None else self._declared(classes)
+        self.train_loader = GivenLoader(loader, self._reader(task, declared), join)
+        if self.kind == RegressionTask.NAME:
+            if declared is not None:
+                raise UserError(f"classes is {classes!r}: a regression has none, drop it")
+            first, found = look_over(self.train_loader, whole=False)
+            classes = (0, self.N_CLASSES)
+        else:
+            first, found = look_over(self.train_loader, whole=declared is None)
+            classes = as_classes(found if declared is None else declared)
         if self.setting is None:
-            self.setting = "domain-il" if self.sequences or classes == (0, self.N_CLASSES) else "class-il"
-        low, high = classes
-        if not 0 <= low < high <= self.N_CLASSES:
-            raise UserError(
-                f"task {task} has labels {low} to {high - 1}: the network's {self.N_CLASSES} outputs stand for labels "
-                f"0 to {self.N_CLASSES - 1}"
-            )
-        before = self.ranges[-1][1] if self.ranges else 0
-        if self.SETTING == "class-il" and low != before:
-            raise UserError(
-                f"task {task} has labels {low} to {high - 1}: in {self.setting} they go on where those of the task "
-                f"before end, at {before}; give setting 'domain-il' if tasks share their labels"
-            )
-        self.ranges.append(classes)
+            shared = self.kind != ClassTask.NAME or classes == (0, self.N_CLASSES)
+            self.setting = "domain-il" if shared else "class-il"
+        if self.SETTING == "class-il":
+            self._refuse_shared(task, classes)
+        self.classes.append(classes)
         self._make_tasks()
+        return first
+
+    def _declared(self, classes: Any) -> set[int]:
+        """The classes of the next task as they are given to `train_task`."""
+        ends = isinstance(classes, tuple) and len(classes) == 2
+        if not ends and not isinstance(classes, set | frozenset | range):
+            raise UserError(f"classes is {classes!r}: expected a tuple (first, one past the last), or a set of classes")
+        if not all(type(c) is int for c in classes):
+            raise UserError(f"classes is {classes!r}: expected integers")
+        out = {*(range(*classes) if ends else classes)}
+        if not out or min(out) < 0 or max(out) >= self.N_CLASSES:
+            raise UserError(
+                f"classes is {classes!r}: the network's {self.N_CLASSES} outputs stand for labels 0 to "
+                f"{self.N_CLASSES - 1}"
+            )
+        return out
+
+    def _reader(self, task: int, declared: set[int] | None) -> Callable:
+        """`read`, and in a task whose classes were declared no labels of others."""
+        if declared is None:
+            return self.read
+        known = torch.zeros(self.N_CLASSES, dtype=torch.bool)
+        known[sorted(declared)] = True
+
+        def read(batch: Any, look: bool = True) -> tuple[Tensor, Tensor]:
+            inputs, labels = self.read(batch, look)
+            if look or batch_on_host(batch):
+                rest = labels[labels >= 0].cpu()
+                if not known[rest].all():
+                    others = rest[~known[rest]].unique().tolist()
+                    raise UserError(f"task {task} has {name_classes(others)} besides its classes: correct `classes`")
+            return inputs, labels
+
+        return read
+
+    def _refuse_shared(self, task: int, classes: Classes) -> None:
+        before = {c for part in self.classes for c in labels_in(part)}
+        if shared := sorted(before & {*labels_in(classes)}):
+            raise UserError(
+                f"task {task} has {name_classes(shared)}, which an earlier task has: in {self.setting} every class is "
+                "of one task; give setting 'domain-il' if tasks share their labels"
+            )
+        if self.kind == TokenTask.NAME and not in_order([*self.classes, classes]):
+            raise UserError(
+                f"task {task} has {name_classes(labels_in(classes))}: in {self.setting} labels of sequences go on "
+                f"where those of the task before end, at {len(before)}"
+            )
 
     def _make_tasks(self) -> None:
-        self.TASK = TokenTask if self.sequences else ClassTask
-        if self.multi_head and self.ranges:
-            free = [(self.ranges[-1][1], self.N_CLASSES)]  # outputs of tasks to come
-            self._own_heads = MultiHeadLoss([*self.ranges, *free], self.device)
-        ranges = [self.get_offsets(task) for task in range(len(self.ranges))]
+        self.TASK, n = KINDS[self.kind], self.N_CLASSES
+        if self.multi_head and self.classes:
+            taken = {c for part in self.classes for c in labels_in(part)}
+            free = frozenset(range(n)) - taken  # outputs of tasks to come
+            self._own_heads = MultiHeadLoss([*self.classes, free], self.device)
+        ranges = [self.get_offsets(task) for task in range(len(self.classes))]
         self._set_tasks(ranges, ranges, self.multi_head)
+        if self.SETTING == "class-il" and not self._plain:
+            seen, own = set(), None if self.multi_head else self._loss
+            self.tasks, self._heads = [], []
+            for classes in map(labels_in, self.classes):
+                seen |= {*classes}
+                for tasks, criterion in ((self.tasks, None), (self._heads, own)):
+                    tasks.append(SetTask(classes, sorted(seen), n, self.device, criterion))
+
+    @property
+    def _plain(self) -> bool:
+        return in_order(self.classes)
 
     def get_offsets(self, task: int) -> tuple[int, int]:
-        return self.ranges[task] if self.SETTING == "class-il" else (0, self.N_CLASSES)
+        """Classes before a task's, and with them: where its own are, if those of all tasks come in order."""
+        if self.SETTING != "class-il":
+            return 0, self.N_CLASSES
+        sizes = self.N_CLASSES_PER_TASK
+        return sum(sizes[:task]), sum(sizes[: task + 1])
 
-    task_classes = get_offsets
+    def class_index(self, task: int) -> slice | Tensor:
+        shared = self.SETTING != "class-il" or self._plain
+        return super().class_index(task) if shared else self.tasks[task].classes
+
+    def positions(self, labels: Tensor, task: int) -> Tensor:
+        shared = self.SETTING != "class-il" or self._plain
+        return super().positions(labels, task) if shared else self.tasks[task].position(labels)
+
+    def task_classes(self, task: int) -> tuple[int, int]:
+        """0, and one past the greatest label of the tasks up to this one."""
+        if self.SETTING != "class-il":
+            return 0, self.N_CLASSES
+        return 0, 1 + max(max(labels_in(part)) for part in self.classes[: task + 1])
 
     def cpt(self, task: int) -> int:
         low, high = self.get_offsets(task)
@@ -165,7 +292,13 @@ class GivenTasks(TaskStream):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.loss_fn is not None:
-            return self.loss_fn(logits, labels)
+            loss = self.loss_fn(logits, labels)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise UserError(f"loss_fn returns {given}: expected a tensor of one number, as its mean over the batch")
+            return loss.reshape(())
+        if self.kind == RegressionTask.NAME:
+            return RegressionTask.LOSS(logits, labels)
         if self.multi_head:
             return self._own_heads(logits, labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
@@ -175,34 +308,63 @@ class GivenTasks(TaskStream):
 
     get_normalization_transform = get_transform
 
+    def test_loader(self, loader: Iterable, task: int) -> TestLoader:
+        """A loader to score a task; the one in use if it is the same."""
+        mine = self.test_loaders.get(task)
+        if mine is not None and (loader is mine.loader or loader is getattr(mine.loader, "source", mine)):
+            return mine
+        classes = labels_in(self.classes[task]) if self.SETTING == "class-il" else None
+        return TestLoader(loader, self.read, task, classes)
+
     def extend_test_loaders(self, last: int) -> None:
         """Test loaders are given, not made."""
 
     def state_dict(self) -> dict:
-        ranges = [list(r) for r in self.ranges]
-        return {"setting": self.setting, "ranges": ranges, "sequences": self.sequences}
+        return {"setting": self.setting, "kind": self.kind, "classes": [labels_in(part) for part in self.classes]}
 
     def load_state_dict(self, state: dict) -> None:
-        self.setting, self.sequences = state["setting"], state["sequences"]
-        self.ranges = [(int(low), int(high)) for low, high in state["ranges"]]
+        self.setting, self.kind = state["setting"], state["kind"]
+        self.classes = [as_classes({*map(int, part)}) for part in state["classes"]]
         self._make_tasks()
 
 
-def labels_of(loader: GivenLoader, whole: bool = True) -> tuple[tuple[int, int], bool]:
-    """Least label and one past the greatest of a loader, or of its first batch, negative ones (not scored) left out;
-    whether there are several per input.
+def kind_of(setting: str | None, outputs: torch.Size, batch: Any) -> str:
+    """What the tasks are, by a first batch.
+
+    Args:
+        setting: see `GivenTasks`.
+        outputs: shape of the network's output for the batch.
+        batch: as the loader gives it.
     """
-    ends: list[tuple[int, int]] = []
+    if setting == "regression" or (setting in (None, "domain-il") and are_numbers(split_batch(batch)[1], outputs)):
+        if len(outputs) != 2:
+            raise UserError(f"the network returns {tuple(outputs)}: a regression needs (B, K), K numbers per example")
+        return RegressionTask.NAME
+    return TokenTask.NAME if len(outputs) == 3 else ClassTask.NAME
+
+
+def look_over(loader: GivenLoader, whole: bool = True) -> tuple[Tensor, set[int]]:
+    """The inputs of a loader's first batch; the labels of the loader, or of that batch, negative ones (not scored) left
+    out.
+    """
+    first, found = None, set()
     with preserve_rng():
-        for _, labels, _ in loader:
-            scored = labels[labels >= 0]
-            if scored.numel():
-                ends.append((int(scored.min()), int(scored.max()) + 1))
+        for inputs, labels, _ in loader:
+            first = inputs if first is None else first
+            if not labels.is_floating_point():
+                found |= {*labels[labels >= 0].unique().tolist()}
+                if not found and not whole:
+                    continue
             if not whole:
                 break
-    if not ends:
+    if first is None or not (found or labels.is_floating_point()):
         raise UserError("the loader gives no batch with a label")
-    return (min(low for low, _ in ends), max(high for _, high in ends)), labels.dim() > 1
+    return first, found
+
+
+def batch_on_host(batch: Any) -> bool:
+    """Whether its labels can be looked at without waiting for a device."""
+    return getattr(getattr(batch[1], "device", None), "type", "cpu") == "cpu"
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -28,8 +28,12 @@ class ClassScore:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (B, C), labels (B,)."""
-        self.correct = self.correct + (logits[:, self.low : self.high].argmax(1) + self.low == labels).sum()
+        self.correct = self.correct + (self.answers(logits) == labels).sum()
         self.n += len(labels)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """The class (B,) of the largest logit among those that compete."""
+        return logits[:, self.low : self.high].argmax(1) + self.low
 
     def result(self) -> dict[str, float]:
         """'accuracy' in percent."""

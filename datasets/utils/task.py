@@ -97,7 +97,15 @@ class ClassTask(Task):
         return outputs if self.whole else outputs[..., self.low : self.high]
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self.criterion(outputs, labels - self.low if self.low else labels)
+        return self.criterion(outputs, self.position(labels))
+
+    def position(self, labels: Tensor) -> Tensor:
+        """Where the classes stand in `part`."""
+        return labels - self.low if self.low else labels
+
+    def label(self, position: Tensor) -> Tensor:
+        """The classes that stand there."""
+        return position + self.low
 
     def score(self, last: "ClassTask | None" = None) -> ClassScore | TokenScore:
         return self.SCORE(0, max(self.high, last.high)) if last else self.SCORE(self.low, self.high)
@@ -108,11 +116,11 @@ class ClassTask(Task):
 
     def sample(self, outputs: Tensor, labels: Tensor) -> Tensor:
         p = torch.softmax(outputs, dim=-1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1).view(labels.shape) + self.low
-        return torch.where(labels == IGNORED, labels, drawn)
+        drawn = torch.multinomial(p.flatten(0, -2), 1).view(labels.shape)
+        return torch.where(labels == IGNORED, labels, self.label(drawn))
 
     def log_likelihood(self, output: Tensor, label: Tensor) -> Tensor:
-        label = torch.where(label == IGNORED, label, label - self.low)
+        label = torch.where(label == IGNORED, label, self.position(label))
         return -F.cross_entropy(output.reshape(-1, output.shape[-1]), label.reshape(-1), reduction="sum")
 
 
@@ -193,6 +201,14 @@ class TaskStream:
     def pools(self, n: int) -> list[Task]:
         """The same with all that can stand in one batch as one task, over all outputs and with the stream's loss."""
         return self._pool if self.MIXED else self.heads(n)
+
+    def class_index(self, task: int) -> slice | Tensor:
+        """What a task's classes are among all outputs, as an index."""
+        return slice(*self.get_offsets(task))
+
+    def positions(self, labels: Tensor, task: int) -> Tensor:
+        """Labels of a task as positions among its own classes."""
+        return labels - self.get_offsets(task)[0]
 
     def examples(self, n: int | None = None) -> Iterator[tuple[Tensor, Any]]:
         """(inputs, labels) of the batches that hold the first `n` training examples of the current task, all by

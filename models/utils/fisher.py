@@ -113,10 +113,10 @@ def fisher_diagonal(
             elif kind not in task.FISHERS or y.dim() > 1:
                 raise UserError(f"the '{kind}' Fisher information needs one label per input: use mc or empirical")
             elif kind == "weighted":
-                yield x, y, torch.softmax(outputs, dim=-1).gather(1, (y - task.low).unsqueeze(1)).squeeze(1)
+                yield x, y, torch.softmax(outputs, dim=-1).gather(1, task.position(y).unsqueeze(1)).squeeze(1)
             else:
                 for c, p in enumerate(torch.softmax(outputs, dim=-1).unbind(1)):
-                    yield x, torch.full_like(y, c + task.low), p
+                    yield x, task.label(torch.full_like(y, c)), p
 
     def log_likelihood(output: Tensor, y: Tensor) -> Tensor:
         return task.log_likelihood(task.part(output), y)

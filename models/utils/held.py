@@ -36,8 +36,8 @@ class Held(nn.Module):
                 parameter.copy_(torch.where(movable, parameter, value))
 
 
-def head_rows(parameter: Tensor, classes: tuple[int, int]) -> Tensor:
-    """Mask, to be broadcast, of the rows of a classifier's weight or bias that belong to a task's classes."""
+def head_rows(parameter: Tensor, classes: slice | Tensor) -> Tensor:
+    """Mask, to be broadcast, of the rows of a classifier's weight or bias that belong to a task's classes, an index."""
     mask = torch.zeros(len(parameter), dtype=torch.bool, device=parameter.device)
-    mask[slice(*classes)] = True
+    mask[classes] = True
     return mask.view(-1, *[1] * (parameter.dim() - 1))

@@ -5,7 +5,7 @@ The strategies are the method files of models/; this module translates a configu
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from backbone.utils.base import Backbone
-from backbone.utils.wrapped import Wrapped, output_size
-from datasets.utils.given import GivenLoader, GivenTasks, TestLoader
+from backbone.utils.wrapped import Wrapped, output_shape
+from datasets.utils.given import GivenLoader, GivenTasks, kind_of
+from datasets.utils.given_batches import ReadOnce, read_inputs, repeatable, split_batch
 from models.utils.contract import check_constructed
-from models.utils.state import origin_of
+from models.utils.state import Origin, origin_of
 from utils import registry
 from utils.atomic import file_errors
 from utils.buffer import Buffer
@@ -30,25 +31,32 @@ from utils.log.report import summarise_run, write_report
 from utils.metrics import summarise
 from utils.record import Experiment, Position, Run
 from utils.run import checkpoint
+from utils.run.config import refuse_setting
 from utils.run.environment import pick_device
+from utils.run.rollback import all_or_nothing
 from utils.run.stopping import Stopper
 from utils.run.trainer_config import build_network, flat, read_config
 from utils.run.training import train_task as run_task
+
+SETTINGS = ("class-il", "task-il", "domain-il", "regression")
+LEFT = (GivenLoader, ReadOnce, Origin)  # the data, and what a method was when it was made
 
 
 class ContinualTrainer:
     """Trains a network on one task after the other with one strategy.
 
     Args:
-        model: any module that maps inputs to logits (B, C), or (B, L, C) for sequences; its parameters are trained
-            in place. None for 'pnn' given by its sizes.
+        model: any module that maps inputs to logits (B, C), or (B, L, C) for sequences, by themselves or in a dict, an
+            object or a tuple, see `backbone.utils.wrapped.logits_of`; its parameters are trained in place. None for
+            'pnn' given by its sizes.
         config: 'optimizer' (type, lr, weight_decay, momentum, nesterov, clip_grad), 'scheduler' (type, milestones,
             gamma), 'continual_strategy' ({name: {'enabled': bool, option: value}}, at most one enabled), 'replay'
             (size, batch_size, task_balanced, every). Keys of a strategy are its command-line options.
         device: 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'.
         experiment_name: stands in the checkpoints and in their names.
         checkpoint_dir: a checkpoint is written there after each task; nothing is written without it.
-        setting: 'class-il', 'task-il' or 'domain-il'; from the labels of the first task by default, see `GivenTasks`.
+        setting: 'class-il', 'task-il', 'domain-il' or 'regression'; from the labels of the first task by default, see
+            `GivenTasks`.
         n_tasks: number of tasks, for strategies that share something out beforehand (packnet's equal_share).
 
     Attributes:
@@ -69,8 +77,8 @@ class ContinualTrainer:
         setting: str | None = None,
         n_tasks: int | None = None,
     ):
-        if setting not in (None, "class-il", "task-il", "domain-il"):
-            raise UserError(f"setting is {setting!r}: expected 'class-il', 'task-il' or 'domain-il'")
+        if setting not in (None, *SETTINGS):
+            raise UserError(f"setting is {setting!r}: expected one of {', '.join(SETTINGS)}")
         self.config, self.device = config, pick_device(device)
         self.strategy, self.args, self.replay = read_config(config)
         self.net = build_network(model, self.strategy, config).to(self.device)
@@ -82,6 +90,7 @@ class ContinualTrainer:
         self.task_names: list[str] = []
         self.R: dict[str, list[list[float]]] = {}
         self.step = 0
+        self._training, self._kept = False, None
 
     def train_task(
         self,
@@ -92,19 +101,23 @@ class ContinualTrainer:
         num_epochs: int = 1,
         loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         callbacks: Sequence[Callable[["ContinualTrainer", dict], None]] = (),
-        classes: tuple[int, int] | None = None,
+        classes: tuple[int, int] | Set[int] | None = None,
     ) -> dict[str, Any]:
         """Learn the next task.
 
+        An exception, an interrupt among them, leaves the trainer as before the call, the generators of the loader and
+        the global ones included: the same call can be made again.
+
         Args:
-            train_loader: batches (inputs, labels).
+            train_loader: batches (inputs, labels), see `datasets.utils.given_batches`. An iterator is kept in memory.
             val_loader: scored after each epoch, never trained on.
             task_id: the tasks' count so far; checked, since tasks come in order.
             task_name: for the record.
             num_epochs: passes over the loader.
-            loss_fn: (logits, labels) -> scalar; cross-entropy by default.
+            loss_fn: (logits, labels) -> scalar; cross-entropy by default, the mean squared error for a regression.
             callbacks: called after each epoch with the trainer and the epoch's facts.
-            classes: the task's first label, and one past its last; by default found by a pass over the loader.
+            classes: the task's first label, and one past its last, or a set of labels; by default found by a pass over
+                the loader.
 
         Returns:
             {'task_id', 'task_name', 'epochs': [{'epoch', 'loss', every other term, 'val': {scenario: percent}}]}.
@@ -113,14 +126,36 @@ class ContinualTrainer:
             UserError: loaders, labels or numbers that do not fit.
             TrainingFailed: a loss is not finite.
         """
-        if num_epochs < 1:
-            raise UserError(f"num_epochs is {num_epochs}: expected at least 1")
+        self._refuse_inside("train_task")
+        if type(num_epochs) is not int or num_epochs < 1:
+            raise UserError(f"num_epochs is {num_epochs}: expected an integer of at least 1")
+        if isinstance(train_loader, Iterator):
+            if self._kept is None or self._kept.source is not train_loader:
+                self._kept = repeatable(train_loader)
+            train_loader = self._kept  # what an interrupted call has read is not lost
+        if self.checkpoint_dir:
+            with file_errors(self.checkpoint_dir):
+                self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        with all_or_nothing(self, loss_fn, *_generators(train_loader), leave=LEFT):
+            self._training = True
+            epochs = _Epochs(self, val_loader, callbacks)
+            out = self._train_task(train_loader, task_id, task_name, num_epochs, loss_fn, classes, epochs)
+            self._training = False
+            if self.checkpoint_dir:
+                self.save(self.checkpoint_dir / f"{self.experiment_name}_task{out['task_id']}.pt")
+        self._kept = None
+        return out
+
+    def _train_task(self, train_loader, task_id, task_name, num_epochs, loss_fn, classes, epochs) -> dict[str, Any]:
         done = self._learned()
         if task_id is not None and task_id != done:
             raise UserError(f"task_id is {task_id}: tasks are learned in order, the next one is {done}")
         self._prepare(train_loader)
-        self.tasks.add_task(train_loader, classes, self._with_replay)
+        inputs, shape = self.tasks.add_task(train_loader, classes, self._with_replay), self.tasks.N_CLASSES
+        if done and (found := output_shape(self.net, inputs)[-1]) != shape:
+            raise UserError(f"the network has {found} outputs for the loader of task {done}: it had {shape} before")
         method, tasks, args = self.method, self.tasks, self.args
+        refuse_setting(type(method), tasks)
         if method.COMPATIBILITY == ["task-il"] and tasks.SETTING == "domain-il":
             raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
         method.n_tasks = tasks.N_TASKS
@@ -129,12 +164,11 @@ class ContinualTrainer:
         if getattr(args, "minibatch_size", 0) is None:
             args.minibatch_size = args.batch_size
         method.train()
-        log, epochs = _MeanLosses(self._run(), self._store), _Epochs(self, val_loader, callbacks)
+        log = _MeanLosses(self._run(), self._store)
         at = Position(task=done, step=self.step)
         run_task(Experiment(method, tasks, args, log, epochs), at)
+        self._new = None
         self.task_names.append(task_name or f"task {done}")
-        if self.checkpoint_dir:
-            self.save(self.checkpoint_dir / f"{self.experiment_name}_task{done}.pt")
         return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs.facts}
 
     def _with_replay(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,13 +192,18 @@ class ContinualTrainer:
         """Score in percent on a learned task, per scenario: class-IL and task-IL together, or domain-IL.
 
         Raises:
-            UserError: the task was not learned yet.
+            UserError: the task was not learned yet, or the loader gives nothing of it.
         """
         learned = self._learned()
         if not 0 <= task_id < learned:
             raise UserError(f"task {task_id} was not learned yet: {learned} task(s) were")
-        self.tasks.test_loaders[task_id] = TestLoader(loader, self.device)
-        scores, _ = evaluate(self.method, self.tasks, [task_id], trained=learned - 1)
+        loaders, before = self.tasks.test_loaders, dict(self.tasks.test_loaders)
+        loaders[task_id] = self.tasks.test_loader(loader, task_id)
+        try:
+            scores, _ = evaluate(self.method, self.tasks, [task_id], trained=learned - 1)
+        except BaseException:
+            self.tasks.test_loaders = before
+            raise
         return {scenario: values[0] for scenario, values in scores.items()}
 
     def evaluate_all_tasks(self, loaders: Sequence[Iterable]) -> dict[str, list[float]]:
@@ -210,6 +249,7 @@ class ContinualTrainer:
         run.parameters = sum(p.numel() for p in self.method.parameters())
         run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
         run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
+        run.score = self.tasks.TASK.METRIC
         with file_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return write_report(run, summarise_run(run))
@@ -219,21 +259,24 @@ class ContinualTrainer:
         generators, scores.
 
         Raises:
-            UserError: before the first task, or the file cannot be written.
+            UserError: before the first task, inside of one, or the file cannot be written.
         """
+        self._refuse_inside("save")
         if self.method is None:
             raise UserError("nothing to save: no task was learned yet")
         state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
         state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with file_errors(Path(path)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(state, Path(path))
 
     def load(self, path: str | Path) -> None:
         """Go on where the trainer that wrote the file was; network and configuration must be the same as its.
 
         Raises:
-            UserError: the file is damaged, or of another network or configuration.
+            UserError: the file is damaged, or of another network or configuration; the trainer is then as before.
         """
+        self._refuse_inside("load")
         state = checkpoint.load(path)
         facts = state.get("trainer")
         if not isinstance(facts, dict):
@@ -242,15 +285,20 @@ class ContinualTrainer:
             saved = state["options"].get(name)
             if saved != str(mine):
                 raise UserError(f"checkpoint {path} was written with {name} {saved}, this trainer has {mine}")
-        self._make(facts["n_classes"])
-        self.step = checkpoint.restore(state, self._experiment()).step
-        self.task_names, self.R = facts["task_names"], facts["R"]
+        with all_or_nothing(self, leave=LEFT):
+            self._make(facts["n_classes"])
+            self.step = checkpoint.restore(state, self._experiment()).step
+            self.task_names, self.R = facts["task_names"], facts["R"]
 
     save_checkpoint, load_checkpoint = save, load
 
     def _learned(self) -> int:
         """Tasks learned so far, the one in training included."""
-        return len(self.tasks.ranges) if self.tasks else 0
+        return len(self.tasks.classes) if self.tasks else 0
+
+    def _refuse_inside(self, call: str) -> None:
+        if self._training:
+            raise UserError(f"{call} inside train_task, as from a callback: call it when the task is learned")
 
     def _experiment(self) -> Experiment:
         return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper())
@@ -272,15 +320,21 @@ class ContinualTrainer:
     def _prepare(self, loader: Iterable) -> None:
         """Make the method at the first task, when the number of outputs can be seen."""
         if self.method is None:
-            inputs = next(iter(GivenLoader(loader, self.device)), (None,))[0]
-            if inputs is None:
+            batch = next(iter(repeatable(loader)), None)
+            if batch is None:
                 raise UserError("the loader of task 0 gives no batch")
-            self._make(output_size(self.net, inputs))
+            shape = output_shape(self.net, read_inputs(split_batch(batch)[0], self.device, self._dtype))
+            self._make(shape[-1], kind_of(self.setting, shape, batch))
 
-    def _make(self, n_classes: int) -> None:
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    def _make(self, n_classes: int, kind: str = "classification") -> None:
         cls = registry.load("model", self.strategy)
         heads = "multi_head" not in cls.UNUSED
-        self.tasks = GivenTasks(self.setting, n_classes, self.n_tasks, self.device, heads)
+        self.tasks = GivenTasks(self.setting, n_classes, self.n_tasks, self.device, self._dtype, heads, kind)
         self.args.multi_head = self.tasks.multi_head
         backbone = self.net if isinstance(self.net, Backbone) else Wrapped(self.net, n_classes)
         method = cls(backbone, self.tasks.get_loss(), self.args, self.tasks.get_transform(), self.tasks)
@@ -289,6 +343,13 @@ class ContinualTrainer:
             method.replay_buffer = Buffer(self.replay["size"], self.device)
         self.method = method.to(self.device)
         origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
+
+
+def _generators(loader: Iterable) -> list[torch.Generator]:
+    """Those from which a DataLoader draws its order."""
+    samplers = getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    found = [getattr(part, "generator", None) for part in (loader, *samplers)]
+    return [part for part in found if isinstance(part, torch.Generator)]
 
 
 class _MeanLosses(Log):
@@ -321,7 +382,9 @@ class _MeanLosses(Log):
             TrainingFailed: a mean is not finite.
         """
         if not self.totals:
-            raise UserError(f"the loader of task {at.task} gives no batch")
+            raise UserError(
+                f"the loader of task {at.task} gives no batch in epoch {at.epoch}: can it be gone through only once?"
+            )
         means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
