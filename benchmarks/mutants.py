@@ -1,12 +1,12 @@
-"""Do the tests notice a bug? Plausible ones are put into the code one at a time, and the tests that ought to fail are run.
+"""Do the tests notice a bug? Plausible ones are put into the code one at a time, and the tests that ought to fail run.
 
     python -m benchmarks.mutants                     every mutation of mutants.yaml, one after the other
     python -m benchmarks.mutants --only "si path"    those whose file or description has both words
     python -m benchmarks.mutants --check             only that every text to be replaced is found once
 
-A mutation replaces one text, which must occur exactly once in its file, in a copy of the tree. It is caught where pytest
-fails or hangs. The named tests are run on the unchanged copy first: they must pass there. The share that is caught is
-printed, without the mutations that are named as equivalent; the status is 1 below 95 %.
+A mutation replaces one text, which must occur exactly once in its file, in a copy of the tree. It is caught where
+pytest fails or hangs. The named tests are run on the unchanged copy first: they must pass there. The share that is
+caught is printed, without the mutations that are named as equivalent; the status is 1 below 95 %.
 
 An entry of mutants.yaml:
 
@@ -18,6 +18,7 @@ An entry of mutants.yaml:
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ import yaml
 
 ROOT, TABLE = Path(__file__).resolve().parents[1], Path(__file__).with_name("mutants.yaml")
 WANTED, TIMEOUT = 95, 600  # percent; seconds
+LIBRARIES = ["torch", "pytest", "sklearn.datasets", "scipy.stats", "torchvision", "hypothesis"]
 CAUGHT = (1, 2)  # what pytest returns where a test fails, or where the changed file cannot be imported
 
 
@@ -103,19 +105,37 @@ def copy_tree(tree: Path, folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: Iterable[str], write_bytecode: bool = False) -> tuple[int, str]:
-    """(status of pytest, what it printed); status 2 where it hangs."""
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    # Bytecode of a changed file must not outlive the change.
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    env |= {} if write_bytecode else {"PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
+    """(status of pytest in a process of its own, what it printed); status 2 where it hangs."""
+    output = folder.parent / f"{folder.name}.txt"
+    # The libraries are there already: importing them takes longer than most of the tests.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    child = context.Process(target=_pytest, args=(folder, list(tests), output, write_bytecode))
+    child.start()
+    child.join(TIMEOUT)
+    if child.is_alive():
+        child.kill()
+        child.join()
         return 2, f"hangs: not finished after {TIMEOUT} seconds"
-    return done.returncode, done.stdout
+    return child.exitcode, output.read_text(errors="replace")
+
+
+def _pytest(folder: Path, tests: list[str], output: Path, write_bytecode: bool) -> None:
+    """What a process of `run_tests` does: everything is imported from the copy, nothing from this tree."""
+    sys.path[:] = [str(folder), *(name for name in sys.path if Path(name).resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.split(".")[0] == __package__]:
+        del sys.modules[name]
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    # Bytecode of a changed file must not outlive the change.
+    sys.dont_write_bytecode = not write_bytecode
+    os.chdir(folder)
+    with open(output, "w") as f:
+        os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
+    import pytest
+
+    status = int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]))
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status)
 
 
 def try_one(folder: Path, mutation: Mutation) -> tuple[bool, float]:
