@@ -133,9 +133,7 @@ def _pytest(folder: Path, tests: list[str], output: Path, write_bytecode: bool) 
         os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
     import pytest
 
-    status = int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]))
-    sys.stdout.flush(), sys.stderr.flush()
-    os._exit(status)
+    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])))
 
 
 def try_one(folder: Path, mutation: Mutation) -> tuple[bool, float]:
