@@ -1,10 +1,10 @@
-"""Boxes: crowds, doubles of other classes, and which of several boxes a location has."""
+"""Boxes and classes present: crowds, doubles of other classes, which of several boxes a location has, rankings."""
 
 import pytest
 import torch
 
 from datasets.utils.vision import boxes
-from datasets.utils.vision.kinds import BoxTask
+from datasets.utils.vision.kinds import BoxTask, PresenceTask
 from tests.datasets.test_vision_scores import dense, one_box
 
 NEIGHBOURS = (5, 6)  # of the finer map, middles (12, 12) and (20, 12)
@@ -64,3 +64,22 @@ def test_what_is_found_in_a_crowd_and_a_crowd_that_is_not_found_cost_nothing():
         score = BoxTask("det", ["a"]).score()
         score.add([found], labels)
         assert score.result()["mAP_box"] == pytest.approx(100)
+
+
+def test_sides_count_only_where_there_is_a_box():
+    torch.manual_seed(0)
+    labels, outputs = one_box(6, 6, 20, 18), dense()
+    outputs[..., 2:6] = torch.rand(1, 20, 4)
+    positive = boxes.assigned(outputs, labels)[3][0]
+    loss, other = boxes.box_loss(outputs, labels), outputs.clone()
+    other[0, ~positive, 2:7] = 5 * torch.rand(int((~positive).sum()), 5)
+    torch.testing.assert_close(boxes.box_loss(other, labels), loss)
+    other[0, positive, 2:6] += 1
+    assert boxes.box_loss(other, labels) != loss
+
+
+def test_the_best_images_come_first_in_average_precision():
+    for labels, expected in (([1, 1, 0], 1), ([0, 1, 1], (1 / 2 + 2 / 3) / 2), ([0, 0, 1], 1 / 3)):
+        score = PresenceTask("det", ["a"]).score()
+        score.add(torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor(labels).float().unsqueeze(1))
+        assert score.result()["mAP_cls"] == pytest.approx(100 * expected)

@@ -1,10 +1,11 @@
-"""Measured beside published, and a task's target, where a wrong sign would pass the usual cases."""
+"""Metrics, measured beside published, and a task's target, where a wrong sign would pass the usual cases."""
 
 import numpy as np
 import pytest
 
 from tests.utils.test_report import STOPPED, R, a_run, page
 from utils.criterion import of_run
+from utils.metrics import summarise, terms
 from utils.record import Evaluation
 
 
@@ -42,3 +43,17 @@ def test_a_baseline_is_the_score_before_any_fine_tuning(tmp_path):
     assert seg.passed == {"absolute": True, "relative": True}
     assert cls.passed == {"absolute": True, "relative": False}  # 58.5 would be enough
     assert seg.kept == pytest.approx(100 * 68 / 70) and cls.kept == pytest.approx(95)
+
+
+# ---- metrics
+
+
+def test_a_score_from_before_the_task_was_learned_is_no_best_score():
+    R = np.array([[90, 70, 5], [70, 60, 80], [60, 55, 75.0]])  # task 1 was better before it was trained
+    for name in ("forgetting", "forgetting_chaudhry"):
+        assert terms(R)[name] == pytest.approx([30, 5])
+
+
+def test_a_run_that_began_at_a_later_task_is_summed_up_over_its_last_row():
+    R = np.array([[np.nan, np.nan, np.nan], [10, 80, np.nan], [20, 70, 90.0]])
+    assert summarise(R) == {"acc": pytest.approx(60)}
