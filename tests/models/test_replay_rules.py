@@ -10,12 +10,14 @@ from models.der import DER
 from models.derpp import DERpp
 from models.er import ER
 from models.er_ace import ERACE
+from models.gem import GEM
 from models.gss import GSS
 from models.hal import HAL
 from models.mer import MER
 from models.mir import MIR
 from models.utils.extended_dark import ExtendedDark
 from models.xder import XDER
+from models.xder_ce import XDERCE
 from tests.models.helpers import Flat, enter, experiment, first_batch, image, small
 
 STORE = ["--buffer_size", "8", "--minibatch_size", "2", "--batch_size", "1"]
@@ -32,6 +34,29 @@ def test_raw_images_are_stored_not_what_the_network_saw(cls, more):
     model.observe(image(1, 2), torch.tensor([0]), image(3, 4))
     buffer = model.buffer[0] if cls is ER else model.buffer
     assert buffer.get_all_data()[0].flatten().tolist() == [3, 4]
+
+
+def test_the_first_batch_finds_an_empty_memory():
+    for cls, more in ((ER, []), (AGEMReservoir, []), (DER, ["--alpha", "1"]), (MIR, [])):
+        model = small(cls, *STORE, *more)
+        buffer = model.buffer[0] if cls is ER else model.buffer
+        drawn, original = [], buffer.get_data
+        buffer.get_data = lambda *a, drawn=drawn, original=original, **k: drawn.append(a) or original(*a, **k)
+        model.observe(image(1, 2), torch.tensor([0]), image(1, 2))
+        assert not drawn and len(buffer) == 1
+
+
+def test_only_right_answers_enter_the_buffer_of_the_network_without_gates():
+    options = ["--nf", "4", "--buffer_size", "40", "--alpha", "0.2", "--beta", "2", "--batch_size", "10"]
+    model, (x, y, raw) = first_batch(experiment("derpp_single", *options))
+    right = torch.tensor([True, False] * 5)
+    logits = F.one_hot(torch.where(right, y, 9 - y), 10).float()
+    forward = model.net.forward
+    model.net.forward = lambda x: 0 * forward(x) + logits
+    model.observe(x, y, raw)
+    assert int(model.buffer.num_admitted) == 5
+    assert torch.equal(model.buffer.get_all_data()[0], raw[right])
+    assert torch.equal(model.buffer.get_all_data()[1], y[right])
 
 
 # ---- er-ace
@@ -51,7 +76,29 @@ def test_er_ace_lets_classes_to_come_compete_and_old_ones_not():
     assert terms["replay"].item() == pytest.approx(F.cross_entropy(logits[None], torch.tensor([0])).item(), rel=1e-5)
 
 
-# ---- a-gem
+# ---- gem, a-gem
+
+
+def test_gem_has_a_constraint_for_each_past_task():
+    held = 0
+    for seed in range(20):
+        model = small(GEM, "--buffer_size", "8", "--gamma", "0", n_tasks=3, zero=False)
+        torch.manual_seed(seed)
+        model.buffer.add_data(examples=torch.randn(4, 1, 1, 2), labels=torch.tensor([0, 1, 2, 3]))
+        model.sizes = [2, 2]
+        before, x, y = model.net.get_params().detach(), torch.randn(2, 1, 1, 2), torch.tensor([4, 5])
+        model.observe(x, y, x)
+        step = before - model.net.get_params().detach()
+        past, net = [], Flat(2, 6)
+        for rows in (slice(0, 2), slice(2, 4)):
+            net.set_params(before)
+            net.zero_grad()
+            F.cross_entropy(net(model.buffer.examples[rows]), model.buffer.labels[rows]).backward()
+            past.append(net.get_grads())
+        overlaps = [(step @ g / g.norm() / step.norm()).item() for g in past]
+        assert min(overlaps) > -1e-3
+        held += min(overlaps) < 1e-3
+    assert held > 3  # a constraint was active
 
 
 @pytest.mark.parametrize("cls", [AGEM, AGEMReservoir])
@@ -125,3 +172,11 @@ def test_only_heads_to_come_are_prepared():
     model.consistency(raw, y).backward()
     moved = model.net.classifier.weight.grad.abs().sum(1) > 0
     assert moved.tolist() == [False] * 4 + [True] * 6
+
+
+def test_heads_to_come_compete_in_the_baseline_of_x_der():
+    model, (x, y, raw) = first_batch(experiment("xder_ce", *DARK), task=1)
+    assert isinstance(model, XDERCE)
+    with torch.no_grad():
+        expected = F.cross_entropy(model.net(x)[:, 2:], y - 2)
+    torch.testing.assert_close(model.observe(x, y, raw)["ce"], expected)

@@ -1,5 +1,8 @@
 """What an evaluation leaves behind, which is nothing, and what a task begins with and goes back to."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,13 +23,17 @@ def test_an_evaluation_leaves_modes_and_random_numbers_as_they_were():
     exp = experiment("sgd")
     model = exp.model.train()
     model.part = nn.Dropout().eval()  # as a frozen teacher
-    model.predict = lambda x, task: torch.rand(len(x), 10)
-    modes = []
-    model.part.register_forward_hook(lambda part, *_: modes.append(part.training))
+
+    def predict(x, task):
+        assert not model.training and not model.net.training
+        return torch.rand(len(x), 10) + np.random.rand() + random.random()  # noqa: NPY002
+
+    model.predict = predict
     exp.dataset.all_test_loaders()
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     evaluate(model, exp.dataset, range(2), trained=1)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
     assert model.training and model.net.training and not model.part.training
 
 
@@ -120,6 +127,14 @@ def test_early_stopping_goes_back_to_weights_and_statistics_of_the_best(metric, 
     found, best = exp.model.net.state_dict(), looks[1]
     assert len(looks) == 3 and any("running_mean" in name for name in best)
     assert all(torch.equal(found[name], value) for name, value in best.items() if "num_batches" not in name)
+
+
+def test_a_small_improvement_is_none(monkeypatch):
+    looks = []
+    scored(monkeypatch, 50, 50.5, looks=looks)
+    exp = finished("sgd", *STOPPING, "--early_stopping_epsilon", "1", "--stop_after", "1")
+    assert len(looks) == 2
+    assert all(torch.equal(exp.model.net.state_dict()[name], value) for name, value in looks[0].items())
 
 
 def test_the_network_is_drawn_from_the_seed_whatever_the_data_drew(monkeypatch):
