@@ -36,6 +36,21 @@ def test_packnets_two_rules(bias, bn):
         model.prune(0.5, None)  # the next task needs room
 
 
+@pytest.mark.parametrize("flags", [[], ["--optimizer", "adam", "--optim_wd", "0.1"]])
+def test_packnets_retraining_leaves_free_weights_at_zero_and_earlier_ones_where_they_are(flags):
+    exp = experiment("packnet", *MLP, "--prune_percentage", "0.5", "--lr", "0.01", *flags)
+    model, kept = exp.model, {}
+    for task in range(3):
+        learn_task(exp, task)
+        for name, owner in model.owners().items():
+            weight = model.weights()[name].clone()
+            assert (owner == 0).any() and not weight[owner == 0].any()
+            if task:
+                before, owned = kept[name]
+                assert torch.equal(weight[owned], before[owned])
+            kept[name] = weight, owner != 0
+
+
 @pytest.mark.parametrize("cls", [PackNet, HAT])
 def test_of_the_classifier_a_task_moves_its_own_rows(cls):
     torch.manual_seed(0)

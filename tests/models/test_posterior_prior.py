@@ -71,6 +71,19 @@ def test_heads_not_learned_yet_have_the_prior_of_the_ewc_posterior():
     torch.testing.assert_close(drawn.std(0), expected, rtol=0.08, atol=0)
 
 
+def test_running_statistics_follow_the_batches_of_their_task_slowly():
+    options = ["--backbone", "convnet", "--norm", "batch", "--width", "4", "--hnet_arch", "4", "--batch_size", "32"]
+    exp = experiment("pr_dirac", *options)
+    for task in range(2):
+        model, (x, y, raw) = first_batch(exp, task)
+        before, weights = model.statistics.clone(), model.phi([task])[0].detach()
+        kernel = weights[: 4 * 9].view(4, 1, 3, 3)  # of the first layer
+        model.observe(x, y, raw)
+        means = F.conv2d(x, kernel, padding=1).mean((0, 2, 3))
+        torch.testing.assert_close(model.statistics[task, :4], 0.9 * before[task, :4] + 0.1 * means)
+        assert torch.equal(model.statistics[:task], before[:task])
+
+
 # ---- divergences
 
 

@@ -10,15 +10,19 @@ from models.der import DER
 from models.derpp import DERpp
 from models.er import ER
 from models.er_ace import ERACE
+from models.fdr import FDR
 from models.gem import GEM
 from models.gss import GSS
 from models.hal import HAL
+from models.icarl import ICaRL
 from models.mer import MER
 from models.mir import MIR
+from models.utils.exemplars import Exemplars, features_of
 from models.utils.extended_dark import ExtendedDark
 from models.xder import XDER
 from models.xder_ce import XDERCE
 from tests.models.helpers import Flat, enter, experiment, first_batch, image, small
+from utils.run.config import declared_options
 
 STORE = ["--buffer_size", "8", "--minibatch_size", "2", "--batch_size", "1"]
 DARK = ["--buffer_size", "60", "--minibatch_size", "60", "--alpha", "0.3", "--beta", "0.7"]
@@ -34,6 +38,58 @@ def test_raw_images_are_stored_not_what_the_network_saw(cls, more):
     model.observe(image(1, 2), torch.tensor([0]), image(3, 4))
     buffer = model.buffer[0] if cls is ER else model.buffer
     assert buffer.get_all_data()[0].flatten().tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "cls, more",
+    [(ER, []), (ERACE, []), (DER, ["--alpha", "1"]), (DERpp, ["--alpha", "1", "--beta", "1"]), (GSS, []), (HAL, []),
+     (AGEM, []), (AGEMReservoir, []), (MIR, []), (MER, ["--beta", "1", "--gamma", "1"]), (FDR, []), (GEM, []),
+     (ICaRL, []), (XDER, ["--alpha", "1", "--beta", "1", "--lambd", "0"])],
+)  # fmt: skip
+def test_replayed_images_are_augmented_anew(cls, more):
+    replayed_from = STORE if "--minibatch_size" in option_names(cls) else [*STORE[:2], *STORE[4:]]
+    model = small(cls, *replayed_from, *more, n_tasks=3)
+    learn_fake_task(model, 0)
+    enter(model, model.dataset, 1)
+    if isinstance(model, Exemplars):
+        model.order = torch.arange(len(model.buffer))
+    model.transform = lambda x: -x.float()  # stored pixels are not negative
+    seen = []
+    model.net.classifier.register_forward_hook(lambda _, given, out: seen.append(given[0].detach()))
+    model.observe(image(1, 2), torch.tensor([2]), image(1, 2))
+    assert any((features < 0).any() for features in seen)
+
+
+def option_names(cls) -> set[str]:
+    return {name for action in declared_options(cls)._actions for name in action.option_strings}
+
+
+def learn_fake_task(model, task: int) -> None:
+    """One pass over the white images of a task, its end included."""
+    loader = model.dataset.train_loader = model.dataset.enter_task(task)
+    for x, y, raw in loader:
+        model.meta_observe(x.float(), y, raw, 0)
+    model.meta_end_task(model.dataset)
+
+
+@pytest.mark.parametrize("name", ["icarl", "fdr"])
+def test_what_is_stored_at_a_tasks_end_is_of_the_network_in_eval_mode(name):
+    options = ["--backbone", "convnet", "--norm", "batch", "--width", "4", "--buffer_size", "20"]
+    exp = experiment(name, *options, *([] if name == "icarl" else ["--minibatch_size", "10"]), "--batch_size", "32")
+    first_batch(exp, task=1)  # the first task is learned
+    net, buffer = exp.model.net, exp.model.buffer
+    assert net.training and all(part.training for part in net.modules())
+    if name == "fdr":
+        examples, _, stored = buffer.get_all_data()
+        with torch.no_grad():
+            torch.testing.assert_close(stored, net.eval()(exp.model.normalization_transform(examples)))
+        return
+    data = exp.dataset.task_data(0)
+    own = data.data[data.targets == 1]
+    found = features_of(exp.model, own)
+    assert net.training
+    with torch.no_grad():
+        torch.testing.assert_close(found, net.eval().features(exp.model.normalization_transform(own)))
 
 
 def test_the_first_batch_finds_an_empty_memory():

@@ -113,3 +113,14 @@ def test_lucirs_old_directions_do_not_move_whatever_the_optimiser_remembers():
         model.meta_observe(*batch, 0)
     after = model.net.classifier.weight.detach()
     assert torch.equal(after[:2], before[:2]) and not torch.equal(after[2:4], before[2:4])
+
+
+def test_lucirs_last_tuning_leaves_classes_to_come_alone():
+    exp = experiment("lucir", *MLP, "--buffer_size", "60", "--fitting_epochs", "2")
+    learn_task(exp, 0)
+    model, _ = first_batch(exp, task=1)
+    before = model.net.classifier.weight.detach().clone()
+    model.meta_end_task(exp.dataset)
+    after = model.net.classifier.weight.detach()
+    moved = (after != before).any(1).tolist()
+    assert moved == [True] * 4 + [False] * 6

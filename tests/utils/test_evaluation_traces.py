@@ -89,6 +89,14 @@ def test_a_task_ends_while_it_is_the_current_one(monkeypatch):
     assert seen == [(0, 2), 1, (1, 4), 2]
 
 
+def test_the_stream_is_over_once_after_its_last_task(monkeypatch):
+    seen = []
+    monkeypatch.setattr(SGD, "after_stream", lambda self, dataset: seen.append(self.current_task) or True)
+    exp = finished("sgd", "--n_epochs", "1")
+    assert seen == [5] and [e.task for e in exp.run.history] == [0, 1, 2, 3, 4, 4]
+    assert not seen.clear() and finished("sgd", "--n_epochs", "1", "--stop_after", "2") and not seen
+
+
 def test_a_schedule_begins_each_task_with_a_fresh_optimiser(monkeypatch):
     made, reset = [], SGD.reset_optimizers
     monkeypatch.setattr(SGD, "reset_optimizers", lambda self: made.append(reset(self)))
