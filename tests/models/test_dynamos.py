@@ -191,3 +191,20 @@ def test_the_backward_pass_is_not_in_mixed_precision(monkeypatch):
     model, batch = first_batch(experiment("dynamos", *argv(), "--code_optimization", "2"))
     model.meta_observe(*batch, 0)
     assert seen == [False]
+
+
+def test_weights_of_replayed_logits_and_vectors_are_two():
+    options = argv(minibatch_size=10, alpha=0.7, policy_alpha=0.3)
+    model, batch = first_batch(experiment("dynamos", *options, dataset="seq-digits"))
+    model.meta_observe(*batch, 0)
+    model.buffer.num_admitted.fill_(5)
+    before, drawn, original = deepcopy(model.net), [], model.buffer.get_data
+    model.buffer.get_data = lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1]
+    torch.manual_seed(0)
+    terms = model.meta_observe(*batch, 0)
+    torch.manual_seed(0)
+    before.traced(batch[0])
+    x, _, z, v = drawn[0]
+    logits, trace = before.traced(x)
+    torch.testing.assert_close(terms["logits"], 0.7 * F.mse_loss(logits, z))
+    torch.testing.assert_close(terms["vectors"], 0.3 * F.mse_loss(trace.v, v))
