@@ -245,3 +245,19 @@ def test_a_refused_source_leaves_no_folder(tmp_path, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert "images are (20, 1, 4, 4) uint8, expected (N, 1, 8, 8)" in err and err.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("class Own(ClassIncremental):\n    NAME = 'own'\n    N_TASKS = 2", "does not set DEFAULTS"),
+        ("class Own(ClassIncremental):\n    NAME = 'own'\n    DEFAULTS = {'lr': 1}", "--backbone is missing"),
+        ("class Own:\n    NAME = 'own'", "does not set SETTING, TASK, INPUT, DEFAULTS: derive it from one of"),
+    ],
+)
+def test_a_stream_file_that_is_not_complete_is_one_line(tmp_path, capsys, body, words):
+    (tmp_path / "own.py").write_text(f"from datasets.utils.streams import ClassIncremental\n\n\n{body}\n")
+    argv = ["--model", "sgd", "--dataset", str(tmp_path / "own.py"), "--results_path", str(tmp_path / "results")]
+    assert entry.main(argv) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not (tmp_path / "results").exists()

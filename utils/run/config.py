@@ -78,6 +78,12 @@ def resolve(argv: list[str]) -> Config:
         hints = means_choice(canonical(argv), unnamed)
         raise UserError("; ".join([*missing, *_missing(own, given), *hints]))
     model_class, dataset_class = registry.load("model", choice.model), registry.load("dataset", choice.dataset)
+    absent = [n for n in ("SETTING", "TASK", "INPUT", "DEFAULTS") if not hasattr(dataset_class, n)]
+    if absent:
+        raise UserError(
+            f"dataset '{dataset_class.NAME}': the class does not set {', '.join(absent)}: derive it from one of "
+            "datasets/utils/streams.py, see docs/add_a_dataset.md"
+        )
     refuse_setting(model_class, dataset_class)
 
     # The row may name the backbone, whose options must exist before the strict parse.
@@ -86,16 +92,11 @@ def resolve(argv: list[str]) -> Config:
     best = given.get("load_best_args") or given.get("model_config") == "best"
     row = find_row(model_class.NAME, choice.dataset, given.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
-    backbone, origin = next(
-        (layer["backbone"], origin)
-        for origin, layer in (
-            ("command line", given),
-            ("best_args", stored),
-            ("method", fixed),
-            ("dataset", dataset_class.DEFAULTS),
-        )
-        if layer.get("backbone")
-    )
+    places = {"command line": given, "best_args": stored, "method": fixed, "dataset": dataset_class.DEFAULTS}
+    origin = next((place for place, layer in places.items() if layer.get("backbone")), None)
+    if origin is None:
+        raise UserError(f"--backbone is missing, and the DEFAULTS of '{dataset_class.NAME}' have none: give it")
+    backbone = places[origin]["backbone"]
     classes = model_class, dataset_class, registry.load("backbone", backbone)
     refuse_input(classes[2], dataset_class)
     parser = build_parser(choice, backbone)
