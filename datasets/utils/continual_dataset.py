@@ -108,7 +108,7 @@ class ContinualDataset(TaskStream):
         self.held_out_loader: EvalLoader | None = None
         self.test_loaders: list[EvalLoader] = []
         mean, std = (self.MEAN, self.STD) if args.normalize == "dataset" else STATISTICS[args.normalize]
-        self.mean, self.std = self._per_channel(mean), self._per_channel(std)
+        self.mean, self.std = self._per_channel(mean, "mean"), self._per_channel(std, "std")
         augment = None
         if self.AUGMENT and args.augment:
             # A generator of its own: the augmentation of step n is the same whatever else draws numbers.
@@ -305,8 +305,19 @@ class ContinualDataset(TaskStream):
     def _stage_part(self, stage: int) -> tuple[Split, Tensor]:
         return _concatenate([self._train_part(t) for t in self.stages[stage]])
 
-    def _per_channel(self, values):
-        return values if values is None or len(values) != 1 else values * self.SIZE[0]
+    def _per_channel(self, values, what: str):
+        """Statistics with a value for each channel of the images; one value stands for all of them."""
+        if values is None:
+            return None
+        size = getattr(self, "SIZE", None)  # a stream may learn it with its data
+        channels = size[0] if size and len(size) == 3 else len(values)
+        if len(values) not in (1, channels):
+            chosen = f"--normalize {self.args.normalize}" if self.args.normalize != "dataset" else what.upper()
+            raise UserError(
+                f"{chosen} has statistics of {len(values)} channels, the images of {self.NAME} have {channels}: use "
+                "--normalize half or none, or another stream"
+            )
+        return values if len(values) > 1 else tuple(values) * channels
 
     def _on_device(self, images: Tensor, targets: Tensor) -> Split:
         return Split(images.to(self.device), targets.to(self.device))

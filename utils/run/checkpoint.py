@@ -23,9 +23,11 @@ from torch import Tensor
 
 from models.utils import state as method_state
 from utils.atomic import atomic_write
+from utils.buffer import Buffer
 from utils.errors import TrainingFailed, UserError, one_line
 from utils.randomness import random_state, set_random_state
 from utils.record import Evaluation, Experiment, Position
+from utils.run.training import batches_per_epoch, enter_task
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
@@ -120,6 +122,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
                 )
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
+        _check_method(model, dataset)
         dataset.load_state_dict(state["dataset"])
         check_scores(state, dataset.EVAL_TASKS)
         run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
@@ -132,7 +135,9 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         position = Position(**state["position"])
         if position.inside:
             exp.stopper.load_state_dict(state["stopping"])
-        _check_position(position, dataset.N_TASKS)
+        _check_position(position, exp)
+        if any(entry["step"] > position.step for entry in state["history"]):
+            raise ValueError(f"an evaluation after step {position.step}, where it was saved")
         set_random_state(state["random"])
     except UserError as e:
         raise UserError(one_line(e)) from None  # it may quote what the file says
@@ -373,12 +378,54 @@ def check_scores(state: dict[str, Any], n_tasks: int) -> None:
         raise TypeError("a loss that is no number")
 
 
-def _check_position(position: Position, n_tasks: int) -> None:
-    numbers = (position.task, position.epoch, position.batch, position.step)
+def _check_position(position: Position, exp: Experiment) -> None:
+    """The position is one that the stream has, under these options."""
+    numbers, n_tasks = (position.task, position.epoch, position.batch, position.step), exp.dataset.N_TASKS
     if not all(type(n) is int for n in numbers) or type(position.inside) is not bool:
         raise TypeError(f"position {position}")
     if min(numbers) < 0 or max(numbers) >= 1 << 63 or position.task > n_tasks - position.inside:
         raise ValueError(f"position {position}")
+    if not position.inside:
+        return
+    enter_task(exp.model, exp.dataset, position.task)
+    plan = batches_per_epoch(exp.args, exp.dataset.train_loader)
+    if position.epoch >= len(plan) or position.batch > plan[position.epoch]:
+        raise UserError(
+            f"the checkpoint stands in epoch {position.epoch} of task {position.task} after {position.batch} batches, "
+            f"this run's task has {len(plan)} epoch(s) of {max(plan)}: give the options it was saved with"
+        )
+
+
+def _check_method(model, dataset) -> None:
+    """Weights are finite, as when they were saved, and labels that are kept are ones of the stream."""
+    for name, p in model.named_parameters():
+        if not p.isfinite().all():
+            raise ValueError(f"weights {name} that are not finite")
+    # A stream whose tasks are of unlike kinds says itself what a label is.
+    ends = {"labels": model.num_classes if dataset.MIXED else None, "task_labels": dataset.EVAL_TASKS}
+    for part in model.modules():
+        if not isinstance(part, Buffer):
+            continue
+        _check_buffer(part)
+        for name, end in ends.items():
+            kept = getattr(part, name)
+            if kept is None or end is None or kept.dim() != 1 or kept.is_floating_point() or not len(part):
+                continue
+            low, high = torch.stack([*kept[: len(part)].aminmax()]).tolist()
+            if low < 0 or high >= end:
+                raise ValueError(f"{name} {low} to {high} in the buffer, expected 0 to {end - 1}")
+
+
+def _check_buffer(part: Buffer) -> None:
+    """All fields have a row for each slot, and the counts are counts."""
+    counts = (part.buffer_size, part.num_seen_examples)
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in counts) or part.buffer_size < 1:
+        raise ValueError(f"a buffer of {part.buffer_size} slots that saw {part.num_seen_examples} examples")
+    for name in part.fields:
+        if len(getattr(part, name)) != part.buffer_size:
+            raise ValueError(f"{name} of a buffer for {len(getattr(part, name))} of {part.buffer_size} slots")
+    if part.num_seen_examples and not part.fields:
+        raise ValueError("a buffer without its examples")
 
 
 def _optimizers(model) -> list[tuple[str, torch.optim.Optimizer]]:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from models.utils.contract import check_constructed
 from models.utils.state import origin_of
 from utils import identity
 from utils.atomic import write_text
+from utils.buffer import Buffer
 from utils.errors import TrainingFailed, UserError
 from utils.log.analysis import analyse, peak_memory, report_of
 from utils.log.events import Log
@@ -283,15 +285,26 @@ def write_timing(run: Run, memory: dict[str, Any]) -> None:
 
 @contextmanager
 def out_of_memory_explained(args) -> Iterator[None]:
-    """Turn the device's refusal of memory into one line with batch sizes to try."""
+    """Turn a refusal of memory into one line with sizes to try: of the buffer where that was it, else of batches."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
         text = str(e).lower()
         if not isinstance(e, torch.OutOfMemoryError | MemoryError) and not any(
-            words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+            words in text
+            for words in ("out of memory", "can't allocate memory", "not enough memory", "storage size calculation")
         ):
             raise
+        # The replay buffer is allocated as a whole, or copied as one: no batch size helps there.
+        steps = [(f.f_code.co_filename, f.f_code.co_name) for f, _ in traceback.walk_tb(e.__traceback__)]
+        if getattr(args, "buffer_size", None) and any(
+            file == Buffer.add_data.__code__.co_filename and name in ("_allocate", "get_all_data")
+            for file, name in steps
+        ):
+            raise TrainingFailed(
+                f"out of memory for the replay buffer with --buffer_size {args.buffer_size}: try --buffer_size "
+                f"{max(args.buffer_size // 2, 1)} or {max(args.buffer_size // 4, 1)}"
+            ) from None
         sizes = [str(size) for size in (args.batch_size // 2, args.batch_size // 4) if size]
         tries = f"--batch_size {' or '.join(sizes)}" if sizes else "a smaller network"
         if getattr(args, "minibatch_size", None):
