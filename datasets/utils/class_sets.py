@@ -45,7 +45,7 @@ class SetTask(ClassTask):
     def position(self, labels: Tensor) -> Tensor:
         return _entries(self.table, labels)
 
-    def label(self, position: Tensor) -> Tensor:
+    def class_at(self, position: Tensor) -> Tensor:
         return _entries(self.classes, position)
 
     def score(self, last: "SetTask | None" = None) -> SetScore:

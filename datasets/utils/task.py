@@ -103,7 +103,7 @@ class ClassTask(Task):
         """Where the classes stand in `part`."""
         return labels - self.low if self.low else labels
 
-    def label(self, position: Tensor) -> Tensor:
+    def class_at(self, position: Tensor) -> Tensor:
         """The classes that stand there."""
         return position + self.low
 
@@ -117,7 +117,7 @@ class ClassTask(Task):
     def sample(self, outputs: Tensor, labels: Tensor) -> Tensor:
         p = torch.softmax(outputs, dim=-1)
         drawn = torch.multinomial(p.flatten(0, -2), 1).view(labels.shape)
-        return torch.where(labels == IGNORED, labels, self.label(drawn))
+        return torch.where(labels == IGNORED, labels, self.class_at(drawn))
 
     def log_likelihood(self, output: Tensor, label: Tensor) -> Tensor:
         label = torch.where(label == IGNORED, label, self.position(label))

@@ -116,7 +116,7 @@ def fisher_diagonal(
                 yield x, y, torch.softmax(outputs, dim=-1).gather(1, task.position(y).unsqueeze(1)).squeeze(1)
             else:
                 for c, p in enumerate(torch.softmax(outputs, dim=-1).unbind(1)):
-                    yield x, task.label(torch.full_like(y, c)), p
+                    yield x, task.class_at(torch.full_like(y, c)), p
 
     def log_likelihood(output: Tensor, y: Tensor) -> Tensor:
         return task.log_likelihood(task.part(output), y)
