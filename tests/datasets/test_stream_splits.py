@@ -124,3 +124,11 @@ def test_every_seed_task_and_epoch_has_an_order_of_its_own():
     orders = [order(*place) for place in places]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     assert order(*places[2]) == orders[2]
+
+
+def test_training_and_test_sequences_begin_with_tokens_of_their_own():
+    dataset = stream("seq-language")
+    dataset.all_test_loaders()
+    for task in range(3):
+        train, test = dataset.task_data(task).data[:, 1], dataset.test_loaders[task].dataset.data[:, 1]
+        assert not torch.equal(train[: len(test)], test)

@@ -256,6 +256,14 @@ def test_what_the_method_is_judged_by_is_never_kept(folder, option, held_out):
         assert not any(torch.equal(x, y) for x in model.unpacked(model.replay[task])[0] for y in scored)
 
 
+def test_an_image_that_is_trained_on_is_not_scored(folder):
+    model, _ = at_the_end(folder, [0.0] * 3, [0.0] * 3, "--replay_per_task", "4")
+    for kept, probe in zip(model.replay, model.probes, strict=True):
+        scored = torch.cat([raw for raw, _ in probe])
+        assert len(kept[0]) == 4 and len(scored)
+        assert not any(torch.equal(x, y) for x in kept[0] for y in scored)
+
+
 def test_losses_are_divided_by_their_mean_over_the_first_epoch(folder):
     exp = build(case("balanced-ewc", folder).config("--replay_per_task", "4"))
     model, told = exp.model, []

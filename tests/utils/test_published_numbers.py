@@ -5,6 +5,7 @@ import pytest
 
 from tests.utils.test_report import STOPPED, R, a_run, page
 from utils.criterion import of_run
+from utils.log.mean_accs import summary_row
 from utils.metrics import summarise, terms
 from utils.record import Evaluation
 
@@ -57,3 +58,9 @@ def test_a_score_from_before_the_task_was_learned_is_no_best_score():
 def test_a_run_that_began_at_a_later_task_is_summed_up_over_its_last_row():
     R = np.array([[np.nan, np.nan, np.nan], [10, 80, np.nan], [20, 70, 90.0]])
     assert summarise(R) == {"acc": pytest.approx(60)}
+
+
+def test_the_row_of_a_run_has_means_over_the_tasks_so_far(tmp_path):
+    full = np.array([[90.0, 10, 20], [60, 80, 30], [70, 60, 90]])  # tasks to come were scored too
+    row = summary_row(a_run(tmp_path, full), "class-il", {})
+    assert [row[f"task{t}"] for t in (1, 2, 3)] == [90, 70, pytest.approx(220 / 3)]
