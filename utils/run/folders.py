@@ -46,10 +46,11 @@ def _files(environment: dict[str, str]) -> dict[str, str]:
 def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     """results/<setting>/<dataset>/<model>/<run id>/, held by this process alone while the block runs.
 
-    The run id is the experiment's name, the time, the seed, digests of the options, of the
-    files' places and of their content. With `resume` it is, of this configuration, the newest folder that can be gone on with, else the newest finished one that
-    can be shown, else the newest that has saved nothing yet; a new one where there is none. A run that other versions
-    of the files began is taken only if it is not finished and there is none of these.
+    The run id is the experiment's name, the time, the seed, and digests of the options, of the files' places and of
+    their content. With `resume` it is, of this configuration, the newest folder that has saved something and is not
+    finished, else the newest finished one that can be shown, else the newest that has saved nothing yet; a new one
+    where there is none. A run that other versions of the files began is taken only where there is none of these, and
+    only if it is not finished.
 
     Raises:
         UserError: the folder cannot be made, or another process holds it.
