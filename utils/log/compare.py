@@ -4,7 +4,8 @@
     python -m utils.log.compare results/class-il/seq-digits --out digits.html
 
 Runs that differ in their seed alone are one entry, with mean and standard deviation over the seeds (of a seed that ran
-twice the later run counts, and one run has no deviation); where options differ, the entry's name says which.
+twice the later run counts, and one run has no deviation); where options, files of method, stream or network, or data
+differ, the entry's name says which. Runs of --debug_mode are left out.
 """
 
 import argparse
@@ -18,13 +19,21 @@ from utils.args import NEUTRAL
 from utils.atomic import write_text
 from utils.errors import UserError
 from utils.log import plots
-from utils.log.page import count, images, page, section, table
+from utils.log.page import count, escape, images, page, section, table
 from utils.metrics import METRICS, plus_minus, spread
 
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}
 MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
-NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", *NEUTRAL, *(metric.column for metric in METRICS.values())}
+NOT_OPTIONS = {
+    "run_id",
+    "seed",
+    "exp_name",
+    "device",
+    "versions",
+    *NEUTRAL,
+    *(metric.column for metric in METRICS.values()),
+}
 SCORE = re.compile(r"task\d+")
 Row = dict[str, str]
 Spread = tuple[float, float, int]  # mean, standard deviation (nan of one run), runs
@@ -45,7 +54,8 @@ def read_tables(folders: Sequence[str]) -> dict[tuple[str, str], list[tuple[str,
                 rows = list(csv.DictReader(f, strict=True))
         except (OSError, csv.Error, UnicodeDecodeError) as e:
             raise UserError(f"{path} cannot be read: {e}") from None
-        found.setdefault((scenario, dataset), []).extend((method, row) for row in rows)
+        mine = [(method, row) for row in rows if row.get("debug_mode") != "True"]
+        found.setdefault((scenario, dataset), []).extend(mine)
     if not any(found.values()):
         raise UserError(f"no mean_accs.csv with a finished run in or below {', '.join(folders)}")
     return found
@@ -56,10 +66,11 @@ def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
     out: dict[str, dict[str | None, Row]] = {}
     for method in dict.fromkeys(method for method, _ in rows):
         mine = [row for other, row in rows if other == method]
-        options = [name for name in mine[0] if name not in NOT_OPTIONS and not SCORE.fullmatch(name)]
-        differing = [name for name in options if len({row.get(name) for row in mine}) > 1]
+        names = dict.fromkeys(name for row in mine for name in row)  # tables of several folders have others each
+        options = [name for name in names if name not in NOT_OPTIONS and not SCORE.fullmatch(name)]
+        differing = [name for name in options if len({row.get(name) or "" for row in mine}) > 1]
         for row in mine:
-            told = [f"{name} {row[name]}" for name in differing if row[name]]
+            told = [f"{name} {row[name]}" for name in differing if row.get(name)]
             out.setdefault(", ".join([method, *told]), {})[row.get("seed")] = row
     return {name: list(by_seed.values()) for name, by_seed in out.items()}
 
@@ -87,7 +98,7 @@ def write_comparison(tables: dict[tuple[str, str], list[tuple[str, Row]]], path:
         found = {name: values for name, values in found.items() if "final accuracy" in values}
         found = dict(sorted(found.items(), key=lambda item: -item[1]["final accuracy"][0]))
         if found:
-            parts.append(section(f"{dataset}, {scenario}", _bars(found) + _numbers(found)))
+            parts.append(section(f"{dataset}, {scenario}", _bars(found) + _numbers(found) + _versions(rows)))
     head = f"{count(sum(map(len, tables.values())), 'row')} of {count(len(tables), 'table')}"
     write_text(path, page("Comparison of methods", head, parts))
 
@@ -109,6 +120,17 @@ def _numbers(found: dict[str, dict[str, Spread]]) -> str:
         rows.append([name, values["final accuracy"][2], *cells])
     note = "<p class=dim>Percent and points; ±: sample standard deviation over runs, none of a single run.</p>"
     return table(["method", "runs", *MEASURES], rows, texts=1, dense=True) + note
+
+
+def _versions(rows: Sequence[tuple[str, Row]]) -> str:
+    """A line where the runs were not all made under the same versions and on the same device."""
+    found = {row.get("versions") or "not recorded" for _, row in rows}
+    if len(found) == 1:
+        return ""
+    parts = [dict.fromkeys(versions.split(", ")) for versions in sorted(found)]
+    differing = [", ".join(p for p in mine if not all(p in other for other in parts)) for mine in parts]
+    said = " | ".join(escape(text or "the same without more") for text in differing)
+    return f"<p class=dim>The runs differ in versions or device: {said}.</p>"
 
 
 def _last_task(row: Row) -> str:

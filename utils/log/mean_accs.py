@@ -15,10 +15,12 @@ import numpy as np
 
 from utils.atomic import LockTaken, file_errors, locked, remove_leftovers, write_text
 from utils.errors import UserError
+from utils.identity import FACTS
 from utils.metrics import METRICS, seen_means
 from utils.record import Run
 
 LOCK_TIMEOUT = 600.0  # seconds; a writer holds the lock for milliseconds
+VERSIONS = ("python", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "device", "threads", "commit", "code")
 COLUMNS = {metric.column: name for name, metric in METRICS.items() if metric.column}
 
 
@@ -47,13 +49,17 @@ def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -
     """The row of one run in one scenario.
 
     Columns: `task1..taskT` (mean accuracy after task t over those of tasks 1..t that have test examples, percent, nan
-    where it was not evaluated), those of `COLUMNS` (None where undefined), `run_id`, `seed`, then every option. An
-    option whose name is one of the former is called `option_<name>`.
+    where it was not evaluated), those of `COLUMNS` (None where undefined), `run_id`, `seed`, those of `identity.FACTS`
+    (files, data, the checkpoint it started from), `versions`, then every option. An option whose name is one of the
+    former is called `option_<name>`.
     """
     matrix = run.matrices[scenario]
     row: dict[str, Any] = {f"task{t + 1}": float(mean) for t, mean in enumerate(seen_means(matrix))}
     row |= {column: summary.get(scenario, {}).get(metric) for column, metric in COLUMNS.items()}
     row |= {"run_id": run.folder.name if run.folder else None, "seed": run.seed}
+    row |= {name: run.environment[name] for name in FACTS if name in run.environment}
+    if versions := [f"{name} {run.environment[name]}" for name in VERSIONS if name in run.environment]:
+        row["versions"] = ", ".join(versions)
     taken = set(row) - {"seed"}
     return row | {f"option_{name}" if name in taken else name: value for name, value in run.config.items()}
 

@@ -382,10 +382,10 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
             raise UserError(f"{where}: options.{kind} is not a name")
     choice = argparse.Namespace(**{kind: options[kind] for kind in registry.FOLDERS})
     given, _ = _explicit(base_parser(), argv, strict=True)
-    # A file kept outside this folder is not found by its name: the command line says where it is.
+    # What is kept outside this folder is not found by its name: the command line says where it is.
     for kind in registry.FOLDERS:
-        stored = registry.normalise(getattr(choice, kind))
-        if kind in given and registry.normalise(registry.load(kind, given[kind]).NAME) == stored:
+        same = kind in given and registry.normalise(registry.load(kind, given[kind]).NAME)
+        if same and same == registry.normalise(options[kind]):
             setattr(choice, kind, given.pop(kind))
     for dest in given.keys() - set(NEUTRAL):
         raise UserError(f"--rerun repeats a run as it was: drop --{dest}, or start a run of its own with it")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from utils import identity
 from utils.args import NEUTRAL
@@ -16,17 +17,23 @@ from utils.run.finished import RECORD, RESULT, read_record
 
 
 def digest(run: Run) -> str:
-    """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers; another
-    file of the method, stream or network is another configuration.
-    """
+    """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers."""
     options = {name: value for name, value in run.config.items() if name not in NEUTRAL}
-    options |= {name: identity.place(fact) for name, fact in _files(run.environment).items()}
-    return hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=8).hexdigest()
+    return _hash(options, 8)
+
+
+def places(run: Run) -> str:
+    """8 hexadecimal digits that are equal where method, stream and network come from the same files."""
+    return _hash({name: identity.place(fact) for name, fact in _files(run.environment).items()}, 4)
 
 
 def content(run: Run) -> str:
-    """8 hexadecimal digits that are equal where the files of method, stream and network say the same."""
-    return hashlib.blake2b(repr(sorted(_files(run.environment).items())).encode(), digest_size=4).hexdigest()
+    """8 hexadecimal digits that are equal where these files say the same."""
+    return _hash(_files(run.environment), 4)
+
+
+def _hash(facts: dict[str, Any], size: int) -> str:
+    return hashlib.blake2b(repr(sorted(facts.items())).encode(), digest_size=size).hexdigest()
 
 
 def _files(environment: dict[str, str]) -> dict[str, str]:
@@ -37,16 +44,17 @@ def _files(environment: dict[str, str]) -> dict[str, str]:
 def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     """results/<setting>/<dataset>/<model>/<run id>/, held by this process alone while the block runs.
 
-    The run id is the experiment's name, the time, the seed, a digest of the options and one of the files' content. With
-    `resume` it is, of this configuration, the newest folder that can be gone on with, else the newest finished one that
-    can be shown, else the newest that has saved nothing yet; a new one where there is none. A run that other versions
-    of the files began is taken only if it is not finished and there is none of these.
+    The run id is the experiment's name, the time, the seed, and digests of the options, of the files' places and of
+    their content. With `resume` it is, of this configuration, the newest folder that has saved something and is not
+    finished, else the newest finished one that can be shown, else the newest that has saved nothing yet; a new one
+    where there is none. A run that other versions of the files began is taken only where there is none of these, and
+    only if it is not finished.
 
     Raises:
         UserError: the folder cannot be made, or another process holds it.
     """
     parent = run.results_path / run.setting / run.dataset_name / Path(run.model_name).stem
-    name = f"seed{run.seed}_{digest(run)}"
+    name = f"seed{run.seed}_{digest(run)}_{places(run)}"
     with file_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
     # Two processes that look for the folder at the same time must not both conclude that there is none.

@@ -1,0 +1,171 @@
+"""A run is what ran: files of one NAME and other content are other runs, in folders, at resume, in comparisons."""
+
+import re
+
+import pytest
+import yaml
+
+import main as entry
+from tests.models.helpers import QUIET
+from utils import identity, registry
+from utils.log import compare
+from utils.log.mean_accs import append_row
+from utils.registry import ROOT
+from utils.run.finished import RECORD
+
+SHORT = ["--dataset", "seq-digits", "--stop_after", "2", "--n_epochs", "1", *QUIET[1:]]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def call(*argv, status=0):
+        assert entry.main([*argv, "--results_path", str(tmp_path / "results")]) == status
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    call.folders = lambda: sorted((tmp_path / "results").rglob("config.yaml"))
+    return call
+
+
+def copy_of(kind, name, path, *changes):
+    """A file of ours in another place, with changes; not what Python remembers of it from before."""
+    text = registry.find(kind, name).read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    path.write_text(text)
+    registry.sys.modules.pop(f"palimpsest_dropin_{kind}_{path.stem}", None)
+    return str(path)
+
+
+def final(text):
+    return re.search(r"acc +([\d.]+)", text)[1]
+
+
+def test_a_changed_copy_is_another_run(run, tmp_path):
+    weak = copy_of("model", "er", tmp_path / "er.py", ("step_on(", "step_on(0 * "))
+    argv = [*SHORT, "--buffer_size", "50", "--resume"]
+    first = run("--model", weak, *argv)
+    assert f"{tmp_path}/er.py" in run.folders()[0].read_text()
+    second = run("--model", "er", *argv)
+    assert "this run is finished" not in second and len(run.folders()) == 2 and final(first) != final(second)
+    for model, said in ((weak, first), ("er", second)):
+        again = run("--model", model, *argv)
+        assert "this run is finished" in again and final(again) == final(said)
+    tables = compare.read_tables([str(tmp_path / "results")])
+    names = compare.entries(tables["class-il", "seq-digits"])
+    assert len(names) == 2 and any(f"model_file {tmp_path}/er.py" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset", "backbone"])
+def test_a_file_that_was_edited_is_told(kind, run, tmp_path):
+    names = {"model": "sgd", "dataset": "seq_digits", "backbone": "mnistmlp"}
+    path = tmp_path / f"{names[kind]}.py"
+    argv = ["--model", "sgd", *SHORT] if kind == "dataset" else [*SHORT, "--model", "sgd"]
+    where = copy_of(kind, names[kind], path)
+    if f"--{kind}" in argv:
+        argv[argv.index(f"--{kind}") + 1] = where
+    else:
+        argv += [f"--{kind}", where]
+    run(*argv, "--resume")
+    before = identity.place(yaml.safe_load(run.folders()[0].read_text())["environment"][f"{kind}_file"])
+    assert before == str(path)
+    copy_of(kind, names[kind], path)
+    path.write_text(path.read_text() + "\n# edited\n")
+    said = run(*argv, "--resume")
+    assert "is of other files than" in said and "this run is finished" not in said and len(run.folders()) == 2
+    for folder in run.folders():  # as if both had been stopped before their last lines
+        (folder.parent / "result.yaml").unlink()
+    copy_of(kind, names[kind], path)
+    path.write_text(path.read_text() + "\n# edited once more\n")
+    said = run(*argv, "--resume")
+    assert f"{kind}_file was {path}" in said and "another program goes on" in said and len(run.folders()) == 2
+    tables = compare.read_tables([str(tmp_path / "results")])
+    assert any(identity.THEN in name for name in compare.entries(tables["class-il", "seq-digits"]))
+    assert "this run is finished" not in run(*argv, "--resume")  # it was not this file's from its beginning
+
+
+def test_what_a_file_imports_beside_it_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = set()
+    for text in ("SPLIT = 2\n", "SPLIT = 5\n"):
+        (tmp_path / "my_split_of_identity.py").write_text(text)
+        registry.sys.modules.pop("my_split_of_identity", None)
+        path = copy_of("model", "sgd", tmp_path / "sgd.py", ("class SGD", "import my_split_of_identity\n\n\nclass SGD"))
+        said.add(identity.of_class(registry.load("model", path)))
+    assert len(said) == 2 and {identity.place(fact) for fact in said} == {str(tmp_path / "sgd.py")}
+
+
+def test_two_kinds_of_file_of_one_name(tmp_path):
+    model = registry.load("model", copy_of("model", "sgd", tmp_path / "sgd.py"))
+    (tmp_path / "net").mkdir()
+    text = registry.find("backbone", "mnistmlp").read_text().replace('NAME = "mnistmlp"', 'NAME = "sgd"')
+    (tmp_path / "net" / "sgd.py").write_text(text)
+    network = registry.load("backbone", str(tmp_path / "net" / "sgd.py"))
+    assert registry.sys.modules[model.__module__].__file__ != registry.sys.modules[network.__module__].__file__
+    assert identity.of_class(registry.load("model", "sgd")).startswith("models/sgd.py ")
+    assert not (ROOT / "sgd.py").exists()
+
+
+def test_the_newest_run_that_can_be_gone_on_with_goes_first(run):
+    argv = ["--model", "sgd", *SHORT]
+    assert run(*argv, "--savecheck", "3")
+    (first,) = run.folders()
+    (first.parent / "result.yaml").unlink()  # stopped at its end
+    run(*argv)  # a newer one, finished
+    assert f"of {first.parent}" in run(*argv, "--resume")
+    assert (first.parent / "result.yaml").is_file() and len(run.folders()) == 2
+    assert "this run is finished" in run(*argv, "--resume") and len(run.folders()) == 2
+
+
+def test_finished_seeds_are_not_repeated(run):
+    argv = ["--model", "sgd", *SHORT]
+    plain = run(*argv, "--seeds", "0", "1", "--eval_epochs", "1")
+    assert len(run.folders()) == 2 and not list(run.folders()[0].parent.glob("*.pt"))
+    again = run(*argv, "--seeds", "0", "1", "--eval_epochs", "1", "--resume")
+    assert again.count("this run is finished") == 2 and len(run.folders()) == 2
+    assert plain.partition("2 seeds:")[2].splitlines()[:12] == again.partition("2 seeds:")[2].splitlines()[:12]
+    more = run(*argv, "--seeds", "0", "1", "2", "--eval_epochs", "1", "--resume")
+    assert more.count("this run is finished") == 2 and len(run.folders()) == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"history": 3}', "\x00", None])
+def test_a_record_that_was_altered_is_refused(text, run):
+    argv = ["--model", "sgd", *SHORT]
+    run(*argv)
+    path = run.folders()[0].with_name(RECORD)
+    whole = path.read_text()
+    path.write_text(re.sub(r'("class-il": \[)[\d.]+', r"\g<1>99.5", whole) if text is None else text)
+    said = run(*argv, "--resume", status=2)
+    assert said.count("\n") >= 1 and "move the folder away" in said.splitlines()[-1]
+
+
+def test_loadcheck_takes_a_folder(run, tmp_path):
+    run("--model", "sgd", *SHORT, "--savecheck", "task")
+    folder = run.folders()[0].parent
+    said = run("--model", "sgd", *SHORT, "--loadcheck", str(folder), "--inference_only")
+    assert f"of {folder / 'checkpoint_task1.pt'}" in said
+    said = run("--model", "sgd", *SHORT, "--loadcheck", str(tmp_path), status=2)
+    assert "is a folder without a checkpoint" in said
+    longer = [*SHORT, "--stop_after", "3"]
+    del longer[longer.index("--stop_after") : longer.index("--stop_after") + 2]
+    run("--model", "sgd", *longer, "--loadcheck", str(folder))
+    stored = yaml.safe_load(max(run.folders(), key=lambda p: p.stat().st_mtime_ns).read_text())
+    assert stored["environment"]["checkpoint"].startswith("checkpoint_task1.pt ")
+
+
+def test_comparisons(tmp_path):
+    table = tmp_path / "class-il" / "seq-digits" / "er" / "mean_accs.csv"
+    row = {"task1": 90.0, "seed": 0, "lr": 0.1, "data": "a", "versions": "torch 1"}
+    append_row(table, row | {"model_file": "models/er.py 1"})
+    append_row(table, row | {"model_file": "/x/er.py 2", "seed": 1})
+    append_row(table, row | {"model_file": "models/er.py 1", "seed": 2, "versions": "torch 2", "debug_mode": True})
+    elsewhere = tmp_path / "more" / "class-il" / "seq-digits" / "er" / "mean_accs.csv"
+    append_row(elsewhere, row | {"model_file": "models/er.py 1", "clip": 5, "versions": "torch 2"})
+    rows = compare.read_tables([str(tmp_path)])["class-il", "seq-digits"]
+    names = compare.entries(rows)
+    assert set(names) == {"er, model_file models/er.py 1", "er, model_file /x/er.py 2",
+                          "er, model_file models/er.py 1, clip 5"}  # fmt: skip
+    assert all(len(mine) == 1 for mine in names.values())
+    compare.write_comparison({("class-il", "seq-digits"): rows}, tmp_path / "page.html")
+    assert "torch 1 | torch 2" in (tmp_path / "page.html").read_text()
