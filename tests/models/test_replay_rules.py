@@ -57,8 +57,10 @@ def test_replayed_images_are_augmented_anew(cls, more):
     seen = []
     model.net.classifier.register_forward_hook(lambda _, given, out: seen.append(given[0].detach()))
     model.observe(image(1, 2), torch.tensor([2]), image(1, 2))
-    draws = 2 if cls in (DERpp, XDER) else 1  # of images for their logits, and for their labels
-    assert sum(bool((features < 0).any()) for features in seen) >= draws
+    found = ((features < 0).any() for features in seen)
+    assert any(found)
+    if cls in (DERpp, XDER):  # a second draw, for the labels
+        assert any(found)
 
 
 def option_names(cls) -> set[str]:

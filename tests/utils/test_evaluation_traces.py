@@ -12,6 +12,7 @@ from datasets.utils.scores import TokenScore
 from models.sgd import SGD
 from tests.models.helpers import experiment, finished, first_batch, image, small
 from utils.evaluation import evaluate, held_out_scores
+from utils.log.analysis import costs
 from utils.run import stopping
 from utils.run.config import resolve
 from utils.run.experiment import build
@@ -151,3 +152,11 @@ def test_the_network_is_drawn_from_the_seed_whatever_the_data_drew(monkeypatch):
     read = config.dataset_class._prepare
     monkeypatch.setattr(config.dataset_class, "_prepare", lambda self: (torch.rand(3), read(self)))
     assert torch.equal(build(config).model.net.get_params(), first)
+
+
+def test_memory_that_two_names_share_is_counted_once():
+    model = experiment("sgd").model
+    before, tensor = costs(model)["method_bytes"], torch.zeros(1000)
+    model.register_buffer("one", tensor)
+    model.register_buffer("two", tensor)
+    assert costs(model)["method_bytes"] == before + 4000
