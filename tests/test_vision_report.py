@@ -163,12 +163,12 @@ def test_intervals_by_resampling_images():
     assert (weights.sum(1) == 4).all() and torch.equal(weights, bootstrap(4))
     right, wrong = torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 5.0]])
     top = TopScore(2)
-    top.add(torch.cat((right, wrong)), torch.zeros(2, dtype=torch.long))
-    assert top.result()["top-1 low"] == pytest.approx(9.45, abs=0.01)  # Wilson, 1 of 2
-    score, labels = SegmentationScore(2), torch.zeros(2, 1, 1, dtype=torch.long)
-    labels[1] = 1
-    score.add(torch.stack((right, right)).view(2, 2, 1, 1), labels)
-    # Class 0 everywhere: a resample of the first image alone scores 100, of the second alone 0.
+    top.add(torch.cat((right, wrong, right, wrong)), torch.zeros(4, dtype=torch.long))
+    assert top.result()["top-1 low"] == pytest.approx(15.0, abs=0.01)  # Wilson, 2 of 4
+    score, labels = SegmentationScore(2), torch.zeros(4, 1, 1, dtype=torch.long)
+    labels[2:] = 1
+    score.add(torch.stack((right,) * 4).view(4, 2, 1, 1), labels)
+    # Class 0 everywhere: a resample of the first two images alone scores 100, of the others alone 0.
     assert score.interval() == {"mIoU low": 0.0, "mIoU high": 100.0}
 
 

@@ -27,7 +27,8 @@ def of_class(cls: type) -> str:
     """'models/er.py 1f0c52d7a3b9': the file of a class that the registry gave, with its whole path where it lies
     outside the program's folder, and 12 digits of a checksum over it and the files of its author that it imports.
     """
-    return _known.get(cls) or f"{cls.__module__} unknown"
+    known = _known.get(cls) if isinstance(cls, type) else None
+    return known or f"{getattr(cls, '__module__', 'an object')} unknown"
 
 
 def place(fact: str) -> str:

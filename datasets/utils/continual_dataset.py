@@ -247,7 +247,7 @@ class ContinualDataset(TaskStream):
         """The data with label noise and unlabelled examples applied to the training part; sets `_clean`, its true
         labels, and `_kept`, which of its rows are left.
         """
-        name = getattr(type(self).SOURCE, "name", "")
+        name = getattr(getattr(type(self), "SOURCE", None), "name", "")
         targets = noisy_labels(raw.train_y, self.args.noise_type, self.args.noise_rate, self.seed, name)
         share = self.args.label_perc
         kept = stratified_mask(targets, share, self.seed, "labelled") if share < 1 else slice(None)

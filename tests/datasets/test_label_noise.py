@@ -41,6 +41,7 @@ def test_the_stream_asks_for_the_map_of_its_source(monkeypatch):
     """Half of the labels, on raw classes: the class order comes after."""
     labels = torch.arange(10).repeat(400)
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image[..., 0, 0] = 255
     raw = RawData(image.expand(4000, -1, -1, -1), labels, image.expand(10, -1, -1, -1), torch.arange(10))
     monkeypatch.setattr(type(SequentialCIFAR10.SOURCE), "__call__", lambda self, base: raw)
     args = ["--noise_type", "asymmetric", "--noise_rate", "0.5", "--permute_classes"]

@@ -97,7 +97,8 @@ def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
     more = ("--inf_thresh", "0.9", "--infer_mode", "sample", "--temperature", "0.5")
     exp, file = experiment("dynamos", *argv(nf=8), *more), tmp_path / "a.pt"
     model = exp.model
-    checkpoint.save(checkpoint.capture(trained, Position()), file)
+    at = Position(task=len(trained.dataset.tasks), step=trained.run.history[-1].step)
+    checkpoint.save(checkpoint.capture(trained, at), file)
     checkpoint.restore(checkpoint.load(file), exp, exact=False)
     assert (model.net.inf_thresh, model.net.sample, model.net.temperature) == (0.9, True, 0.5)
 

@@ -153,14 +153,6 @@ def test_a_counter_that_the_file_sets_is_its_own(tmp_path):
     assert exp.model.current_task == 9 and exp.model._current_task == 2 and exp.model.n_seen_classes == 4
 
 
-def test_a_plain_method_may_not_set_a_name_of_the_runner():
-    model = experiment("sgd", dataset="seq-digits").model
-    for name in ("current_task", "n_seen_classes", "predict", "report"):
-        with pytest.raises(UserError, match=f"sgd sets self.{name}"):
-            setattr(model, name, 0)
-    model.memory, model.predict_later = [], 0
-
-
 def test_options_that_the_runner_has_too_are_the_runners():
     exp = experiment(str(STYLE / "loss_aware.py"), *REPLAY, "--clip_grad", "0.5", dataset="seq-digits")
     assert exp.args.clip_grad == 0.5 and exp.model.args.clip_grad == 0.5 and exp.model.args.nowand

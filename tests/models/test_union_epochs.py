@@ -31,9 +31,11 @@ def batches_of(method, tasks=2):
         seen.setdefault((exp.model.current_task, epoch), []).append((digests(raw), labels.clone()))
         return original(inputs, labels, raw, epoch=epoch)
 
-    exp.model.observe = observe
+    vars(exp.model)["observe"] = observe
     kept, end_task, buffer = [], exp.model.meta_end_task, exp.model.buffer
-    exp.model.meta_end_task = lambda stream: end_task(stream) or kept.append([f.clone() for f in buffer.get_all_data()])
+    vars(exp.model)["meta_end_task"] = lambda stream: (
+        end_task(stream) or kept.append([f.clone() for f in buffer.get_all_data()])
+    )
     train(exp)
     return exp, seen, kept
 

@@ -29,7 +29,7 @@ def test_an_evaluation_leaves_modes_and_random_numbers_as_they_were():
         assert not model.training and not model.net.training
         return torch.rand(len(x), 10) + np.random.rand() + random.random()  # noqa: NPY002
 
-    model.predict = predict
+    vars(model)["predict"] = predict
     exp.dataset.all_test_loaders()
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     evaluate(model, exp.dataset, range(2), trained=1)

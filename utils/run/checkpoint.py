@@ -122,8 +122,8 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
                 )
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
-        _check_method(model, dataset)
         dataset.load_state_dict(state["dataset"])
+        _check_method(model, dataset)
         check_scores(state, dataset.EVAL_TASKS)
         run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
         run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
@@ -408,7 +408,7 @@ def _check_method(model, dataset) -> None:
             continue
         _check_buffer(part)
         for name, end in ends.items():
-            kept = getattr(part, name)
+            kept = getattr(part, name, None)
             if kept is None or end is None or kept.dim() != 1 or kept.is_floating_point() or not len(part):
                 continue
             low, high = torch.stack([*kept[: len(part)].aminmax()]).tolist()
