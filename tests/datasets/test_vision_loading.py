@@ -45,6 +45,17 @@ def test_image_mask_and_box_move_together():
     assert {left for left, *_ in seen} == {*range(7, 18)} and {top for _, top, *_ in seen} == {*range(7, 14)}
 
 
+def test_what_comes_in_from_outside_is_void():
+    for i in range(20):
+        moved = scene()
+        moved.mask = tv_tensors.Mask(torch.ones(40, 40, dtype=torch.uint8))
+        augment(moved, torch.Generator().manual_seed(i), mirror=False)
+        right, down = (int(corner) - 10 for corner in moved.boxes[0, :2])
+        expected = torch.full((40, 40), 255, dtype=torch.uint8)
+        expected[max(down, 0) : 40 + min(down, 0), max(right, 0) : 40 + min(right, 0)] = 1
+        assert torch.equal(moved.mask.as_subclass(torch.Tensor), expected)
+
+
 def test_a_mask_made_smaller_stays_where_its_image_is(tmp_path):
     image = np.arange(500) >= 200 + np.arange(500).reshape(-1, 1) // 8  # an edge that moves by a pixel every 8 rows
     Image.fromarray(np.uint8(255 * image)).save(tmp_path / "image.png")
