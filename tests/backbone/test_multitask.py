@@ -157,6 +157,7 @@ def test_a_dense_detector_stays_small(trunk, boxes):
     assert out.shape == (2, boxes, 5 + 8) and sum(net.parts().values()) < 8_000_000
     finest = 4 if trunk == "small" else 8
     assert out[1, 0, -3:].tolist() == [finest / 2, finest / 2, finest] and out[0, -1, -1] == 4 * finest
+    assert out[1, 1, -3:].tolist() == [3 * finest / 2, finest / 2, finest]  # the next one of the first row
 
 
 def test_answers_of_old_branches_use_running_statistics():

@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 
 from datasets.utils.loaders import EvalLoader, TrainLoader
 from datasets.utils.streaming import Cache, Streamed
-from datasets.utils.vision.data import Scene, VisionData, augment
+from datasets.utils.vision.data import Scene, VisionData, augment, equally_spaced
 from datasets.utils.vision.formats import Examples
 from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
 from tests.datasets import test_vision_data
@@ -43,6 +43,17 @@ def test_image_mask_and_box_move_together():
         seen.add(tuple(moved.boxes[0].tolist()))
     # Columns 10 to 26, mirrored 14 to 30; shifted by 3 pixels at most.
     assert {left for left, *_ in seen} == {*range(7, 18)} and {top for _, top, *_ in seen} == {*range(7, 14)}
+
+
+def test_what_comes_in_from_outside_is_void():
+    for i in range(20):
+        moved = scene()
+        moved.mask = tv_tensors.Mask(torch.ones(40, 40, dtype=torch.uint8))
+        augment(moved, torch.Generator().manual_seed(i), mirror=False)
+        right, down = (int(corner) - 10 for corner in moved.boxes[0, :2])
+        expected = torch.full((40, 40), 255, dtype=torch.uint8)
+        expected[max(down, 0) : 40 + min(down, 0), max(right, 0) : 40 + min(right, 0)] = 1
+        assert torch.equal(moved.mask.as_subclass(torch.Tensor), expected)
 
 
 def test_a_mask_made_smaller_stays_where_its_image_is(tmp_path):
@@ -154,6 +165,10 @@ def test_decoded_images_are_found_again_by_every_worker(official, workers):
 # ---- the streams
 
 
+def test_rows_at_equal_distances():
+    assert equally_spaced(10, 4) == [0, 2, 5, 7] and equally_spaced(3, 4) == [0, 1, 2]
+
+
 def test_cache_mb_bounds_all_parts_together(base, mini):
     dataset = small(base)
     assert all(data.cache.capacity == len(data) for pair in dataset._data for data in pair)
@@ -197,6 +212,10 @@ def test_order_and_augmentation_depend_on_seed_task_epoch_and_image_alone(base, 
     rows = permutation(24, 0, "order", 2, 0)
     assert torch.equal(torch.cat([raw for *_, raw in plain.epoch(0)]), plain.dataset.data[rows])
     assert not equal(list(small(base).enter_task(2).epoch(0)), list(plain.epoch(0)))
+    own = small(base).enter_task(2).dataset.source  # held-out images are read from it too, in no epoch
+    first, second, looked_at = (torch.stack([own.example(i, epoch)[0] for i in range(24)]) for epoch in (0, 1, None))
+    assert not torch.equal(first, second)
+    assert torch.equal(looked_at, torch.stack([plain.dataset.source.example(i)[0] for i in range(24)]))
 
 
 def test_held_out_images_are_training_images_that_are_not_trained_on(base, mini):
