@@ -283,5 +283,5 @@ def _padded(matrices) -> Tensor:
 
 @cache
 def _unbiased(counts: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """n / (n - 1) for each n, (G, 1): once per size of a batch, since a tensor of numbers waits for the device."""
-    return torch.tensor([n / max(n - 1, 1) for n in counts], device=device, dtype=dtype).unsqueeze(1)
+    """n / (n - 1) for each n, (G, 1): once per size of a batch, since numbers have to travel to the device."""
+    return torch.tensor([n / max(n - 1, 1) for n in counts], dtype=dtype).to(device).unsqueeze(1)
