@@ -239,7 +239,7 @@ STOP = 7  # iterations: in the midst of the second of three tasks
 MORE = ["--n_epochs", "2", "--clip_grad", "0.5"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # dear: a module's is made again whenever a worker comes back to the module
 def outcomes(tmp_path_factory) -> dict:
     """name -> the refusal's line, or state and scores of the undisturbed run and of the resumed one."""
     folder, out, files = tmp_path_factory.mktemp("methods"), {}, {}
