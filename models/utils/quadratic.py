@@ -49,7 +49,7 @@ class Quadratic(nn.Module):
         be one per parameter (P,).
         """
         scaled = self.weight * (lr * strength)
-        net.set_params(torch.lerp(net.get_params().detach(), self.centre, scaled / (1 + scaled)))
+        net.set_params(net.get_params().detach().lerp_(self.centre, scaled.div_(1 + scaled)))
 
 
 def add_update_argument(parser) -> None:
@@ -97,26 +97,36 @@ def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tenso
         UserError: another kind of optimiser, of which this is not known.
     """
     groups = optimizer.param_groups
-    if isinstance(optimizer, torch.optim.SGD) and len(groups) == 1:
-        size = _step_size(optimizer, groups[0], None)
-    elif isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW):
-        sizes = {p: _step_size(optimizer, group, p) for group in groups for p in group["params"]}
-        size = torch.cat([(torch.zeros_like(p) + sizes.get(p, 0.0)).flatten() for p in net.parameters()])
-    else:
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        size = _adam_sizes(optimizer, net)
+    elif not isinstance(optimizer, torch.optim.SGD):
         raise UserError(f"no proximal step is known for {type(optimizer).__name__}: give --ewc_update explicit")
+    elif len(groups) == 1:
+        size = groups[0]["lr"] / (1 - groups[0]["momentum"])
+    else:
+        sizes = {p: group["lr"] / (1 - group["momentum"]) for group in groups for p in group["params"]}
+        size = torch.cat([torch.full_like(p, sizes.get(p, 0.0)).flatten() for p in net.parameters()])
     for hook in optimizer._optimizer_step_pre_hooks.values():
         size = size * getattr(hook, "factor", 1.0)
     return size
 
 
-def _step_size(optimizer: torch.optim.Optimizer, group: dict, p: Tensor | None) -> float | Tensor:
-    if isinstance(optimizer, torch.optim.SGD):
-        return group["lr"] / (1 - group["momentum"])
-    state = optimizer.state.get(p)
-    if not state:  # never moved
-        return 0.0
-    mean = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-    return group["lr"] / (mean.sqrt() + group["eps"])
+def _adam_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> Tensor:
+    """lr / (sqrt(v) + eps) per parameter (P,), 0 where it never moved; in place, since P is large."""
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    moved = [p in groups and bool(optimizer.state.get(p)) for p in net.parameters()]
+    pairs = list(zip(net.parameters(), moved, strict=True))
+    sizes = torch.cat([(optimizer.state[p]["exp_avg_sq"] if m else torch.zeros_like(p)).flatten() for p, m in pairs])
+    pieces = sizes.split([p.numel() for p, _ in pairs])
+    parts = [piece for piece, m in zip(pieces, moved, strict=True) if m]
+    mine = [(groups[p], optimizer.state[p]["step"]) for p, m in pairs if m]
+    if parts:
+        torch._foreach_div_(parts, [1 - group["betas"][1] ** step for group, step in mine])
+        torch._foreach_sqrt_(parts)
+        torch._foreach_add_(parts, [group["eps"] for group, _ in mine])
+        torch._foreach_reciprocal_(parts)
+        torch._foreach_mul_(parts, [group["lr"] for group, _ in mine])
+    return sizes
 
 
 class Regularised(ContinualModel):
