@@ -78,3 +78,16 @@ def test_what_no_run_can_have_saved_is_one_line_and_nothing_written(capsys, tmp_
 def test_the_same_file_without_a_change_is_taken(tmp_path, inside):
     (tmp_path / "given.pt").write_bytes(forged(inside))
     assert entry.main([*COMMAND, "--disable_log", f"--loadcheck={tmp_path / 'given.pt'}"]) == 0
+
+
+@pytest.mark.parametrize("mark, fits", [(-1, True), (0, True), (-2, False), (5, False)])
+def test_rows_of_no_task_may_be_marked(inside, mark, fits):
+    exp = build(resolve(COMMAND))
+    checkpoint.restore(inside, exp)
+    buffer = exp.model.buffer[0]
+    buffer.task_labels = torch.full_like(buffer.labels, mark)
+    if fits:
+        checkpoint._check_method(exp.model, exp.dataset)
+    else:
+        with pytest.raises(ValueError, match="expected -1 to 4"):
+            checkpoint._check_method(exp.model, exp.dataset)
