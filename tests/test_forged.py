@@ -11,6 +11,7 @@ import main as entry
 from models.utils import state
 from tests.test_hostile import COMMAND, only_run, refused, signed
 from utils.run import checkpoint
+from utils.run.checkpoint_checks import check_method
 from utils.run.config import resolve
 from utils.run.experiment import build
 
@@ -87,7 +88,7 @@ def test_rows_of_no_task_may_be_marked(inside, mark, fits):
     buffer = exp.model.buffer[0]
     buffer.task_labels = torch.full_like(buffer.labels, mark)
     if fits:
-        checkpoint._check_method(exp.model, exp.dataset)
+        check_method(exp.model, exp.dataset)
     else:
         with pytest.raises(ValueError, match="expected -1 to 4"):
-            checkpoint._check_method(exp.model, exp.dataset)
+            check_method(exp.model, exp.dataset)

@@ -13,7 +13,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +22,10 @@ from torch import Tensor
 
 from models.utils import state as method_state
 from utils.atomic import atomic_write
-from utils.buffer import Buffer
 from utils.errors import TrainingFailed, UserError, one_line
 from utils.randomness import random_state, set_random_state
 from utils.record import Evaluation, Experiment, Position
-from utils.run.training import batches_per_epoch, enter_task
+from utils.run.checkpoint_checks import check_method, check_position, check_scores, check_shapes, check_tree
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
@@ -109,7 +107,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
                 )
         settings = {} if exact else {name: _settings(opt) for name, opt in _optimizers(model)}
         kinds = {name: type(opt).__name__ for name, opt in _optimizers(model)}
-        _check_shapes(state["shapes"], method_state.origin_of(model).shapes)
+        check_shapes(state["shapes"], method_state.origin_of(model).shapes)
         move = str(state["environment"].get("device", "cpu")).startswith("cpu") and model.device.type != "cpu"
         method_state.read_into(model, state["path"], state["entries"], move)
         if not exact:
@@ -123,7 +121,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
             for group, options in zip(opt.param_groups, settings.get(name, ()), strict=False):
                 group.update(options)
         dataset.load_state_dict(state["dataset"])
-        _check_method(model, dataset)
+        check_method(model, dataset)
         check_scores(state, dataset.EVAL_TASKS)
         run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
         run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
@@ -135,7 +133,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         position = Position(**state["position"])
         if position.inside:
             exp.stopper.load_state_dict(state["stopping"])
-        _check_position(position, exp)
+        check_position(position, exp)
         if any(entry["step"] > position.step for entry in state["history"]):
             raise ValueError(f"an evaluation after step {position.step}, where it was saved")
         set_random_state(state["random"])
@@ -201,7 +199,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         # An entry takes a byte at least, so that more of them are one list mentioned again and again.
         state["path"], state["entries"] = str(path), max(LEAST_ENTRIES, described)
-        _check_tree(state, itertools.count(), state["entries"])
+        check_tree(state, itertools.count(), state["entries"])
     except (ValueError, RecursionError) as e:
         raise UserError(f"checkpoint {path} is not one that this program writes: {e}") from None
     return state
@@ -317,116 +315,6 @@ def _digest_into(digest, value: Any) -> None:
 def _keep(path: Path) -> None:
     if path.is_file():
         os.replace(path, previous_of(path))
-
-
-def _check_tree(value: Any, seen: Iterator[int], most: int, depth: int = 0) -> None:
-    """Plain values only, at most so many, and no tensor that claims more entries than the file holds."""
-    if depth > 100:
-        raise ValueError("nested too deeply")
-    if next(seen) > most:
-        raise ValueError("more entries than the file can hold")
-    if isinstance(value, Tensor):
-        if value.layout is not torch.strided or value.device.type != "cpu":
-            raise ValueError("a tensor of an unknown kind")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError("a tensor larger than its data")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_tree(key, seen, most, depth + 1)
-            _check_tree(item, seen, most, depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_tree(item, seen, most, depth + 1)
-    elif value is not None and type(value) not in (bool, int, float, str, bytes):
-        raise ValueError(f"a {type(value).__name__}")
-
-
-def _check_shapes(saved: dict[str, list[int]], mine: dict[str, list[int]]) -> None:
-    for name in [*mine, *saved]:
-        if saved.get(name) != mine.get(name):
-            raise UserError(
-                f"the checkpoint is of another network: its {name} is {saved.get(name, 'absent')}, "
-                f"here it is {mine.get(name, 'absent')}"
-            )
-
-
-def check_scores(state: dict[str, Any], n_tasks: int) -> None:
-    """Scores and losses are used long after the checkpoint was read, so that their form is looked at here."""
-    for name, matrix in state["matrices"].items():
-        if matrix.shape != (n_tasks, n_tasks) or matrix.dtype != torch.float64:
-            raise ValueError(f"matrix {name} of shape {tuple(matrix.shape)}")
-    for entry in state["history"]:
-        measured = (entry["scores"], *entry["others"].values())
-        scores = [score for values in measured for scores in values.values() for score in scores]
-        numbers = [entry["step"], entry["task"], 0 if entry["epoch"] is None else entry["epoch"]]
-        if not all(type(n) is int for n in numbers) or not all(type(s) is float for s in scores):
-            raise TypeError("an evaluation that holds other things than numbers")
-    for record in state["epochs"]:
-        if not all(type(record[name]) is int for name in ("task", "epoch", "start", "steps")):
-            raise TypeError("an epoch that is no number")
-        if not 0 <= record["task"] < n_tasks:
-            raise ValueError(f"an epoch of task {record['task']}")
-        if not all(type(value) in (int, float, bool) for value in record.values()):
-            raise TypeError("a record of an epoch that holds other things than numbers")
-    for stage, said in state["pictures"]:
-        if type(stage) is not int or not all(isinstance(t, Tensor) for task in said for t in task.values()):
-            raise TypeError("a picture that holds other things than tensors")
-        if not 0 <= stage < n_tasks or len(said) != n_tasks:
-            raise ValueError(f"a picture of stage {stage} and {len(said)} tasks")
-    rows = [*state["pending"], *(means for _, means, _ in state["losses"])]
-    if not all(type(value) is float for row in rows for value in row.values()):
-        raise TypeError("a loss that is no number")
-
-
-def _check_position(position: Position, exp: Experiment) -> None:
-    """The position is one that the stream has, under these options."""
-    numbers, n_tasks = (position.task, position.epoch, position.batch, position.step), exp.dataset.N_TASKS
-    if not all(type(n) is int for n in numbers) or type(position.inside) is not bool:
-        raise TypeError(f"position {position}")
-    if min(numbers) < 0 or max(numbers) >= 1 << 63 or position.task > n_tasks - position.inside:
-        raise ValueError(f"position {position}")
-    if not position.inside:
-        return
-    enter_task(exp.model, exp.dataset, position.task)
-    plan = batches_per_epoch(exp.args, exp.dataset.train_loader)
-    if position.epoch >= len(plan) or position.batch > plan[position.epoch]:
-        raise UserError(
-            f"the checkpoint stands in epoch {position.epoch} of task {position.task} after {position.batch} batches, "
-            f"this run's task has {len(plan)} epoch(s) of {max(plan)}: give the options it was saved with"
-        )
-
-
-def _check_method(model, dataset) -> None:
-    """Weights are finite, as when they were saved, and labels that are kept are ones of the stream."""
-    for name, p in model.named_parameters():
-        if not p.isfinite().all():
-            raise ValueError(f"weights {name} that are not finite")
-    # A stream whose tasks are of unlike kinds says itself what a label is.
-    ends = {"labels": model.num_classes if dataset.MIXED else None, "task_labels": dataset.EVAL_TASKS}
-    for part in model.modules():
-        if not isinstance(part, Buffer):
-            continue
-        _check_buffer(part)
-        for name, end in ends.items():
-            kept = getattr(part, name, None)
-            if kept is None or end is None or kept.dim() != 1 or kept.is_floating_point() or not len(part):
-                continue
-            low, high = torch.stack([*kept[: len(part)].aminmax()]).tolist()
-            least = -1 if name == "task_labels" else 0  # some methods mark rows of no task by -1
-            if low < least or high >= end:
-                raise ValueError(f"{name} {low} to {high} in the buffer, expected {least} to {end - 1}")
-
-
-def _check_buffer(part: Buffer) -> None:
-    """All fields have a row for each slot, and the counts are counts."""
-    counts = (part.buffer_size, part.num_seen_examples)
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in counts) or part.buffer_size < 1:
-        raise ValueError(f"a buffer of {part.buffer_size} slots that saw {part.num_seen_examples} examples")
-    for name in part.fields:
-        if len(getattr(part, name)) != part.buffer_size:
-            raise ValueError(f"{name} of a buffer for {len(getattr(part, name))} of {part.buffer_size} slots")
-    if part.num_seen_examples and not part.fields:
-        raise ValueError("a buffer without its examples")
 
 
 def _optimizers(model) -> list[tuple[str, torch.optim.Optimizer]]:

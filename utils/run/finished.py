@@ -14,6 +14,7 @@ from utils.config_file import plain_yaml
 from utils.errors import UserError
 from utils.record import Evaluation, Experiment, Run
 from utils.run import checkpoint
+from utils.run.checkpoint_checks import check_scores
 
 RESULT = "result.yaml"  # written last: a run that has it is finished
 RECORD = "record.json"  # scores and losses as they are in memory
@@ -68,7 +69,7 @@ def restore_record(run: Run) -> None:
         history = [Evaluation(**e) for e in record["history"]]
         matrices = {name: np.array(rows, dtype=np.float64) for name, rows in record["matrices"].items()}
         tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
-        checkpoint.check_scores(record | {"matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
+        check_scores(record | {"matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
         if (plain_yaml(folder / RESULT) or {}).get("scores") != _fingerprint(history):
             raise ValueError("other scores than those of the run")
         run.baselines = {name: [float(x) for x in scores] for name, scores in record["baselines"].items()}
