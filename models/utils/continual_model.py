@@ -310,8 +310,9 @@ class ContinualModel(nn.Module):
         self.dataset.begin_batch(self.net)
         with mixed_precision(self.device.type) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
-        self._task_iteration += 1
-        self._epoch_iteration += 1
+        counts = vars(self)  # not by __setattr__, which looks at every name and type: this is done at each step
+        counts["_task_iteration"] += 1
+        counts["_epoch_iteration"] += 1
         return checked_loss(self, loss)
 
 
