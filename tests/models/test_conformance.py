@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils import registry
-from utils.check import cases, conformance
+from utils.check import case_runs, cases, conformance
 from utils.check.sync import cuda_waits_are_errors
 from utils.errors import UserError
 from utils.run.experiment import build
@@ -149,3 +149,8 @@ def test_no_synchronisation_on_a_gpu(model):
     with cuda_waits_are_errors():
         for _ in range(3):
             method.meta_observe(*batch, 0)
+
+
+def test_differences_are_named_within_tuples_and_lists():
+    a, b = ({"pictures": [(1, [{"x": torch.full((2,), value)}])]} for value in (1.0, 2.0))
+    assert case_runs.differing_entries(a, b) == ["pictures[0][1][0].x"] and not case_runs.differing_entries(a, a)

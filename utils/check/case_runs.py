@@ -187,7 +187,7 @@ def differing_entries(a, b, name: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [*a, *(k for k in b if k not in a)]
         return [d for k in keys for d in differing_entries(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+    if type(a) is type(b) and isinstance(a, list | tuple) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing_entries(x, y, f"{name}[{i}]")]
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         same = same_value(a, b)
