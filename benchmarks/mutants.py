@@ -139,12 +139,15 @@ def _pytest(folder: Path, tests: list[str], output: Path, write_bytecode: bool) 
 def try_one(folder: Path, mutation: Mutation) -> tuple[bool, float]:
     """Whether the tests in a copy of the tree notice the bug, which is taken out again; seconds."""
     path, start = folder / mutation.file, time.perf_counter()
-    text = path.read_text()
+    text, times = path.read_text(), path.stat()
     path.write_text(mutated(text, mutation))
+    # Python takes bytecode for that of a file of the same size and second: a quick change must have another one.
+    os.utime(path, (times.st_atime, times.st_mtime + 10))
     try:
         status, said = run_tests(folder, mutation.tests.split())
     finally:
         path.write_text(text)
+        os.utime(path, (times.st_atime, times.st_mtime))
     if status not in (0, *CAUGHT):  # no test was found, say
         raise TableError(f"{mutation}: pytest ended with status {status}:\n{said[-2000:]}")
     return status != 0, time.perf_counter() - start
