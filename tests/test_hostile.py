@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import main as entry
-from models.utils import state
-from utils.buffer import Buffer
-from utils.registry import ROOT
-from utils.run import checkpoint
-from utils.run.config import resolve
-from utils.run.experiment import build
+from palimpsest.models.utils import state
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 
 METHOD = ["--model", "er", "--buffer_size", "50", "--n_epochs", "1", "--num_threads", "1", "--stop_after", "2"]
 COMMAND = [*METHOD, "--dataset", "seq-digits", "--non_verbose"]
@@ -196,7 +196,7 @@ CALLS = {
     "a constructor": (torch.nn.Linear, 1, 1),
     "a class of the method": (Buffer, 10),
     "a class of os": (state.make, -1, "object", "os", "_Environ", None),
-    "a class through a class": (state.make, -1, "object", "models.er", "Er.observe.__globals__", None),
+    "a class through a class": (state.make, -1, "object", "palimpsest.models.er", "Er.observe.__globals__", None),
     "a class that is no class": (state.make, -1, "object", "torch.nn.modules.linear", "math", None),
     "a function of torch's files": (state.make, -1, "named", "torch.load"),
     "what does not belong to the run": (state.make, -1, "named", "model"),
@@ -204,8 +204,8 @@ CALLS = {
     "a tensor that hides": (state.make, -1, "tensor", torch.ones(1), True, True, None, {"backward": 1}),
     "another number": (state.make, -1, "object_", 1),
     "a kind of value that is none": (state.make, -1, "__import__", "os"),
-    "a second self": (state.make, -1, "object", "models.er", "Er", ""),
-    "an object without attributes": (state.make, -1, "object", "models.utils.snapshot", "Snapshot", None),
+    "a second self": (state.make, -1, "object", "palimpsest.models.er", "Er", ""),
+    "an object without attributes": (state.make, -1, "object", "palimpsest.models.utils.snapshot", "Snapshot", None),
 }  # fmt: skip
 CHANGES = {
     "a method's name": held("", "observe", 1),

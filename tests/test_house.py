@@ -46,6 +46,7 @@ def imports(path: Path, known: set[str]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             out |= (names & known) or {node.module}
+    out = {name.removeprefix("palimpsest.") for name in out if name.startswith("palimpsest.")}
     return {name for name in out if name.split(".")[0] in {"main", "models", "datasets", "backbone", "utils"}}
 
 

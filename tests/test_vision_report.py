@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import main as entry
-from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
-from datasets.utils.vision.plots import predictions, stage_curves
-from datasets.utils.vision.scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
+from palimpsest.datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from palimpsest.datasets.utils.vision.plots import predictions, stage_curves
+from palimpsest.datasets.utils.vision.scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
+from palimpsest.utils import criterion
+from palimpsest.utils.check import case_runs
+from palimpsest.utils.log.page import drawn
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 from tests.models.test_balanced_ewc import SMALL, case
-from utils import criterion
-from utils.check import case_runs
-from utils.log.page import drawn
-from utils.run.experiment import build
-from utils.run.training import train
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
         asked.append(task)
         return {"accuracy": (10.0, 30.0, 20.0)[len(asked) % 3 - 1], "loss": 1.0}
 
-    monkeypatch.setattr("utils.run.stopping.held_out_scores", scores)
+    monkeypatch.setattr("palimpsest.utils.run.stopping.held_out_scores", scores)
     run = trained("sgd", folder, *STOPPING).run
     assert asked == [0] * 3 + [1] * 3 + [2] * 3  # once per epoch, although two ask
     assert [r["kept"] for r in run.epochs] == [False, True, False] * 3
@@ -178,7 +178,7 @@ def test_the_average_precision_of_a_resample_counts_its_images_as_often_as_they_
     whole, again = MultiLabelScore(), MultiLabelScore()
     rows = torch.randint(30, (30,))
     weights = torch.bincount(rows, minlength=30).double().expand(500, 30)
-    monkeypatch.setattr("datasets.utils.vision.scores.bootstrap", lambda n: weights)
+    monkeypatch.setattr("palimpsest.datasets.utils.vision.scores.bootstrap", lambda n: weights)
     whole.add(logits, labels)
     again.add(logits[rows], labels[rows])
     assert list(whole.interval().values()) == pytest.approx([again.result()["mAP_cls"]] * 2)

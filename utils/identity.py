@@ -7,8 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("models/utils", "datasets/utils", "backbone/utils", "utils")  # one version of the program shares them
+from palimpsest import ROOT
+
+SHARED = ("models/utils", "datasets/utils", "backbone/utils", "utils")  # one version of the program shares them
 FILES = ("model_file", "dataset_file", "backbone_file")
 # What tells two runs of equal options apart; all of it stands in config.yaml, in checkpoints and in mean_accs.csv.
 FACTS = (*FILES, "data", "checkpoint")
@@ -40,7 +41,7 @@ def place(fact: str) -> str:
 def shared_code() -> str:
     """12 digits of a checksum over the modules that all runs share, as they were when first asked for."""
     digest = hashlib.sha256()
-    for path in sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")):
+    for path in sorted(p for room in SHARED for p in (ROOT / room).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -75,6 +76,6 @@ def _is_authors(path: Path) -> bool:
     """Whether a file belongs to one method, stream or network: no library, no room that all share."""
     if path.suffix != ".py" or {"site-packages", "dist-packages"} & {*path.parts}:
         return False
-    if any(path.is_relative_to(ROOT / room) for room in ROOMS):
+    if any(path.is_relative_to(ROOT / room) for room in SHARED):
         return False
     return not path.is_relative_to(Path(hashlib.__file__).resolve().parent)  # Python's own

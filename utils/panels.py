@@ -63,7 +63,7 @@ def capacity(owned: list[int], total: int) -> Panel | None:
     if not owned:
         return None
     data = {"owned": [int(n) for n in owned], "total": int(total)}
-    return Panel("capacity", "parameters in use", "utils.log.plots:capacity_bars", data)
+    return Panel("capacity", "parameters in use", "palimpsest.utils.log.plots:capacity_bars", data)
 
 
 def importance(values: Tensor | None) -> Panel | None:
@@ -74,4 +74,4 @@ def importance(values: Tensor | None) -> Panel | None:
     logarithms = np.log10(values[np.isfinite(values) & (values > 0)].astype(np.float64))
     counts, edges = np.histogram(logarithms, BINS)
     data = {"counts": counts, "edges": edges, "zeros": 1 - logarithms.size / values.size}
-    return Panel("importance", "importance of the parameters", "utils.log.plots:importance_histogram", data)
+    return Panel("importance", "importance of the parameters", "palimpsest.utils.log.plots:importance_histogram", data)

@@ -5,6 +5,7 @@ the others.
 """
 
 import ast
+import builtins
 import difflib
 import importlib
 import importlib.util
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils import identity
-from utils.errors import UserError, one_line
-from utils.identity import ROOT
+from palimpsest import ROOMS, ROOT
+from palimpsest.utils import identity
+from palimpsest.utils.errors import UserError, one_line
 
 FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 ALIASES = {"multi-scale": "derpp-single"}  # names under which a method's authors published it
@@ -58,8 +59,8 @@ def load(kind: str, name: str) -> type:
     with import_errors(path):
         if kind == "model" and _of("signs").written_for_mammoth(path):
             module = _of("entry").import_file(path)
-        elif path.parent == ROOT / FOLDERS[kind]:
-            module = importlib.import_module(f"{FOLDERS[kind]}.{stem}")
+        elif path.parent == ROOT / FOLDERS[kind] and not _uses_short_names(path):
+            module = importlib.import_module(f"palimpsest.{FOLDERS[kind]}.{stem}")
         else:
             module = _import_file(kind, path)
     own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
@@ -99,15 +100,43 @@ def find(kind: str, name: str) -> Path:
 
 def _of(room: str):
     """A part of what runs files of Mammoth; by name, since this floor imports nothing of the floors above."""
-    return importlib.import_module(f"models.utils.mammoth.{room}")
+    return importlib.import_module(f"palimpsest.models.utils.mammoth.{room}")
+
+
+def _uses_short_names(path: Path) -> bool:
+    """Whether a file says `from utils.buffer import Buffer`, as files of a checkout may."""
+    nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return any(name.partition(".")[0] in ROOMS for name in names)
+
+
+def import_short(name: str, globals=None, locals=None, fromlist=(), level: int = 0):
+    """`__import__` of a file that came from elsewhere: `utils.buffer` is this program's, whatever the script that runs
+    has of that name; what this program does not have is everybody's.
+    """
+    if level or name.partition(".")[0] not in ROOMS:
+        return builtins.__import__(name, globals, locals, fromlist, level)
+    try:
+        builtins.__import__(f"palimpsest.{name}", None, None, fromlist)
+    except ModuleNotFoundError as e:
+        if e.name is None or not f"palimpsest.{name}".startswith(e.name):
+            raise
+    else:
+        own = sys.modules[f"palimpsest.{name}"]
+        if all(part == "*" or hasattr(own, part) for part in fromlist or ()):
+            return own if fromlist else sys.modules[f"palimpsest.{name.partition('.')[0]}"]
+    return builtins.__import__(name, globals, locals, fromlist)
 
 
 def _import_file(kind: str, path: Path):
-    key = f"palimpsest_dropin_{kind}_{path.stem}"
+    here = path.parent == ROOT / FOLDERS[kind]
+    key = f"palimpsest.{FOLDERS[kind]}.{path.stem}" if here else f"palimpsest_dropin_{kind}_{path.stem}"
     if key in sys.modules and Path(sys.modules[key].__file__) == path:
         return sys.modules[key]
     spec = importlib.util.spec_from_file_location(key, path)
     module = importlib.util.module_from_spec(spec)
+    module.__dict__["__builtins__"] = vars(builtins) | {"__import__": import_short}
     sys.modules[key] = module
     try:
         spec.loader.exec_module(module)

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.utils.outside import keeps_order, note_of, same_value
-from utils.errors import UserError
+from palimpsest.models.utils.outside import keeps_order, note_of, same_value
+from palimpsest.utils.errors import UserError
 
 OWNED = ("args", "dataset", "loss", "transform", "normalization_transform")
 SCALARS = (type(None), bool, int, float, str, bytes)
 BY_TORCH = (OrderedDict, Counter, torch.dtype, torch.device, torch.Size, bytearray, complex)
-HOUSE = ("models.utils.", "backbone.", "utils.buffer", "torch.nn.modules.", "torch.optim.")
+HOUSE = ("palimpsest.models.utils.", "palimpsest.backbone.", "palimpsest.utils.buffer", "torch.nn.", "torch.optim.")
 TABLES = {"_parameters": Tensor, "_buffers": Tensor, "_modules": nn.Module}
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
 NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl"}  # of a module: the one that reads has its own
@@ -114,7 +114,7 @@ class Origin:
         _refuse_hidden(value, held)
         if isinstance(value, torch.optim.Optimizer):
             mine = [hook for name, table in held.items() if "hook" in name for hook in table.values()]
-            if not all(type(hook).__module__ == "models.utils.continual_model" for hook in mine):
+            if not all(type(hook).__module__ == "palimpsest.models.utils.continual_model" for hook in mine):
                 raise ValueError("a hook")
         elif isinstance(value, nn.Module):
             if (mine := _hooks(value)) != hooks or any("ward" in name for name in mine):

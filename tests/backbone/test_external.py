@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbone.utils.external import ExternalWeights
-from backbone.utils.resnet import SmallImageResNet
+from palimpsest.backbone.utils.external import ExternalWeights
+from palimpsest.backbone.utils.resnet import SmallImageResNet
 from tests.backbone.test_backbones import make as make_network
 
 CHANNELS = (3, 8, 8)
@@ -105,7 +105,7 @@ HEADS = {"alike": [(0, 2), (2, 4), (4, 6)], "unlike": [(0, 2), (2, 5), (5, 6)], 
 @pytest.mark.parametrize("network", [NETWORKS[0], little_resnet], ids=["mnistmlp", "resnet"])
 @pytest.mark.parametrize("call", [2**26, 1])
 def test_posteriors_are_evaluated_on_the_heads_of_their_tasks(network, heads, call, monkeypatch):
-    monkeypatch.setattr("backbone.utils.external.LARGEST_CALL", call)
+    monkeypatch.setattr("palimpsest.backbone.utils.external.LARGEST_CALL", call)
     torch.manual_seed(0)
     external, x = ExternalWeights(network()), torch.randn(5, *CHANNELS)
     weights, kept = torch.randn(3, 2, external.size), None

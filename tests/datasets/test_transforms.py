@@ -7,7 +7,15 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform, crop_flip, rotate, to_float
+from palimpsest.datasets.utils.transforms import (
+    Augment,
+    Denormalize,
+    Normalize,
+    TrainTransform,
+    crop_flip,
+    rotate,
+    to_float,
+)
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 
@@ -191,7 +199,7 @@ def test_one_angle_per_image(monkeypatch):
     expected = torch.cat([rotate(x[i : i + 1], float(degrees[i])) for i in range(11)])
     assert torch.equal(rotate(x, degrees), expected)
     # In chunks of two images, the last one smaller.
-    monkeypatch.setattr("datasets.utils.transforms.CHUNK_PIXELS", 2 * 3 * 81)
+    monkeypatch.setattr("palimpsest.datasets.utils.transforms.CHUNK_PIXELS", 2 * 3 * 81)
     assert torch.equal(rotate(x, degrees), expected)
     assert torch.equal(rotate(x, 33.0), torch.cat([rotate(one[None], 33.0) for one in x]))
     assert rotate(x[:0], 10.0).shape == (0, 3, 9, 9)

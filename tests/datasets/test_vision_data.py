@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import CocoDetection, ImageFolder, VOCSegmentation
 
-from datasets.utils.vision import formats
-from datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder
+from palimpsest.datasets.utils.vision import formats
+from palimpsest.datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import build_parser, chosen
 from tests.datasets import vision_formats_on_disk as disk
-from utils import registry
-from utils.errors import UserError
-from utils.run.config import build_parser, chosen
 
 SIZE = 32
 
@@ -117,7 +117,7 @@ def test_two_builds_have_the_same_bytes_and_every_seed_and_image_its_own(mini, t
 
 
 def test_items_are_fashion_where_it_is_and_digits_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.utils.sources.SYSTEM_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr("palimpsest.datasets.utils.sources.SYSTEM_FASHION_MNIST", tmp_path)
     assert item_source(str(tmp_path), "auto") == item_source(str(tmp_path), "digits") == "digits"
     with pytest.raises(UserError, match="--vision_items digits"):
         item_source(str(tmp_path), "fashion")

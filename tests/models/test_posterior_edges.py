@@ -7,12 +7,12 @@ from copy import deepcopy
 import pytest
 import torch
 
-from backbone.utils.task_hypernetwork import TaskHypernetwork
-from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
-from models.utils.state import describe
+from palimpsest.backbone.utils.task_hypernetwork import TaskHypernetwork
+from palimpsest.models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
+from palimpsest.models.utils.state import describe
+from palimpsest.utils.check.sync import SyncDetector
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import experiment, finished, first_batch
-from utils.check.sync import SyncDetector
-from utils.errors import UserError
 
 SHORT = ["--n_iters", "2", "--train_sample_size", "2", "--val_sample_size", "3", "--hnet_arch", "4"]
 
@@ -118,7 +118,7 @@ def test_predictions_are_the_same_however_many_posteriors_fit_into_memory(backbo
     at_once = model.eval().sampled_outputs(x)
     asked, weights = [], model.weights
     monkeypatch.setattr(model, "weights", lambda tasks, *more: asked.append(tasks) or weights(tasks, *more))
-    for place in ("models.utils.posterior.base", "backbone.utils.external"):
+    for place in ("palimpsest.models.utils.posterior.base", "palimpsest.backbone.utils.external"):
         monkeypatch.setattr(f"{place}.LARGEST_CALL", 1)
     torch.testing.assert_close(model.sampled_outputs(x), at_once, rtol=1e-3, atol=1e-3)
     assert asked == [[0], [1], [2]]

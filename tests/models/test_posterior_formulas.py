@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from backbone.mnistmlp import MNISTMLP
-from backbone.utils.external import ExternalWeights
-from backbone.utils.task_hypernetwork import TaskHypernetwork, WeightGenerator
-from models.utils.posterior import gaussian, ssge
-from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
+from palimpsest.backbone.mnistmlp import MNISTMLP
+from palimpsest.backbone.utils.external import ExternalWeights
+from palimpsest.backbone.utils.task_hypernetwork import TaskHypernetwork, WeightGenerator
+from palimpsest.models.utils.posterior import gaussian, ssge
+from palimpsest.models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
 from tests.models.helpers import experiment, first_batch
 
 # ---- divergences
@@ -106,7 +106,7 @@ def test_task_by_task_has_the_same_value_and_gradient(case, monkeypatch):
     perturb(model)
     found = []
     for limit in (2**22, 1):
-        monkeypatch.setattr("models.utils.posterior.meta_replay.IN_CACHE", limit)
+        monkeypatch.setattr("palimpsest.models.utils.posterior.meta_replay.IN_CACHE", limit)
         torch.manual_seed(1)
         model.zero_grad()
         terms = model.fit(*batch[:2])

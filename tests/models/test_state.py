@@ -13,9 +13,9 @@ from textwrap import dedent, indent
 import pytest
 import torch
 
-from utils.check import case_runs, cases
-from utils.errors import UserError
-from utils.registry import ROOT
+from palimpsest.utils.check import case_runs, cases
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.registry import ROOT
 
 TEMPLATE = """
 import argparse, collections, enum, functools, itertools, pathlib, random, threading, types
@@ -256,7 +256,7 @@ def outcomes(tmp_path_factory) -> dict:
         files[what] = case.model, "class-il", [str(folder / f"{i}.pt")], MORE
     program = """
 import json, sys
-from utils.check.case_runs import continue_elsewhere
+from palimpsest.utils.check.case_runs import continue_elsewhere
 for told in json.load(open(sys.argv[1])):
     try:
         continue_elsewhere(json.dumps(told))

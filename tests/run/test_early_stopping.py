@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from palimpsest.utils.run.stopping import EarlyStopping
+from palimpsest.utils.run.training import train
 from tests.models.helpers import experiment
-from utils.run.stopping import EarlyStopping
-from utils.run.training import train
 
 REST = ["--holdout", "20", "--label_perc", "0.1", "--stop_after", "1", "--backbone", "mnistmlp"]
 BEST = 3
@@ -20,7 +20,7 @@ def best_epoch(monkeypatch):
         return {"accuracy": float(-abs(scores.asked - BEST)), "loss": 0.0}
 
     scores.asked = 0
-    monkeypatch.setattr("utils.run.stopping.held_out_scores", scores)
+    monkeypatch.setattr("palimpsest.utils.run.stopping.held_out_scores", scores)
 
 
 def moments(model):

@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.utils.contract import loss_problem
-from models.utils.outside import same_value
-from models.utils.state import describe
-from utils import registry
-from utils.check.cases import Case, Failure, Interrupted
-from utils.check.sync import SyncDetector
-from utils.check.terms import LooseTerms
-from utils.randomness import random_state
-from utils.record import Experiment, Position
-from utils.run import checkpoint
-from utils.run.experiment import build
-from utils.run.training import train
+from palimpsest.models.utils.contract import loss_problem
+from palimpsest.models.utils.outside import same_value
+from palimpsest.models.utils.state import describe
+from palimpsest.utils import registry
+from palimpsest.utils.check.cases import Case, Failure, Interrupted
+from palimpsest.utils.check.sync import SyncDetector
+from palimpsest.utils.check.terms import LooseTerms
+from palimpsest.utils.randomness import random_state
+from palimpsest.utils.record import Experiment, Position
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 
 
 @dataclass
@@ -156,7 +156,7 @@ def resumed_ends(case: Case, steps: list[int], elsewhere: bool, *more: str) -> l
             stop_run(case, step, Path(file), *more)
         given = json.dumps([case.model, case.setting, files, more])
         seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-        program = "from utils.check.case_runs import continue_elsewhere; import sys; continue_elsewhere(sys.argv[1])"
+        program = f"import sys; from {__name__} import continue_elsewhere; continue_elsewhere(sys.argv[1])"
         done = subprocess.run([sys.executable, "-c", program, given], cwd=registry.ROOT, capture_output=True, text=True,
                               env=os.environ | {"PYTHONHASHSEED": seed})  # fmt: skip
         if done.returncode:

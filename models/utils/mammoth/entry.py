@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import transforms
 
-from backbone.mnistmlp import MNISTMLP
-from backbone.utils.base import Backbone
-from models.utils.mammoth import functions as f
-from models.utils.mammoth import memory as m
-from models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
-from models.utils.mammoth.model import MammothModel, explained, missing
-from models.utils.mammoth.signs import ROOMS, file_of
-from models.utils.mammoth.stream import Stream
-from utils import registry
-from utils.args import ArgumentParser, add_rehearsal_args, base_parser
-from utils.errors import UserError
+from palimpsest.backbone.mnistmlp import MNISTMLP
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.models.utils.mammoth import functions as f
+from palimpsest.models.utils.mammoth import memory as m
+from palimpsest.models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
+from palimpsest.models.utils.mammoth.model import MammothModel, explained, missing
+from palimpsest.models.utils.mammoth.signs import ROOMS, file_of
+from palimpsest.models.utils.mammoth.stream import Stream
+from palimpsest.utils import registry
+from palimpsest.utils.args import ArgumentParser, add_rehearsal_args, base_parser
+from palimpsest.utils.errors import UserError
 
 # module -> name -> what a file finds there; names that are not here are the house's own, where it has them.
 NAMES: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def import_file(path: Path) -> types.ModuleType:
         UserError: it imports what is not here; names it.
     """
     here = path.parent == registry.ROOT / "models"
-    key = f"models.{path.stem}" if here else f"palimpsest_dropin_{path.stem}"
+    key = f"palimpsest.models.{path.stem}" if here else f"palimpsest_dropin_{path.stem}"
     found = sys.modules.get(key)
     if found is not None and getattr(found, "__file__", None) == str(path):
         return found
@@ -159,7 +159,7 @@ def _module(name: str, path: Path) -> types.ModuleType:
     house = file_of(name) is not None and (room != "models" or name.startswith("models.utils."))
     if name not in NAMES and not house:
         raise ImportError(f"it imports {name}, which is not here", name=name)
-    own = importlib.import_module(name) if house else None
+    own = importlib.import_module(f"palimpsest.{name}") if house else None
     return _made(name, NAMES.get(name, {}), own, path)
 
 

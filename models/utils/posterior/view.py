@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.utils.posterior.calibration import auroc, ece, reliability
-from utils.panels import Panel
+from palimpsest.models.utils.posterior.calibration import auroc, ece, reliability
+from palimpsest.utils.panels import Panel
 
 LOOKED_AT, IN_ALL = 2000, 40000  # examples per task, and of all tasks together
 CRITERIA = ("ent", "agree")  # of task inference, by which own and other data are told apart
 GRID = 100  # points along each side of a map
 NAMES = {"given": "task given", "inferred": "task inferred", "joint": "one softmax"}
-PLOTS = "models.utils.posterior.plots"
+PLOTS = "palimpsest.models.utils.posterior.plots"
 
 
 def numbers_and_panels(model, dataset, tasks: range) -> tuple[dict[str, float], list[Panel]]:

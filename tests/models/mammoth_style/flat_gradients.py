@@ -4,7 +4,7 @@ positional observe.
 
 import torch
 
-from models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.continual_model import ContinualModel
 
 
 class FlatGradients(ContinualModel):
