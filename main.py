@@ -5,11 +5,20 @@ python main.py --model pah --dataset seq-digits
 
 import os
 import sys
+from pathlib import Path
 
+import palimpsest
 from palimpsest.utils import registry
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
 from palimpsest.utils.run import config as configuration
+
+PROGRAM = "palimpsest" if Path(sys.argv[0]).stem == "palimpsest" else "main.py"
+
+
+def command() -> int:
+    """What the command `palimpsest` runs."""
+    return main(sys.argv[1:])
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +28,9 @@ def main(argv: list[str]) -> int:
     readable_anywhere()
     try:
         choice = configuration.chosen(argv)
-        if choice.list:
+        if choice.version:
+            print(f"palimpsest {palimpsest.__version__}")
+        elif choice.list:
             print_list()
         elif choice.help or not argv:
             print_help(choice)
@@ -35,23 +46,25 @@ def main(argv: list[str]) -> int:
             run(argv)
         sys.stdout.flush()
     except UserError as e:
-        print(f"main.py: error: {e}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {e}", file=sys.stderr)
         return 2
     except TrainingFailed as e:
-        print(f"main.py: the run failed: {e}", file=sys.stderr)
+        print(f"{PROGRAM}: the run failed: {e}", file=sys.stderr)
         return 1
     except Stopped as e:
-        print(f"main.py: {e}", file=sys.stderr)
+        print(f"{PROGRAM}: {e}", file=sys.stderr)
         return e.status
     except BrokenPipeError:
         # Nobody reads the output any more, as after `| head`. What Python still has for it must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not (choice.list or choice.help):
             what = "nobody reads the output any more; a run that was saved goes on with --resume"
-            print(f"main.py: ended, since {what}", file=sys.stderr)
+            print(f"{PROGRAM}: ended, since {what}", file=sys.stderr)
         return 128 + 13
     except KeyboardInterrupt:
-        print("main.py: interrupted; a run that had begun goes on with the same command and --resume", file=sys.stderr)
+        print(
+            f"{PROGRAM}: interrupted; a run that had begun goes on with the same command and --resume", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -97,4 +110,4 @@ def print_list() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command())

@@ -211,6 +211,7 @@ def base_parser() -> ArgumentParser:
 def _choose(group) -> None:
     add = group.add_argument
     add("-h", "--help", action="store_true", default=False, help="show the options and exit")
+    add("--version", action="store_true", default=False, help="show the version and exit")
     add("--model", metavar="NAME", help="method: a file of models/, or a path ending in .py")
     add("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
     add("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")

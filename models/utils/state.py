@@ -28,7 +28,8 @@ from palimpsest.utils.errors import UserError
 OWNED = ("args", "dataset", "loss", "transform", "normalization_transform")
 SCALARS = (type(None), bool, int, float, str, bytes)
 BY_TORCH = (OrderedDict, Counter, torch.dtype, torch.device, torch.Size, bytearray, complex)
-HOUSE = ("palimpsest.models.utils.", "palimpsest.backbone.", "palimpsest.utils.buffer", "torch.nn.", "torch.optim.")
+HOUSE = ("palimpsest.models.utils.", "palimpsest.backbone.", "palimpsest.utils.buffer")
+HOUSE += ("torch.nn.modules.", "torch.optim.")
 TABLES = {"_parameters": Tensor, "_buffers": Tensor, "_modules": nn.Module}
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
 NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl"}  # of a module: the one that reads has its own
@@ -360,8 +361,7 @@ def check(model: nn.Module) -> None:
         UserError: names the attribute.
     """
     origin = origin_of(model)
-    now = note_of(origin)
-    for name in origin.note | now:
+    for name in origin.note | (now := note_of(origin)):
         if name not in origin.note or name not in now or origin.note[name] != now[name]:
             raise UserError(f"{name} was changed by {model.NAME}, no checkpoint has it: keep an attribute instead")
     if origin.tried:

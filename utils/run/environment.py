@@ -5,12 +5,13 @@ import platform
 import random
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from palimpsest import ROOT, __version__
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.registry import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
 
@@ -76,6 +77,8 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return f"installed {__version__}"  # the repository around it is somebody else's
         return git("rev-parse", "HEAD") + (" (tree has changes)" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"installed {__version__}"
