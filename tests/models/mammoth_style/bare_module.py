@@ -2,10 +2,10 @@
 
 import torch.nn as nn
 from torch.optim import SGD
+from utils.conf import get_device
 
-from palimpsest.datasets import get_dataset
-from palimpsest.utils.args import ArgumentParser, add_experiment_args, add_management_args
-from palimpsest.utils.conf import get_device
+from datasets import get_dataset
+from utils.args import ArgumentParser, add_experiment_args, add_management_args
 
 
 def get_parser() -> ArgumentParser:

@@ -6,12 +6,12 @@ from copy import deepcopy
 
 import torch
 from torch.nn import functional as F
+from utils.batch_norm import bn_track_stats
 
-from palimpsest.backbone import get_backbone
-from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.args import ArgumentParser, add_rehearsal_args
-from palimpsest.utils.batch_norm import bn_track_stats
-from palimpsest.utils.buffer import Buffer, fill_buffer, icarl_replay
+from backbone import get_backbone
+from models.utils.continual_model import ContinualModel
+from utils.args import ArgumentParser, add_rehearsal_args
+from utils.buffer import Buffer, fill_buffer, icarl_replay
 
 
 class ChangedData(ContinualModel):

@@ -4,7 +4,7 @@ positional observe.
 
 import torch
 
-from palimpsest.models.utils.continual_model import ContinualModel
+from models.utils.continual_model import ContinualModel
 
 
 class FlatGradients(ContinualModel):

@@ -10,11 +10,12 @@ try:
 except ImportError:
     solver = None
 
-from palimpsest.models.gem import overwrite_grad, store_grad
-from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.args import ArgumentParser, add_rehearsal_args
-from palimpsest.utils.conf import warn_once
-from palimpsest.utils.ring_buffer import RingBuffer as Buffer
+from utils.conf import warn_once
+from utils.ring_buffer import RingBuffer as Buffer
+
+from models.gem import overwrite_grad, store_grad
+from models.utils.continual_model import ContinualModel
+from utils.args import ArgumentParser, add_rehearsal_args
 
 
 class GradientCone(ContinualModel):

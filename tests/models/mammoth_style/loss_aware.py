@@ -4,14 +4,14 @@ too.
 
 import torch
 from torch.nn import functional as F
+from utils.augmentations import apply_transform, cutmix_data, strong_aug
+from utils.simclrloss import SupConLoss
+from utils.status import progress_bar
 
-from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils import binary_to_boolean_type, none_or_float
-from palimpsest.utils.args import ArgumentParser, add_rehearsal_args
-from palimpsest.utils.augmentations import apply_transform, cutmix_data, strong_aug
-from palimpsest.utils.buffer import Buffer
-from palimpsest.utils.simclrloss import SupConLoss
-from palimpsest.utils.status import progress_bar
+from models.utils.continual_model import ContinualModel
+from utils import binary_to_boolean_type, none_or_float
+from utils.args import ArgumentParser, add_rehearsal_args
+from utils.buffer import Buffer
 
 
 class LossAware(ContinualModel):

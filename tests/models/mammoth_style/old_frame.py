@@ -5,10 +5,10 @@ examples without augmentation, and a penalty on the flat parameters.
 import numpy as np
 import torch
 
-from palimpsest.datasets import get_dataset
-from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.args import *  # noqa: F403
-from palimpsest.utils.buffer import Buffer
+from datasets import get_dataset
+from models.utils.continual_model import ContinualModel
+from utils.args import *  # noqa: F403
+from utils.buffer import Buffer
 
 
 def get_parser() -> ArgumentParser:  # noqa: F405

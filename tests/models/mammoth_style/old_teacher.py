@@ -7,9 +7,9 @@ from copy import deepcopy
 import torch
 from torch.nn import functional as F
 
-from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.args import ArgumentParser, add_rehearsal_args
-from palimpsest.utils.buffer import Buffer
+from models.utils.continual_model import ContinualModel
+from utils.args import ArgumentParser, add_rehearsal_args
+from utils.buffer import Buffer
 
 
 class OldTeacher(ContinualModel):

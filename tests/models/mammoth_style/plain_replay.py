@@ -4,9 +4,9 @@ buffer's draw.
 
 import torch
 
-from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.args import ArgumentParser, add_rehearsal_args
-from palimpsest.utils.buffer import Buffer
+from models.utils.continual_model import ContinualModel
+from utils.args import ArgumentParser, add_rehearsal_args
+from utils.buffer import Buffer
 
 
 class PlainReplay(ContinualModel):
