@@ -119,13 +119,13 @@ fraction = number(float, 0, 1)
 
 
 def save_moment(text: str) -> str | int:
-    """`task`, `last`, or a number of iterations."""
-    if text in ("task", "last"):
+    """`task`, `last`, `no`, or a number of iterations."""
+    if text in ("task", "last", "no"):
         return text
     try:
         return positive_int(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"'{text}': expected task, last, or a number of iterations >= 1") from None
+        raise argparse.ArgumentTypeError(f"'{text}': expected task, last, no, or a number of iterations") from None
 
 
 def store_uri(text: str) -> str:
@@ -350,8 +350,9 @@ def _run(group) -> None:
     add(
         "--savecheck",
         type=save_moment,
-        metavar="task|last|N",
-        help="checkpoints: one file per task, the last task's only, or also every N iterations",
+        metavar="task|last|N|no",
+        help="checkpoints: a file per task, one after each task, or also every N iterations; otherwise one at the end, "
+        "or none with no",
     )
     add("--savecheck_minutes", type=positive_float, metavar="M", help="a checkpoint every M minutes as well")
     add_bool(

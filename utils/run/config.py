@@ -402,7 +402,5 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
         if dest not in NEUTRAL or dest == "num_threads":
             values[dest] = converted(actions[dest], value, str(where))
     values |= given | {"seeds": None}
-    if values["disable_log"]:
-        raise UserError("--rerun compares two folders: drop --disable_log")
     origins = {dest: "command line" if dest in given else "rerun" for dest in values}
     return _settled(Config(argparse.Namespace(**values), origins, *classes), actions)

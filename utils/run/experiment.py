@@ -327,12 +327,12 @@ def _refuse_start(position: Position, args, dataset) -> None:
         )
 
 
-def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, float, int]]]:
-    """The same experiment once per seed of `--seeds`, then mean, standard deviation and 95 % interval of every metric.
+def execute_seeds(config: Config) -> list[tuple[Run, dict[str, dict[str, float]]]]:
+    """The same experiment once per seed of `--seeds`, then a table: mean, standard deviation and 95 % interval of every
+    metric, see `utils.metrics.spread`.
 
     Returns:
-        scenario -> metric -> (mean, standard deviation, half width of the 95 % interval, number of seeds); nan where
-        there are too few, see `utils.metrics.spread`.
+        Of each seed what `execute` returns.
     """
     runs, summaries = [], []
     for seed in config.args.seeds:
@@ -353,4 +353,4 @@ def execute_seeds(config: Config) -> dict[str, dict[str, tuple[float, float, flo
         print(f"report over seeds: {page}")
         if config.args.mlflow:
             MLflowLogger(config.args).seeds_ended(runs, table, page)
-    return table
+    return list(zip(runs, summaries, strict=True))

@@ -26,6 +26,8 @@ def rerun(folder: str, argv: list[str]) -> bool:
     unfinished = not (old / RESULT).is_file()
     before = {} if unfinished else _result(old)
     config = configuration.from_stored(facts["options"], argv, old / "config.yaml")
+    if config.args.disable_log:
+        raise UserError("--rerun compares two folders: drop --disable_log")
     print(configuration.describe(config), flush=True)
     run, _ = execute(config)
     print(f"repeated {old}")

@@ -2,15 +2,17 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from palimpsest.utils.errors import Stopped
+from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
 from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.training import last_task
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -52,7 +54,8 @@ class Saver:
         exp: the experiment.
         signals: what asks for a checkpoint and an end.
 
-    `--savecheck task` keeps a file per task, every other occasion writes `<name>.pt` and keeps the one before it.
+    `--savecheck task` keeps a file per task, every other occasion writes `<name>.pt` and keeps the one before it. What
+    was learned in the end is kept unless `--savecheck no` is given.
     """
 
     def __init__(self, exp: Experiment, signals: Signals):
@@ -61,7 +64,8 @@ class Saver:
         self.name = args.ckpt_name or "checkpoint"
         kind = args.savecheck or ("last" if args.resume or args.savecheck_minutes else None)
         self.every = kind if isinstance(kind, int) else 0
-        self.kind = "last" if isinstance(kind, int) else kind
+        self.kind = "last" if isinstance(kind, int) else kind if kind != "no" else None
+        self.end = None if kind == "no" else last_task(args, exp.dataset)
         self.seconds = 60 * (args.savecheck_minutes or 0)
         self.next = time.monotonic() + self.seconds
         self.newest: Path | None = None
@@ -79,7 +83,16 @@ class Saver:
             self.write(position, f"{self.name}_task{position.task - 1}.pt")
         elif self.kind or self.signals.received:
             self.write(position)
+        elif position.task == self.end:
+            self.keep(position)
         self.stop_if_asked(position)
+
+    def keep(self, position: Position) -> None:
+        """Write what was learned; a run that cannot be kept has its scores all the same."""
+        try:
+            self.write(position)
+        except (UserError, TrainingFailed) as e:
+            print(f"main.py: what this run has learned is not kept: {e}", file=sys.stderr)
 
     def stop_if_asked(self, position: Position) -> None:
         """End the run where a signal was received."""

@@ -1,0 +1,194 @@
+"""What a run has learned, to be used: predictions with the stream's own preprocessing and the classes' own names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from palimpsest.utils import identity
+from palimpsest.utils.config_file import read_config
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.evaluation import eval_mode, scenarios
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.config import from_stored
+from palimpsest.utils.run.experiment import build
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a method says of N inputs.
+
+    Attributes:
+        outputs: (N, C) of the C classes that compete, or (N, ...) what the network says elsewhere.
+        classes: of the columns of `outputs`, their original labels; empty where the tasks have no classes.
+        names: of these classes.
+    """
+
+    outputs: np.ndarray
+    classes: list[int]
+    names: list[str]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) original labels; elsewhere than in classification the outputs themselves."""
+        return np.asarray(self.classes)[self.outputs.argmax(1)] if self.classes else self.outputs
+
+    @property
+    def labels_by_name(self) -> list[str]:
+        """N names of classes."""
+        return [self.names[i] for i in self.outputs.argmax(1)]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(N, C): softmax of the outputs, in float64. A method whose outputs are no logits (distances to class means)
+        gives numbers that only keep their order.
+        """
+        shifted = np.exp(self.outputs.astype(np.float64) - self.outputs.max(1, keepdims=True))
+        return shifted / shifted.sum(1, keepdims=True)
+
+
+class Learned:
+    """A run's method and stream as they were at its end, or where its newest checkpoint was saved.
+
+    Args:
+        folder: of the run, or one of its checkpoint files.
+        device: as `--device`.
+        base_path: where the stream's data are; where they were by default.
+
+    Attributes:
+        model: the method, in eval mode.
+        dataset: the stream.
+        trained: last task trained.
+        names: of the classes, by their label in the stream; '' where there are none.
+
+    Raises:
+        UserError: no run's folder, no whole checkpoint, data or method files that are not there.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", base_path: str | Path | None = None):
+        path = checkpoint.find(folder)
+        self.folder = path.parent
+        facts = read_config(self.folder / "config.yaml")
+        options = facts["options"] | {"device": device, "resume": False, "loadcheck": None, "inference_only": False}
+        argv = ["--disable_log", "--non_verbose"]
+        argv += ["--base_path", str(base_path or options.get("base_path", "data"))]
+        for kind, fact in zip(("model", "dataset", "backbone"), identity.FILES, strict=True):
+            file = identity.place(str(facts["environment"].get(fact, "")))
+            if Path(file).is_absolute():  # a file of somebody's own
+                argv += [f"--{kind}", file]
+        self.exp = build(from_stored(options, argv, self.folder / "config.yaml"))
+        self.model, self.dataset = self.exp.model, self.exp.dataset
+        position = checkpoint.restore(checkpoint.load(path), self.exp, exact=False)
+        stage = max(position.task - (not position.inside), 0)
+        self.dataset.enter_task(stage)
+        self.trained = self.dataset.stages[stage][-1]
+        self.model.eval()
+        order = getattr(self.dataset, "class_order", None) or range(getattr(self.dataset, "N_CLASSES", 0))
+        names = getattr(self.dataset, "class_names", None)
+        self.labels = [int(label) for label in order]
+        self.names = [str(names[label] if names else label) for label in self.labels]
+
+    def compete(self, task: int | None) -> tuple[str, list[int]]:
+        """The scenario in which something is predicted, and the classes (labels in the stream) that compete there.
+
+        Args:
+            task: the inputs are known to be of this task; None for any of the tasks trained.
+
+        Raises:
+            UserError: the method has to be told the task, or there is no such task.
+        """
+        known = scenarios(self.model, self.dataset)
+        if task is not None and not 0 <= task < self.dataset.EVAL_TASKS:
+            raise UserError(f"task {task}: {self.dataset.NAME} has tasks 0 to {self.dataset.EVAL_TASKS - 1}")
+        told = "task-il" in known and task is not None
+        scenario = "task-il" if told else next((name for name in known if name != "task-il"), None)
+        if scenario is None or (task is None and self.dataset.tasks[self.trained].branch):
+            raise UserError(f"{self.model.NAME} is told the task of what it predicts on this stream: give the task")
+        spec, last = self.dataset.tasks[self.trained if task is None else task], self.dataset.tasks[self.trained]
+        score = spec.score(last if scenario == "class-il" else None)
+        if not hasattr(score, "answers"):
+            return scenario, []
+        return scenario, list(range(self.dataset.N_CLASSES))[score.low : score.high]
+
+    @torch.no_grad()
+    def predict(self, images: Any, task: int | None = None, batch_size: int = BATCH) -> Predictions:
+        """What the method says of inputs, in eval mode.
+
+        Args:
+            images: paths, PIL images, or one array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), uint8 or float in
+                [0, 1]; resized to the stream's size. Of a stream of vectors or tokens (N, D), as its source gives them.
+            task: of the inputs where it is known (task-IL), None where any task trained may be meant (class-IL).
+            batch_size: inputs at once. PAH's predictions depend on what else is in the batch.
+
+        Raises:
+            UserError: inputs that the stream cannot have; a method that has to be told the task.
+        """
+        scenario, classes = self.compete(task)
+        inputs = self.inputs(images)
+        with eval_mode(self.model):
+            parts = [self.outputs(part, task, scenario) for part in inputs.split(batch_size)]
+        outputs = torch.cat(parts).float().cpu().numpy()
+        if not classes:
+            return Predictions(outputs, [], [])
+        return Predictions(outputs[:, classes], [self.labels[c] for c in classes], [self.names[c] for c in classes])
+
+    def outputs(self, inputs: Tensor, task: int | None, scenario: str) -> Tensor:
+        """What the method says of network inputs (N, ...), all outputs of the network."""
+        unknown = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+        at = self.trained if task is None else task
+        return self.model.evaluate_batch(inputs, unknown, at, [scenario])[0][scenario]
+
+    def inputs(self, images: Any) -> Tensor:
+        """Network inputs (N, ...) of what `predict` takes."""
+        size, normalize = self.dataset.SIZE, self.dataset.get_normalization_transform()
+        if self.dataset.INPUT != "images":
+            values = torch.as_tensor(np.asarray(images))
+            if values.ndim != 2 or values.shape[1] != size[0]:
+                raise UserError(f"inputs of shape {tuple(values.shape)}: {self.dataset.NAME} takes (N, {size[0]})")
+            return normalize(values.float()).to(self.model.device)
+        if isinstance(images, str | Path) or not hasattr(images, "__len__"):
+            images = [images]  # one file or picture
+        if isinstance(images, Sequence):
+            images = torch.stack([_read(image, size) for image in images])
+        raw = _as_batch(torch.as_tensor(images), size, self.dataset.NAME)
+        return normalize(raw.to(self.model.device))
+
+
+def _read(image: Any, size: tuple[int, int, int]) -> Tensor:
+    """One image as (C, H, W) uint8 of the stream's size."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(image, np.ndarray | Tensor):
+        return _as_batch(torch.as_tensor(image)[None], size, "the stream")[0]
+    try:
+        picture = image if isinstance(image, Image.Image) else Image.open(image)
+        picture = picture.convert("L" if size[0] == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, ValueError, AttributeError) as e:
+        raise UserError(f"{image} cannot be read as an image: {one_line(e)}") from None
+    if picture.size != (size[2], size[1]):
+        picture = picture.resize((size[2], size[1]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(picture)).view(*size[1:], size[0]).permute(2, 0, 1)
+
+
+def _as_batch(values: Tensor, size: tuple[int, int, int], name: str) -> Tensor:
+    """(N, C, H, W), uint8 or float in [0, 1], of the stream's size."""
+    if values.ndim == 3 and size[0] == 1:
+        values = values[:, None]
+    if values.ndim == 4 and values.shape[1] != size[0] and values.shape[3] == size[0]:
+        values = values.permute(0, 3, 1, 2)
+    if values.ndim != 4 or values.shape[1] != size[0]:
+        raise UserError(f"images of shape {tuple(values.shape)}: {name} takes (N, {', '.join(map(str, size))})")
+    if values.dtype != torch.uint8 and not values.is_floating_point():
+        raise UserError(f"images of {values.dtype}: expected uint8 in 0..255 or floats in 0..1")
+    if values.is_floating_point() and values.numel() and not (values.min() >= 0 and values.max() <= 1):
+        raise UserError(f"float images from {values.min():g} to {values.max():g}: expected 0..1")
+    if values.shape[2:] != torch.Size(size[1:]):
+        scaled = values if values.is_floating_point() else values.float() / 255
+        values = torch.nn.functional.interpolate(scaled, size[1:], mode="bilinear", antialias=True).clamp(0, 1)
+    return values
