@@ -38,6 +38,10 @@ def main(argv: list[str]) -> int:
             from palimpsest.utils.check.conformance import check_and_print
 
             return 0 if check_and_print(choice.check) else 1
+        elif choice.predict or choice.export:
+            from palimpsest.commands import use
+
+            use(argv)
         elif choice.rerun:
             from palimpsest.utils.run.rerun import rerun
 

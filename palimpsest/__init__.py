@@ -46,3 +46,12 @@ class _ShortNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 if ROOT != _FOLDER:
     sys.meta_path.insert(0, _ShortNames())
+
+
+def __getattr__(name: str):
+    """`run`, `load` and what goes with them, found when they are asked for: `import palimpsest` imports no torch."""
+    if name == "load":
+        return importlib.import_module("palimpsest.learned").Learned
+    if name in ("run", "load_best_args", "Result"):
+        return getattr(importlib.import_module("palimpsest.api"), name)
+    raise AttributeError(f"module 'palimpsest' has no attribute {name!r}")

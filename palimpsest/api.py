@@ -19,9 +19,9 @@ class Result:
 
     Attributes:
         folder: with all that it wrote, for `palimpsest.load`; None with `disable_log`.
-        scores: scenario ('class-il', ...) -> metric ('acc', 'forgetting', ...) -> value, in percent where the metric is.
-        matrices: scenario -> score matrix R (T, T): row i after training task i, column j the score on task j, nan where
-            nothing was evaluated.
+        scores: scenario ('class-il', ...) -> metric ('acc', 'forgetting', ...) -> value, percent where the metric is.
+        matrices: scenario -> score matrix R (T, T): row i after training task i, column j the score on task j; nan
+            where nothing was evaluated.
         run: everything else that is known of it.
     """
 

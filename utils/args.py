@@ -224,6 +224,8 @@ def _choose(group) -> None:
     )
     add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
     add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
+    add("--predict", nargs="+", metavar=("RUN", "FILE"), help="what the run in the folder RUN says of images; --task T")
+    add("--export", nargs="+", metavar=("RUN", "FOLDER"), help="weights, classes and ONNX of a run, for other programs")
     add("--check", metavar="MODEL", help="run the conformance suite on a method file and say what fails")
 
 

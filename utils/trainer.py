@@ -1,4 +1,4 @@
-"""The door for scripts and notebooks: `from utils.trainer import ContinualTrainer`."""
+"""The trainer where scripts of a checkout look for it; `palimpsest.trainer` is the same."""
 
 from palimpsest.utils.run.trainer import ContinualTrainer
 

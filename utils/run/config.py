@@ -19,7 +19,16 @@ from palimpsest.utils.hints import explain_unknown, means_choice
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
 
-NO_FACTS = ("help", "version", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
+NO_FACTS = (
+    "help",
+    "version",
+    "list",
+    "check",
+    "rerun",
+    "predict",
+    "export",
+    "model_config",
+)  # options that are no part of a configuration
 
 
 @dataclass
@@ -46,6 +55,8 @@ def chosen(argv: list[str]) -> argparse.Namespace:
     for name in ("--model", "--dataset", "--backbone", "--check", "--rerun"):
         parser.add_argument(name)
     parser.add_argument("-h", "--help", action="store_true")
+    for name in ("--predict", "--export"):
+        parser.add_argument(name, nargs="+")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--version", action="store_true")
     return parser.parse_known_args(argv)[0]
