@@ -72,6 +72,8 @@ class Learned:
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", base_path: str | Path | None = None):
+        if not Path(folder).exists():
+            raise UserError(f"{folder} does not exist: give a run's folder")
         path = checkpoint.find(folder)
         self.folder = path.parent
         facts = read_config(self.folder / "config.yaml")
@@ -140,7 +142,7 @@ class Learned:
 
     def outputs(self, inputs: Tensor, task: int | None, scenario: str) -> Tensor:
         """What the method says of network inputs (N, ...), all outputs of the network."""
-        unknown = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+        unknown = torch.zeros(inputs.shape[0], dtype=torch.int64, device=inputs.device)
         at = self.trained if task is None else task
         return self.model.evaluate_batch(inputs, unknown, at, [scenario])[0][scenario]
 
