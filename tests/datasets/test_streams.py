@@ -274,9 +274,9 @@ def test_a_dataset_file_declares_what_it_must(name):
     assert cls.SETTING != "class-il" or per_task * cls.N_TASKS == cls.N_CLASSES
 
 
-def test_importing_one_dataset_imports_no_other():
+def test_importing_one_dataset_imports_no_other_and_large_packages_on_use_only():
     code = (
-        "import sys, datasets.seq_mnist as m; "
+        "import sys, datasets.seq_mnist, backbone.resnet50, backbone.mobilenet_v2; "
         "print([n for n in sys.modules if n.startswith('datasets.') and n.count('.') == 1 and n != 'datasets.utils'], "
         "[n for n in ('torchvision', 'sklearn', 'PIL', 'scipy') if n in sys.modules])"
     )
