@@ -8,9 +8,8 @@ from torch import nn
 
 import main as entry
 from backbone.utils.wrapped import make_network
-from models.er import ER
-from tests.kills import at_call, run_folder
-from tests.models.helpers import QUIET
+from tests.models.helpers import QUIET, Command
+from utils.check import conformance
 from utils.errors import UserError
 from utils.run.config import resolve
 from utils.run.experiment import build, execute
@@ -62,19 +61,9 @@ def test_what_it_cannot_do_is_one_line_at_the_start(path, method, capsys, tmp_pa
     assert "which this method needs" in err and err.count("\n") == 1 and not results.exists()
 
 
-def test_a_stopped_run_goes_on(path, tmp_path, monkeypatch, capsys):
-    argv = ["--model", "er", "--buffer_size", "20", "--minibatch_size", "5", "--backbone", path, "--resume"]
-    argv += ["--dataset", "seq-digits", "--n_epochs", "1", "--num_threads", "1", "--non_verbose", "--savecheck", "7"]
-    argv += ["--tensorboard", "0", "--results_path"]
-    assert entry.main([*argv, str(tmp_path / "whole")]) == 0
-    at_call(monkeypatch, ER, 20, lambda loss: loss * torch.nan)
-    assert entry.main([*argv, str(tmp_path / "stopped")]) == 1
-    monkeypatch.undo()
-    capsys.readouterr()
-    assert entry.main([*argv, str(tmp_path / "stopped")]) == 0
-    assert re.search(r"--resume: from iteration [1-9]", out := capsys.readouterr().out), out
-    whole, stopped = (run_folder(tmp_path / name) / "result.yaml" for name in ("whole", "stopped"))
-    assert whole.read_text() == stopped.read_text()
+def test_a_stopped_run_goes_on(path):
+    argv = ["--buffer_size", "40", "--backbone", path, "--stop_after", "2", "--debug_mode"]
+    conformance.resumes_exactly(Command("er", *argv, dataset="seq-digits"), elsewhere=False)
 
 
 class Conv(nn.Module):
@@ -140,10 +129,7 @@ def constructor(**parameters):
         (type("Silent", (nn.Module,), {"NAME": "silent"}), "has no parameters"),
         (type("Plain", (), {"NAME": "plain"}), "Plain is no torch.nn.Module"),
         (type("Flat", (Conv,), {"forward": lambda self, x: self.body(x)}), "is (2, 4), expected (2, 7)"),
-        (
-            type("Wide", (Conv,), {"forward": lambda self, x: self.head(x)}),
-            "cannot read inputs (2, 3, 8, 8)",
-        ),
+        (type("Wide", (Conv,), {"forward": lambda self, x: self.head(x)}), "cannot read inputs (2, 3, 8, 8)"),
     ],
 )
 def test_a_network_that_does_not_fit_is_one_line(cls, words):

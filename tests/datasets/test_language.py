@@ -175,10 +175,9 @@ def test_text_is_cut_into_sequences_by_position(tmp_path):
 
 
 def test_a_network_learns_a_text(tmp_path):
-    write(tmp_path, a__1="abcdefgh" * 500, b__1="hgfedcba" * 500)
-    exp = finished(
-        "er", "--buffer_size", "32", "--text_path", str(tmp_path), "--sequence_length", "16", dataset="seq-text"
-    )
+    write(tmp_path, a__1="abcdefgh" * 100, b__1="hgfedcba" * 100)
+    argv = ["--text_path", str(tmp_path), "--sequence_length", "8", "--n_epochs", "3", "--lr", "0.02"]
+    exp = finished("er", "--buffer_size", "32", "--batch_size", "8", *argv, dataset="seq-text")
     assert exp.run.matrices["domain-il"][1].min() > 90
 
 
