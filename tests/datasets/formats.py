@@ -10,16 +10,19 @@ import gzip
 import hashlib
 import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import scipy.io
 import torch
 from PIL import Image
 from torchvision import datasets
 
 from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES, RawData
+from datasets.utils.sources import IDX_FILES, RawData, Source
+from utils.errors import UserError
 
 
 def _random_split(count: int, shape: tuple[int, int, int], classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,6 +99,11 @@ def accept_small(monkeypatch, classes: int = 3, per_class: int = 4, n_test: int 
     """Takes the idx files and the Tiny ImageNet written here for the official ones, whatever their checksums."""
     monkeypatch.setattr(sources, "_is_official", lambda name, path, content: bool(content))
     monkeypatch.setattr(tinyimagenet, "_is_official", lambda archive: True)
+    accept_numbers(monkeypatch, classes, per_class, n_test)
+
+
+def accept_numbers(monkeypatch, classes: int = 3, per_class: int = 4, n_test: int = 6) -> None:
+    """Makes the numbers of `write_tinyimagenet` the official ones."""
     for name, n in (("N_CLASSES", classes), ("N_TRAIN", per_class), ("N_TEST", n_test)):
         monkeypatch.setattr(tinyimagenet, name, n)
 
@@ -141,6 +149,25 @@ def write_tinyimagenet(base: Path, classes: int = 3, per_class: int = 4, n_test:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return _raw_data(np.stack(train_x), np.repeat(np.arange(classes), per_class), np.stack(test_x), test_y)
+
+
+def zip_tinyimagenet(base: Path, target: Path) -> Path:
+    """The archive, in the data folder `target`, of what `write_tinyimagenet` has written below `base`."""
+    target.mkdir(exist_ok=True)
+    archive = target / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in (base / "tiny-imagenet-200").rglob("*"):
+            packed.write(path, path.relative_to(base))
+    return archive
+
+
+def refusal(source: Source, base: Path) -> str:
+    """The one line that reading a source anew ends in."""
+    sources._read_once.cache_clear()
+    with pytest.raises(UserError) as caught:
+        source(str(base))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def md5(path: Path) -> str:

@@ -8,8 +8,8 @@ import torch
 from datasets.utils import sources, streams
 from datasets.utils.sources import digits
 from datasets.utils.streams import ClassIncremental
+from tests.datasets.test_streams import stream
 from tests.models.helpers import options
-from utils.run.config import resolve
 
 ORDER = [3, 0, 4, 1, 2, 9, 5, 8, 6, 7]  # its inverse is another one
 
@@ -20,11 +20,6 @@ class Augmented(ClassIncremental):
     NAME, SOURCE, N_TASKS = "augmented", sources.digits, 5
     AUGMENT = {"crop_padding": 2, "flip": True}
     DEFAULTS = {"backbone": "mnistmlp", "lr": 0.1, "n_epochs": 1, "batch_size": 32}
-
-
-def stream(name: str, *more: str):
-    config = resolve(["--model", "sgd", "--dataset", name, *more])
-    return config.dataset_class(config.args)
 
 
 def augmented(*more: str) -> Augmented:

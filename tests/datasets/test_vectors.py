@@ -11,6 +11,7 @@ from datasets import seq_language
 from datasets.seq_poly1d import SequentialPoly1D
 from datasets.utils.scores import RegressionScore
 from datasets.utils.task import RegressionTask, Task
+from tests.datasets.test_streams import stream
 from tests.models.helpers import Command, experiment, finished
 from utils import registry
 from utils.check import cases, conformance
@@ -23,10 +24,6 @@ from utils.run.experiment import execute
 REGRESSION = [m for m in registry.names("model") if {Task, RegressionTask} & {*registry.load("model", m).TASKS}]
 FEW = ["--n_iters", "5"]
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-
-def stream(name, *more):
-    return experiment("sgd", *more, dataset=name).dataset
 
 
 # ---- the Gaussian modes
