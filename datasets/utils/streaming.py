@@ -87,7 +87,7 @@ class Streamed:
                 _Pass(self, epoch),
                 batch_sampler=[rows.tolist() for rows in index],
                 num_workers=self.num_workers,
-                collate_fn=_as_it_is,
+                collate_fn=lambda batch: batch,
                 pin_memory=device.type == "cuda",
                 generator=torch.Generator(),  # it draws a seed for its workers, who need none: not from the method's
                 **processes,
@@ -165,7 +165,3 @@ def moved(data: Any, device: torch.device) -> Any:
     if isinstance(data, dict):
         return {name: part.to(device, non_blocking=True) for name, part in data.items()}
     return data.to(device, non_blocking=True)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
