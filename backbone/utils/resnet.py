@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone, pooled_relu
+from backbone.utils.base import Backbone, after_each, pooled_relu
 from utils.args import positive_int
 
 
@@ -60,10 +60,8 @@ class SmallImageResNet(Backbone):
         return self.stem(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        out = [self.stemmed(x)]
-        for layer in self.layers:
-            out.append(layer(out[-1]))
-        return [*out[1:], out[-1].mean((2, 3))]
+        maps = after_each(self.stemmed(x), self.layers)[1:]
+        return [*maps, maps[-1].mean((2, 3))]
 
     def chain(self):
         # A stage ends with a ReLU; the one here is that of the sum where a method adds something to the stage.

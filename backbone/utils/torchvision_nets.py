@@ -6,7 +6,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
+from backbone.utils.base import Backbone, after_each
 from utils.args import add_bool
 from utils.errors import UserError
 
@@ -85,10 +85,9 @@ class TorchvisionResNet(TorchvisionNet):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         net = self.trunk
-        out = [net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))]
-        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-            out.append(layer(out[-1]))
-        return [*out[1:], net.avgpool(out[-1]).flatten(1)]
+        stem = net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))
+        maps = after_each(stem, (net.layer1, net.layer2, net.layer3, net.layer4))[1:]
+        return [*maps, net.avgpool(maps[-1]).flatten(1)]
 
 
 def three_channels(x: Tensor) -> Tensor:

@@ -80,17 +80,16 @@ class Streamed:
 
     def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
         """(raw, labels) of the given rows on `device`, batch by batch; `epoch` as in `example`."""
-        processes = {"multiprocessing_context": "fork", "prefetch_factor": 2} if self.num_workers else {}
         before = perf_counter()
         batches = iter(
             DataLoader(
                 _Pass(self, epoch),
                 batch_sampler=[rows.tolist() for rows in index],
                 num_workers=self.num_workers,
+                multiprocessing_context="fork" if self.num_workers else None,
                 collate_fn=lambda batch: batch,
                 pin_memory=device.type == "cuda",
                 generator=torch.Generator(),  # it draws a seed for its workers, who need none: not from the method's
-                **processes,
             )
         )
         while True:

@@ -60,10 +60,8 @@ class Normalize:
         if key not in self._tensors:
             # An inference tensor could not take part in a later backward pass.
             with torch.inference_mode(False):
-                self._tensors[key] = tuple(
-                    torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-                    for values in (self.mean, self.std)
-                )
+                both = torch.tensor([self.mean, self.std], dtype=x.dtype, device=x.device)
+                self._tensors[key] = both.view(2, -1, 1, 1).unbind()
         return self._tensors[key]
 
     def __call__(self, x: Tensor) -> Tensor:
