@@ -178,9 +178,8 @@ def test_weights_that_cannot_be_fetched(monkeypatch, tmp_path):
         raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(
-        UserError, match=r"mobilenet_v2.*put the file into .*checkpoints, or drop --pretrained"
-    ) as error:
+    words = r"mobilenet_v2.*put the file into .*checkpoints, or drop --pretrained"
+    with pytest.raises(UserError, match=words) as error:
         make("mobilenet-v2", pretrained=True)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 

@@ -222,6 +222,5 @@ def test_running_statistics_follow_without_a_graph_too():
 def test_agents_are_as_the_network_they_are_added_to():
     net = GatedResNet((1, 8, 8), 10, 4).double().eval()
     net.add_agents()
-    assert (
-        not net.agents.training and net.traced(torch.rand(2, 1, 8, 8, dtype=torch.float64))[1].v.dtype == torch.float64
-    )
+    _, trace = net.traced(torch.rand(2, 1, 8, 8).double())
+    assert not net.agents.training and trace.v.dtype == torch.float64

@@ -2,7 +2,6 @@
 forgotten.
 """
 
-import csv
 import math
 
 import pytest
@@ -23,8 +22,6 @@ from utils import registry
 from utils.check import cases
 from utils.errors import UserError
 from utils.evaluation import evaluate
-from utils.run.config import resolve
-from utils.run.experiment import execute
 
 MODELS = [m for m in registry.names("model") if {Task, TokenTask} & {*registry.load("model", m).TASKS}]
 FISHER = {"ewc_on": ["--ewc_fisher", "empirical"]}  # its default asks for one label per example
@@ -139,16 +136,6 @@ def test_separate_heads_do_not_compete():
     torch.testing.assert_close(exp.model.loss(logits, labels), expected)
     assert not language("--language_mode", "multihead", "--multi_head", "0").args.multi_head
     assert not language("--language_mode", "multihead", model="lwf").args.multi_head  # it has heads of its own
-
-
-def test_perplexity_stands_beside_the_accuracy(tmp_path, capsys):
-    argv = ["--model", "sgd", "--dataset", "seq-language", "--n_tasks", "2", "--n_epochs", "1", "--num_threads", "1"]
-    run, _ = execute(resolve([*argv, "--results_path", str(tmp_path), "--exp_name", "x"]))
-    with open(run.folder / "metrics.csv") as f:
-        values = [float(row["value"]) for row in csv.DictReader(f) if row["metric"] == "perplexity"]
-    assert len(values) == 3 and values[0] == run.history[0].others["perplexity"]["domain-il"][0] > 1
-    assert "| perplexity " in capsys.readouterr().out
-    assert b"perplexity_task02" in next(run.folder.glob("events.out.tfevents.*")).read_bytes()
 
 
 # ---- text files

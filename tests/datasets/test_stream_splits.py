@@ -5,21 +5,17 @@ from collections import Counter
 import pytest
 import torch
 
-from datasets.utils import sources, streams
+from datasets.seq_digits import SequentialDigits
+from datasets.utils import streams
 from datasets.utils.sources import digits
-from datasets.utils.streams import ClassIncremental
 from tests.datasets.test_streams import stream
 from tests.models.helpers import options
 
 ORDER = [3, 0, 4, 1, 2, 9, 5, 8, 6, 7]  # its inverse is another one
 
 
-class Augmented(ClassIncremental):
-    """Digits that are cropped and mirrored in training."""
-
-    NAME, SOURCE, N_TASKS = "augmented", sources.digits, 5
+class Augmented(SequentialDigits):
     AUGMENT = {"crop_padding": 2, "flip": True}
-    DEFAULTS = {"backbone": "mnistmlp", "lr": 0.1, "n_epochs": 1, "batch_size": 32}
 
 
 def augmented(*more: str) -> Augmented:

@@ -108,13 +108,10 @@ def test_class_orders():
         stream("seq-digits", "--custom_class_order", "1,2,3")
 
 
-def test_task_orders():
+def test_a_task_order_of_classes():
     moved, plain = stream("seq-digits", "--custom_task_order", "4,0,1,2,3"), stream("seq-digits")
     assert torch.equal(moved.task_data(0).rows, plain.task_data(4).rows)
     assert moved.task_data(0).targets.unique().tolist() == [0, 1]
-    order = ",".join(map(str, [3, *range(3), *range(4, 20)]))
-    turned, natural = stream("rot-digits", "--custom_task_order", order), stream("rot-digits")
-    assert torch.equal(turned.task_data(0).data, natural.task_data(3).data)
 
 
 def test_options_of_permuted_streams():

@@ -136,8 +136,10 @@ def test_a_regression_run_names_its_score_and_draws_what_lies_below_zero(tmp_pat
     argv = ["--model", "sgd", "--dataset", "seq-poly1d", *FEW, "--num_threads", "1", "--exp_name", "x"]
     run, _ = execute(resolve([*argv, "--results_path", str(tmp_path)]))
     metrics, report = ((run.folder / name).read_text() for name in ("metrics.csv", "report.html"))
-    assert ",r2," in metrics and ",mse," in metrics and ",accuracy," not in metrics
-    assert "R^2 in percent wherever" in capsys.readouterr().out and "R^2 in percent" in report
+    assert ",r2," in metrics and metrics.count(",mse,") == 6 and ",accuracy," not in metrics
+    out, events = capsys.readouterr().out, next(run.folder.glob("events.out.tfevents.*")).read_bytes()
+    assert "R^2 in percent wherever" in out and "| mse " in out and "R^2 in percent" in report
+    assert b"mse_task02" in events
     low, _ = plots.accuracy_curves(run.matrices["domain-il"]).axes[0].get_ylim()
     assert low < np.nanmin(run.matrices["domain-il"]) < 0
 
@@ -161,28 +163,8 @@ def test_the_default_network_is_that_of_the_stream_and_reads_vectors():
     assert experiment("sgd", "--mlp_hidden_size", "50", dataset="seq-poly1d").model.net.feature_dim == 50
 
 
-OTHER = """
-import torch
-from backbone.utils.base import Backbone
-
-class Line(Backbone):
-    NAME, INPUT = "line", "vectors"
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.feature_dim, self.num_classes, self.classifier = inputs, outputs, torch.nn.Linear(inputs, outputs)
-
-    @classmethod
-    def from_args(cls, args, in_size, num_classes):
-        return cls(in_size[0], num_classes)
-
-    def stages(self, x):
-        return [x]
-"""
-
-
 def test_another_network_does_without_the_options_of_the_streams_own(tmp_path):
-    (tmp_path / "line.py").write_text(OTHER)
+    (tmp_path / "line.py").write_text("from torch import nn\n\n\nclass Line(nn.Linear):\n    NAME = 'line'\n")
     exp = finished("er", "--buffer_size", "20", "--backbone", str(tmp_path / "line.py"), *FEW, dataset="seq-poly1d")
     assert not hasattr(exp.args, "mlp_hidden_size") and exp.model.net.get_params().numel() == 2
 
