@@ -209,13 +209,11 @@ def test_mixed_precision_leaves_the_agents_in_full():
 
 
 def test_running_statistics_follow_without_a_graph_too():
-    net, x = gated(nf=4), torch.rand(6, 1, 9, 9)
-    twin = gated(nf=4)
-    torch.manual_seed(1)
-    net.traced(x)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        twin.traced(x)
+    net, twin, x = gated(nf=4), gated(nf=4), torch.rand(6, 1, 9, 9)
+    for follower, graph in ((net, True), (twin, False)):
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(graph):
+            follower.traced(x)
     assert torch.equal(net.agents.running_var, twin.agents.running_var) and (net.agents.running_var != 1).all()
 
 

@@ -12,7 +12,6 @@ from datasets.utils.loaders import Split
 from datasets.utils.sources import RawData
 from datasets.utils.streams import ClassIncremental, DomainIncremental, SeparateDomains
 from datasets.utils.vectors import RegressionStream, VectorStream
-from models.sgd import SGD
 from tests.models.helpers import options
 from utils.errors import UserError
 
@@ -227,28 +226,18 @@ def test_what_a_domain_shows_is_looked_at_before_training(transformed, words):
         stream(type("Shifted", (Shifted,), {"transformed": transformed}))
 
 
-def test_a_refused_source_leaves_no_folder(tmp_path, capsys, monkeypatch):
-    from datasets.seq_digits import SequentialDigits
-
-    monkeypatch.setattr(SequentialDigits, "SOURCE", staticmethod(lambda base_path: data()))
-    monkeypatch.setattr(SGD, "observe", None)  # never comes to it
-    argv = ["--model", "sgd", "--dataset", "seq-digits", "--results_path", str(tmp_path / "results")]
-    assert entry.main(argv) == 2
-    err = capsys.readouterr().err
-    assert "images are (20, 1, 4, 4) uint8, expected (N, 1, 8, 8)" in err and err.count("\n") == 1
-    assert not (tmp_path / "results").exists()
-
-
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         ("class Own(ClassIncremental):\n    NAME = 'own'\n    N_TASKS = 2", "does not set DEFAULTS"),
         ("class Own(ClassIncremental):\n    NAME = 'own'\n    DEFAULTS = {'lr': 1}", "--backbone is missing"),
+        ("class Own(SequentialDigits):\n    NAME = 'own'\n    SIZE = (1, 4, 4)", "expected (N, 1, 4, 4)"),
         ("class Own:\n    NAME = 'own'", "does not set SETTING, TASK, INPUT, DEFAULTS: derive it from one of"),
     ],
 )
-def test_a_stream_file_that_is_not_complete_is_one_line(tmp_path, capsys, body, words):
-    (tmp_path / "own.py").write_text(f"from datasets.utils.streams import ClassIncremental\n\n\n{body}\n")
+def test_a_stream_file_that_cannot_be_used_is_one_line_and_leaves_no_folder(tmp_path, capsys, body, words):
+    imports = "from datasets.seq_digits import SequentialDigits\nfrom datasets.utils.streams import ClassIncremental"
+    (tmp_path / "own.py").write_text(f"{imports}\n\n\n{body}\n")
     argv = ["--model", "sgd", "--dataset", str(tmp_path / "own.py"), "--results_path", str(tmp_path / "results")]
     assert entry.main(argv) == 2
     err = capsys.readouterr().err
