@@ -44,10 +44,8 @@ class Normalize:
     """
 
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std go together: give both or neither")
-        if mean is not None and len(mean) != len(std):
-            raise ValueError(f"mean has {len(mean)} channels, std has {len(std)}")
+        if len(mean or ()) != len(std or ()):
+            raise ValueError(f"mean and std go together, a value of each for every channel: got {mean} and {std}")
         if std is not None and not all(value > 0 for value in std):
             raise ValueError(f"std must be positive in every channel, got {tuple(std)}")
         self.mean, self.std = mean, std
