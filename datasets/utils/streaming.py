@@ -81,33 +81,28 @@ class Streamed:
     def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
         """(raw, labels) of the given rows on `device`, batch by batch; `epoch` as in `example`."""
         before = perf_counter()
-        batches = iter(
-            DataLoader(
-                _Pass(self, epoch),
-                batch_sampler=[rows.tolist() for rows in index],
-                num_workers=self.num_workers,
-                multiprocessing_context="fork" if self.num_workers else None,
-                collate_fn=lambda batch: batch,
-                pin_memory=device.type == "cuda",
-                generator=torch.Generator(),  # it draws a seed for its workers, who need none: not from the method's
-            )
+        batches = DataLoader(
+            _Pass(self, epoch),
+            batch_sampler=[rows.tolist() for rows in index],
+            num_workers=self.num_workers,
+            multiprocessing_context="fork" if self.num_workers else None,
+            collate_fn=lambda batch: batch,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # it draws a seed for its workers, who need none: not from the method's
         )
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as e:
-                if "DataLoader worker" not in str(e):
-                    raise
-                raise TrainingFailed(f"a process that reads images died ({e}): use a smaller --num_workers") from None
-            if batch is None:
-                return
-            if isinstance(batch, UserError):
-                raise batch
-            raw, labels = (moved(part, device) for part in batch)
-            if epoch is not None:
-                self.waited += perf_counter() - before
-            yield raw, labels
-            before = perf_counter()
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                raw, labels = (moved(part, device) for part in batch)
+                if epoch is not None:
+                    self.waited += perf_counter() - before
+                yield raw, labels
+                before = perf_counter()
+        except RuntimeError as e:
+            if "DataLoader worker" not in str(e):
+                raise
+            raise TrainingFailed(f"a process that reads images died ({e}): use a smaller --num_workers") from None
 
 
 class _Pass:

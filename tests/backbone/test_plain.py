@@ -8,13 +8,11 @@ from torch import nn
 
 import main as entry
 from backbone.utils.wrapped import make_network
-from tests.models.helpers import QUIET, Command
+from tests.models.helpers import Command, experiment, finished
 from utils.check import conformance
 from utils.errors import UserError
-from utils.run.config import resolve
-from utils.run.experiment import build, execute
 
-DIGITS = ["--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2"]
+SHORT = ["--n_epochs", "1", "--stop_after", "2"]
 FILE = """
 from torch import nn
 
@@ -48,15 +46,15 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_run_with_it(path, method):
-    argv = ["--model", *method.split(), *DIGITS, "--backbone", path, *QUIET]
-    scores = execute(resolve(argv))[0].history[-1].scores["task-il"]
+    scores = finished(*method.split(), *SHORT, "--backbone", path).run.history[-1].scores["task-il"]
     assert len(scores) == 2 and scores[0] > 60
 
 
 @pytest.mark.parametrize("method", ["hat", "pnn", "pr_bbb"])
 def test_what_it_cannot_do_is_one_line_at_the_start(path, method, capsys, tmp_path):
     results = tmp_path / "results"
-    assert entry.main(["--model", method, *DIGITS, "--backbone", path, "--results_path", str(results)]) == 2
+    argv = ["--model", method, "--dataset", "seq-digits", *SHORT, "--backbone", path, "--results_path", str(results)]
+    assert entry.main(argv) == 2
     err = capsys.readouterr().err
     assert "which this method needs" in err and err.count("\n") == 1 and not results.exists()
 
@@ -134,4 +132,4 @@ def test_a_network_that_does_not_fit_is_one_line(cls, words):
 def test_the_file_with_no_class_of_its_name_is_named(tmp_path):
     (tmp_path / "other.py").write_text(FILE)
     with pytest.raises(UserError, match="defines no class with NAME = 'other'"):
-        build(resolve(["--model", "sgd", *DIGITS, "--backbone", str(tmp_path / "other.py")]))
+        experiment("sgd", "--backbone", str(tmp_path / "other.py"))

@@ -2,11 +2,9 @@
 
 from datasets.utils.vision import mini
 from datasets.utils.vision.formats import Examples
-from utils.run.config import resolve
-from utils.run.experiment import build
+from tests.models.helpers import experiment
 
-ARGV = ["--model", "sgd", "--dataset", "seq-vision-mini", "--vision_items", "digits", "--vision_size", "32"]
-ARGV += ["--vision_subset", "10", "--disable_log", "--non_verbose", "--device", "cpu"]
+ARGV = ["--vision_items", "digits", "--vision_size", "32", "--vision_subset", "10"]
 
 
 def test_the_same_vision_data_by_any_name_of_their_folder(tmp_path, monkeypatch):
@@ -16,7 +14,7 @@ def test_the_same_vision_data_by_any_name_of_their_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(mini, "COUNTS", {"train": 20, "val": 10})
     names = [str(tmp_path / "data"), "../data", "../data/../data", "../link/../../data"]
-    streams = [build(resolve([*ARGV, "--base_path", name])).dataset for name in names]
+    streams = [experiment("sgd", *ARGV, "--base_path", name, dataset="seq-vision-mini").dataset for name in names]
     assert len({stream.checksum for stream in streams}) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"data", "link", "work"}
     assert len({bytes(stream.task_data(0)[0][2].numpy()) for stream in streams}) == 1
