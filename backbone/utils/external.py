@@ -34,6 +34,7 @@ class ExternalWeights(nn.Module):
         shapes: name -> shape of every tensor, in the order of the flat vector.
         n_outputs, feature_dim: rows and columns of the classifier.
         head_at: where the classifier begins in the flat vector.
+        mixed: whether autocast reaches the network: torch's vmap keeps the layers of others in float32.
         n_statistics: entries of the running statistics of all BatchNorm layers (0 without any): all means, then all
             variances.
     """
@@ -41,7 +42,7 @@ class ExternalWeights(nn.Module):
     def __init__(self, net: Backbone):
         super().__init__()
         template = deepcopy(net).to("meta")
-        self.plain_layers = template.plain_layers
+        self.plain_layers, self.mixed = template.plain_layers, template.plain_layers is not None
         self.statistics_of = _externalise_batchnorm(template)
         names = [name for name, _ in template.named_parameters()]
         if not names[-1].startswith("classifier."):
@@ -59,11 +60,6 @@ class ExternalWeights(nn.Module):
         self.register_buffer("centre", torch.cat(centre) if any(gains) else None, persistent=False)
 
     # ---- the network
-
-    @property
-    def mixed(self) -> bool:
-        """Whether autocast reaches the network: torch's vmap keeps the layers of others in float32."""
-        return self.plain_layers is not None
 
     def forward(
         self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None

@@ -57,15 +57,10 @@ class TorchvisionNet(Backbone):
             if weights is None:
                 raise
             file, error = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1], type(e).__name__
+            said = f"{file.name} could not be fetched ({error}): put the file into {file.parent}"
             if file.exists():
-                raise UserError(
-                    f"the pretrained weights {file} cannot be read ({error}): delete the file to have it fetched "
-                    "again, or drop --pretrained"
-                ) from None
-            raise UserError(
-                f"the pretrained weights {file.name} could not be fetched ({error}): put the file into {file.parent}, "
-                "or drop --pretrained"
-            ) from None
+                said = f"{file} cannot be read ({error}): delete the file to have it fetched again"
+            raise UserError(f"the pretrained weights {said}, or drop --pretrained") from None
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):

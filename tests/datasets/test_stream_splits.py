@@ -37,9 +37,8 @@ def test_a_class_order_relabels_every_part(option):
     for task in range(5):
         train = dataset.enter_task(task)
         tests = raw.train_y if option == "--validation" else raw.test_y
-        for loader, labels in (
-            (train, raw.train_y), (dataset.held_out_loader, raw.train_y), (dataset.test_loaders[task], tests),
-        ):  # fmt: skip
+        loaders = train, dataset.held_out_loader, dataset.test_loaders[task]
+        for loader, labels in zip(loaders, (raw.train_y, raw.train_y, tests), strict=True):
             own = labels[loader.dataset.rows].tolist()
             assert set(own) == set(ORDER[2 * task : 2 * task + 2])
             assert loader.dataset.targets.tolist() == [ORDER.index(c) for c in own]
