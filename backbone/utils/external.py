@@ -52,8 +52,7 @@ class ExternalWeights(nn.Module):
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.size = sum(self.sizes)
         self.n_outputs, self.feature_dim = self.shapes["classifier.weight"]
-        head = sum(shape.numel() for name, shape in self.shapes.items() if name.startswith("classifier."))
-        self.head_at = self.size - head
+        self.head_at = sum(shape.numel() for name, shape in self.shapes.items() if not name.startswith("classifier."))
         self.n_statistics = 2 * sum(self.statistics_of.values())
         gains = [len(shape) == 1 and name.endswith("weight") for name, shape in self.shapes.items()]
         centre = [torch.full((size,), float(gain)) for size, gain in zip(self.sizes, gains, strict=True)]

@@ -46,9 +46,8 @@ class SmallImageResNet(Backbone):
     def __init__(self, in_size: tuple[int, int, int], num_classes: int, widths: list[int], blocks: int, padded: bool):
         super().__init__()
         self.feature_dim, self.num_classes = widths[-1], num_classes
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
+        stem = nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.layers = nn.ModuleList()
         for stride, i, o in zip([1, *[2] * len(widths)], [widths[0], *widths], widths, strict=False):
             others = (BasicBlock(o, o, 1, padded) for _ in range(blocks - 1))

@@ -169,9 +169,9 @@ def test_a_network_learns_a_text(tmp_path):
 
 
 def test_text_that_is_not_there_is_one_line(tmp_path):
-    def refused(path, words, *more):
+    def refused(path, words):
         with pytest.raises(UserError, match=words) as e:
-            experiment("sgd", "--text_path", str(path), *more, dataset="seq-text")
+            experiment("sgd", "--text_path", str(path), dataset="seq-text")
         assert "\n" not in str(e.value) and str(path) in str(e.value)
 
     refused(tmp_path / "none", "is no folder")

@@ -315,19 +315,19 @@ def test_failed_download_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
-def _read_in_child(base: str, queue) -> None:
-    queue.put(sources.mnist(base).train_x.sum().item())
-
-
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the platform cannot fork")
 def test_processes_that_start_together_download_once(tmp_path, monkeypatch):
     pretend_download(monkeypatch, tmp_path / "log", seconds=0.2)
     base = tmp_path / "data"
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
+
+    def read() -> None:
+        queue.put(sources.mnist(str(base)).train_x.sum().item())
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        children = [context.Process(target=_read_in_child, args=(str(base), queue)) for _ in range(4)]
+        children = [context.Process(target=read) for _ in range(4)]
         for child in children:
             child.start()
     sums = [queue.get(timeout=20) for _ in children]

@@ -18,10 +18,6 @@ class Augmented(SequentialDigits):
     AUGMENT = {"crop_padding": 2, "flip": True}
 
 
-def augmented(*more: str) -> Augmented:
-    return Augmented(options("sgd", *more))
-
-
 def contents(*parts) -> Counter:
     """How often each (image, label) is in some parts of a stream."""
     rows = (zip(part.data.flatten(1).tolist(), part.targets.tolist(), strict=True) for part in parts)
@@ -85,7 +81,7 @@ def test_each_class_of_the_turning_stream_turns_once_and_begins_a_sixth_later(mo
 
 
 def test_only_training_images_are_augmented():
-    dataset = augmented("--holdout", "20", "--eval_batch_size", "50")
+    dataset = Augmented(options("sgd", "--holdout", "20", "--eval_batch_size", "50"))
     dataset.enter_task(0)
     for loader in (dataset.test_loaders[0], dataset.held_out_loader):
         inputs = torch.cat([x for x, _ in loader])
@@ -97,7 +93,7 @@ def test_only_training_images_are_augmented():
 
 
 def test_augmentation_is_a_function_of_the_seed_and_of_its_state():
-    first, again, other = augmented(), augmented(), augmented("--seed", "1")
+    first, again, other = (Augmented(options("sgd", "--seed", seed)) for seed in "001")
     raw = first.task_data(0).data[:64]
     seen = first.get_transform()(raw)
     assert torch.equal(again.get_transform()(raw), seen) and not torch.equal(other.get_transform()(raw), seen)
