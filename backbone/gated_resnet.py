@@ -123,8 +123,7 @@ class GatedResNet(SmallImageResNet):
         return u.logit_(1e-7 if drawn else None).mul_(self.temperature)
 
     def stemmed(self, x: Tensor) -> Tensor:
-        channels = self.stem[0].in_channels
-        return self.stem(x if x.shape[1] == channels else x.expand(-1, channels, -1, -1))
+        return self.stem(x.expand(-1, self.stem[0].in_channels, -1, -1))
 
     def _gated_stage(self, x: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (N, 2 nf, H, W), actions (N, A), v (N, A)."""

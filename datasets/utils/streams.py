@@ -184,8 +184,7 @@ class Permuted(DomainIncremental):
 
     def _prepare(self) -> None:
         super()._prepare()
-        channels, *sides = self.SIZE
-        self.SIZE = (channels, *(side + 2 * self.args.pad for side in sides))
+        self.SIZE = (self.SIZE[0], *(side + 2 * self.args.pad for side in self.SIZE[1:]))
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
         images = F.pad(images, (self.args.pad,) * 4)
