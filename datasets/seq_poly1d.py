@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.loaders import Split
-from datasets.utils.vectors import RegressionStream
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.vectors import RegressionStream
 
 LEFT, MIDDLE, RIGHT = (-4.0, -2.0), (-1.0, 1.0), (2.0, 4.0)
 SETS = {

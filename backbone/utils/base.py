@@ -6,8 +6,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.precision import network_pass
-from utils.errors import UserError
+from palimpsest.backbone.utils.precision import network_pass
+from palimpsest.utils.errors import UserError
 
 PASSES = ("forward", "features", "stages", "outputs")
 RETURNS = ("out", "features", "both", "all", "full")

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from datasets.utils.per_task import PerTaskStream
-from datasets.utils.scores import TokenLoss
-from datasets.utils.task import TokenTask
+from palimpsest.datasets.utils.per_task import PerTaskStream
+from palimpsest.datasets.utils.scores import TokenLoss
+from palimpsest.datasets.utils.task import TokenTask
 
 
 class TokenStream(PerTaskStream):

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import main as entry
-from backbone.utils.wrapped import make_network
+from palimpsest.backbone.utils.wrapped import make_network
+from palimpsest.utils.check import conformance
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import Command, experiment, finished
-from utils.check import conformance
-from utils.errors import UserError
 
 SHORT = ["--n_epochs", "1", "--stop_after", "2"]
 FILE = """

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES, RawData, Source
-from utils.errors import UserError
+from palimpsest.datasets.utils import sources, tinyimagenet
+from palimpsest.datasets.utils.sources import IDX_FILES, RawData, Source
+from palimpsest.utils.errors import UserError
 
 TINY = {"N_CLASSES": 3, "N_TRAIN": 4, "N_TEST": 6}
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import main as entry
-from datasets.utils.checks import checked_data
-from datasets.utils.loaders import Split
-from datasets.utils.sources import RawData
-from datasets.utils.streams import ClassIncremental, DomainIncremental, SeparateDomains
-from datasets.utils.vectors import RegressionStream, VectorStream
+from palimpsest.datasets.utils.checks import checked_data
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.sources import RawData
+from palimpsest.datasets.utils.streams import ClassIncremental, DomainIncremental, SeparateDomains
+from palimpsest.datasets.utils.vectors import RegressionStream, VectorStream
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import options
-from utils.errors import UserError
 
 
 def data(**changes) -> RawData:

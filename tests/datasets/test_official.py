@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES
+from palimpsest.datasets.utils import sources, tinyimagenet
+from palimpsest.datasets.utils.sources import IDX_FILES
 from tests.datasets import formats
 from tests.datasets.formats import refusal
 

@@ -1,7 +1,7 @@
 """`--base_path` may be relative, go up, and lead through links: the data are the same."""
 
-from datasets.utils.vision import mini
-from datasets.utils.vision.formats import Examples
+from palimpsest.datasets.utils.vision import mini
+from palimpsest.datasets.utils.vision.formats import Examples
 from tests.models.helpers import experiment
 
 ARGV = ["--vision_items", "digits", "--vision_size", "32", "--vision_subset", "10"]

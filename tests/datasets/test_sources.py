@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES, RawData
+from palimpsest.datasets.utils import sources, tinyimagenet
+from palimpsest.datasets.utils.sources import IDX_FILES, RawData
 from tests.datasets import formats
 from tests.datasets.formats import refusal
 

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from datasets.seq_digits import SequentialDigits
-from datasets.utils import streams
-from datasets.utils.sources import digits
+from palimpsest.datasets.seq_digits import SequentialDigits
+from palimpsest.datasets.utils import streams
+from palimpsest.datasets.utils.sources import digits
 from tests.datasets.test_streams import stream
 from tests.models.helpers import options
 
