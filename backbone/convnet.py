@@ -6,7 +6,7 @@ behave alike.
 
 from torch import Tensor, nn
 
-from palimpsest.backbone.utils.base import Backbone
+from palimpsest.backbone.utils.base import Backbone, after_each
 from palimpsest.utils.args import positive_int
 from palimpsest.utils.errors import UserError
 
@@ -42,10 +42,8 @@ class ConvNet(Backbone):
         return cls(in_size, num_classes, args.norm, args.width)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        out = [x]
-        for layer in self.layers:
-            out.append(layer(out[-1]))
-        return [*out[1:], out[-1].mean((2, 3))]
+        maps = after_each(x, self.layers)[1:]
+        return [*maps, maps[-1].mean((2, 3))]
 
     def chain(self):
         *first, last = self.layers

@@ -50,8 +50,7 @@ class GatedResNet(SmallImageResNet):
     Grey images are repeated to three channels.
 
     Args:
-        in_size: (C, H, W) of the images; any H and W.
-        num_classes: logits.
+        in_size, num_classes: as in `SmallImageResNet`.
         nf: channels of the first stage; the second has twice as many.
     """
 
@@ -124,8 +123,7 @@ class GatedResNet(SmallImageResNet):
         return u.logit_(1e-7 if drawn else None).mul_(self.temperature)
 
     def stemmed(self, x: Tensor) -> Tensor:
-        channels = self.stem[0].in_channels
-        return self.stem(x if x.shape[1] == channels else x.expand(-1, channels, -1, -1))
+        return self.stem(x.expand(-1, self.stem[0].in_channels, -1, -1))
 
     def _gated_stage(self, x: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (N, 2 nf, H, W), actions (N, A), v (N, A)."""
@@ -146,10 +144,8 @@ class GatedResNet(SmallImageResNet):
             h = masked(block.bn1(block.conv1(x)), x)
             y = block.bn2(block.conv2(h)) + (x if block.shortcut is None else block.shortcut(x))
             x = masked(y, h)
-        if self.training or torch.is_grad_enabled():
-            v = self.agents(*zip(*reads, strict=True))
-        else:
-            v = torch.cat(vs, 1)
+        needs_graph = self.training or torch.is_grad_enabled()
+        v = self.agents(*zip(*reads, strict=True)) if needs_graph else torch.cat(vs, 1)
         return x, torch.cat(actions, 1), v
 
 

@@ -30,14 +30,10 @@ class MNISTMLP(Backbone):
         widths = [math.prod(in_size)] + [hidden] * layers
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
         self.classifier = nn.Linear(hidden, num_classes)
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.xavier_uniform_(m.weight)
-                nn.init.zeros_(m.bias)
-
-    @property
-    def plain_layers(self) -> list[str]:
-        return [*(f"layers.{i}" for i in range(len(self.layers))), "classifier"]
+        self.plain_layers = [*(f"layers.{i}" for i in range(layers)), "classifier"]
+        for layer in (*self.layers, self.classifier):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):

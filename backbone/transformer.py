@@ -6,6 +6,7 @@ References: Vaswani et al. 2017; Radford et al. 2019 (the order of norm, attenti
 import torch
 from torch import Tensor, nn
 
+from palimpsest.backbone.utils.base import after_each
 from palimpsest.backbone.utils.sequences import SequenceBackbone
 from palimpsest.utils.args import positive_int
 from palimpsest.utils.errors import UserError
@@ -64,7 +65,5 @@ class Transformer(SequenceBackbone):
         return cls(in_size, num_classes, args.tf_width, args.tf_layers, args.tf_heads)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        out = [self.embedding(x) + self.position.weight[: x.shape[1]]]
-        for block in self.blocks:
-            out.append(block(out[-1]))
-        return [*out, self.norm(out[-1])]
+        maps = after_each(self.embedding(x) + self.position.weight[: x.shape[1]], self.blocks)
+        return [*maps, self.norm(maps[-1])]

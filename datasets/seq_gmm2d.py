@@ -47,12 +47,9 @@ class SequentialGMM2D(VectorStream):
         return torch.stack((x.flatten(), y.flatten()), 1)
 
     def _splits(self, domain):
-        train, test = [], []
+        parts = {N_TRAIN: [], N_TEST: []}
         for mode in (2 * domain, 2 * domain + 1):
             rng = np.random.RandomState(42 + mode)  # noqa: NPY002 - the published stream's generator
-            for points, n in ((train, N_TRAIN), (test, N_TEST)):
+            for n, points in parts.items():
                 points.append(torch.from_numpy(self.centre(mode) + DEVIATION * rng.standard_normal((n, 2))).float())
-        return tuple(
-            Split(torch.cat(points), torch.arange(2).repeat_interleave(n))
-            for points, n in ((train, N_TRAIN), (test, N_TEST))
-        )
+        return tuple(Split(torch.cat(points), torch.arange(2).repeat_interleave(n)) for n, points in parts.items())

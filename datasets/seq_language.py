@@ -39,18 +39,11 @@ class SequentialLanguage(TokenStream):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument(
-            "--language_mode",
-            choices=["tagged", "untagged", "multihead"],
-            default="tagged",
-            help="a token names the task; nothing does; or each task has outputs of its own",
-        )
-        parser.add_argument(
-            "--language_rules",
-            choices=["cycle", "shift"],
-            default="cycle",
-            help="grammars: random single cycles, or +1, +2 and the mirror",
-        )
+        modes = ["tagged", "untagged", "multihead"]
+        told = "a token names the task; nothing does; or each task has outputs of its own"
+        parser.add_argument("--language_mode", choices=modes, default=modes[0], help=told)
+        rules = "grammars: random single cycles, or +1, +2 and the mirror"
+        parser.add_argument("--language_rules", choices=["cycle", "shift"], default="cycle", help=rules)
         parser.add_argument("--n_tasks", type=number(int, 1, MAX_TASKS), default=3, help="number of languages")
         return parser
 

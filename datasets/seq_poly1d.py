@@ -19,14 +19,11 @@ from torch import Tensor
 from palimpsest.datasets.utils.loaders import Split
 from palimpsest.datasets.utils.vectors import RegressionStream
 
+LEFT, MIDDLE, RIGHT = (-4.0, -2.0), (-1.0, 1.0), (2.0, 4.0)
 SETS = {
     0: [((-4.0, 4.0), lambda x: x**3)],
-    1: [((-4.0, -2.0), lambda x: x + 3), ((-1.0, 1.0), lambda x: 2 * x**2 - 1), ((2.0, 4.0), lambda x: (x - 3) ** 3)],
-    3: [
-        ((-4.0, -2.0), lambda x: (x + 3) ** 3),
-        ((-1.0, 1.0), lambda x: 2 * x**2 - 1),
-        ((2.0, 4.0), lambda x: -((x - 3) ** 3)),
-    ],
+    1: [(LEFT, lambda x: x + 3), (MIDDLE, lambda x: 2 * x**2 - 1), (RIGHT, lambda x: (x - 3) ** 3)],
+    3: [(LEFT, lambda x: (x + 3) ** 3), (MIDDLE, lambda x: 2 * x**2 - 1), (RIGHT, lambda x: -((x - 3) ** 3))],
 }
 N_TRAIN, N_TEST, N_PLOT = 20, 50, 200
 

@@ -1,6 +1,7 @@
 """What every network is: logits over all classes of a stream, features, and flat views of parameters and gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +99,8 @@ class Backbone(nn.Module):
         *maps, features = self.stages(x)
         if returnt == "features":
             return features
-        if returnt == "full":
-            return self.classifier(features), features, maps
-        return self.classifier(features), features
+        logits = self.classifier(features)
+        return (logits, features, maps) if returnt == "full" else (logits, features)
 
     def trunk_parameters(self) -> list[nn.Parameter]:
         """All parameters but the classifier's."""
@@ -143,6 +143,11 @@ class Backbone(nn.Module):
         if flat.shape != (sum(sizes),):
             raise ValueError(f"the vector has shape {tuple(flat.shape)}: this network has {sum(sizes)} parameters")
         return flat.split(sizes)
+
+
+def after_each(x: Tensor, layers: Iterable[Callable[[Tensor], Tensor]]) -> list[Tensor]:
+    """x, then what leaves each of the layers that it passes one after the other."""
+    return list(accumulate(layers, lambda x, layer: layer(x), initial=x))
 
 
 def pooled_relu(maps: Tensor) -> Tensor:

@@ -54,18 +54,16 @@ def apply_policy(trunk: nn.Module, policy: str, tasks: list[str]) -> None:
 
 
 def _replaced(norm: nn.BatchNorm2d, policy: str, tasks: list[str]) -> nn.Module:
+    if policy == "shared":
+        return norm
     if policy == "per_task":
         return TaskBatchNorm2d(norm, tasks)
-    if policy == "freeze_after_first":
-        new = StoppableBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-        new.load_state_dict(norm.state_dict())
-        return new.to(norm.weight.device)
     if policy == "groupnorm":
         new = nn.GroupNorm(gcd(norm.num_features, GROUPS), norm.num_features)
-        with torch.no_grad():
-            new.weight.copy_(norm.weight), new.bias.copy_(norm.bias)
-        return new.to(norm.weight.device)
-    return norm
+    else:
+        new = StoppableBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    new.load_state_dict(norm.state_dict(), strict=False)  # a GroupNorm has no statistics
+    return new.to(norm.weight.device)
 
 
 def use_task(trunk: nn.Module, task: str) -> None:

@@ -34,6 +34,7 @@ class ExternalWeights(nn.Module):
         shapes: name -> shape of every tensor, in the order of the flat vector.
         n_outputs, feature_dim: rows and columns of the classifier.
         head_at: where the classifier begins in the flat vector.
+        mixed: whether autocast reaches the network: torch's vmap keeps the layers of others in float32.
         n_statistics: entries of the running statistics of all BatchNorm layers (0 without any): all means, then all
             variances.
     """
@@ -41,7 +42,7 @@ class ExternalWeights(nn.Module):
     def __init__(self, net: Backbone):
         super().__init__()
         template = deepcopy(net).to("meta")
-        self.plain_layers = template.plain_layers
+        self.plain_layers, self.mixed = template.plain_layers, template.plain_layers is not None
         self.statistics_of = _externalise_batchnorm(template)
         names = [name for name, _ in template.named_parameters()]
         if not names[-1].startswith("classifier."):
@@ -51,19 +52,13 @@ class ExternalWeights(nn.Module):
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.size = sum(self.sizes)
         self.n_outputs, self.feature_dim = self.shapes["classifier.weight"]
-        head = sum(shape.numel() for name, shape in self.shapes.items() if name.startswith("classifier."))
-        self.head_at = self.size - head
+        self.head_at = sum(shape.numel() for name, shape in self.shapes.items() if not name.startswith("classifier."))
         self.n_statistics = 2 * sum(self.statistics_of.values())
         gains = [len(shape) == 1 and name.endswith("weight") for name, shape in self.shapes.items()]
         centre = [torch.full((size,), float(gain)) for size, gain in zip(self.sizes, gains, strict=True)]
         self.register_buffer("centre", torch.cat(centre) if any(gains) else None, persistent=False)
 
     # ---- the network
-
-    @property
-    def mixed(self) -> bool:
-        """Whether autocast reaches the network: torch's vmap keeps the layers of others in float32."""
-        return self.plain_layers is not None
 
     def forward(
         self, weights: Tensor, x: Tensor, head: tuple[int, int] | None = None, statistics: Tensor | None = None
@@ -225,10 +220,8 @@ class ExternalWeights(nn.Module):
         return parts
 
     def _statistics(self, statistics: Tensor) -> dict[str, Tensor]:
-        means, variances = statistics.chunk(2, -1)
-        sizes, names = list(self.statistics_of.values()), list(self.statistics_of)
-        out = {f"{n}.running_mean": part for n, part in zip(names, means.split(sizes, -1), strict=True)}
-        return out | {f"{n}.running_var": part for n, part in zip(names, variances.split(sizes, -1), strict=True)}
+        names = [f"{layer}.running_{kind}" for kind in ("mean", "var") for layer in self.statistics_of]
+        return dict(zip(names, statistics.split(2 * list(self.statistics_of.values()), -1), strict=True))
 
 
 class ExternalBatchNorm(nn.Module):

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsest.backbone.utils.base import Backbone, pooled_relu
+from palimpsest.backbone.utils.base import Backbone, after_each, pooled_relu
 from palimpsest.utils.args import positive_int
 
 
@@ -46,9 +46,8 @@ class SmallImageResNet(Backbone):
     def __init__(self, in_size: tuple[int, int, int], num_classes: int, widths: list[int], blocks: int, padded: bool):
         super().__init__()
         self.feature_dim, self.num_classes = widths[-1], num_classes
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
+        stem = nn.Conv2d(in_size[0], widths[0], 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.layers = nn.ModuleList()
         for stride, i, o in zip([1, *[2] * len(widths)], [widths[0], *widths], widths, strict=False):
             others = (BasicBlock(o, o, 1, padded) for _ in range(blocks - 1))
@@ -60,10 +59,8 @@ class SmallImageResNet(Backbone):
         return self.stem(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        out = [self.stemmed(x)]
-        for layer in self.layers:
-            out.append(layer(out[-1]))
-        return [*out[1:], out[-1].mean((2, 3))]
+        maps = after_each(self.stemmed(x), self.layers)[1:]
+        return [*maps, maps[-1].mean((2, 3))]
 
     def chain(self):
         # A stage ends with a ReLU; the one here is that of the sum where a method adds something to the stage.

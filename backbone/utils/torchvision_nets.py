@@ -6,7 +6,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from palimpsest.backbone.utils.base import Backbone
+from palimpsest.backbone.utils.base import Backbone, after_each
 from palimpsest.utils.args import add_bool
 from palimpsest.utils.errors import UserError
 
@@ -57,15 +57,10 @@ class TorchvisionNet(Backbone):
             if weights is None:
                 raise
             file, error = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1], type(e).__name__
+            said = f"{file.name} could not be fetched ({error}): put the file into {file.parent}"
             if file.exists():
-                raise UserError(
-                    f"the pretrained weights {file} cannot be read ({error}): delete the file to have it fetched "
-                    "again, or drop --pretrained"
-                ) from None
-            raise UserError(
-                f"the pretrained weights {file.name} could not be fetched ({error}): put the file into {file.parent}, "
-                "or drop --pretrained"
-            ) from None
+                said = f"{file} cannot be read ({error}): delete the file to have it fetched again"
+            raise UserError(f"the pretrained weights {said}, or drop --pretrained") from None
 
     @classmethod
     def from_args(cls, args, in_size, num_classes):
@@ -85,10 +80,9 @@ class TorchvisionResNet(TorchvisionNet):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         net = self.trunk
-        out = [net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))]
-        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-            out.append(layer(out[-1]))
-        return [*out[1:], net.avgpool(out[-1]).flatten(1)]
+        stem = net.maxpool(net.relu(net.bn1(net.conv1(three_channels(x)))))
+        maps = after_each(stem, (net.layer1, net.layer2, net.layer3, net.layer4))[1:]
+        return [*maps, net.avgpool(maps[-1]).flatten(1)]
 
 
 def three_channels(x: Tensor) -> Tensor:

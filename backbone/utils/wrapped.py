@@ -13,8 +13,6 @@ from palimpsest.utils.evaluation import eval_mode
 from palimpsest.utils.randomness import preserve_rng
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
-
 # What the constructor of a plain network may call what the runner knows.
 KNOWN = {
     "num_classes": ("num_classes", "n_classes", "nclasses", "out_features", "output_size", "out_dim"),
@@ -84,18 +82,20 @@ class Wrapped(Backbone):
             return logits_of(self.net(x))
         if returnt not in ("features", "both", "all"):
             return super().forward(x, returnt)
-        caught: list[Tensor] = []
-        hook = self.classifier.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            logits = logits_of(self.net(x))
-        finally:
-            hook.remove()
-        if len(caught) != 1 or not self.ends_in_classifier:
+        logits, calls = self.watched(x)
+        if len(calls) != 1 or not self.ends_in_classifier:
             raise UserError(
                 f"the network {type(self.net).__name__} has no features that one linear classifier reads, which this "
                 "method needs: use a network of backbone/"
             )
-        return caught[0] if returnt == "features" else (logits, caught[0])
+        (features, _), *_ = calls
+        return features if returnt == "features" else (logits, features)
+
+    def watched(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The logits, and what entered and what left the classifier at each of its calls."""
+        calls: list[tuple[Tensor, Tensor]] = []
+        with self.classifier.register_forward_hook(lambda _, inputs, answer: calls.append((inputs[0], answer))):
+            return logits_of(self.net(x)), calls
 
     def features(self, x: Tensor) -> Tensor:
         return self(x, "features")
@@ -122,11 +122,11 @@ def make_network(cls: type, args, in_size: tuple[int, ...], num_classes: int, ki
     name = cls.__name__
     if not issubclass(cls, nn.Module):
         raise UserError(f"backbone '{cls.NAME}': {name} is no torch.nn.Module: expected one that maps inputs to logits")
-    values = {"num_classes": num_classes, "in_size": in_size, "in_channels": in_size[0]}
-    values |= {"in_features": math.prod(in_size)}
+    features = math.prod(in_size)
+    values = {"num_classes": num_classes, "in_size": in_size, "in_channels": in_size[0], "in_features": features}
     known = {spelling: values[meaning] for meaning, spellings in KNOWN.items() for spelling in spellings}
     given, unknown = {}, []
-    for parameter in list(inspect.signature(cls).parameters.values()):
+    for parameter in inspect.signature(cls).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.name in known:
@@ -152,14 +152,10 @@ def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrap
     x = torch.zeros(2, *(in_size[:1] if tokens else in_size), dtype=torch.int64 if tokens else torch.float32)
     try:
         with eval_mode(net), torch.no_grad(), preserve_rng():
-            out = net(x)
-            if net.ends_in_classifier:
-                caught: list[Tensor] = []
-                with net.classifier.register_forward_hook(lambda _, inputs, answer: caught.append(answer)):
-                    net(x)
-                net.ends_in_classifier = len(caught) == 1 and isinstance(out, Tensor) and torch.equal(caught[0], out)
+            out, calls = net.watched(x)
+            net.ends_in_classifier = len(calls) == 1 and torch.equal(calls[0][1], out)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
-        said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        said = f"{type(e).__name__}: {one_line(e)}"
         raise UserError(f"backbone '{name}' cannot read inputs {tuple(x.shape)}: {said}") from None
     try:
         with eval_mode(net), torch.no_grad(), preserve_rng():
@@ -167,11 +163,10 @@ def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrap
     except Exception:  # whatever a network says that is tied to its size, or to tokens
         net.input_size = in_size
     expected = (2, *((in_size[0],) if tokens else ()), net.num_classes)
-    if not isinstance(out, Tensor) or tuple(out.shape) != expected:
-        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if tuple(out.shape) != expected:
         raise UserError(
-            f"backbone '{name}': the output for 2 inputs is {found}, expected {expected}: give the last layer "
-            "num_classes outputs"
+            f"backbone '{name}': the output for 2 inputs is {tuple(out.shape)}, expected {expected}: give the last "
+            "layer num_classes outputs"
         )
     return net
 

@@ -32,8 +32,7 @@ def checked_data(where: str, raw: Any, size: tuple[int, ...], classes: int, comp
     Raises:
         UserError: anything is not as declared; the message says what was given and what is expected.
     """
-    missing = [name for name in PARTS if not hasattr(raw, name)]
-    if missing:
+    if not all(hasattr(raw, name) for name in PARTS):
         raise UserError(f"{where}: SOURCE returned {type(raw).__name__}: expected RawData, with {', '.join(PARTS)}")
     parts = []
     for split in ("train", "test"):
@@ -62,13 +61,11 @@ def checked(
     Raises:
         UserError: they are not so.
     """
-    end = f": {advice}" if advice else ""
     x = tensor_of(where, "images", images)
-    if len(x.shape) != 1 + len(size) or len(x) == 0 or tuple(x.shape[1:]) != tuple(size) or x.dtype != torch.uint8:
-        hint = end or _hint_images(x, size)
+    if not x.numel() or tuple(x.shape[1:]) != tuple(size) or x.dtype != torch.uint8:
         raise UserError(
-            f"{where}: images are {_shape(x)} {_dtype(x)}{_range(x)}, expected (N, {', '.join(map(str, size))}) uint8 "
-            f"from 0 to 255 with N >= 1{hint}"
+            f"{where}: images are {_kind(x)}{_range(x)}, expected (N, {', '.join(map(str, size))}) uint8 from 0 to 255 "
+            f"with N >= 1: {advice or _hint_images(x, size)}"
         )
     return x.contiguous(), checked_labels(where, labels, len(x), classes, advice)
 
@@ -79,7 +76,7 @@ def checked_labels(where: Path | str, labels: Any, n: int, classes: int, advice:
     y = tensor_of(where, "labels", labels)
     expected = f"expected (N,) whole numbers from 0 to {classes - 1}"
     if y.dim() != 1 or y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-        raise UserError(f"{where}: labels are {_shape(y)} {_dtype(y)}, {expected}{end or _hint_labels(y, classes)}")
+        raise UserError(f"{where}: labels are {_kind(y)}, {expected}{end or _hint_labels(y, classes)}")
     if len(y) != n:
         raise UserError(f"{where}: {n} images but {len(y)} labels, the two do not belong together{end}")
     y = y.long()
@@ -96,9 +93,11 @@ def refuse_missing(where: str, train: Tensor, test: Tensor, classes: int) -> Non
     for split, labels in (("training", train), ("test", test)):
         absent = (torch.bincount(labels, minlength=classes) == 0).nonzero().squeeze(1).tolist()
         if absent:
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
             raise UserError(
-                f"{where}: no {split} image of class {_listed(absent)}, {classes - len(absent)} classes found and "
-                f"{classes} declared: add images, or declare fewer classes and count labels without gaps"
+                f"{where}: no {split} image of class {', '.join(map(str, absent[:5]))}{more}, "
+                f"{classes - len(absent)} classes found and {classes} declared: add images, or declare fewer classes "
+                "and count labels without gaps"
             )
 
 
@@ -120,22 +119,20 @@ def checked_split(where: str, split: Any, task: type[Task], kind: str, size: tup
     if not hasattr(split, "images") or not hasattr(split, "targets"):
         raise UserError(f"{where}: _splits gave {type(split).__name__}: expected a training and a test Split")
     x, y = tensor_of(where, "inputs", split.images), tensor_of(where, "labels", split.targets)
-    shape, dtype = (size[:1], torch.uint8) if kind == "tokens" else (size, torch.float32 if kind == "vectors" else None)
+    shape, wanted = (size[:1], "uint8") if kind == "tokens" else (size, "float32" if kind == "vectors" else _dtype(x))
     if kind == "vectors" and x.dtype == torch.float64:
         x = x.float()
-    if x.dim() != 1 + len(shape) or len(x) == 0 or tuple(x.shape[1:]) != tuple(shape) or dtype not in (None, x.dtype):
-        raise UserError(
-            f"{where}: inputs are {_shape(x)} {_dtype(x)}, expected (N, {', '.join(map(str, shape))})"
-            f"{f' {dtype}'.replace('torch.', '') if dtype else ''} with N >= 1"
-        )
+    if not x.numel() or tuple(x.shape[1:]) != tuple(shape) or _dtype(x) != wanted:
+        expected = f"(N, {', '.join(map(str, shape))}) {wanted} with N >= 1"
+        raise UserError(f"{where}: inputs are {_kind(x)}, expected {expected}")
     if kind == "tokens" and int(x.max()) >= size[1]:
         raise UserError(f"{where}: tokens up to {int(x.max())}, expected 0 to {size[1] - 1}")
     _refuse_not_finite(where, "inputs", x)
-    if len(y.shape) == 0 or len(x) != len(y):
-        raise UserError(f"{where}: {len(x)} inputs but labels are {_shape(y)}, the two do not belong together")
+    if y.dim() == 0 or len(x) != len(y):
+        raise UserError(f"{where}: {len(x)} inputs but labels are {tuple(y.shape)}, the two do not belong together")
     if issubclass(task, TokenTask):
         if y.shape != x.shape or y.dtype != torch.int64:
-            raise UserError(f"{where}: labels are {_shape(y)} {_dtype(y)}, expected {_shape(x)} int64")
+            raise UserError(f"{where}: labels are {_kind(y)}, expected {tuple(x.shape)} int64")
         scored = y[y != -100]
         if len(scored) and not 0 <= int(scored.min()) <= int(scored.max()) < classes:
             found = f"{int(scored.min())} to {int(scored.max())}"
@@ -145,7 +142,7 @@ def checked_split(where: str, split: Any, task: type[Task], kind: str, size: tup
     elif issubclass(task, RegressionTask):
         y = y.float() if y.dtype == torch.float64 else y
         if tuple(y.shape) != (len(x), classes) or y.dtype != torch.float32:
-            raise UserError(f"{where}: labels are {_shape(y)} {_dtype(y)}, expected ({len(x)}, {classes}) float32")
+            raise UserError(f"{where}: labels are {_kind(y)}, expected ({len(x)}, {classes}) float32")
         _refuse_not_finite(where, "labels", y)
     return Split(x.contiguous(), y)
 
@@ -156,24 +153,23 @@ def refuse_counts(stream: Any) -> None:
     Args:
         stream: its class, or an object of it that is being made.
     """
+    name = stream.NAME
     absent = [n for n in ("N_TASKS", "N_CLASSES", "N_CLASSES_PER_TASK") if not hasattr(stream, n)]
     if absent == ["N_CLASSES_PER_TASK"]:
         raise UserError(
-            f"{stream.NAME}: {stream.N_CLASSES} classes are not {stream.N_TASKS} equal shares: set N_CLASSES_PER_TASK, "
-            "a list with a number for each task"
+            f"{name}: {stream.N_CLASSES} classes are not {stream.N_TASKS} equal shares: set N_CLASSES_PER_TASK, a list "
+            "with a number for each task"
         )
     if absent:
-        raise UserError(f"{stream.NAME}: the class does not set {', '.join(absent)}, see docs/add_a_dataset.md")
+        raise UserError(f"{name}: the class does not set {', '.join(absent)}, see docs/add_a_dataset.md")
     per_task, n = stream.N_CLASSES_PER_TASK, stream.N_TASKS
     sizes = [per_task] * n if isinstance(per_task, int) else list(per_task)
     if len(sizes) != n or min(sizes, default=0) < 1:
-        raise UserError(
-            f"{stream.NAME}: N_CLASSES_PER_TASK is {per_task}: expected {n} numbers above 0, one for each task"
-        )
+        raise UserError(f"{name}: N_CLASSES_PER_TASK is {per_task}: expected {n} numbers above 0, one for each task")
     if stream.SETTING == "class-il" and sum(sizes) != stream.N_CLASSES:
         raise UserError(
-            f"{stream.NAME}: the sum of N_CLASSES_PER_TASK over {n} tasks is {sum(sizes)} and N_CLASSES "
-            f"{stream.N_CLASSES}: the two must be equal"
+            f"{name}: the sum of N_CLASSES_PER_TASK over {n} tasks is {sum(sizes)} and N_CLASSES {stream.N_CLASSES}: "
+            "the two must be equal"
         )
 
 
@@ -200,14 +196,14 @@ def _hint_images(x: Tensor, size: tuple[int, ...]) -> str:
     if x.numel() and x.dtype != torch.uint8 and not x.dtype.is_complex:
         low, high = float(x.double().min()), float(x.double().max())
         if not 0 <= low <= high <= 255:
-            return ": scale them to 0 to 255 and give uint8"
+            return "scale them to 0 to 255 and give uint8"
         unit = x.dtype.is_floating_point and high <= 1
-        return f": give {'(images * 255).round()' if unit else 'images'}.to(torch.uint8)"
+        return f"give {'(images * 255).round()' if unit else 'images'}.to(torch.uint8)"
     if shape == (*size[1:], size[0]):
-        return ": channels come first, give images.permute(0, 3, 1, 2)"
+        return "channels come first, give images.permute(0, 3, 1, 2)"
     if shape == size[1:] and size[0] == 1:
-        return ": give images.unsqueeze(1)"
-    return ": correct the images, or SIZE"
+        return "give images.unsqueeze(1)"
+    return "correct the images, or SIZE"
 
 
 def _hint_labels(y: Tensor, classes: int) -> str:
@@ -218,8 +214,8 @@ def _hint_labels(y: Tensor, classes: int) -> str:
     return ": give labels.long()" if y.dim() == 1 else ""
 
 
-def _shape(x: Tensor) -> str:
-    return f"({', '.join(map(str, x.shape))}{',' if x.dim() == 1 else ''})"
+def _kind(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {_dtype(x)}"
 
 
 def _dtype(x: Tensor) -> str:
@@ -231,8 +227,3 @@ def _range(x: Tensor) -> str:
         return ""
     x = x.double()
     return f" from {float(x.min()):g} to {float(x.max()):g}"
-
-
-def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:5]))
-    return f"{shown} and {len(numbers) - 5} more" if len(numbers) > 5 else shown

@@ -117,8 +117,8 @@ class ContinualDataset(TaskStream):
         self._normalize = Normalize(self.mean, self.std)
         self._transform = TrainTransform(augment, self._normalize)
         self._prepare()
-        self._scored = [self.get_offsets(t) for t in range(self.EVAL_TASKS)]
         every = range(self.EVAL_TASKS)
+        self._scored = [self.get_offsets(t) for t in every]
         self.stages = [every] if args.joint else [range(t, t + 1) for t in every]
         self._refuse_too_few()
         if args.joint:  # one task for the method, still scored on each of the stream's tasks
@@ -227,10 +227,6 @@ class ContinualDataset(TaskStream):
     def get_batch_size(self) -> int:
         """Batch size of this run."""
         return self.args.batch_size
-
-    def get_minibatch_size(self) -> int:
-        """Replay batch size of this run."""
-        return getattr(self.args, "minibatch_size", None) or self.args.batch_size
 
     # ---- shared pieces for the kinds of stream
 
@@ -375,8 +371,6 @@ def stratified_mask(targets: Tensor, share: float, seed: int, purpose: str) -> T
 
 def _concatenate(parts: list[tuple[Split, Tensor]]) -> tuple[Split, Tensor]:
     """One split and rows for several; no image is copied where they share one split."""
-    if len(parts) == 1:
-        return parts[0]
     first = parts[0][0]
     if all(split is first for split, _ in parts):
         return first, torch.cat([rows for _, rows in parts])

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Transform = Callable[[Tensor], Tensor]
+
 
 @dataclass
 class Split:
@@ -39,7 +41,7 @@ class Split:
 class TaskData:
     """The rows of a source that one task uses; what a loader's `dataset` attribute shows, in storage order."""
 
-    def __init__(self, source, rows: Tensor, transform: Callable[[Tensor], Tensor]):
+    def __init__(self, source, rows: Tensor, transform: Transform):
         self.source, self.rows, self.transform = source, rows, transform
 
     def __len__(self) -> int:
@@ -71,14 +73,7 @@ class EvalLoader:
         device: where the batches are wanted; raw bytes are moved there first, where the data live elsewhere.
     """
 
-    def __init__(
-        self,
-        source,
-        rows: Tensor,
-        batch_size: int,
-        transform: Callable[[Tensor], Tensor],
-        device: torch.device | str = "cpu",
-    ):
+    def __init__(self, source, rows: Tensor, batch_size: int, transform: Transform, device: torch.device | str = "cpu"):
         self.dataset = TaskData(source, rows, transform)
         self.batch_size, self.device = batch_size, torch.device(device)
 
@@ -108,7 +103,7 @@ class TrainLoader(EvalLoader):
         source,
         rows: Tensor,
         batch_size: int,
-        transform: Callable[[Tensor], Tensor],
+        transform: Transform,
         order: Callable[[int, int | str], Tensor],
         device: torch.device | str = "cpu",
         drop_last: bool = False,
@@ -148,8 +143,6 @@ class TrainLoader(EvalLoader):
 def gather(data: Tensor, index: Tensor, device: torch.device) -> Tensor:
     """Rows `index` of resident data, on `device`; from the host through pinned memory, without waiting."""
     rows = data.index_select(0, index)
-    if rows.device == device:
-        return rows
-    return (rows.pin_memory() if device.type == "cuda" and rows.device.type == "cpu" else rows).to(
-        device, non_blocking=True
-    )
+    if device.type == "cuda" and rows.device.type == "cpu":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)

@@ -62,8 +62,8 @@ class PerTaskStream(ContinualDataset):
         pair, where = self._splits(domain), f"{self.NAME}, task {domain + 1}/{self.N_TASKS}"
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UserError(f"{where}: _splits gave {type(pair).__name__}: expected a training and a test Split")
-        named = zip(("train", "test"), pair, strict=True)
-        splits = [checked_split(f"{where}, {n}", s, self.TASK, self.INPUT, self.SIZE, classes) for n, s in named]
+        kind = self.TASK, self.INPUT, self.SIZE, classes
+        splits = [checked_split(f"{where}, {name}", s, *kind) for name, s in zip(("train", "test"), pair, strict=True)]
         if issubclass(self.TASK, ClassTask) and not issubclass(self.TASK, TokenTask):
             refuse_missing(where, *(split.targets for split in splits), classes)
         return splits

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from palimpsest.utils.atomic import locked
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import UserError, one_line
 
 # A cluster node behind a firewall would otherwise wait minutes for each connection.
 NETWORK_TIMEOUT_SECONDS = 30
@@ -52,10 +52,6 @@ def present(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 @contextlib.contextmanager
 def reading(path: Path, find_altered: Callable[[], list[Path]] = list) -> Iterator[None]:
     """Turns whatever a reader of foreign files raises into one line that names the file.
@@ -69,14 +65,15 @@ def reading(path: Path, find_altered: Callable[[], list[Path]] = list) -> Iterat
     except (UserError, MemoryError, ImportError):
         raise
     except Exception as error:
+        why = f"{type(error).__name__}: {one_line(error)}"
         # An OSError without a number is a decoder's word for bad content.
         if isinstance(error, OSError) and error.errno is not None:
-            said = f"{path}: cannot be read ({one_line(error)}): check that it exists and its permissions"
+            said = f"{path}: cannot be read ({why}): check that it exists and its permissions"
         elif altered := find_altered():
             names = ", ".join(map(str, altered))
             said = f"{names}: truncated or altered, the MD5 checksum is not the official one: {REPLACE}"
         else:
-            said = f"{path}: truncated or damaged ({one_line(error)}): {REPLACE}"
+            said = f"{path}: truncated or damaged ({why}): {REPLACE}"
         raise UserError(said) from error
 
 
@@ -119,7 +116,8 @@ def fetch(name: str, base: Path, wanted: list[Path], download: Callable[[str], o
         names = ", ".join(file.name for file in missing())
         raise UserError(
             f"{name}: {names} not found in {base / wanted[0].parent} and not downloaded: {advice}, or name another "
-            f"folder with --base_path, or try the embedded data of --dataset seq-digits ({one_line(error)})"
+            "folder with --base_path, or try the embedded data of --dataset seq-digits "
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     finally:
         # Processes that then hold different lock files do no harm: each download is put in place in one step.

@@ -26,7 +26,6 @@ from palimpsest.utils.errors import UserError
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
-
 # MD5 of what the official .gz files hold, in the order of IDX_FILES; of KMNIST those of the .gz files alone are known.
 CONTENT_MD5 = {
     "MNIST": (
@@ -107,13 +106,7 @@ def _read_idx_family(name: str, base: Path) -> RawData:
         advice = f"put the four .gz files of {source.mirrors[0]} into {base / raw}"
         if name == "FashionMNIST":
             advice += f", or Debian's package dataset-fashion-mnist into {SYSTEM_FASHION_MNIST}"
-        fetch(
-            name,
-            base,
-            wanted=[raw / file for file in IDX_FILES],
-            download=lambda folder: source(folder, download=True),
-            advice=advice,
-        )
+        fetch(name, base, [raw / file for file in IDX_FILES], lambda folder: source(folder, download=True), advice)
         files = _idx_files(base / raw)
     splits = []
     for pair in (files[:2], files[2:]):
@@ -142,9 +135,7 @@ def _read_idx(name: str, path: Path) -> np.ndarray:
         shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
         start = 4 + 4 * dimensions
         if len(content) - start != math.prod(shape):
-            raise ValueError(
-                f"{len(content) - start} bytes of data where the header {shape} asks for {math.prod(shape)}"
-            )
+            raise ValueError(f"{len(content) - start} bytes of data, the header {shape} asks for {math.prod(shape)}")
     if not _is_official(name, path, content):
         raise UserError(f"{path}: altered, the MD5 checksum is not the official one: {REPLACE}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
@@ -186,20 +177,15 @@ def _read_cifar(name: str, base: Path) -> RawData:
         else:
             raise UserError(f"{archive}: wrong MD5 checksum, the file is truncated or altered: {REPLACE}")
 
-    fetch(
-        name,
-        base,
-        wanted=[Path(source.base_folder) / file for file in checksums],
-        download=download,
-        advice=f"put {source.url} into {base}",
-    )
+    wanted = [Path(source.base_folder) / file for file in checksums]
+    fetch(name, base, wanted, download, f"put {source.url} into {base}")
     with reading(folder, lambda: [folder / f for f, md5 in checksums.items() if not check_integrity(folder / f, md5)]):
         train, test = (source(str(base), train=flag) for flag in (True, False))
-    shape, classes = (3, 32, 32), len(train.classes)
-    return RawData(
-        *checked(folder, train.data.transpose(0, 3, 1, 2), train.targets, shape, classes, REPLACE),
-        *checked(folder, test.data.transpose(0, 3, 1, 2), test.targets, shape, classes, REPLACE),
-    )
+    splits = []
+    for part in (train, test):
+        images = part.data.transpose(0, 3, 1, 2)
+        splits += checked(folder, images, part.targets, (3, 32, 32), len(train.classes), REPLACE)
+    return RawData(*splits)
 
 
 def _read_svhn(name: str, base: Path) -> RawData:
@@ -213,13 +199,8 @@ def _read_svhn(name: str, base: Path) -> RawData:
             if not (base / file).is_file():
                 SVHN(staging, split, download=True)
 
-    fetch(
-        name,
-        base,
-        wanted=[Path(file) for _, file, _ in files.values()],
-        download=download,
-        advice=f"put {' and '.join(url for url, _, _ in files.values())} into {base}",
-    )
+    urls = " and ".join(url for url, _, _ in files.values())
+    fetch(name, base, [Path(file) for _, file, _ in files.values()], download, f"put {urls} into {base}")
     splits = []
     for split, (_, file, md5) in files.items():
         path = base / file

@@ -80,35 +80,29 @@ class Streamed:
 
     def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
         """(raw, labels) of the given rows on `device`, batch by batch; `epoch` as in `example`."""
-        processes = {"multiprocessing_context": "fork", "prefetch_factor": 2} if self.num_workers else {}
         before = perf_counter()
-        batches = iter(
-            DataLoader(
-                _Pass(self, epoch),
-                batch_sampler=[rows.tolist() for rows in index],
-                num_workers=self.num_workers,
-                collate_fn=_as_it_is,
-                pin_memory=device.type == "cuda",
-                generator=torch.Generator(),  # it draws a seed for its workers, who need none: not from the method's
-                **processes,
-            )
+        batches = DataLoader(
+            _Pass(self, epoch),
+            batch_sampler=[rows.tolist() for rows in index],
+            num_workers=self.num_workers,
+            multiprocessing_context="fork" if self.num_workers else None,
+            collate_fn=lambda batch: batch,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # it draws a seed for its workers, who need none: not from the method's
         )
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as e:
-                if "DataLoader worker" not in str(e):
-                    raise
-                raise TrainingFailed(f"a process that reads images died ({e}): use a smaller --num_workers") from None
-            if batch is None:
-                return
-            if isinstance(batch, UserError):
-                raise batch
-            raw, labels = (moved(part, device) for part in batch)
-            if epoch is not None:
-                self.waited += perf_counter() - before
-            yield raw, labels
-            before = perf_counter()
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                raw, labels = (moved(part, device) for part in batch)
+                if epoch is not None:
+                    self.waited += perf_counter() - before
+                yield raw, labels
+                before = perf_counter()
+        except RuntimeError as e:
+            if "DataLoader worker" not in str(e):
+                raise
+            raise TrainingFailed(f"a process that reads images died ({e}): use a smaller --num_workers") from None
 
 
 class _Pass:
@@ -165,7 +159,3 @@ def moved(data: Any, device: torch.device) -> Any:
     if isinstance(data, dict):
         return {name: part.to(device, non_blocking=True) for name, part in data.items()}
     return data.to(device, non_blocking=True)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -146,10 +146,8 @@ class SeparateDomains(Collection):
         raw = RawData(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))
         refuse_missing(self.NAME, raw.train_y, raw.test_y, self.N_CLASSES)
         self.checksum = raw.checksum
-        train, test = (
-            torch.repeat_interleave(torch.tensor([len(getattr(p, f"{split}_y")) for p in parts]))
-            for split in ("train", "test")
-        )
+        sizes = torch.tensor([(len(part.train_y), len(part.test_y)) for part in parts])
+        train, test = map(torch.repeat_interleave, sizes.unbind(1))
         raw = self._labelled(raw)
         train = train[self._kept]
         self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
@@ -186,8 +184,7 @@ class Permuted(DomainIncremental):
 
     def _prepare(self) -> None:
         super()._prepare()
-        channels, *sides = self.SIZE
-        self.SIZE = (channels, *(side + 2 * self.args.pad for side in sides))
+        self.SIZE = (self.SIZE[0], *(side + 2 * self.args.pad for side in self.SIZE[1:]))
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
         images = F.pad(images, (self.args.pad,) * 4)

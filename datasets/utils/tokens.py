@@ -1,9 +1,7 @@
 """Streams of token sequences: the network predicts the next token at every position."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
 from palimpsest.datasets.utils.per_task import PerTaskStream
 from palimpsest.datasets.utils.scores import TokenLoss
 from palimpsest.datasets.utils.task import TokenTask
@@ -24,5 +22,4 @@ class TokenStream(PerTaskStream):
 
     def get_loss(self):
         """Cross-entropy, mean over the scored tokens; with `--multi_head` among the outputs of the task's own head."""
-        loss = super().get_loss()
-        return TokenLoss(loss if isinstance(loss, MultiHeadLoss) else F.cross_entropy)
+        return TokenLoss(super().get_loss())

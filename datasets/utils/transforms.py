@@ -44,10 +44,8 @@ class Normalize:
     """
 
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std go together: give both or neither")
-        if mean is not None and len(mean) != len(std):
-            raise ValueError(f"mean has {len(mean)} channels, std has {len(std)}")
+        if len(mean or ()) != len(std or ()):
+            raise ValueError(f"mean and std go together, a value of each for every channel: got {mean} and {std}")
         if std is not None and not all(value > 0 for value in std):
             raise ValueError(f"std must be positive in every channel, got {tuple(std)}")
         self.mean, self.std = mean, std
@@ -60,10 +58,8 @@ class Normalize:
         if key not in self._tensors:
             # An inference tensor could not take part in a later backward pass.
             with torch.inference_mode(False):
-                self._tensors[key] = tuple(
-                    torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-                    for values in (self.mean, self.std)
-                )
+                both = torch.tensor([self.mean, self.std], dtype=x.dtype, device=x.device)
+                self._tensors[key] = both.view(2, -1, 1, 1).unbind()
         return self._tensors[key]
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -14,10 +14,6 @@ CHANNELS = (3, 8, 8)
 make = partial(make_network, in_size=CHANNELS, classes=6)
 
 
-def little_resnet(classes=6):
-    return SmallImageResNet(CHANNELS, classes, [4, 8], blocks=1, padded=True)
-
-
 def normalisations(net):
     return [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
@@ -48,9 +44,9 @@ NETWORKS = [
     lambda: make("mnistmlp", mlp_hidden_size=7),
     lambda: make("convnet", width=4),
     lambda: make("convnet", width=4, norm="batch"),
-    lambda: make("resnet32"),
+    lambda: SmallImageResNet(CHANNELS, 6, [4, 8], blocks=1, padded=True),
 ]
-IDS = ["mnistmlp", "convnet", "convnet-batchnorm", "resnet32"]
+IDS = ["mnistmlp", "convnet", "convnet-batchnorm", "resnet"]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=IDS)
@@ -80,18 +76,16 @@ def test_in_training_the_statistics_are_the_batchs(network):
 
 
 def test_a_vector_of_zeros_has_gains_of_one():
-    net = little_resnet()
+    net = NETWORKS[3]()
     external = ExternalWeights(net)
     assert external.centre.sum() == sum(m.num_features for m in normalisations(net))
-    parts = external.split(external.centre)
-    assert {n for n, p in parts.items() if p.any()} == {
-        f"{n}.weight" for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
-    }
+    gains = {f"{name}.weight" for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert {name for name, part in external.split(external.centre).items() if part.any()} == gains
     means, variances = external.initial_statistics().chunk(2)
     assert not means.any() and (variances == 1).all()
 
 
-@pytest.mark.parametrize("network", [NETWORKS[0], little_resnet], ids=["mnistmlp", "resnet"])
+@pytest.mark.parametrize("network", NETWORKS[::3], ids=IDS[::3])
 def test_a_head_is_a_slice_of_the_outputs(network):
     external, x = ExternalWeights(network()), torch.randn(5, *CHANNELS)
     weights = torch.randn(2, external.size)
@@ -102,13 +96,13 @@ HEADS = {"alike": [(0, 2), (2, 4), (4, 6)], "unlike": [(0, 2), (2, 5), (5, 6)], 
 
 
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
-@pytest.mark.parametrize("network", [NETWORKS[0], little_resnet], ids=["mnistmlp", "resnet"])
+@pytest.mark.parametrize("network", NETWORKS[::3], ids=IDS[::3])
 @pytest.mark.parametrize("call", [2**26, 1])
 def test_posteriors_are_evaluated_on_the_heads_of_their_tasks(network, heads, call, monkeypatch):
     monkeypatch.setattr("palimpsest.backbone.utils.external.LARGEST_CALL", call)
     torch.manual_seed(0)
     external, x = ExternalWeights(network()), torch.randn(5, *CHANNELS)
-    weights, kept = torch.randn(3, 2, external.size), None
+    weights = torch.randn(3, 2, external.size)
     statistics = torch.rand(3, external.n_statistics) + 0.5 if external.n_statistics else None
     kept = weights.clone()
     for j, out in enumerate(external.evaluate(weights, x, heads, statistics)):

@@ -47,6 +47,9 @@ def test_shapes_and_parameter_counts():
     assert logits.shape == (6, 10) and trace.actions.shape == trace.v.shape == (6, 256) and trace.logp.shape == (6, 4)
     assert set(trace.actions.unique().tolist()) == {0.0, 1.0}
     assert net.forward(torch.rand(6, 3, 28, 28)).shape == (6, 10)
+    narrow = gated(nf=4)
+    assert narrow.agents.w1.shape == (4, 8, 1)  # a bottleneck of one unit
+    assert narrow.traced(torch.rand(2, 1, 9, 12))[0].shape == (2, 10)  # oblong and odd
 
 
 def test_a_fresh_network_keeps_half():
@@ -54,12 +57,6 @@ def test_a_fresh_network_keeps_half():
     assert abs(trace.actions.mean().item() - 0.5) < 0.02 and 0.12 < trace.v.abs().mean() < 0.18
     first, *others = trace.logp.mean(0).tolist()
     assert -46 < first < -42 and all(-38 < logp < -29 for logp in others)
-
-
-def test_narrow_networks_have_a_bottleneck_of_one_unit():
-    net = gated(nf=4)
-    assert net.agents.w1.shape == (4, 8, 1)
-    assert net.traced(torch.rand(2, 1, 9, 12))[0].shape == (2, 10)  # oblong and odd
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -209,19 +206,16 @@ def test_mixed_precision_leaves_the_agents_in_full():
 
 
 def test_running_statistics_follow_without_a_graph_too():
-    net, x = gated(nf=4), torch.rand(6, 1, 9, 9)
-    twin = gated(nf=4)
-    torch.manual_seed(1)
-    net.traced(x)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        twin.traced(x)
+    net, twin, x = gated(nf=4), gated(nf=4), torch.rand(6, 1, 9, 9)
+    for follower, graph in ((net, True), (twin, False)):
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(graph):
+            follower.traced(x)
     assert torch.equal(net.agents.running_var, twin.agents.running_var) and (net.agents.running_var != 1).all()
 
 
 def test_agents_are_as_the_network_they_are_added_to():
     net = GatedResNet((1, 8, 8), 10, 4).double().eval()
     net.add_agents()
-    assert (
-        not net.agents.training and net.traced(torch.rand(2, 1, 8, 8, dtype=torch.float64))[1].v.dtype == torch.float64
-    )
+    _, trace = net.traced(torch.rand(2, 1, 8, 8).double())
+    assert not net.agents.training and trace.v.dtype == torch.float64

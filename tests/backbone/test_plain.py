@@ -8,14 +8,11 @@ from torch import nn
 
 import main as entry
 from palimpsest.backbone.utils.wrapped import make_network
-from palimpsest.models.er import ER
+from palimpsest.utils.check import conformance
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.run.config import resolve
-from palimpsest.utils.run.experiment import build, execute
-from tests.kills import at_call, run_folder
-from tests.models.helpers import QUIET
+from tests.models.helpers import Command, experiment, finished
 
-DIGITS = ["--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2"]
+SHORT = ["--n_epochs", "1", "--stop_after", "2"]
 FILE = """
 from torch import nn
 
@@ -49,32 +46,22 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_run_with_it(path, method):
-    argv = ["--model", *method.split(), *DIGITS, "--backbone", path, *QUIET]
-    scores = execute(resolve(argv))[0].history[-1].scores["task-il"]
+    scores = finished(*method.split(), *SHORT, "--backbone", path).run.history[-1].scores["task-il"]
     assert len(scores) == 2 and scores[0] > 60
 
 
 @pytest.mark.parametrize("method", ["hat", "pnn", "pr_bbb"])
 def test_what_it_cannot_do_is_one_line_at_the_start(path, method, capsys, tmp_path):
     results = tmp_path / "results"
-    assert entry.main(["--model", method, *DIGITS, "--backbone", path, "--results_path", str(results)]) == 2
+    argv = ["--model", method, "--dataset", "seq-digits", *SHORT, "--backbone", path, "--results_path", str(results)]
+    assert entry.main(argv) == 2
     err = capsys.readouterr().err
     assert "which this method needs" in err and err.count("\n") == 1 and not results.exists()
 
 
-def test_a_stopped_run_goes_on(path, tmp_path, monkeypatch, capsys):
-    argv = ["--model", "er", "--buffer_size", "20", "--minibatch_size", "5", "--backbone", path, "--resume"]
-    argv += ["--dataset", "seq-digits", "--n_epochs", "1", "--num_threads", "1", "--non_verbose", "--savecheck", "7"]
-    argv += ["--tensorboard", "0", "--results_path"]
-    assert entry.main([*argv, str(tmp_path / "whole")]) == 0
-    at_call(monkeypatch, ER, 20, lambda loss: loss * torch.nan)
-    assert entry.main([*argv, str(tmp_path / "stopped")]) == 1
-    monkeypatch.undo()
-    capsys.readouterr()
-    assert entry.main([*argv, str(tmp_path / "stopped")]) == 0
-    assert re.search(r"--resume: from iteration [1-9]", out := capsys.readouterr().out), out
-    whole, stopped = (run_folder(tmp_path / name) / "result.yaml" for name in ("whole", "stopped"))
-    assert whole.read_text() == stopped.read_text()
+def test_a_stopped_run_goes_on(path):
+    argv = ["--buffer_size", "40", "--backbone", path, "--stop_after", "2", "--debug_mode"]
+    conformance.resumes_exactly(Command("er", *argv, dataset="seq-digits"), elsewhere=False)
 
 
 class Conv(nn.Module):
@@ -89,13 +76,8 @@ class Conv(nn.Module):
         return self.head(self.body(x))
 
 
-class Softened(Conv):
-    def forward(self, x):
-        return torch.log_softmax(super().forward(x), 1)
-
-
-def made(cls, size=(3, 8, 8), classes=7, kind="images"):
-    return make_network(cls, None, size, classes, kind)
+def made(cls):
+    return make_network(cls, None, (3, 8, 8), 7)
 
 
 def test_its_parameters_are_filled_by_their_names():
@@ -105,13 +87,11 @@ def test_its_parameters_are_filled_by_their_names():
     logits, features = net(x, "both")
     assert torch.equal(net.classifier(features), logits) and torch.equal(net.features(x), features)
     assert [name for name, _ in net.named_parameters()][-1] == "net.head.bias"
-    before = torch.get_rng_state()
     torch.manual_seed(1)
     expected = Conv(3, 7).state_dict()
     torch.manual_seed(1)
     again = made(Conv).net.state_dict()
     assert all(torch.equal(expected[name], again[name]) for name in expected)
-    torch.set_rng_state(before)
 
 
 def test_a_new_classifier_takes_the_place_of_the_old_one():
@@ -121,29 +101,22 @@ def test_a_new_classifier_takes_the_place_of_the_old_one():
 
 
 def test_features_need_logits_that_the_classifier_gives():
+    softened = type("Softened", (Conv,), {"forward": lambda self, x: torch.log_softmax(Conv.forward(self, x), 1)})
     with pytest.raises(UserError, match="no features that one linear classifier reads"):
-        made(Softened).features(torch.rand(2, 3, 8, 8))
-
-
-def constructor(**parameters):
-    """A subclass of Conv with other parameters."""
-    names = ", ".join(parameters)
-    space = {"Conv": Conv}
-    exec(f"class Odd(Conv):\n    def __init__(self, {names}):\n        Conv.__init__(self, 3, 7)", space)
-    return space["Odd"]
+        made(softened).features(torch.rand(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
-        (constructor(depth=1, num_classes=1), "Odd(depth) is not known here: name them num_classes"),
+        (
+            type("Odd", (Conv,), {"__init__": lambda self, depth, num_classes: None}),
+            "Odd(depth) is not known here: name them num_classes",
+        ),
         (type("Silent", (nn.Module,), {"NAME": "silent"}), "has no parameters"),
         (type("Plain", (), {"NAME": "plain"}), "Plain is no torch.nn.Module"),
         (type("Flat", (Conv,), {"forward": lambda self, x: self.body(x)}), "is (2, 4), expected (2, 7)"),
-        (
-            type("Wide", (Conv,), {"forward": lambda self, x: self.head(x)}),
-            "cannot read inputs (2, 3, 8, 8)",
-        ),
+        (type("Wide", (Conv,), {"forward": lambda self, x: self.head(x)}), "cannot read inputs (2, 3, 8, 8)"),
     ],
 )
 def test_a_network_that_does_not_fit_is_one_line(cls, words):
@@ -155,4 +128,4 @@ def test_a_network_that_does_not_fit_is_one_line(cls, words):
 def test_the_file_with_no_class_of_its_name_is_named(tmp_path):
     (tmp_path / "other.py").write_text(FILE)
     with pytest.raises(UserError, match="defines no class with NAME = 'other'"):
-        build(resolve(["--model", "sgd", *DIGITS, "--backbone", str(tmp_path / "other.py")]))
+        experiment("sgd", "--backbone", str(tmp_path / "other.py"))

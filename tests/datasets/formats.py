@@ -10,16 +10,21 @@ import gzip
 import hashlib
 import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import scipy.io
 import torch
 from PIL import Image
 from torchvision import datasets
 
 from palimpsest.datasets.utils import sources, tinyimagenet
-from palimpsest.datasets.utils.sources import IDX_FILES, RawData
+from palimpsest.datasets.utils.sources import IDX_FILES, RawData, Source
+from palimpsest.utils.errors import UserError
+
+TINY = {"N_CLASSES": 3, "N_TRAIN": 4, "N_TEST": 6}
 
 
 def _random_split(count: int, shape: tuple[int, int, int], classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,16 +68,15 @@ def write_cifar(base: Path, name: str = "CIFAR10", n_train: int = 50, n_test: in
     return _raw_data(*train, *test)
 
 
-def write_svhn(base: Path, n_train: int = 30, n_test: int = 20) -> RawData:
+def write_svhn(base: Path) -> RawData:
     """Writes both .mat files: X (32, 32, 3, N), y (N, 1) with 10 for the digit 0."""
     base.mkdir(parents=True, exist_ok=True)
     splits = []
-    for split, count, seed in (("train", n_train, 4), ("test", n_test, 5)):
+    for split, count, seed in (("train", 30, 4), ("test", 20, 5)):
         images, labels = _random_split(count, (3, 32, 32), 10, seed)
         stored = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-        scipy.io.savemat(
-            base / f"{split}_32x32.mat", {"X": images.transpose(2, 3, 1, 0), "y": stored}, do_compression=True
-        )
+        contents = {"X": images.transpose(2, 3, 1, 0), "y": stored}
+        scipy.io.savemat(base / f"{split}_32x32.mat", contents, do_compression=True)
         splits += [images, labels]
     return _raw_data(*splits)
 
@@ -92,11 +96,16 @@ def accept(monkeypatch, base: Path, name: str) -> None:
     monkeypatch.setattr(source, "meta", source.meta | {"md5": md5(folder / source.meta["filename"])})
 
 
-def accept_small(monkeypatch, classes: int = 3, per_class: int = 4, n_test: int = 6) -> None:
+def accept_small(monkeypatch) -> None:
     """Takes the idx files and the Tiny ImageNet written here for the official ones, whatever their checksums."""
     monkeypatch.setattr(sources, "_is_official", lambda name, path, content: bool(content))
     monkeypatch.setattr(tinyimagenet, "_is_official", lambda archive: True)
-    for name, n in (("N_CLASSES", classes), ("N_TRAIN", per_class), ("N_TEST", n_test)):
+    accept_numbers(monkeypatch)
+
+
+def accept_numbers(monkeypatch) -> None:
+    """Makes the numbers of `write_tinyimagenet` the official ones."""
+    for name, n in TINY.items():
         monkeypatch.setattr(tinyimagenet, name, n)
 
 
@@ -107,12 +116,12 @@ def official(monkeypatch, base: Path, name: str) -> RawData:
     return expected
 
 
-def write_tinyimagenet(base: Path, classes: int = 3, per_class: int = 4, n_test: int = 6) -> RawData:
+def write_tinyimagenet(base: Path) -> RawData:
     """Writes the folder `tiny-imagenet-200`; some images are grey, as in the original.
 
     The ids stand in `wnids.txt` in another order than the sorted one, which the labels follow.
     """
-    rng = np.random.default_rng(6)
+    rng, (classes, per_class, n_test) = np.random.default_rng(6), TINY.values()
     wnids = [f"n{10 + c:08d}" for c in range(classes)]
     files = {"wnids.txt": "\n".join(reversed(wnids)).encode() + b"\n"}
 
@@ -141,6 +150,25 @@ def write_tinyimagenet(base: Path, classes: int = 3, per_class: int = 4, n_test:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return _raw_data(np.stack(train_x), np.repeat(np.arange(classes), per_class), np.stack(test_x), test_y)
+
+
+def zip_tinyimagenet(base: Path, target: Path) -> Path:
+    """The archive, in the data folder `target`, of what `write_tinyimagenet` has written below `base`."""
+    target.mkdir(exist_ok=True)
+    archive = target / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in (base / "tiny-imagenet-200").rglob("*"):
+            packed.write(path, path.relative_to(base))
+    return archive
+
+
+def refusal(source: Source, base: Path) -> str:
+    """The one line that reading a source anew ends in."""
+    sources._read_once.cache_clear()
+    with pytest.raises(UserError) as caught:
+        source(str(base))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def md5(path: Path) -> str:

@@ -5,30 +5,17 @@ from collections import Counter
 import pytest
 import torch
 
-from palimpsest.datasets.utils import sources, streams
+from palimpsest.datasets.seq_digits import SequentialDigits
+from palimpsest.datasets.utils import streams
 from palimpsest.datasets.utils.sources import digits
-from palimpsest.datasets.utils.streams import ClassIncremental
-from palimpsest.utils.run.config import resolve
+from tests.datasets.test_streams import stream
 from tests.models.helpers import options
 
 ORDER = [3, 0, 4, 1, 2, 9, 5, 8, 6, 7]  # its inverse is another one
 
 
-class Augmented(ClassIncremental):
-    """Digits that are cropped and mirrored in training."""
-
-    NAME, SOURCE, N_TASKS = "augmented", sources.digits, 5
+class Augmented(SequentialDigits):
     AUGMENT = {"crop_padding": 2, "flip": True}
-    DEFAULTS = {"backbone": "mnistmlp", "lr": 0.1, "n_epochs": 1, "batch_size": 32}
-
-
-def stream(name: str, *more: str):
-    config = resolve(["--model", "sgd", "--dataset", name, *more])
-    return config.dataset_class(config.args)
-
-
-def augmented(*more: str) -> Augmented:
-    return Augmented(options("sgd", *more))
 
 
 def contents(*parts) -> Counter:
@@ -46,9 +33,8 @@ def test_a_class_order_relabels_every_part(option):
     for task in range(5):
         train = dataset.enter_task(task)
         tests = raw.train_y if option == "--validation" else raw.test_y
-        for loader, labels in (
-            (train, raw.train_y), (dataset.held_out_loader, raw.train_y), (dataset.test_loaders[task], tests),
-        ):  # fmt: skip
+        loaders = train, dataset.held_out_loader, dataset.test_loaders[task]
+        for loader, labels in zip(loaders, (raw.train_y, raw.train_y, tests), strict=True):
             own = labels[loader.dataset.rows].tolist()
             assert set(own) == set(ORDER[2 * task : 2 * task + 2])
             assert loader.dataset.targets.tolist() == [ORDER.index(c) for c in own]
@@ -95,7 +81,7 @@ def test_each_class_of_the_turning_stream_turns_once_and_begins_a_sixth_later(mo
 
 
 def test_only_training_images_are_augmented():
-    dataset = augmented("--holdout", "20", "--eval_batch_size", "50")
+    dataset = Augmented(options("sgd", "--holdout", "20", "--eval_batch_size", "50"))
     dataset.enter_task(0)
     for loader in (dataset.test_loaders[0], dataset.held_out_loader):
         inputs = torch.cat([x for x, _ in loader])
@@ -107,7 +93,7 @@ def test_only_training_images_are_augmented():
 
 
 def test_augmentation_is_a_function_of_the_seed_and_of_its_state():
-    first, again, other = augmented(), augmented(), augmented("--seed", "1")
+    first, again, other = (Augmented(options("sgd", "--seed", seed)) for seed in "001")
     raw = first.task_data(0).data[:64]
     seen = first.get_transform()(raw)
     assert torch.equal(again.get_transform()(raw), seen) and not torch.equal(other.get_transform()(raw), seen)
