@@ -110,16 +110,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
         assert len(list(csv.DictReader(f))) == 1
 
 
-def test_several_seeds_are_resumed_and_finished_ones_are_shown(tmp_path, capsys):
-    argv = [*ARGV, "--n_epochs", "1", "--results_path", str(tmp_path), "--resume", "--seeds", "0", "1"]
-    assert entry.main(argv) == 0
-    first = capsys.readouterr().out
-    assert entry.main(argv) == 0
-    again = capsys.readouterr().out
-    assert again.count("this run is finished") == 2
-    assert first[first.index("2 seeds:") :].split("report")[0] == again[again.index("2 seeds:") :].split("report")[0]
-
-
 def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, capsys):
     results = ["--results_path", str(tmp_path / "a")]
     assert entry.main([*ARGV, "--n_epochs", "1", "--stop_after", "2", *results]) == 0
