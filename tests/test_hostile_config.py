@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from tests import test_hostile
-from tests.test_hostile import DAMAGE, contents, only_run, refused
+from tests.kills import run_folder
+from tests.test_hostile import DAMAGE, contents, refused
 from utils.config_file import CHECKSUM
 
 whole = test_hostile.whole  # a fixture
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def with_checksum(text: str) -> bytes:
@@ -87,7 +89,7 @@ CONFIGURATIONS = {
 
 def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
     folder = tmp_path / "run"
-    shutil.copytree(only_run(whole), folder)
+    shutil.copytree(run_folder(whole), folder)
     (folder / "config.yaml").write_bytes(data)
     before = contents(tmp_path)
     err = refused(capsys, "--rerun", str(folder), "--results_path", str(tmp_path / "results"))
@@ -97,7 +99,7 @@ def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
 
 @pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "longer", "empty"])
 def test_a_damaged_configuration_is_one_line_and_nothing_written(capsys, tmp_path, whole, damage):
-    data = (only_run(whole) / "config.yaml").read_bytes()
+    data = (run_folder(whole) / "config.yaml").read_bytes()
     rerun_refused(capsys, tmp_path, whole, DAMAGE[damage](data))
 
 
@@ -106,7 +108,7 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
     capsys, tmp_path, whole, monkeypatch, name
 ):
     monkeypatch.chdir(tmp_path)
-    facts = yaml.safe_load((only_run(whole) / "config.yaml").read_bytes())
+    facts = yaml.safe_load((run_folder(whole) / "config.yaml").read_bytes())
     rerun_refused(capsys, tmp_path, whole, with_checksum(CONFIGURATIONS[name](facts)))
 
 
@@ -120,7 +122,7 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
 ])  # fmt: skip
 def test_results_that_are_none_are_found_before_a_run_is_repeated(capsys, tmp_path, whole, name, text):
     folder = tmp_path / "run"
-    shutil.copytree(only_run(whole), folder)
+    shutil.copytree(run_folder(whole), folder)
     (folder / name).write_text(text)
     assert name in refused(capsys, "--rerun", str(folder), "--results_path", str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from utils import charts
 from utils.log import plots
+from utils.metrics import seen_means
 
 
 def test_capacity_rises():
@@ -36,7 +37,7 @@ def test_embedding_draws_every_point_once(tasks, classes, tmp_path):
 @pytest.mark.parametrize("n", [1, 20])
 def test_plots_of_any_length_draw(n, tmp_path):
     matrix = np.random.default_rng(0).uniform(0, 100, (n, n))
-    curve = plots.mean_curve(matrix)
+    curve = seen_means(matrix)
     losses = [(k, {"loss": 100.0 / (k + 1)}, 0.1) for k in range(3 * n)]
     for figure in (
         plots.accuracy_curves(matrix),
@@ -58,7 +59,7 @@ def test_plots_of_any_length_draw(n, tmp_path):
 
 
 def test_curves_and_bars_show_the_numbers():
-    curve = plots.mean_curve(np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]]))
+    curve = seen_means(np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]]))
     assert curve.tolist() == pytest.approx([90.0, 70.0, 220 / 3])
     axes = plots.average_curves({"domain-il": np.stack([curve, curve + 2])}).axes[0]
     assert axes.lines[-1].get_ydata().tolist() == pytest.approx([91.0, 71.0, 223 / 3])

@@ -103,7 +103,6 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
     """Write report.html about the same experiment under several seeds into `folder`, which is made; returns its path.
 
     Args:
-        folder: where the page goes.
         runs: the finished runs, all with the same options but the seed.
         spreads: what `summarise_seeds` returned for them.
 
@@ -114,7 +113,7 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
     parts = [section(f"Metrics: {name}", _seeds_table(name, runs, summaries, spreads[name])) for name in spreads]
     means = {name: {metric: entry[0] for metric, entry in entries.items()} for name, entries in spreads.items()}
     parts += _published(first, means, "Mean beside published") + _notes(first)
-    curves = {name: np.stack([plots.mean_curve(run.matrices[name]) for run in runs]) for name in first.matrices}
+    curves = {name: np.stack([metrics.seen_means(run.matrices[name]) for run in runs]) for name in first.matrices}
     figure = plots.average_curves(curves, first.score)
     parts.append(section("Plots", images([(figure, "average accuracy over seeds", False)])))
     folders = [(run.seed, run.folder.name) for run in runs]
@@ -140,7 +139,7 @@ def _metrics_table(run: Run, summary: Summary) -> str:
 
     def cell(scenario: str, metric: str) -> tuple[str, str]:
         if metric not in summary.get(scenario, {}):
-            return _undefined(run, scenario, metric)
+            return "not defined", metrics.reason(metric, *_measured(run, scenario))
         missing = left_out[scenario].get(metric)
         return f"{summary[scenario][metric]:.2f}", f"{count(missing, 'undefined term')} left out" if missing else ""
 
@@ -152,10 +151,6 @@ def _about(metric: str, run: Run) -> tuple[str, str]:
     """A metric's name and definition, in the words of the run's score."""
     entry = METRICS[metric]
     return plots.worded(entry.title, run.score), plots.worded(entry.definition, run.score)
-
-
-def _undefined(run: Run, scenario: str, metric: str) -> tuple[str, str]:
-    return "not defined", metrics.reason(metric, *_measured(run, scenario))
 
 
 def _published(run: Run, measured: Summary, title: str = "Measured beside published") -> list[str]:
@@ -212,7 +207,7 @@ def _changed(run: Run, stored: dict[str, Any]) -> list[str]:
 
 def _figures(run: Run) -> Iterator[tuple[str, Any, str, bool]]:
     """Every plot that the run has the numbers for: name of its file, figure, what it shows, whether it is wide."""
-    curves = {name: plots.mean_curve(matrix)[None] for name, matrix in run.matrices.items()}
+    curves = {name: metrics.seen_means(matrix)[None] for name, matrix in run.matrices.items()}
     several = any((~np.isnan(curve)).sum() > 1 for curve in curves.values())
     if several:
         yield "average_accuracy", plots.average_curves(curves, run.score), "average accuracy over training", False
@@ -295,7 +290,8 @@ def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], e
     rows = []
     for metric in METRICS:
         if metric not in entries:
-            rows.append([_about(metric, runs[0]), _undefined(runs[0], scenario, metric), *["-"] * (len(runs) + 1)])
+            undefined = "not defined", metrics.reason(metric, *_measured(runs[0], scenario))
+            rows.append([_about(metric, runs[0]), undefined, *["-"] * (len(runs) + 1)])
             continue
         mean, std, half, n = entries[metric]
         low, high = metrics.interval(metric, mean, half, runs[0].score)
@@ -305,10 +301,7 @@ def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], e
         defined = f"of {n} seeds" if n < len(runs) else ""
         rows.append([_about(metric, runs[0]), (metrics.plus_minus(mean, std), defined), interval, *cells])
     head = ["metric", "mean ± std", "95 % interval", *(f"seed {run.seed}" for run in runs)]
-    note = (
-        "<p class=dim>std: sample standard deviation over seeds. Interval of the mean: Student's t, cut to what "
-        "the metric can be.</p>"
-    )
+    note = "<p class=dim>std: of the sample. Interval of the mean: Student's t, cut to what the metric can be.</p>"
     return table(head, rows, texts=1) + note
 
 
