@@ -89,26 +89,17 @@ def archive() -> bytes:
 LENGTH = checkpoint.FOOTER_LENGTH
 DAMAGE = {
     "truncated": lambda data: data[: len(data) // 3],
-    "without the last line": lambda data: data[:-LENGTH],
     "without the checksum": lambda data: data[:-20] + b"\n",
     "a flipped bit": lambda data: flipped(data, len(data) // 2),
     "a flipped bit of the checksum": lambda data: flipped(data, len(data) - 9),
-    "a hole": lambda data: data[:2000] + bytes(4096) + data[6096:],
     "longer": lambda data: data + b"\n#",
-    "twice": lambda data: data + data,
     "empty": lambda data: b"",
     "a text": lambda data: (ROOT / "README.md").read_bytes(),
-    "a pickle": lambda data: pickle.dumps([1, 2]),
-    "an empty archive": lambda data: b"PK\5\6" + bytes(18),
-    "another archive": lambda data: archive(),
     "nothing, signed": lambda data: signed(b""),
     "a pickle, signed": lambda data: signed(pickle.dumps([1, 2])),
     "another archive, signed": lambda data: signed(archive()),
     "a last line in capitals": lambda data: data[:-LENGTH] + data[-LENGTH:].upper(),
-    "a last line backwards": lambda data: data[:-LENGTH] + data[-LENGTH:][::-1],
-    "zeros for the last line": lambda data: data[:-LENGTH] + bytes(LENGTH),
     "another iteration": lambda data: data[:-LENGTH] + data[-LENGTH:].replace(b"step 0", b"step 9"),
-    "an iteration below zero": lambda data: data[:-LENGTH] + data[-LENGTH:].replace(b"step ", b"step -"),
 }
 
 

@@ -275,9 +275,7 @@ def _stream(group) -> None:
     add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
     add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
     add("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
-    add_bool(
-        group, "--multi_head", help="softmax of each example over its own task's classes only: task-IL training"
-    )
+    add_bool(group, "--multi_head", help="softmax of each example over its own task's classes only: task-IL training")
     add_bool(group, "--joint", help="train once on the data of all tasks together")
     add(
         "--label_perc",

@@ -124,11 +124,6 @@ def test_metrics_without_a_task(missing):
     assert row["task3"] == pytest.approx(found["acc"])
 
 
-def test_a_run_that_began_late_has_no_metric_of_all_tasks():
-    R = np.array([[NAN, NAN, NAN], [10, 60, NAN], [20, 50, 85.0]])
-    assert set(metrics.summarise(R)) == {"acc"}
-
-
 def test_one_run_has_no_deviation_and_two_no_interval():
     for n, known in ((1, [False, False]), (2, [True, False]), (3, [True, True])):
         _, std, half, count = metrics.spread([80.0, 90, 100][:n])

