@@ -13,6 +13,7 @@ import yaml
 import main as entry
 from tests.kills import run_folder
 from utils.registry import ROOT
+from utils.run.config import resolve
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--dataset", "seq-digits", "--num_threads", "1", "--n_epochs", "1"]
@@ -88,12 +89,10 @@ def test_several_seeds_end_with_mean_deviation_and_interval(capsys, tmp_path):
     assert len(list(tmp_path.glob("class-il/seq-digits/sgd/seeds_*/report.html"))) == 1
 
 
-def test_both_spellings_of_names_options_and_booleans(capsys):
-    for argv in (["--dataset", "seq_digits", "--disable-log"], ["--dataset", "seq-digits", "--disable_log", "1"]):
-        status, out, err = call(capsys, "--model", "ewc-on", "--e-lambda", "1", "--gamma=1", *argv, "--n_epochs", "1",
-                                "--stop_after", "1", "--non-verbose", "1")  # fmt: skip
-        assert status == 0, err
-        assert "task-il" in out
+def test_both_spellings_of_names_options_and_booleans():
+    one = ["--model", "ewc-on", "--dataset", "seq_digits", "--e-lambda", "1", "--gamma=1", "--disable-log"]
+    other = ["--model", "ewc_on", "--dataset", "seq-digits", "--e_lambda", "1", "--gamma", "1", "--disable_log", "yes"]
+    assert resolve(one).args == resolve(other).args
 
 
 def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
@@ -229,8 +228,6 @@ def readme_commands() -> list[str]:
 def test_the_readme_commands_parse():
     commands = readme_commands()
     assert commands and "--model pah --dataset seq-digits" in commands[0]
-    from utils.run.config import resolve
-
     for command in commands:
         argv = command.split()[2:]
         if "--model" in argv and "--help" not in argv:

@@ -228,12 +228,8 @@ def _optimise(group) -> None:
     add("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
     add("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
     add_bool(group, "--optim_nesterov", help="Nesterov momentum of sgd")
-    add(
-        "--lr_scheduler",
-        choices=["none", "multisteplr", "cosine"],
-        default="none",
-        help="learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task",
-    )
+    schedule = "learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task"
+    add("--lr_scheduler", choices=["none", "multisteplr", "cosine"], default="none", help=schedule)
     warmup = "share of a task's epochs, its first ones, over which the learning rate rises in equal steps to --lr"
     add("--lr_warmup", type=fraction, default=0.0, metavar="SHARE", help=warmup)
     add("--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays")
@@ -258,18 +254,15 @@ def _optimise(group) -> None:
 
 def _stream(group) -> None:
     add = group.add_argument
+    percent = {"type": number(float, 0, 99), "default": 0.0, "metavar": "P"}
     add(
         "--validation",
-        type=number(float, 0, 99),
-        default=0.0,
-        metavar="P",
+        **percent,
         help="hold out P %% of the training data of every class and evaluate on them instead of the test set",
     )
     add(
         "--holdout",
-        type=number(float, 0, 99),
-        default=0.0,
-        metavar="P",
+        **percent,
         help="leave P %% of the training data of every class out of training; scores still come from the test set",
     )
     add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
@@ -339,13 +332,8 @@ def _run(group) -> None:
     add("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
     add("--loadcheck", metavar="FILE", help="start from this checkpoint")
     add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
-    add(
-        "--code_optimization",
-        type=int,
-        choices=[0, 1, 2, 3],
-        default=0,
-        help="0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile",
-    )
+    levels = "0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile"
+    add("--code_optimization", type=int, choices=[0, 1, 2, 3], default=0, help=levels)
 
 
 def refuse_repeats(argv: list[str], parser: ArgumentParser) -> None:

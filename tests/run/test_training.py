@@ -3,6 +3,7 @@ loop.
 """
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from utils.errors import TrainingFailed
 from utils.evaluation import evaluate
 from utils.log.events import FLUSH_EVERY
 from utils.log.loggers import Logger
+from utils.log.report import summarise_run
 from utils.record import Position
 from utils.run import checkpoint
 from utils.run.training import train
@@ -166,6 +168,24 @@ def test_evaluations_during_a_task_are_kept_apart():
     assert [e.epoch for e in exp.run.history] == [1, 3, None]
     quiet = finished("sgd", "--n_epochs", "5", "--stop_after", "1")
     assert exp.run.history[-1].scores == quiet.run.history[-1].scores  # how often one looks changes nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ("--eval_epochs 2 --n_epochs 4", [1, None]),
+        ("--eval_epochs 1 --n_epochs 1", [None]),
+        ("--eval_epochs 1 --fitting_mode iters --n_iters 12", [0, None]),  # the second epoch is cut short
+        ("--eval_epochs 1 --n_epochs 9 --fitting_mode early_stopping --holdout 9 --early_stopping_patience 1 --lr 1e-9",
+         [0, None]),
+    ],
+)  # fmt: skip
+def test_a_task_is_scored_once_at_its_end(options, epochs):
+    run = finished("sgd", *options.split(), "--stop_after", "2", "--enable_other_metrics").run
+    assert [e.epoch for e in run.history] == epochs * 2
+    rows = Counter((e.step, *key) for e in run.history for *key, _ in e.values("accuracy"))
+    assert set(rows.values()) == {1}
+    assert "anytime" in summarise_run(run)["class-il"]  # which was asked for, if only by the tasks' ends
 
 
 def test_starting_at_a_later_task():

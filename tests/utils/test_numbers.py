@@ -10,8 +10,7 @@ import torch
 from datasets.utils.scores import ClassScore, RegressionScore, TokenScore
 from datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
 from utils import evaluation, metrics
-from utils.log import compare
-from utils.log.mean_accs import append_row, summary_row
+from utils.log.mean_accs import summary_row
 from utils.log.report import _seeds_table, summarise_seeds
 from utils.record import Run
 
@@ -157,14 +156,3 @@ def test_the_seeds_page():
         summaries = [{"class-il": metrics.summarise(run.matrices["class-il"])} for run in runs[:n]]
         text = _seeds_table("class-il", runs[:n], summaries, summarise_seeds(summaries)["class-il"])
         assert told in text and "nan" not in text and ("±" in text.split("</thead>")[1]) == (n > 1)
-
-
-def test_the_comparison_has_no_intransigence_and_no_deviation_of_one_run(tmp_path):
-    for method, final in (("joint", 95.0), ("er", 70.0)):
-        row = {"task1": None, "task2": final, "seed": 0, "learning_accuracy": 85.0}
-        append_row(tmp_path / "class-il" / "seq-x" / method / "mean_accs.csv", row)
-    assert compare.main([str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
-    text = (tmp_path / "page.html").read_text()
-    numbers = text.split("</thead>")[1].split("</tbody>")[0]
-    assert "70.00" in numbers and "±" not in numbers and "nan" not in numbers
-    assert "intransigence" not in text.lower()

@@ -158,8 +158,9 @@ PUBLISHED = {
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("row, matrix, cells, words", [
-    (PUBLISHED, R, ["75.00 ± 1.67", "73.33", "-1.67", "yes"], "Source: DER paper"),
-    (PUBLISHED, R, ["75.00 ± 1.67", "73.33", "-1.67", "yes"], "checked against a published text"),
+    (PUBLISHED, R, ["75.00 ± 1.67", "73.33", "-1.67", "yes"],
+     "Source: DER paperThe published score was checked against a published text."),
+    ({"published": {"class-il": {"acc": 80.0, "std": 1.0}}}, R, ["80.00 ± 1.00", "73.33", "-6.67", "no"], "not given"),
     ({"published": {"class-il": {"acc": 70.0, "std": 1.0}}}, R, ["70.00 ± 1.00", "73.33", "+3.33", "no"], "not given"),
     ({"published": {"class-il": {"acc": 75.0, "std": None}}, "note": "10 runs"}, R,
      ["75.00", "73.33", "-1.67", "unknown"], "from memory, not checked against the text.Note: 10 runs"),
