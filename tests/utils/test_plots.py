@@ -1,12 +1,15 @@
 """Plots of any size, and the numbers that are drawn."""
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from tests.utils.test_report import ANALYSIS, a_run, page
 from utils import charts
 from utils.log import plots
 from utils.metrics import seen_means
@@ -95,3 +98,16 @@ def test_plots_leave_pyplot_alone():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_equal_runs_leave_equal_pages_and_plots(tmp_path):
+    files = []
+    for name, seconds in (("a", 1.0), ("b", 75.0)):
+        (tmp_path / name).mkdir()
+        found = page(a_run(tmp_path / name, scenarios=("class-il",), analysis=ANALYSIS, seconds=seconds))
+        files.append([(p.name, p.read_bytes()) for p in sorted((tmp_path / name).rglob("*.*"))])
+    assert files[0] == files[1] and len(files[0]) == 10
+    for image in found.images:
+        kind, data = image["src"].split(",", 1)
+        assert kind == "data:image/svg+xml;base64" and image["alt"]
+        assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
