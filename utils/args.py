@@ -215,7 +215,7 @@ def _choose(group) -> None:
     add("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
     add("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
     add_bool(group, "--load_best_args", help="take the stored hyperparameters of best_args/<model>.yaml")
-    add("--model_config", choices=["best", "default"], default="default", help="'best' is --load_best_args")
+    add("--model_config", choices=["best", "default"], default="default", help="'best' means --load_best_args")
     add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
     add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
     add("--check", metavar="MODEL", help="run the conformance suite on a method file and say what fails")

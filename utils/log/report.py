@@ -139,7 +139,7 @@ def _metrics_table(run: Run, summary: Summary) -> str:
 
     def cell(scenario: str, metric: str) -> tuple[str, str]:
         if metric not in summary.get(scenario, {}):
-            return "not defined", metrics.reason(metric, *_measured(run, scenario))
+            return _undefined(run, scenario, metric)
         missing = left_out[scenario].get(metric)
         return f"{summary[scenario][metric]:.2f}", f"{count(missing, 'undefined term')} left out" if missing else ""
 
@@ -151,6 +151,10 @@ def _about(metric: str, run: Run) -> tuple[str, str]:
     """A metric's name and definition, in the words of the run's score."""
     entry = METRICS[metric]
     return plots.worded(entry.title, run.score), plots.worded(entry.definition, run.score)
+
+
+def _undefined(run: Run, scenario: str, metric: str) -> tuple[str, str]:
+    return "not defined", metrics.reason(metric, *_measured(run, scenario))
 
 
 def _published(run: Run, measured: Summary, title: str = "Measured beside published") -> list[str]:
@@ -290,8 +294,7 @@ def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], e
     rows = []
     for metric in METRICS:
         if metric not in entries:
-            undefined = "not defined", metrics.reason(metric, *_measured(runs[0], scenario))
-            rows.append([_about(metric, runs[0]), undefined, *["-"] * (len(runs) + 1)])
+            rows.append([_about(metric, runs[0]), _undefined(runs[0], scenario, metric), *["-"] * (len(runs) + 1)])
             continue
         mean, std, half, n = entries[metric]
         low, high = metrics.interval(metric, mean, half, runs[0].score)
@@ -301,7 +304,7 @@ def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], e
         defined = f"of {n} seeds" if n < len(runs) else ""
         rows.append([_about(metric, runs[0]), (metrics.plus_minus(mean, std), defined), interval, *cells])
     head = ["metric", "mean ± std", "95 % interval", *(f"seed {run.seed}" for run in runs)]
-    note = "<p class=dim>std: of the sample. Interval of the mean: Student's t, cut to what the metric can be.</p>"
+    note = "<p class=dim>std: sample deviation. Interval of the mean: Student's t, cut to what the metric can be.</p>"
     return table(head, rows, texts=1) + note
 
 

@@ -51,12 +51,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(record[name], kind) for name, kind in KEYS.items()):
-            return record
-        reason = "not what a run writes"
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as e:
-        reason = type(e).__name__
-    raise UserError(f"{path} cannot be read ({reason}): move the folder away to run it again")
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} cannot be read ({type(e).__name__}): move the folder away to run it again") from None
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in KEYS.items()):
+        raise UserError(f"{path} is not what a run writes: move the folder away to run it again")
+    return record
 
 
 def restore_record(run: Run) -> None:
