@@ -215,7 +215,7 @@ def test_a_run_with_these_options_is_resumed_exactly(options):
     more = options.split()
     whole = case_runs.run(case, *more)
     total = whole.run.history[-1].step
-    for step in (total // 2, total - 3):
+    for step in (total // 3, total // 2, total - 3):
         resumed = case_runs.resumed_run(case, step, *more)
         assert not case_runs.differing_entries(case_runs.state_of(whole), case_runs.state_of(resumed))
         assert whole.run.history == resumed.run.history and whole.run.losses == resumed.run.losses
