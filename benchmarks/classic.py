@@ -10,8 +10,8 @@ import contextlib
 import io
 import time
 
-from utils.run.config import resolve
-from utils.run.experiment import execute_seeds
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute_seeds
 
 SHARED = "--backbone mnistmlp --disable_log --non_verbose --num_threads 1"
 SPLIT = f"--dataset seq-fmnist --n_epochs 1 --batch_size 10 {SHARED}"

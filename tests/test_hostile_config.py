@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from palimpsest.utils.config_file import CHECKSUM
 from tests import test_hostile
 from tests.kills import run_folder
 from tests.test_hostile import DAMAGE, contents, refused
-from utils.config_file import CHECKSUM
 
 whole = test_hostile.whole  # a fixture
 pytestmark = pytest.mark.usefixtures("undrawn")

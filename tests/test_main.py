@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import main as entry
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run.config import resolve
 from tests.kills import run_folder
-from utils.registry import ROOT
-from utils.run.config import resolve
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--dataset", "seq-digits", "--num_threads", "1", "--n_epochs", "1"]
@@ -199,7 +199,7 @@ def test_a_results_path_that_cannot_be_written(capsys, tmp_path):
 
 
 def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
-    from models.sgd import SGD
+    from palimpsest.models.sgd import SGD
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -210,7 +210,7 @@ def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
 
 
 def test_check_runs_the_conformance_suite(capsys, monkeypatch):
-    from utils.check import conformance
+    from palimpsest.utils.check import conformance
 
     monkeypatch.setattr(conformance, "CHECKS", [conformance.observe_never_waits])  # the others take their time
     path = ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from palimpsest.utils.run import stopping
 from tests.models.helpers import finished
-from utils.run import stopping
 
 STOPPING = ["--fitting_mode", "early_stopping", "--holdout", "20"]
 AT_ONCE = [*STOPPING, "--early_stopping_patience", "1", "--n_epochs", "5"]

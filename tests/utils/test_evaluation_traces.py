@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.utils.scores import TokenScore
-from models.sgd import SGD
+from palimpsest.datasets.utils.scores import TokenScore
+from palimpsest.models.sgd import SGD
+from palimpsest.utils.evaluation import evaluate, held_out_scores
+from palimpsest.utils.log.analysis import costs
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 from tests.models.helpers import experiment, finished, first_batch, image, small
-from utils.evaluation import evaluate, held_out_scores
-from utils.log.analysis import costs
-from utils.run.config import resolve
-from utils.run.experiment import build
 
 
 def test_an_evaluation_leaves_modes_and_random_numbers_as_they_were(monkeypatch):

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from palimpsest.utils import charts
+from palimpsest.utils.log import plots
+from palimpsest.utils.metrics import seen_means
 from tests.utils.test_report import ANALYSIS, a_run, page
-from utils import charts
-from utils.log import plots
-from utils.metrics import seen_means
 
 
 def test_capacity_rises():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.charts import (
+from palimpsest.utils.charts import (
     CYCLE,
     HEAT,
     INK,
