@@ -10,10 +10,8 @@ import contextlib
 import io
 import time
 
-import numpy as np
-
 from palimpsest.utils.run.config import resolve
-from palimpsest.utils.run.experiment import execute
+from palimpsest.utils.run.experiment import execute_seeds
 
 SHARED = "--backbone mnistmlp --disable_log --non_verbose --num_threads 1"
 SPLIT = f"--dataset seq-fmnist --n_epochs 1 --batch_size 10 {SHARED}"
@@ -74,17 +72,11 @@ STREAMS = {"split": (SPLIT, SPLIT_ROWS, SEQUENTIAL), "perm": (PERM, PERM_ROWS, D
 
 def row(method: str, command: str, metrics: list[tuple[str, str]], seeds: int) -> str:
     """One line of the table."""
-    found, begin = [], time.perf_counter()
-    for seed in range(seeds):
-        argv = ["--model", method, *command.split(), "--seed", str(seed)]
-        with contextlib.redirect_stdout(io.StringIO()):
-            summary = execute(resolve(argv))[1]
-        found.append([summary.get(scenario, {}).get(metric, np.nan) for scenario, metric in metrics])
-    values = np.array(found)
-    cells = [
-        "-" if np.isnan(v).all() else f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" if seeds > 1 else f"{v[0]:.1f}"
-        for v in values.T
-    ]
+    begin, argv = time.perf_counter(), ["--model", method, *command.split(), "--seeds", *map(str, range(seeds))]
+    with contextlib.redirect_stdout(io.StringIO()):
+        spreads = execute_seeds(resolve(argv))
+    found = [spreads.get(scenario, {}).get(metric) for scenario, metric in metrics]
+    cells = ["-" if e is None else f"{e[0]:.1f} ± {e[1]:.1f}" if seeds > 1 else f"{e[0]:.1f}" for e in found]
     return f"| `{method}` | {' | '.join(cells)} | {(time.perf_counter() - begin) / seeds:.0f} |"
 
 

@@ -11,6 +11,7 @@ size; first trained for a while, so that the gates keep what they keep. Its shar
 import argparse
 import statistics
 import time
+from itertools import chain, count
 
 import torch
 
@@ -32,14 +33,7 @@ class Steps:
         self.model, self.dataset = exp.model, exp.dataset
         enter_task(exp.model, exp.dataset, 0)
         exp.model.meta_begin_task(exp.dataset)
-        self.batches = self.endless()
-
-    def endless(self):
-        """Batches of the task, over and over."""
-        epoch = 0
-        while True:
-            yield from self.dataset.train_loader.epoch(epoch)
-            epoch += 1
+        self.batches = chain.from_iterable(map(exp.dataset.train_loader.epoch, count()))
 
     def seconds(self) -> float:
         """Processor time of one step."""

@@ -15,6 +15,7 @@ import csv
 import json
 import math
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -53,19 +54,12 @@ def environment() -> dict[str, str]:
     import numpy
     import torch
 
+    cpu = Path("/proc/cpuinfo")
+    told = re.search(r"^model name\s*: (.*)", cpu.read_text() if cpu.exists() else "", re.M)
     return {
         "torch": torch.__version__, "numpy": numpy.__version__, "machine": platform.machine(),
-        "kernels": torch.backends.cpu.get_cpu_capability(), "processor": processor(),
+        "kernels": torch.backends.cpu.get_cpu_capability(), "processor": told[1] if told else platform.processor(),
     }  # fmt: skip
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def run_all(tree: Path, commands: list[str], jobs: int) -> dict[str, dict]:

@@ -10,7 +10,7 @@ counts.
 
 import argparse
 import shlex
-import time
+from timeit import timeit
 
 import torch
 import torch.nn.functional as F
@@ -126,14 +126,6 @@ def at_task(command: str, task: int) -> tuple[PRBBB, tuple]:
     return model, (inputs, labels, raw)
 
 
-def seconds(step, steps: int) -> float:
-    """Per call."""
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
@@ -145,9 +137,9 @@ def main() -> None:
             naive = Naive(model, task)
             ours = lambda: model.meta_observe(*batch, 0)  # noqa: B023, E731 - called within this turn
             loops = lambda: naive.step(*batch[:2])  # noqa: B023, E731
-            seconds(ours, 2), seconds(loops, 2)
-            times = [(seconds(ours, steps), seconds(loops, steps)) for _ in range(repeats)]
-            a, b = (min(column) for column in zip(*times, strict=True))
+            timeit(ours, number=2), timeit(loops, number=2)
+            times = [(timeit(ours, number=steps), timeit(loops, number=steps)) for _ in range(repeats)]
+            a, b = (min(column) / steps for column in zip(*times, strict=True))
             print(f"{name}, task {task}: {1e3 * a:.2f} ms, as loops {1e3 * b:.2f} ms, {b / a:.2f} times", flush=True)
 
 

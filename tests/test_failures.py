@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import main as entry
+from palimpsest.models.er import ER
 from palimpsest.models.sgd import SGD
 from palimpsest.utils.run import checkpoint
 from tests.kills import at_call, run_folder
@@ -98,6 +99,23 @@ def test_too_little_memory_names_batch_sizes_to_try(tmp_path, capsys, monkeypatc
     assert "out of memory" in err and "--batch_size 16 or 8" in err and "checkpoint.pt" in err and err.count("\n") == 1
     monkeypatch.undo()
     assert completed(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("size", [10**13, 10**18])
+@pytest.mark.parametrize("method", ["er", "der --alpha 0.5"])
+def test_a_buffer_that_does_not_fit_is_named(capsys, method, size):
+    argv = ["--model", *method.split(), "--dataset", "seq-digits", "--disable_log", "--buffer_size", str(size)]
+    assert entry.main(argv) == 1
+    err = capsys.readouterr().err
+    assert f"--buffer_size {size}: try --buffer_size {size // 2} or {size // 4}" in err and err.count("\n") == 1
+    assert "--batch_size" not in err
+
+
+def test_a_batch_that_does_not_fit_is_named_also_where_there_is_a_buffer(capsys, monkeypatch):
+    at_call(monkeypatch, ER, 1, out_of_memory)
+    assert entry.main(["--model", "er", "--dataset", "seq-digits", "--disable_log", "--buffer_size", "50"]) == 1
+    err = capsys.readouterr().err
+    assert "--batch_size 16 or 8" in err and "try --buffer_size" not in err
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch, undisturbed):

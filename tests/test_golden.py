@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import main as entry
 from benchmarks import golden
 from palimpsest.utils import registry
 
@@ -36,6 +37,12 @@ def test_a_change_is_told():
     assert golden.differences(run, {"failed": "status 2: no"}, exact=True)
 
 
-def test_a_run_is_what_it_was(capsys):
+def test_a_run_is_what_it_was(capsys, monkeypatch, tmp_path, undrawn):
+    def run_here(tree, commands, jobs):
+        (command,) = commands
+        assert entry.main([*shlex.split(f"{command} {golden.COMMON}"), "--results_path", str(tmp_path)]) == 0
+        return {command: golden.read_run(tmp_path)}
+
+    monkeypatch.setattr(golden, "run_all", run_here)  # whose processes import for seconds
     assert golden.main(["--only", "er seq-poly1d", "--jobs", "1"]) == 0
     assert "1 of 1 runs as expected, 0 not" in capsys.readouterr().out

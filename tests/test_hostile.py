@@ -21,10 +21,12 @@ from palimpsest.utils.registry import ROOT
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.config import resolve
 from palimpsest.utils.run.experiment import build
+from tests.kills import run_folder
 
 METHOD = ["--model", "er", "--buffer_size", "50", "--n_epochs", "1", "--num_threads", "1", "--stop_after", "2"]
 COMMAND = [*METHOD, "--dataset", "seq-digits", "--non_verbose"]
 SECONDS = 10  # far more than a refusal takes
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def refused(capsys, *argv: str) -> str:
@@ -45,11 +47,6 @@ def refused_file(capsys, folder: Path, data: bytes) -> None:
     assert [*folder.iterdir()] == [file] and file.read_bytes() == data
 
 
-def only_run(results: Path) -> Path:
-    (config,) = results.glob("*/*/*/*/config.yaml")
-    return config.parent
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -65,7 +62,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def saved(whole) -> SimpleNamespace:
     """A checkpoint, as bytes and as what it holds."""
-    path = only_run(whole) / "checkpoint.pt"
+    path = run_folder(whole) / "checkpoint.pt"
     return SimpleNamespace(data=path.read_bytes(), state=checkpoint.load(path))
 
 
@@ -92,26 +89,17 @@ def archive() -> bytes:
 LENGTH = checkpoint.FOOTER_LENGTH
 DAMAGE = {
     "truncated": lambda data: data[: len(data) // 3],
-    "without the last line": lambda data: data[:-LENGTH],
     "without the checksum": lambda data: data[:-20] + b"\n",
     "a flipped bit": lambda data: flipped(data, len(data) // 2),
     "a flipped bit of the checksum": lambda data: flipped(data, len(data) - 9),
-    "a hole": lambda data: data[:2000] + bytes(4096) + data[6096:],
     "longer": lambda data: data + b"\n#",
-    "twice": lambda data: data + data,
     "empty": lambda data: b"",
     "a text": lambda data: (ROOT / "README.md").read_bytes(),
-    "a pickle": lambda data: pickle.dumps([1, 2]),
-    "an empty archive": lambda data: b"PK\5\6" + bytes(18),
-    "another archive": lambda data: archive(),
     "nothing, signed": lambda data: signed(b""),
     "a pickle, signed": lambda data: signed(pickle.dumps([1, 2])),
     "another archive, signed": lambda data: signed(archive()),
     "a last line in capitals": lambda data: data[:-LENGTH] + data[-LENGTH:].upper(),
-    "a last line backwards": lambda data: data[:-LENGTH] + data[-LENGTH:][::-1],
-    "zeros for the last line": lambda data: data[:-LENGTH] + bytes(LENGTH),
     "another iteration": lambda data: data[:-LENGTH] + data[-LENGTH:].replace(b"step 0", b"step 9"),
-    "an iteration below zero": lambda data: data[:-LENGTH] + data[-LENGTH:].replace(b"step ", b"step -"),
 }
 
 
@@ -128,6 +116,11 @@ def test_a_checkpoint_of_another_version_is_told(capsys, tmp_path, saved, format
 
 
 # ---- checkpoints that are whole and say something wrong
+
+
+def facts_of(state: dict) -> dict:
+    """What a checkpoint holds besides the method."""
+    return copy.deepcopy({name: part for name, part in state.items() if name not in ("model", "path", "entries")})
 
 
 def nested(depth: int) -> list:
@@ -168,9 +161,7 @@ STRUCTURES: dict[str, Callable[[dict], object]] = {
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_a_checkpoint_that_says_something_wrong_is_one_line_and_nothing_written(capsys, tmp_path, saved, name):
     content = io.BytesIO()
-    exp = build(resolve(COMMAND))
-    facts = {name: part for name, part in saved.state.items() if name not in ("model", "path", "entries")}
-    facts = copy.deepcopy(facts)
+    exp, facts = build(resolve(COMMAND)), facts_of(saved.state)
     STRUCTURES[name](facts)
     state.write(facts | {"model": exp.model}, content, exp.model)
     refused_file(capsys, tmp_path, signed(content.getvalue()))
@@ -220,9 +211,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", [*CALLS, *CHANGES])
 def test_a_method_that_is_none_is_one_line_and_runs_nothing(capsys, tmp_path, saved, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exp, content = build(resolve(COMMAND)), io.BytesIO()
-    facts = {name: part for name, part in saved.state.items() if name not in ("model", "path", "entries")}
-    model = exp.model
+    model, facts, content = build(resolve(COMMAND)).model, facts_of(saved.state), io.BytesIO()
     forms = state.Origin.form
     if name in CALLS:
         model.evil = evil = Call()

@@ -11,9 +11,11 @@ import yaml
 
 from palimpsest.utils.config_file import CHECKSUM
 from tests import test_hostile
-from tests.test_hostile import DAMAGE, contents, only_run, refused
+from tests.kills import run_folder
+from tests.test_hostile import DAMAGE, contents, refused
 
 whole = test_hostile.whole  # a fixture
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def with_checksum(text: str) -> bytes:
@@ -49,20 +51,16 @@ CONFIGURATIONS = {
     "a python object": more("bomb: !!python/object/apply:os.mkdir [trace]\n"),
     "a key that is a list": more("? [1, 2]\n: 3\n"),
     "a date that is none": more("day: 2024-13-45\n"),
-    "a number that is none": more("data: !!int x\n"),
     "nested deeply": more("bomb: " + "[" * 5000 + "]" * 5000 + "\n"),
     "very large": more("bomb: " + "x" * (1 << 21) + "\n"),
     "control characters": more("bomb: \x01\x02\n"),
     "only a list": lambda facts: "[1, 2]\n",
-    "nothing": lambda facts: "",
     "no options": without("options"),
     "origins that are a list": lambda facts: yaml.safe_dump(facts | {"origins": [1]}),
     "environment that is deep": lambda facts: yaml.safe_dump(facts | {"environment": {"a": {"b": 1}}}),
     "no model": without("options", "model"),
     "no learning rate": without("options", "lr"),
     "a file as model": option("model", "../../evil.py"),
-    "a model of two lines": option("model", "er\nTraceback"),
-    "a file as dataset": option("dataset", "../../evil.py"),
     "a file as backbone": option("backbone", "evil.py"),
     "a number as model": option("model", 5),
     "a method that does not fit": option("model", "pah"),
@@ -72,7 +70,6 @@ CONFIGURATIONS = {
     "a list for a number": option("lr", [0.1, 0.2]),
     "text for a number": option("lr", "fast\nTraceback"),
     "yes for a count": option("batch_size", True),
-    "yes for a number": option("lr", True),
     "text for yes or no": option("joint", "perhaps"),
     "nothing for a number": option("eval_batch_size", None),
     "a place for a name": option("exp_name", "../../x"),
@@ -87,7 +84,7 @@ CONFIGURATIONS = {
 
 def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
     folder = tmp_path / "run"
-    shutil.copytree(only_run(whole), folder)
+    shutil.copytree(run_folder(whole), folder)
     (folder / "config.yaml").write_bytes(data)
     before = contents(tmp_path)
     err = refused(capsys, "--rerun", str(folder), "--results_path", str(tmp_path / "results"))
@@ -97,7 +94,7 @@ def rerun_refused(capsys, tmp_path: Path, whole: Path, data: bytes) -> str:
 
 @pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "longer", "empty"])
 def test_a_damaged_configuration_is_one_line_and_nothing_written(capsys, tmp_path, whole, damage):
-    data = (only_run(whole) / "config.yaml").read_bytes()
+    data = (run_folder(whole) / "config.yaml").read_bytes()
     rerun_refused(capsys, tmp_path, whole, DAMAGE[damage](data))
 
 
@@ -106,7 +103,7 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
     capsys, tmp_path, whole, monkeypatch, name
 ):
     monkeypatch.chdir(tmp_path)
-    facts = yaml.safe_load((only_run(whole) / "config.yaml").read_bytes())
+    facts = yaml.safe_load((run_folder(whole) / "config.yaml").read_bytes())
     rerun_refused(capsys, tmp_path, whole, with_checksum(CONFIGURATIONS[name](facts)))
 
 
@@ -120,7 +117,7 @@ def test_a_configuration_that_says_something_wrong_is_one_line_and_nothing_writt
 ])  # fmt: skip
 def test_results_that_are_none_are_found_before_a_run_is_repeated(capsys, tmp_path, whole, name, text):
     folder = tmp_path / "run"
-    shutil.copytree(only_run(whole), folder)
+    shutil.copytree(run_folder(whole), folder)
     (folder / name).write_text(text)
     assert name in refused(capsys, "--rerun", str(folder), "--results_path", str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()

@@ -4,8 +4,6 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import main as entry
 from palimpsest.models.er import ER
 from palimpsest.models.sgd import SGD
 from palimpsest.utils import registry
-from palimpsest.utils.registry import ROOT
 from palimpsest.utils.run import checkpoint
 from tests import kills
 
@@ -30,11 +27,8 @@ def warm():
     kills.warm_up()
 
 
-# A buffer, importance, a network that grows, weights swapped in the forward pass, and plain attributes; the conformance
-# suite stops and restores every method within one process.
-OFTEN = ["er", "ewc_on", "pnn", "packnet", *(str(path) for path in kills.PLAIN[:1])]
-
-
+# A buffer, a network that grows, and weights swapped in the forward pass; the conformance suite stops every method.
+OFTEN = ["er", "pnn", "packnet"]
 RARELY = [*registry.names("model"), *map(str, kills.PLAIN)]
 LONG = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -68,16 +62,18 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_status(tmp_path, capsys, monk
 
 def test_a_second_signal_ends_at_once_and_a_second_process_is_refused(tmp_path, capsys):
     argv = [*ARGV, "--n_epochs", "60", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
-    process = subprocess.Popen([sys.executable, "main.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(entry.main(argv))
     while not list(tmp_path.glob("*/*/*/*/events*")):  # until it trains
-        assert process.poll() is None
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         time.sleep(0.1)
     assert entry.main(argv) == 2
     err = capsys.readouterr().err
     assert "another process is running this configuration" in err and err.count("\n") == 1
-    os.kill(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 143
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     newest = checkpoint.newest(kills.run_folder(tmp_path))[0]
     assert newest is None or checkpoint.verify(newest)
 
@@ -89,7 +85,7 @@ def test_without_a_folder_a_signal_ends_the_run_and_says_that_nothing_is_kept(ca
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, capsys):
-    argv = [*ARGV, "--n_epochs", "2", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
+    argv = [*ARGV, "--n_epochs", "1", "--results_path", str(tmp_path), "--resume", "--savecheck", "20"]
     assert entry.main(argv) == 0
     folder = kills.run_folder(tmp_path)
     whole = (folder / "metrics.csv").read_bytes(), (folder / "result.yaml").read_bytes()
@@ -99,7 +95,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     capsys.readouterr()
-    assert entry.main([*ARGV, "--n_epochs", "2", "--loadcheck", str(file), "--inference_only", "--disable_log"]) == 2
+    assert entry.main([*ARGV, "--n_epochs", "1", "--loadcheck", str(file), "--inference_only", "--disable_log"]) == 2
     err = capsys.readouterr().err
     assert "altered" in err and "checkpoint.previous.pt" in err and err.count("\n") == 1
     assert entry.main(argv) == 0
@@ -110,16 +106,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
         assert len(list(csv.DictReader(f))) == 1
 
 
-def test_several_seeds_are_resumed_and_finished_ones_are_shown(tmp_path, capsys):
-    argv = [*ARGV, "--n_epochs", "1", "--results_path", str(tmp_path), "--resume", "--seeds", "0", "1"]
-    assert entry.main(argv) == 0
-    first = capsys.readouterr().out
-    assert entry.main(argv) == 0
-    again = capsys.readouterr().out
-    assert again.count("this run is finished") == 2
-    assert first[first.index("2 seeds:") :].split("report")[0] == again[again.index("2 seeds:") :].split("report")[0]
-
-
 def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, capsys):
     results = ["--results_path", str(tmp_path / "a")]
     assert entry.main([*ARGV, "--n_epochs", "1", "--stop_after", "2", *results]) == 0
@@ -128,9 +114,8 @@ def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, cap
     again = ["--rerun", str(folder), "--results_path", str(tmp_path / "b")]
     assert entry.main(again) == 0
     assert "identical: every score and every bit" in capsys.readouterr().out
-    lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
-    lines[1] = lines[1].replace("100.0", "99.0") if "100.0" in lines[1] else re.sub(r",[\d.]+,$", ",1.0,", lines[1])
-    (folder / "metrics.csv").write_text("".join(lines))
+    scores = (folder / "metrics.csv").read_text()
+    (folder / "metrics.csv").write_text(re.sub(r",[\d.]+,$", ",1.0,", scores, count=1, flags=re.M))
     assert entry.main(again) == 1
     out = capsys.readouterr().out
     assert "not identical" in out and "then" in out
@@ -143,7 +128,7 @@ def test_a_repetition_is_identical_and_says_what_differs_otherwise(tmp_path, cap
 
 
 def test_loggers_evaluation_and_saving_do_not_change_the_result(tmp_path):
-    argv, states = [*ARGV, "--n_epochs", "2", "--stop_after", "2", "--results_path"], set()
+    argv, states = [*ARGV, "--n_epochs", "1", "--stop_after", "2", "--results_path"], set()
     for i, more in enumerate([[], ["--no_tensorboard", "--no_csv_log"], ["--savecheck", "3"], ["--eval_epochs", "1"]]):
         assert entry.main([*argv, str(tmp_path / str(i)), *more]) == 0
         (result,) = (tmp_path / str(i)).glob("*/*/*/*/result.yaml")

@@ -12,6 +12,8 @@ import yaml
 
 import main as entry
 from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run.config import resolve
+from tests.kills import run_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--dataset", "seq-digits", "--num_threads", "1", "--n_epochs", "1"]
@@ -24,20 +26,12 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
     return status, out.out, out.err
 
 
-def shell(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "main.py", *argv], capture_output=True, text=True, cwd=ROOT, timeout=300)
-
-
-def run_folder(results: Path) -> Path:
-    return next(results.glob("*/*/*/*/config.yaml")).parent
-
-
-def test_help_and_list_need_no_data_and_little_time():
+def test_help_and_list_need_no_data_and_little_time(capsys):
     begin = time.perf_counter()
-    done = shell("--help")
+    done = subprocess.run([sys.executable, "main.py", "--help"], capture_output=True, text=True, cwd=ROOT)
     assert time.perf_counter() - begin < 3
     assert done.returncode == 0 and "--load_best_args" in done.stdout and not done.stderr
-    listing = shell("--list").stdout
+    listing = call(capsys, "--list")[1]
     for name in ("ewc_on", "seq-tinyimg", "mnist-360", "resnet32", "derpp    seq-mnist"):
         assert name in listing
 
@@ -86,7 +80,8 @@ def test_a_run_leaves_its_files(capsys, tmp_path):
 
 
 def test_several_seeds_end_with_mean_deviation_and_interval(capsys, tmp_path):
-    status, out, _ = call(capsys, "--model", "sgd", *DIGITS, "--seeds", "0", "1", "2", "--results_path", str(tmp_path))
+    seeds = ["--label_perc", "0.1", "--seeds", "0", "1", "2", "--results_path", str(tmp_path)]
+    status, out, _ = call(capsys, "--model", "sgd", *DIGITS, *seeds)
     assert status == 0
     assert re.search(r"task-il\s+acc\s+\d+\.\d+ ± \d+\.\d+\s+\[\d+\.\d+, \d+\.\d+\]\s+n=3", out)
     with open(tmp_path / "class-il" / "seq-digits" / "sgd" / "mean_accs.csv") as f:
@@ -94,12 +89,10 @@ def test_several_seeds_end_with_mean_deviation_and_interval(capsys, tmp_path):
     assert len(list(tmp_path.glob("class-il/seq-digits/sgd/seeds_*/report.html"))) == 1
 
 
-def test_both_spellings_of_names_options_and_booleans(capsys):
-    for argv in (["--dataset", "seq_digits", "--disable-log"], ["--dataset", "seq-digits", "--disable_log", "1"]):
-        status, out, err = call(capsys, "--model", "ewc-on", "--e-lambda", "1", "--gamma=1", *argv, "--n_epochs", "1",
-                                "--stop_after", "1", "--non-verbose", "1")  # fmt: skip
-        assert status == 0, err
-        assert "task-il" in out
+def test_both_spellings_of_names_options_and_booleans():
+    one = ["--model", "ewc-on", "--dataset", "seq_digits", "--e-lambda", "1", "--gamma=1", "--disable-log"]
+    other = ["--model", "ewc_on", "--dataset", "seq-digits", "--e_lambda", "1", "--gamma", "1", "--disable_log", "yes"]
+    assert resolve(one).args == resolve(other).args
 
 
 def test_checkpoints_are_evaluated_and_continued(capsys, tmp_path):
@@ -131,17 +124,13 @@ BAD = [
     (["--model", "er", "--dataset", "seq-digit"], "did you mean seq-digits?"),
     (["--model", "sgd", *DIGITS, "--backbone", "resnet"], "unknown backbone 'resnet'"),
     (["--dataset", "seq-digits"], "--model is missing"),
-    (["--model", "sgd"], "--dataset is missing"),
     (["--model", "er", *DIGITS], "--buffer_size is missing"),
-    (["--model", "er", *DIGITS, "--bufer_size", "9"], "did you mean --buffer_size?"),
     (["--model", "sgd", *DIGITS, "--buff", "9"], "unknown option --buff"),
     (["--model", "er", *DIGITS, "--buffer_size", "5"], "--buffer_size 5 is smaller than --minibatch_size 32"),
     (["--model", "sgd", *DIGITS, "--lr", "0"], "--lr: 0: expected a number > 0"),
     (["--model", "sgd", *DIGITS, "--lr", "nan"], "expected a number > 0"),
     (["--model", "sgd", *DIGITS, "--lr", "fast"], "'fast': expected a number"),
-    (["--model", "sgd", *DIGITS, "--n_epochs", "2"], "--n_epochs is given twice"),
     (["--model", "sgd", "--dataset", "seq-digits", "--n-epochs", "-1"], "expected an integer >= 1"),
-    (["--model", "sgd", *DIGITS, "--batch_size", "0"], "expected an integer >= 1"),
     (["--model", "sgd", *DIGITS, "--joint", "perhaps"], "not a yes/no value"),
     (["--model", "sgd", *DIGITS, "--fitting_mode", "time"], "invalid choice: 'time'"),
     (["--model", "sgd", *DIGITS, "--fitting_mode", "iters"], "needs --n_iters"),
@@ -150,7 +139,6 @@ BAD = [
     (["--model", "sgd", *DIGITS, "--optim_nesterov"], "needs --optimizer sgd and --optim_mom"),
     (["--model", "sgd", *DIGITS, "--validation", "120"], "<= 99"),
     (["--model", "sgd", *DIGITS, "--custom_class_order", "1,2"], "each class from 0 to 9 once"),
-    (["--model", "sgd", *DIGITS, "--custom_class_order", "a,b"], "integers separated by commas"),
     (["--model", "sgd", *DIGITS, "--custom_task_order", "0,0,1,2,3"], "each task from 0 to 4 once"),
     (["--model", "sgd", *DIGITS, "--start_from", "9"], "seq-digits has 5 task(s)"),
     (["--model", "sgd", *DIGITS, "--start_from", "3", "--stop_after", "2"], "leaves nothing to train"),
@@ -168,14 +156,8 @@ BAD = [
     (["--model", "sgd", *DIGITS, "--device", "tpu"], "expected auto, cpu, cuda"),
     (["--model", "sgd", *DIGITS, "--device", "cuda:99"], "cuda device(s)"),
     (["--model", "sgd", *DIGITS, "--exp_name", "../../x"], "letters, digits"),
-    (["--model", "sgd", *DIGITS, "--ckpt_name", "../../x"], "letters, digits"),
-    (["--model", "sgd", *DIGITS, "--nowand", "1"], "drop the option"),
     (["--model", "sgd", *DIGITS, "--mlflow", "http://me:secret@host"], "this URI holds a password"),
-    (["--model", "sgd", *DIGITS, "stray"], "stray argument 'stray'"),
     (["--model", "pah", "--dataset", "perm-digits"], "supports task-il but dataset 'perm-digits' is domain-il"),
-    (["--model", "ewc_on", "--dataset", "digits-360", "--e_lambda", "1", "--gamma", "1"], "is general-continual"),
-    (["--model", "er", "--dataset", "seq-mnist", "--load_best_args", "--buffer_size", "7"], "200, 500, 5120"),
-    (["--model", "ewc_on", "--dataset", "seq-kmnist", "--load_best_args"], "did you mean seq-mnist?"),
     (["--model", "no/such/file.py", "--dataset", "seq-digits"], "does not exist"),
     (["--check", "nosuch"], "unknown model 'nosuch'"),
     (["--model", "sgd", *DIGITS, "--savecheck", "often"], "expected task, last, or a number of iterations >= 1"),
@@ -246,17 +228,14 @@ def readme_commands() -> list[str]:
 def test_the_readme_commands_parse():
     commands = readme_commands()
     assert commands and "--model pah --dataset seq-digits" in commands[0]
-    from palimpsest.utils.run.config import resolve
-
     for command in commands:
         argv = command.split()[2:]
         if "--model" in argv and "--help" not in argv:
             resolve(argv)
 
 
-def test_the_first_readme_command_runs(tmp_path):
-    begin = time.perf_counter()
-    done = shell(*readme_commands()[0].split()[2:], "--results_path", str(tmp_path), "--n_epochs", "2")
-    assert done.returncode == 0, done.stderr
+def test_the_first_readme_command_runs(capsys, tmp_path):
+    argv = [*readme_commands()[0].split()[2:], "--results_path", str(tmp_path), "--n_epochs", "1"]
+    status, _, err = call(capsys, *argv)
+    assert status == 0, err
     assert (run_folder(tmp_path) / "report.html").is_file()
-    assert time.perf_counter() - begin < 120

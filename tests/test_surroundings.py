@@ -1,6 +1,7 @@
 """What surrounds a run and is not its business: who reads its output, in which encoding, and what a disk answers."""
 
 import errno
+import io
 import os
 import shutil
 import subprocess
@@ -16,12 +17,8 @@ from tests.kills import at_call
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "2"]
 ARGV += ["--num_threads", "1", "--non_verbose"]
-ENCODINGS = {
-    "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii"},
-    "Latin-1": {"PYTHONIOENCODING": "latin-1"},
-    "LANG=C": {"LC_ALL": "C", "LANG": "C"},
-    "LANG=C without help": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-}
+SEEDS = [*ARGV, "--seeds", "0", "1", "--notes", "caf\u00e9 \u2192 \U0001f600"]
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def started(*argv: str, environment=None, **streams) -> subprocess.CompletedProcess:
@@ -29,7 +26,7 @@ def started(*argv: str, environment=None, **streams) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=os.environ | (environment or {}), timeout=120, **streams)
 
 
-@pytest.mark.parametrize("argv", [["--list"], ["--help"], ["--model", "er", "--help"], ARGV + ["--disable_log"]])
+@pytest.mark.parametrize("argv", [["--list"], ["--help"], ARGV + ["--disable_log"]])
 def test_output_that_nobody_reads_ends_without_a_traceback(argv):
     reading, writing = os.pipe()
     os.close(reading)
@@ -43,22 +40,28 @@ def test_output_that_nobody_reads_ends_without_a_traceback(argv):
         assert (done.returncode, done.stderr) == (141, "" if argv == ["--list"] else told)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_run_reports_on_a_console_of_any_encoding(tmp_path, encoding):
-    argv = [*ARGV, "--seeds", "0", "1", "--results_path", str(tmp_path), "--notes", "caf\u00e9 \u2192 \U0001f600"]
-    done = started(*argv, environment=ENCODINGS[encoding], capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert b"2 seeds: mean" in done.stdout and b"Traceback" not in done.stderr
-    if encoding == "PYTHONIOENCODING":
-        assert done.stdout.isascii() and b" +- " in done.stdout
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_run_reports_on_a_console_of_any_encoding(tmp_path, monkeypatch, encoding):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert entry.main([*SEEDS, "--results_path", str(tmp_path)]) == 0
+    text = written.getvalue()
+    assert b"2 seeds: mean" in text and (b" +- " if encoding == "ascii" else "\u00b1".encode("latin-1")) in text
+
+
+def test_a_run_without_a_locale_reports_and_writes_its_files(tmp_path):
+    plain = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = started(*SEEDS, "--results_path", str(tmp_path), environment=plain, capture_output=True)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert b"2 seeds: mean" in done.stdout and done.stdout.isascii()
 
 
 def test_an_error_about_a_strange_name_is_one_line_on_any_console():
-    done = started("--model", "\u00e9t\u00e9", environment=ENCODINGS["PYTHONIOENCODING"], capture_output=True)
+    done = started("--model", "\u00e9t\u00e9", environment={"PYTHONIOENCODING": "ascii"}, capture_output=True)
     assert done.returncode == 2 and done.stderr.isascii() and done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("answer", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EDQUOT])
+@pytest.mark.parametrize("answer", [errno.ENOSPC, errno.ESTALE])
 def test_a_thread_that_cannot_write_is_told_in_the_one_line_alone(tmp_path, capfd, monkeypatch, answer):
     from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -216,12 +216,7 @@ def _choose(group) -> None:
     add("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
     add("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
     add_bool(group, "--load_best_args", help="take the stored hyperparameters of best_args/<model>.yaml")
-    add(
-        "--model_config",
-        choices=["best", "default"],
-        default="default",
-        help="'best' is another spelling of --load_best_args",
-    )
+    add("--model_config", choices=["best", "default"], default="default", help="'best' means --load_best_args")
     add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
     add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
     add("--predict", nargs="+", metavar=("RUN", "FILE"), help="what the run in the folder RUN says of images; --task T")
@@ -236,19 +231,10 @@ def _optimise(group) -> None:
     add("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
     add("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
     add_bool(group, "--optim_nesterov", help="Nesterov momentum of sgd")
-    add(
-        "--lr_scheduler",
-        choices=["none", "multisteplr", "cosine"],
-        default="none",
-        help="learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task",
-    )
-    add(
-        "--lr_warmup",
-        type=fraction,
-        default=0.0,
-        metavar="SHARE",
-        help="share of a task's epochs, its first ones, over which the learning rate rises in equal steps to --lr",
-    )
+    schedule = "learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task"
+    add("--lr_scheduler", choices=["none", "multisteplr", "cosine"], default="none", help=schedule)
+    warmup = "share of a task's epochs, its first ones, over which the learning rate rises in equal steps to --lr"
+    add("--lr_warmup", type=fraction, default=0.0, metavar="SHARE", help=warmup)
     add("--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays")
     add("--sched_multistep_lr_gamma", type=positive_float, default=0.1, help="factor of multisteplr at a milestone")
     add("--clip_grad", type=positive_float, help="clip the gradient's global norm to this (default: off)")
@@ -261,12 +247,8 @@ def _optimise(group) -> None:
         help="what ends a task; early_stopping needs --validation or --holdout",
     )
     add("--early_stopping_patience", type=positive_int, default=5, help="evaluations without improvement")
-    add(
-        "--early_stopping_metric",
-        choices=["accuracy", "loss"],
-        default="accuracy",
-        help="what must improve on the held-out data of the current task",
-    )
+    improves = "what must improve on the held-out data of the current task"
+    add("--early_stopping_metric", choices=["accuracy", "loss"], default="accuracy", help=improves)
     add("--early_stopping_freq", type=positive_int, default=1, help="epochs between evaluations")
     add("--early_stopping_epsilon", type=non_negative_float, default=1e-6, help="smallest improvement")
     add("--batch_size", type=positive_int, required=True, help="examples per step (dataset's default)")
@@ -275,28 +257,21 @@ def _optimise(group) -> None:
 
 def _stream(group) -> None:
     add = group.add_argument
+    percent = {"type": number(float, 0, 99), "default": 0.0, "metavar": "P"}
     add(
         "--validation",
-        type=number(float, 0, 99),
-        default=0.0,
-        metavar="P",
+        **percent,
         help="hold out P %% of the training data of every class and evaluate on them instead of the test set",
     )
     add(
         "--holdout",
-        type=number(float, 0, 99),
-        default=0.0,
-        metavar="P",
+        **percent,
         help="leave P %% of the training data of every class out of training; scores still come from the test set",
     )
     add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
     add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
     add("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
-    add_bool(
-        group,
-        "--multi_head",
-        help="train each example's softmax over the classes of its own task only (task-IL training of a seq- stream)",
-    )
+    add_bool(group, "--multi_head", help="softmax of each example over its own task's classes only: task-IL training")
     add_bool(group, "--joint", help="train once on the data of all tasks together")
     add(
         "--label_perc",
@@ -357,30 +332,20 @@ def _run(group) -> None:
         "or none with no",
     )
     add("--savecheck_minutes", type=positive_float, metavar="M", help="a checkpoint every M minutes as well")
-    add_bool(
-        group,
-        "--resume",
-        help="go on with the unfinished run of this same command line, or begin it; implies --savecheck last",
-    )
+    add_bool(group, "--resume", help="go on with this command's unfinished run, or begin it; implies --savecheck last")
     add("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
     add("--loadcheck", metavar="FILE", help="start from this checkpoint")
     add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
-    add(
-        "--code_optimization",
-        type=int,
-        choices=[0, 1, 2, 3],
-        default=0,
-        help="0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile",
-    )
+    levels = "0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile"
+    add("--code_optimization", type=int, choices=[0, 1, 2, 3], default=0, help=levels)
 
 
 def refuse_repeats(argv: list[str], parser: ArgumentParser) -> None:
     """Raise UserError when one option is given twice (argparse would silently keep the last)."""
-    seen = {}
-    for token in canonical(argv):
-        action = parser._option_string_actions.get(token.partition("=")[0])
-        if action is None or not token.startswith("-"):
+    seen = set()
+    for name in (token.partition("=")[0] for token in canonical(argv)):
+        if (action := parser._option_string_actions.get(name)) is None:
             continue
         if action.dest in seen:
-            raise UserError(f"{token.partition('=')[0]} is given twice: keep one")
-        seen[action.dest] = token
+            raise UserError(f"{name} is given twice: keep one")
+        seen.add(action.dest)

@@ -13,8 +13,11 @@ class UserError(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error that may quote what a file says: 500 characters of it at most, in one line."""
-    return " ".join(str(error).split())[:500]
+    """The message of an error that may quote what a file says, in one line; of a long one, 250 characters at its
+    beginning and, since the cause of a network's failure comes last, at its end.
+    """
+    text = " ".join(str(error).split())
+    return text if len(text) <= 505 else f"{text[:250]} ... {text[-250:]}"
 
 
 class TrainingFailed(Exception):

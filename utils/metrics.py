@@ -20,9 +20,7 @@ import numpy as np
 
 History = Sequence[tuple[int, Sequence[float]]]
 WINDOW = 10  # evaluations, the shorter window of De Lange et al. 2023
-FEWEST = (
-    3  # runs, or test images, from which an interval is given: of two, Student's t is wider than most scores differ
-)
+FEWEST = 3  # runs, or test images, for an interval: of two, Student's t is wider than most scores differ
 
 
 @dataclass(frozen=True)
@@ -243,14 +241,13 @@ def spread(values: Sequence[float]) -> tuple[float, float, float, int]:
     """Mean over runs, sample standard deviation, half width of Student's t 95 % interval, number of runs. One run has
     no deviation, and fewer than `FEWEST` have no interval: nan.
     """
-    n, mean, std, half = len(values), float(np.mean(values)), float("nan"), float("nan")
-    if n > 1:
-        std = float(np.std(values, ddof=1))
+    n, half = len(values), float("nan")
+    std = float(np.std(values, ddof=1)) if n > 1 else float("nan")
     if n >= FEWEST:
         from scipy.stats import t
 
         half = float(t.ppf(0.975, n - 1)) * std / n**0.5
-    return mean, std, half, n
+    return float(np.mean(values)), std, half, n
 
 
 def interval(metric: str, mean: float, half: float, score: str = "accuracy") -> tuple[float, float]:
@@ -285,7 +282,6 @@ def markdown_table() -> str:
 
 def terms(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, np.ndarray]:
     """Terms of every metric whose needs are there; arguments as of `summarise`."""
-    baseline = None if baseline is None else np.asarray(baseline, dtype=np.float64)
     scores = Scores(trained_part(R), baseline, history)
     if not len(scores.R):
         return {}

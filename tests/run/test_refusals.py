@@ -148,6 +148,21 @@ def test_gdumb_tells_the_length_of_its_own_memory(stream_of):
     assert len(exp.model.buffer) == 18
 
 
+@pytest.mark.parametrize("std, more, words", [
+    (None, ["--normalize", "imagenet"], "--normalize imagenet has statistics of 3 channels, the images of seq-digits"),
+    ((0.5, 0.5, 0.5), [], "STD has statistics of 3 channels"),
+])  # fmt: skip
+def test_statistics_of_three_channels_do_not_fit_grey_images(tmp_path, capsys, monkeypatch, std, more, words):
+    if std:
+        monkeypatch.setattr(SequentialDigits, "STD", std)
+    assert words in refusal(tmp_path, capsys, "--model", "sgd", *DIGITS, *more)
+
+
+@pytest.mark.parametrize("choice", ["half", "none", "dataset"])
+def test_one_value_stands_for_all_channels(choice):
+    assert finished("sgd", "--normalize", choice, "--n_epochs", "1", "--stop_after", "1").run.history
+
+
 def test_a_batch_of_one_that_nobody_foresaw_is_one_line(tmp_path, capsys, monkeypatch):
     from palimpsest.models.sgd import SGD
 

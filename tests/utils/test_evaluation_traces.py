@@ -12,12 +12,9 @@ from palimpsest.datasets.utils.scores import TokenScore
 from palimpsest.models.sgd import SGD
 from palimpsest.utils.evaluation import evaluate, held_out_scores
 from palimpsest.utils.log.analysis import costs
-from palimpsest.utils.run import stopping
 from palimpsest.utils.run.config import resolve
 from palimpsest.utils.run.experiment import build
 from tests.models.helpers import experiment, finished, first_batch, image, small
-
-STOPPING = ["--fitting_mode", "early_stopping", "--holdout", "20", "--early_stopping_patience", "1", "--n_epochs", "5"]
 
 
 def test_an_evaluation_leaves_modes_and_random_numbers_as_they_were(monkeypatch):
@@ -49,19 +46,6 @@ def test_the_held_out_loss_is_the_mean_over_examples():
     assert found["accuracy"] == pytest.approx(100 * (logits.argmax(1) == data.targets).double().mean().item())
 
 
-def test_a_task_to_come_may_be_answered_rightly():
-    exp = experiment("sgd")
-    exp.dataset.all_test_loaders()
-    exp.model.net.set_params(torch.zeros_like(exp.model.net.get_params()))
-    with torch.no_grad():
-        exp.model.net.classifier.bias.copy_(torch.arange(10.0))
-    scores, _ = evaluate(exp.model, exp.dataset, range(5), trained=0)
-    for task in range(5):  # the last class among those up to the task wins
-        data = exp.dataset.test_loaders[task].dataset
-        share = 100 * (data.targets == 2 * task + 1).double().mean().item()
-        assert scores["class-il"][task] == pytest.approx(share)
-
-
 def test_tokens_of_the_first_class_are_scored_and_ignored_ones_are_not():
     score = TokenScore()
     score.add(torch.tensor([[[2.0, 0], [2.0, 0], [0.0, 2]]]), torch.tensor([[0, 1, -100]]))
@@ -82,14 +66,6 @@ def test_a_step_has_the_gradients_of_its_batch_alone():
     torch.testing.assert_close(model.net.get_params(), before - 0.1 * net.get_grads())
 
 
-def test_a_task_ends_while_it_is_the_current_one(monkeypatch):
-    seen = []
-    monkeypatch.setattr(SGD, "end_task", lambda self, dataset: seen.append((self.current_task, self.n_seen_classes)))
-    monkeypatch.setattr(SGD, "end_eval", lambda self, dataset, accs: seen.append(self.current_task))
-    finished("sgd", "--n_epochs", "1", "--stop_after", "2")
-    assert seen == [(0, 2), 1, (1, 4), 2]
-
-
 def test_the_stream_is_over_once_after_its_last_task(monkeypatch):
     seen = []
     monkeypatch.setattr(SGD, "after_stream", lambda self, dataset: seen.append(self.current_task) or True)
@@ -105,45 +81,6 @@ def test_a_schedule_begins_each_task_with_a_fresh_optimiser(monkeypatch):
     assert not made
     exp = finished("sgd", "--n_epochs", "2", "--stop_after", "2", "--lr_scheduler", "cosine", "--optim_mom", "0.9")
     assert len(made) == 2 and exp.model.opt.param_groups[0]["initial_lr"] == exp.args.lr
-
-
-def scored(monkeypatch, *values, looks=None):
-    """Held-out scores that are these, one after the other; `looks` gets the state of the network at each."""
-    given = iter(values)
-
-    def scores(model, dataset, task):
-        if looks is not None:
-            looks.append({name: value.clone() for name, value in model.net.state_dict().items()})
-        value = next(given)
-        return {"accuracy": value, "loss": value}
-
-    monkeypatch.setattr(stopping, "held_out_scores", scores)
-    return given
-
-
-def test_a_task_is_not_measured_by_the_best_score_of_the_one_before(monkeypatch):
-    left = scored(monkeypatch, 90, 80, 50, 40, None)
-    finished("sgd", *STOPPING, "--stop_after", "2")
-    assert next(left) is None  # two looks in each task
-
-
-@pytest.mark.parametrize("metric, values", [("accuracy", (50, 90, 10)), ("loss", (5, 1, 9))])
-def test_early_stopping_goes_back_to_weights_and_statistics_of_the_best(metric, values, monkeypatch):
-    looks = []
-    scored(monkeypatch, *values, looks=looks)
-    more = ["--backbone", "convnet", "--norm", "batch", "--width", "4", "--early_stopping_metric", metric]
-    exp = finished("sgd", *STOPPING, *more, "--stop_after", "1")
-    found, best = exp.model.net.state_dict(), looks[1]
-    assert len(looks) == 3 and any("running_mean" in name for name in best)
-    assert all(torch.equal(found[name], value) for name, value in best.items() if "num_batches" not in name)
-
-
-def test_a_small_improvement_is_none(monkeypatch):
-    looks = []
-    scored(monkeypatch, 50, 50.5, looks=looks)
-    exp = finished("sgd", *STOPPING, "--early_stopping_epsilon", "1", "--stop_after", "1")
-    assert len(looks) == 2
-    assert all(torch.equal(exp.model.net.state_dict()[name], value) for name, value in looks[0].items())
 
 
 def test_the_network_is_drawn_from_the_seed_whatever_the_data_drew(monkeypatch):

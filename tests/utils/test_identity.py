@@ -13,7 +13,9 @@ from palimpsest.utils.registry import ROOT
 from palimpsest.utils.run.finished import RECORD
 from tests.models.helpers import QUIET
 
-SHORT = ["--dataset", "seq-digits", "--stop_after", "2", "--n_epochs", "1", *QUIET[1:]]
+pytestmark = pytest.mark.usefixtures("undrawn")
+SHORT = ["--stop_after", "2", "--n_epochs", "1", "--label_perc", "0.1", "--no_tensorboard", *QUIET[1:]]
+SGD = ["--model", "sgd", "--dataset", "seq-digits", *SHORT]
 
 
 @pytest.fixture
@@ -27,13 +29,13 @@ def run(tmp_path, capsys):
     return call
 
 
-def copy_of(kind, name, path, *changes):
-    """A file of ours in another place, with changes; not what Python remembers of it from before."""
+def copy_of(kind, name, path, *changes, more=""):
+    """A file of ours in another place, with changes and more; not what Python remembers of it from before."""
     text = registry.find(kind, name).read_text()
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
-    path.write_text(text)
+    path.write_text(text + more)
     registry.sys.modules.pop(f"palimpsest_dropin_{kind}_{path.stem}", None)
     return str(path)
 
@@ -44,7 +46,7 @@ def final(text):
 
 def test_a_changed_copy_is_another_run(run, tmp_path):
     weak = copy_of("model", "er", tmp_path / "er.py", ("step_on(", "step_on(0 * "))
-    argv = [*SHORT, "--buffer_size", "50", "--resume"]
+    argv = ["--dataset", "seq-digits", *SHORT, "--buffer_size", "50", "--resume"]
     first = run("--model", weak, *argv)
     assert f"{tmp_path}/er.py" in run.folders()[0].read_text()
     second = run("--model", "er", *argv)
@@ -59,25 +61,19 @@ def test_a_changed_copy_is_another_run(run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "backbone"])
 def test_a_file_that_was_edited_is_told(kind, run, tmp_path):
-    names = {"model": "sgd", "dataset": "seq_digits", "backbone": "mnistmlp"}
-    path = tmp_path / f"{names[kind]}.py"
-    argv = ["--model", "sgd", *SHORT] if kind == "dataset" else [*SHORT, "--model", "sgd"]
-    where = copy_of(kind, names[kind], path)
-    if f"--{kind}" in argv:
-        argv[argv.index(f"--{kind}") + 1] = where
-    else:
-        argv += [f"--{kind}", where]
+    chosen = {"model": "sgd", "dataset": "seq_digits", "backbone": "mnistmlp"}
+    name, path = chosen[kind], tmp_path / f"{chosen[kind]}.py"
+    chosen[kind] = copy_of(kind, name, path)
+    argv = [word for option, value in chosen.items() for word in (f"--{option}", value)] + SHORT
     run(*argv, "--resume")
     before = identity.place(yaml.safe_load(run.folders()[0].read_text())["environment"][f"{kind}_file"])
     assert before == str(path)
-    copy_of(kind, names[kind], path)
-    path.write_text(path.read_text() + "\n# edited\n")
+    copy_of(kind, name, path, more="\n# edited\n")
     said = run(*argv, "--resume")
     assert "is of other files than" in said and "this run is finished" not in said and len(run.folders()) == 2
     for folder in run.folders():  # as if both had been stopped before their last lines
         (folder.parent / "result.yaml").unlink()
-    copy_of(kind, names[kind], path)
-    path.write_text(path.read_text() + "\n# edited once more\n")
+    copy_of(kind, name, path, more="\n# edited once more\n")
     said = run(*argv, "--resume")
     assert f"{kind}_file was {path}" in said and "another program goes on" in said and len(run.folders()) == 2
     tables = compare.read_tables([str(tmp_path / "results")])
@@ -108,48 +104,43 @@ def test_two_kinds_of_file_of_one_name(tmp_path):
 
 
 def test_the_newest_run_that_can_be_gone_on_with_goes_first(run):
-    argv = ["--model", "sgd", *SHORT]
-    assert run(*argv, "--savecheck", "3")
+    assert run(*SGD, "--savecheck", "3")
     (first,) = run.folders()
     (first.parent / "result.yaml").unlink()  # stopped at its end
-    run(*argv)  # a newer one, finished
-    assert f"of {first.parent}" in run(*argv, "--resume")
+    run(*SGD)  # a newer one, finished
+    assert f"of {first.parent}" in run(*SGD, "--resume")
     assert (first.parent / "result.yaml").is_file() and len(run.folders()) == 2
-    assert "this run is finished" in run(*argv, "--resume") and len(run.folders()) == 2
+    assert "this run is finished" in run(*SGD, "--resume") and len(run.folders()) == 2
 
 
 def test_finished_seeds_are_not_repeated(run):
-    argv = ["--model", "sgd", *SHORT]
-    plain = run(*argv, "--seeds", "0", "1", "--eval_epochs", "1")
+    argv = [*SGD, "--eval_epochs", "1", "--seeds", "0", "1"]
+    plain = run(*argv)
     assert len(run.folders()) == 2 and not list(run.folders()[0].parent.glob("*.pt"))
-    again = run(*argv, "--seeds", "0", "1", "--eval_epochs", "1", "--resume")
+    again = run(*argv, "--resume")
     assert again.count("this run is finished") == 2 and len(run.folders()) == 2
     assert plain.partition("2 seeds:")[2].splitlines()[:12] == again.partition("2 seeds:")[2].splitlines()[:12]
-    more = run(*argv, "--seeds", "0", "1", "2", "--eval_epochs", "1", "--resume")
+    more = run(*argv, "2", "--resume")
     assert more.count("this run is finished") == 2 and len(run.folders()) == 3
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"history": 3}', "\x00", None])
-def test_a_record_that_was_altered_is_refused(text, run):
-    argv = ["--model", "sgd", *SHORT]
-    run(*argv)
+def test_a_record_that_was_altered_is_refused(run):
+    run(*SGD)
     path = run.folders()[0].with_name(RECORD)
-    whole = path.read_text()
-    path.write_text(re.sub(r'("class-il": \[)[\d.]+', r"\g<1>99.5", whole) if text is None else text)
-    said = run(*argv, "--resume", status=2)
-    assert said.count("\n") >= 1 and "move the folder away" in said.splitlines()[-1]
+    other_score = re.sub(r'("class-il": \[)[\d.]+', r"\g<1>99.5", path.read_text())
+    for text in ("", "[]", "{}", '{"history": 3}', "\x00", other_score):
+        path.write_text(text)
+        assert "move the folder away" in run(*SGD, "--resume", status=2).splitlines()[-1]
 
 
 def test_loadcheck_takes_a_folder(run, tmp_path):
-    run("--model", "sgd", *SHORT, "--savecheck", "task")
+    run(*SGD, "--savecheck", "task")
     folder = run.folders()[0].parent
-    said = run("--model", "sgd", *SHORT, "--loadcheck", str(folder), "--inference_only")
+    said = run(*SGD, "--loadcheck", str(folder), "--inference_only")
     assert f"of {folder / 'checkpoint_task1.pt'}" in said
-    said = run("--model", "sgd", *SHORT, "--loadcheck", str(tmp_path), status=2)
+    said = run(*SGD, "--loadcheck", str(tmp_path), status=2)
     assert "is a folder without a checkpoint" in said
-    longer = [*SHORT, "--stop_after", "3"]
-    del longer[longer.index("--stop_after") : longer.index("--stop_after") + 2]
-    run("--model", "sgd", *longer, "--loadcheck", str(folder))
+    run(*("3" if word == "2" else word for word in SGD), "--loadcheck", str(folder))
     stored = yaml.safe_load(max(run.folders(), key=lambda p: p.stat().st_mtime_ns).read_text())
     assert stored["environment"]["checkpoint"].startswith("checkpoint_task1.pt ")
 

@@ -15,7 +15,7 @@ ARGV += ["--num_threads", "1", "--non_verbose", "--resume"]
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-@pytest.fixture(params=["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "not implemented"])
+@pytest.fixture(params=["ENOLCK", "not implemented"])
 def without_locks(request, monkeypatch):
     """A file system that answers so."""
 

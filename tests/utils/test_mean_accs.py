@@ -152,13 +152,13 @@ def test_many_writers_some_killed(tmp_path):
     """No row that was acknowledged is lost, no value is under a wrong header, and no reader ever sees a torn table."""
     path, acknowledged = tmp_path / "t.csv", tmp_path / "ack"
     acknowledged.mkdir()
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 0.8
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_write_until, args=(path, w, deadline, acknowledged)) for w in range(16)]
+    workers = [context.Process(target=_write_until, args=(path, w, deadline, acknowledged)) for w in range(8)]
     for worker in workers:
         worker.start()
     rng = random.Random(0)
-    victims = rng.sample(range(16), 8)
+    victims = rng.sample(range(8), 4)
     while time.monotonic() < deadline:
         time.sleep(0.05)
         if victims and rng.random() < 0.25:
@@ -175,8 +175,8 @@ def test_many_writers_some_killed(tmp_path):
             expected = _columns(int(file.name), i)
             assert {name: value for name, value in rows[expected["id"]].items() if value} == expected
             total += 1
-    assert total >= 16
-    assert len(read(path)) == len(rows) <= total + 8  # a killed writer may have written a row it could not acknowledge
+    assert total >= 8
+    assert len(read(path)) == len(rows) <= total + 4  # a killed writer may have written a row it could not acknowledge
 
 
 def test_atomic_writes_replace_and_leave_nothing_beside(tmp_path, monkeypatch):

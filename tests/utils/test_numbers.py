@@ -10,8 +10,7 @@ import torch
 from palimpsest.datasets.utils.scores import ClassScore, RegressionScore, TokenScore
 from palimpsest.datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
 from palimpsest.utils import evaluation, metrics
-from palimpsest.utils.log import compare
-from palimpsest.utils.log.mean_accs import append_row, summary_row
+from palimpsest.utils.log.mean_accs import summary_row
 from palimpsest.utils.log.report import _seeds_table, summarise_seeds
 from palimpsest.utils.record import Run
 
@@ -124,11 +123,6 @@ def test_metrics_without_a_task(missing):
     assert row["task3"] == pytest.approx(found["acc"])
 
 
-def test_a_run_that_began_late_has_no_metric_of_all_tasks():
-    R = np.array([[NAN, NAN, NAN], [10, 60, NAN], [20, 50, 85.0]])
-    assert set(metrics.summarise(R)) == {"acc"}
-
-
 def test_one_run_has_no_deviation_and_two_no_interval():
     for n, known in ((1, [False, False]), (2, [True, False]), (3, [True, True])):
         _, std, half, count = metrics.spread([80.0, 90, 100][:n])
@@ -162,14 +156,3 @@ def test_the_seeds_page():
         summaries = [{"class-il": metrics.summarise(run.matrices["class-il"])} for run in runs[:n]]
         text = _seeds_table("class-il", runs[:n], summaries, summarise_seeds(summaries)["class-il"])
         assert told in text and "nan" not in text and ("±" in text.split("</thead>")[1]) == (n > 1)
-
-
-def test_the_comparison_has_no_intransigence_and_no_deviation_of_one_run(tmp_path):
-    for method, final in (("joint", 95.0), ("er", 70.0)):
-        row = {"task1": None, "task2": final, "seed": 0, "learning_accuracy": 85.0}
-        append_row(tmp_path / "class-il" / "seq-x" / method / "mean_accs.csv", row)
-    assert compare.main([str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
-    text = (tmp_path / "page.html").read_text()
-    numbers = text.split("</thead>")[1].split("</tbody>")[0]
-    assert "70.00" in numbers and "±" not in numbers and "nan" not in numbers
-    assert "intransigence" not in text.lower()

@@ -61,21 +61,15 @@ def costs(model: ContinualModel) -> dict[str, int]:
     method keeps besides the network (the buffers too, the optimisers' state not).
     """
     optimizers = tuple(f"{name}." for name, part in vars(model).items() if isinstance(part, torch.optim.Optimizer))
-    state = {
-        name: value
-        for name, value in describe(model).items()
-        if isinstance(value, Tensor)
-        and not value.is_meta
-        and not name.startswith(optimizers)
-        and not name.endswith(".grad")
-    }
-    network = {name: value for name, value in state.items() if name.startswith("net.")}
+    state = {name: value for name, value in describe(model).items() if isinstance(value, Tensor) and not value.is_meta}
+    state = {name: t for name, t in state.items() if not (name.startswith(optimizers) or name.endswith(".grad"))}
+    network = [tensor for name, tensor in state.items() if name.startswith("net.")]
     buffers = [tensor for part in model.modules() if isinstance(part, Buffer) for tensor in part.buffers()]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "network_bytes": _bytes(network.values()),
+        "network_bytes": _bytes(network),
         "buffer_bytes": _bytes(buffers),
-        "method_bytes": _bytes(state.values()) - _bytes(network.values()),
+        "method_bytes": _bytes(state.values()) - _bytes(network),
     }
 
 

@@ -25,15 +25,7 @@ from palimpsest.utils.metrics import METRICS, plus_minus, spread
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}
 MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
-NOT_OPTIONS = {
-    "run_id",
-    "seed",
-    "exp_name",
-    "device",
-    "versions",
-    *NEUTRAL,
-    *(metric.column for metric in METRICS.values()),
-}
+NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", "versions", *NEUTRAL} | {m.column for m in METRICS.values()}
 SCORE = re.compile(r"task\d+")
 Row = dict[str, str]
 Spread = tuple[float, float, int]  # mean, standard deviation (nan of one run), runs

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.utils.atomic import file_errors, locked
-from palimpsest.utils.errors import Stopped, UserError
+from palimpsest.utils.errors import Stopped, UserError, one_line
 from palimpsest.utils.log.events import Logger
 from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Evaluation, Run, Summary
@@ -55,7 +55,7 @@ class Store:
             from mlflow import entities
         except ModuleNotFoundError as e:
             raise UserError(
-                f"--mlflow needs the package mlflow ({_one_line(e)}): pip install -r requirements-mlflow.txt"
+                f"--mlflow needs the package mlflow ({one_line(e)}): pip install -r requirements-mlflow.txt"
             ) from None
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.entities = entities
@@ -77,7 +77,7 @@ class Store:
                     self.experiment = found.experiment_id
         except Exception as e:  # of MLflow, its database layer, its network layer
             advice = "" if isinstance(e, UserError) else "; --mlflow alone keeps a file under --results_path"
-            raise UserError(f"--mlflow {uri} cannot be used: {_one_line(e)}{advice}") from None
+            raise UserError(f"--mlflow {uri} cannot be used: {one_line(e)}{advice}") from None
 
     def find(self, name: str):
         """The MLflow run of the run folder `name`, or None."""
@@ -88,13 +88,7 @@ class Store:
         """The MLflow run of the folder `name`, running again if it had been stopped; a new one where none is."""
         found = self.find(name)
         if found is None:
-            about = {
-                "model": run.model_name,
-                "dataset": run.dataset_name,
-                "setting": run.setting,
-                RUN_TAG: name,
-                **tags,
-            }
+            about = {"model": run.model_name, "dataset": run.dataset_name, "setting": run.setting, RUN_TAG: name} | tags
             about = {key: str(value)[:LONGEST_TAG] for key, value in about.items()}
             return self.client.create_run(self.experiment, run_name=f"{Path(run.model_name).stem} {name}", tags=about)
         if found.info.status not in ("RUNNING", "FINISHED"):
@@ -249,7 +243,7 @@ class MLflowLogger(Logger):
                 yield
         except Exception as e:  # whatever MLflow, its database layer or its network layer raises
             if not self.warned:
-                text = f"main.py: MLflow: {_one_line(e)}; the run goes on, and its folder has all numbers"
+                text = f"main.py: MLflow: {one_line(e)}; the run goes on, and its folder has all numbers"
                 print(text, file=sys.stderr, flush=True)
             self.warned = True
         now = time.monotonic()
@@ -283,9 +277,3 @@ def _alone(uri: str):
     finally:
         database.close()
     return locked(Path(f"{path}.lock"), timeout=120)
-
-
-def _one_line(e: BaseException) -> str:
-    text = " ".join(str(e).split())
-    # The cause of a network's failure comes last.
-    return text if len(text) <= 260 else f"{text[:120]} ... {text[-120:]}"

@@ -25,7 +25,6 @@ from palimpsest.utils.charts import (
     task_colours,
     task_ticks,
 )
-from palimpsest.utils.metrics import seen_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,11 +44,6 @@ def worded(text: str, score: str) -> str:
     """A text about accuracy as one about another score, named as in `datasets.utils.scores`."""
     name = SCORES.get(score, score)
     return text.replace("accuracy", name).replace("Accuracy", name[0].upper() + name[1:])
-
-
-def mean_curve(matrix: np.ndarray) -> np.ndarray:
-    """Mean accuracy over the tasks seen so far after each task, shape (T,), nan where it was not evaluated."""
-    return seen_means(matrix)
 
 
 def accuracy_curves(matrix: np.ndarray, title: str = "Accuracy of each task", score: str = "accuracy") -> Figure:
@@ -74,7 +68,7 @@ def average_curves(curves: Mapping[str, np.ndarray], score: str = "accuracy") ->
     seeds the mean with a band of one sample standard deviation, and each seed as a thin line.
 
     Args:
-        curves: scenario -> `mean_curve` of each seed, (seeds, T).
+        curves: scenario -> `metrics.seen_means` of each seed, (seeds, T).
     """
     seeds = len(next(iter(curves.values())))
     title = f"Average accuracy, mean ± std of {seeds} seeds" if seeds > 1 else "Average accuracy"

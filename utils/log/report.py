@@ -103,7 +103,6 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
     """Write report.html about the same experiment under several seeds into `folder`, which is made; returns its path.
 
     Args:
-        folder: where the page goes.
         runs: the finished runs, all with the same options but the seed.
         spreads: what `summarise_seeds` returned for them.
 
@@ -114,7 +113,7 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
     parts = [section(f"Metrics: {name}", _seeds_table(name, runs, summaries, spreads[name])) for name in spreads]
     means = {name: {metric: entry[0] for metric, entry in entries.items()} for name, entries in spreads.items()}
     parts += _published(first, means, "Mean beside published") + _notes(first)
-    curves = {name: np.stack([plots.mean_curve(run.matrices[name]) for run in runs]) for name in first.matrices}
+    curves = {name: np.stack([metrics.seen_means(run.matrices[name]) for run in runs]) for name in first.matrices}
     figure = plots.average_curves(curves, first.score)
     parts.append(section("Plots", images([(figure, "average accuracy over seeds", False)])))
     folders = [(run.seed, run.folder.name) for run in runs]
@@ -212,7 +211,7 @@ def _changed(run: Run, stored: dict[str, Any]) -> list[str]:
 
 def _figures(run: Run) -> Iterator[tuple[str, Any, str, bool]]:
     """Every plot that the run has the numbers for: name of its file, figure, what it shows, whether it is wide."""
-    curves = {name: plots.mean_curve(matrix)[None] for name, matrix in run.matrices.items()}
+    curves = {name: metrics.seen_means(matrix)[None] for name, matrix in run.matrices.items()}
     several = any((~np.isnan(curve)).sum() > 1 for curve in curves.values())
     if several:
         yield "average_accuracy", plots.average_curves(curves, run.score), "average accuracy over training", False
@@ -305,10 +304,7 @@ def _seeds_table(scenario: str, runs: Sequence[Run], summaries: list[Summary], e
         defined = f"of {n} seeds" if n < len(runs) else ""
         rows.append([_about(metric, runs[0]), (metrics.plus_minus(mean, std), defined), interval, *cells])
     head = ["metric", "mean ± std", "95 % interval", *(f"seed {run.seed}" for run in runs)]
-    note = (
-        "<p class=dim>std: sample standard deviation over seeds. Interval of the mean: Student's t, cut to what "
-        "the metric can be.</p>"
-    )
+    note = "<p class=dim>std: sample deviation. Interval of the mean: Student's t, cut to what the metric can be.</p>"
     return table(head, rows, texts=1) + note
 
 

@@ -155,7 +155,8 @@ def resolve(argv: list[str]) -> Config:
 def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     """A configuration whose values are all there and fit together."""
     args, origins = config.args, config.origins
-    _refuse_missing(actions.values(), vars(args))
+    if missing := _missing(actions.values(), vars(args)):
+        raise UserError(f"{'; '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}, or use --load_best_args")
     if args.debug_mode:
         origins |= dict.fromkeys(shorten(vars(args)), "debug_mode")
     if getattr(args, "minibatch_size", 0) is None:
@@ -170,11 +171,6 @@ def _missing(actions: Iterable[argparse.Action], values: dict[str, Any]) -> list
     """A clause for every required option without a value."""
     required = [action for action in actions if action.required and values.get(action.dest) is None]
     return [f"--{action.dest} is missing ({action.help})" for action in required]
-
-
-def _refuse_missing(actions: Iterable[argparse.Action], values: dict[str, Any]) -> None:
-    if missing := _missing(actions, values):
-        raise UserError(f"{'; '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}, or use --load_best_args")
 
 
 def refuse_setting(model_class: type, dataset) -> None:

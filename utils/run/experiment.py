@@ -34,7 +34,6 @@ from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint, environment
 from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
-from palimpsest.utils.run.environment import differences
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
 from palimpsest.utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
@@ -235,7 +234,7 @@ def _loaded_start(exp: Experiment) -> Position:
 
 
 def _refuse_other_data(before: dict[str, str], run: Run) -> None:
-    if "data" in differences(before, run.environment):
+    if "data" in environment.differences(before, run.environment):
         raise UserError(
             f"the data of {run.dataset_name} are not those the run in {run.folder} began with: put them back"
         )
@@ -243,7 +242,7 @@ def _refuse_other_data(before: dict[str, str], run: Run) -> None:
 
 def _tell_changes(before: dict[str, str], run: Run) -> None:
     """Print what is not as it was; a run on which other files go on is of both from now on."""
-    for name, (then, now) in differences(before, run.environment).items():
+    for name, (then, now) in environment.differences(before, run.environment).items():
         both = identity.merge_facts(str(then), now)
         if name not in identity.FILES:
             print(f"  {name} was {then}, is {now}: the numbers may differ in the last digits", flush=True)

@@ -63,7 +63,7 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
         try:
             with file_errors(parent), alone:
                 folder = (resume and _earlier(parent, run, name)) or _new(parent, run, name)
-                stack.enter_context(_held(folder))
+                _hold(folder, stack)
         except LockTaken as e:
             raise UserError(f"another process looks for its folder in {parent} since a minute{e.hint}") from None
         remove_leftovers(folder)
@@ -104,14 +104,11 @@ def _new(parent: Path, run: Run, name: str) -> Path:
             return folder
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    with ExitStack() as stack:
+def _hold(folder: Path, stack: ExitStack) -> None:
+    try:
         with file_errors(folder):
-            try:
-                stack.enter_context(locked(folder / ".lock"))
-            except LockTaken as e:
-                raise UserError(
-                    f"another process is running this configuration in {folder}: wait for it, or end it first{e.hint}"
-                ) from None
-        yield
+            stack.enter_context(locked(folder / ".lock"))
+    except LockTaken as e:
+        raise UserError(
+            f"another process is running this configuration in {folder}: wait for it, or end it first{e.hint}"
+        ) from None

@@ -1,4 +1,7 @@
-"""What is known at the start to go wrong later: a method, a network, a stream and options that do not fit together."""
+"""What is known at the start to go wrong later: a method, a network, a stream and options that do not fit together.
+
+Each function that refuses something raises UserError.
+"""
 
 from contextlib import suppress
 
@@ -13,11 +16,7 @@ NO_STATISTICS = "Expected more than 1 value per channel"  # torch's words for a 
 
 
 def refuse_small_buffer(model_class: type, dataset, args) -> None:
-    """A buffer that is divided among classes or tasks has a slot for each that the run comes to.
-
-    Raises:
-        UserError: it has not.
-    """
+    """A buffer that is divided among classes or tasks has a slot for each that the run comes to."""
     kind, last = getattr(model_class, "BUFFER_SHARES", ""), last_task(args, dataset)
     if not kind:
         return
@@ -30,11 +29,7 @@ def refuse_small_buffer(model_class: type, dataset, args) -> None:
 
 
 def refuse_few_examples(model_class: type, dataset, args) -> None:
-    """Every class of a class-IL stream has an example to train on, besides what the method holds out.
-
-    Raises:
-        UserError: one has fewer.
-    """
+    """Every class of a class-IL stream has an example to train on, besides what the method holds out."""
     if dataset.SETTING != "class-il" or dataset.TASK is not ClassTask:
         return
     least = getattr(model_class, "LEAST_PER_CLASS", 1)
@@ -57,9 +52,6 @@ def refuse_lone_example(model: ContinualModel, make_network, dataset: TaskStream
         model: the method, before training.
         make_network: () -> a fresh network, asked only where there is such a batch.
         dataset: the stream, at the first task to train.
-
-    Raises:
-        UserError: there is one.
     """
     found = _lone_example(model, dataset, args)
     if found and not _takes_one_example(make_network, dataset):
