@@ -53,7 +53,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "utils.batch_norm": {"bn_track_stats": f.bn_track_stats},
     "utils.no_bn": {"bn_track_stats": f.bn_track_stats},
     "utils.status": {"progress_bar": f.nothing, "ProgressBar": f.ProgressBar},
-    "utils.schedulers": {"get_scheduler": f.get_scheduler},
+    "utils.schedulers": {"get_scheduler": f.nothing},
     "utils.training": {"evaluate": f.evaluate, "mask_classes": f.mask_classes},
     "utils.evaluate": {"evaluate": f.evaluate, "mask_classes": f.mask_classes},
     "utils.distributed": {"make_dp": f.identity, "make_ddp": f.identity},

@@ -1,6 +1,7 @@
 """The buffers of Mammoth: argument orders, fields and selections of both layouts, on the shared reservoir."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from datasets.utils.transforms import to_float
 from models.utils.exemplars import herding
 from models.utils.mammoth.model import given
-from models.utils.mammoth.stream import Stream, TaskLoader
+from models.utils.mammoth.stream import Stream, TaskLoader, as_stored
 from utils.buffer import FIELDS
 from utils.buffer import Buffer as Reservoir
 from utils.errors import UserError
+from utils.evaluation import eval_mode
 
 STRATEGIES = ("reservoir", "lars", "labrs", "abs")
 
@@ -75,16 +77,20 @@ class Buffer(Reservoir):
             raise UserError(f"the buffer stores {', '.join(self.fields)}, add_data was given {', '.join(fields)}")
         if self.sample_selection_strategy == "reservoir":
             return super().add_data(**fields)
+        self._given(**fields)
         for i in range(n):
             slot = self._slot()
             self.num_seen_examples += 1
             if slot is None:
                 continue
-            row = self._given(**{name: rows[i : i + 1] for name, rows in fields.items()})
-            for name in self.fields:
-                getattr(self, name)[slot] = row[name][0].to(self.device)
+            self._put(slot, fields, i)
             if scores is not None:
                 self.sample_selection_fn.update(torch.tensor([slot]), scores[i : i + 1].detach())
+
+    def _put(self, slot: int, fields: dict[str, Tensor], i: int) -> None:
+        """Row i of every field goes to a slot."""
+        for name, rows in fields.items():
+            getattr(self, name)[slot] = rows[i].to(self.device)
 
     def _slot(self) -> int | None:
         """Where the next example goes, None for nowhere."""
@@ -219,8 +225,7 @@ class RingBuffer(Buffer):
             slot = self.num_seen_examples % self.buffer_portion_size + self.task_number * self.buffer_portion_size
             self.num_seen_examples += 1
             self.filled[slot % self.buffer_size] = True
-            for name, rows in fields.items():
-                getattr(self, name)[slot % self.buffer_size] = rows[i].to(self.device)
+            self._put(slot % self.buffer_size, fields, i)
 
     def _draw(self, size: int) -> Tensor:
         index = self.filled.nonzero().squeeze(1)
@@ -288,8 +293,7 @@ class GradientBuffer(Buffer):
             self.num_seen_examples += 1
             if slot is not None:
                 self.scores[slot] = score
-                for name, rows in fields.items():
-                    getattr(self, name)[slot] = rows[i].to(self.device)
+                self._put(slot, fields, i)
 
     def _similarity(self, examples: Tensor, labels: Tensor, gradients: Tensor) -> float:
         """1 + the largest cosine between the examples' gradient and the stored ones."""
@@ -304,12 +308,9 @@ def icarl_replay(model: nn.Module, dataset: Stream, val_set_split: float = 0) ->
     if model._current_task == 0:
         return
     rows, n = dataset.train_loader.dataset, len(model.buffer)
-    (split, index), buffer = rows.stored(), model.buffer
+    split, index = rows.stored()
     new_x, new_y = split.images[index].cpu(), split.targets[index].cpu()
-    old_x = (
-        (buffer.examples[:n].cpu() * 255).round().byte() if new_x.dtype == torch.uint8 else buffer.examples[:n].cpu()
-    )
-    old_y = buffer.labels[:n].cpu()
+    old_x, old_y = as_stored(model.buffer.examples[:n].cpu(), new_x), model.buffer.labels[:n].cpu()
     held_old = torch.rand(n) < val_set_split
     held_new = torch.zeros(len(new_y), dtype=torch.bool)
     held_new[torch.randperm(len(new_y))[: int(held_old.sum())]] = True
@@ -351,22 +352,18 @@ def fill_buffer(
     kept = dict(zip(buffer.fields, buffer.get_all_data(), strict=True)) if len(buffer) else {}
     classes = [{name: rows[kept["labels"] == c][:share] for name, rows in kept.items()}
                for c in (kept["labels"].unique() if kept else ())]  # fmt: skip
-    training = net is not None and net.training
-    if net is not None:
-        net.eval()
     found: dict[str, list[Tensor]] = {"examples": [], "labels": [], "features": [], "logits": []}
     transform = dataset.get_normalization_transform()
-    for _, labels, images, *_ in dataset.train_loader:
-        own = (labels >= past) & (labels < seen)
-        found["examples"].append(images[own])
-        found["labels"].append(labels[own])
-        if net is not None and own.any():
-            features = net(transform(images[own]), returnt="features")
-            found["logits"].append(torch.sigmoid(net.classifier(features)))
-            features = features.flatten(1)
-            found["features"].append(F.normalize(features) if normalize_features else features)
-    if net is not None:
-        net.train(training)
+    with nullcontext() if net is None else eval_mode(net):
+        for _, labels, images, *_ in dataset.train_loader:
+            own = (labels >= past) & (labels < seen)
+            found["examples"].append(images[own])
+            found["labels"].append(labels[own])
+            if net is not None and own.any():
+                features = net(transform(images[own]), returnt="features")
+                found["logits"].append(torch.sigmoid(net.classifier(features)))
+                features = features.flatten(1)
+                found["features"].append(F.normalize(features) if normalize_features else features)
     every = {name: torch.cat(parts) for name, parts in found.items() if parts}
     every["task_labels"] = torch.full_like(every["labels"], t_idx)
     for c in every["labels"].unique():

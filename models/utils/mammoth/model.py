@@ -6,6 +6,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,7 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
 
     # ---- what a file uses
 
-    @property
-    def classes_per_task(self) -> int | list[int]:
-        return self.cpt
-
-    @property
-    def _cpt(self) -> int | list[int]:
-        return self.cpt
+    classes_per_task = _cpt = property(attrgetter("cpt"))
 
     def compute_offsets(self, task: int) -> tuple[int, int]:
         """First class of a task, and one past its last."""

@@ -12,7 +12,7 @@ from datasets.utils.loaders import Split, TrainLoader, gather
 from datasets.utils.transforms import to_float
 from utils import registry
 from utils.errors import UserError
-from utils.evaluation import eval_mode
+from utils.evaluation import evaluate
 
 
 class NotHere(AttributeError):
@@ -78,17 +78,13 @@ class Stream:
         return TaskLoader(TaskRows(self, task)), self._stream.test_loaders[task]
 
     def evaluate(self, model: nn.Module, *_, last: bool = False, **__) -> tuple[list[float], list[float]]:
-        """Class-IL and task-IL accuracy (percent) on each task so far, or on the last one."""
-        now, accuracies = self._stream.c_task, ([], [])
-        with torch.no_grad(), eval_mode(model):
-            for task in [now] if last else range(now + 1):
-                spec = self._stream.tasks[task]
-                for values, competing in zip(accuracies, (self._stream.tasks[now], None), strict=True):
-                    score = spec.score(competing)
-                    for inputs, labels in self._stream.test_loaders[task]:
-                        score.add(model.predict(inputs, task), labels)
-                    values.append(next(iter(score.result().values())))
-        return accuracies
+        """Class-IL and task-IL accuracy (percent) on each task so far, or on the last one; twice the same where there
+        is only one.
+        """
+        now = self._stream.c_task
+        scores, _ = evaluate(model, self._stream, [now] if last else range(now + 1), now)
+        first, *others = scores.values()
+        return first, others[0] if others else first
 
     def not_aug_dataloader(self, batch_size: int) -> "TaskLoader":
         """Batches of the current task without augmentation, always in one shuffled order."""
