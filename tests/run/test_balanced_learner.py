@@ -11,8 +11,8 @@ from utils.errors import UserError
 from utils.run.balanced_learner import BalancedContinualLearner
 
 OPTIONS = {
-    "vision_items": "digits", "vision_size": 32, "vision_subset": 16, "seg_classes": "binary", "batch_size": 8,
-    "n_epochs": 2, "device": "cpu", "n_fisher": 4, "probe_size": 8, "finetune_steps": 2, "bn_policy": "shared",
+    "vision_items": "digits", "vision_size": 32, "vision_subset": 20, "seg_classes": "binary", "batch_size": 8,
+    "n_epochs": 2, "device": "cpu", "n_fisher": 8, "probe_size": 8, "finetune_steps": 10, "bn_policy": "shared",
     "tolerance": 0.1, "base_path": vision_folder(),
 }  # fmt: skip
 
