@@ -48,11 +48,9 @@ def plain_weights(backwards=False):
 
 
 @pytest.mark.parametrize("form", [
-    lambda x, y: (x, y.int()),
     lambda x, y: (x, y.to(torch.uint8)),
     lambda x, y: (x, y.float()),
     lambda x, y: (x, y.bool()),
-    lambda x, y: (x, y[:, None]),
     lambda x, y: (x, y[:, None].double()),
     lambda x, y: [x, y, "more", None],
     lambda x, y: (x.double(), y),
@@ -153,7 +151,6 @@ def test_outputs_that_are_no_logits(wrap, words):
     (lambda: [*batches(), (X[:0], Y[:0])], "a batch of no examples"),
     (lambda: TensorDataset(X, Y), "expected batches of them, as a DataLoader"),
     (lambda: (X, Y), "gives Tensor: expected batches"),
-    (lambda: 5, "the loader is a int"),
     (lambda: None, "the loader is a NoneType"),
     (lambda: {"train": batches()}, "the loader is a dict"),
     (lambda: [], "gives no batch"),
@@ -175,8 +172,6 @@ def test_what_cannot_be_read_is_one_line(loader, words):
 
 @pytest.mark.parametrize("loader, words", [
     (lambda: [], "gives no example: there is no score"),
-    (lambda: DataLoader(TensorDataset(X, Y), 64, drop_last=True), "gives no example"),
-    (lambda: iter(()), "gives no example"),
     (lambda: batches(y=Y + 2), "has labels 2, 3, none of the task's labels 0, 1: are the loaders in the order"),
 ])  # fmt: skip
 def test_there_is_no_score_without_examples_of_the_task(loader, words):
