@@ -26,7 +26,7 @@ from backbone.mnistmlp import MNISTMLP
 from backbone.utils.base import Backbone
 from models.utils.mammoth import functions as f
 from models.utils.mammoth import memory as m
-from models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
+from models.utils.mammoth.columns import mlp_column, resnet_column
 from models.utils.mammoth.model import MammothModel, explained, missing
 from models.utils.mammoth.signs import ROOMS, file_of
 from models.utils.mammoth.stream import Stream
@@ -88,8 +88,9 @@ NAMES: dict[str, dict[str, Any]] = {
     "backbone.MNISTMLP": {"MNISTMLP": MNISTMLP, "BaseMNISTMLP": MNISTMLP},
     "backbone.MNISTMLP_PNN": {"MNISTMLP_PNN": mlp_column},
     "backbone.ResNet18_PNN": {"resnet18_pnn": resnet_column},
-    "backbone.ResNet18": {"ResNet": ResNet},
-    "backbone.ResNetBlock": {"ResNet": ResNet},
+    # Files ask whether a network is a ResNet where they mean one with maps: every network is.
+    "backbone.ResNet18": {"ResNet": Backbone},
+    "backbone.ResNetBlock": {"ResNet": Backbone},
 }  # fmt: skip
 # Packages that are used where they are installed, and stood in for where they are not.
 STANDINS: dict[str, dict[str, Any]] = {"quadprog": {"solve_qp": f.solve_qp}}

@@ -173,7 +173,7 @@ def project2cone2(gradient: Tensor, memories: Tensor, margin: float = 0.5, eps: 
     gradient.copy_((g + past @ torch.from_numpy(v).to(past)).view_as(gradient))
 
 
-def solve_qp(G: np.ndarray, a: np.ndarray, C: np.ndarray, b: np.ndarray | None = None, meq: int = 0) -> tuple:
+def solve_qp(G: np.ndarray, a: np.ndarray, C: np.ndarray, b: np.ndarray, meq: int = 0) -> tuple:
     """min 1/2 x'Gx - a'x subject to C'x >= b, in the form of the package quadprog; the first entry is x.
 
     By the dual, a non-negative least-squares problem in the multipliers.
@@ -187,8 +187,6 @@ def solve_qp(G: np.ndarray, a: np.ndarray, C: np.ndarray, b: np.ndarray | None =
         raise NotImplementedError("solve_qp without the package quadprog takes no equality constraints")
     root = np.linalg.cholesky(G)
     free = np.linalg.solve(root, a)
-    if b is None:
-        return (np.linalg.solve(root.T, free),)
     # With u = L'x - L^-1 a: min ||u|| subject to M'u >= h (Lawson & Hanson 1974, LDP).
     M = np.linalg.solve(root, C)
     h = b - M.T @ free

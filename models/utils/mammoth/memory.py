@@ -69,16 +69,13 @@ class Buffer(Reservoir):
         scores = more.pop("sample_selection_scores", None)
         if more.pop("attention_maps", None) is not None:
             raise UserError("Buffer.add_data(attention_maps=...) is not supported: maps of a network are not stored")
-        fields = dict(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
-        fields = {name: torch.atleast_1d(rows) for name, rows in fields.items() if rows is not None}
-        n = min(map(len, fields.values()))
-        fields = {name: _as_field(name, rows[:n]) for name, rows in fields.items()}
+        fields = _as_fields(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
         if self.fields and set(fields) != set(self.fields):
             raise UserError(f"the buffer stores {', '.join(self.fields)}, add_data was given {', '.join(fields)}")
         if self.sample_selection_strategy == "reservoir":
             return super().add_data(**fields)
         self._given(**fields)
-        for i in range(n):
+        for i in range(len(fields["examples"])):
             slot = self._slot()
             self.num_seen_examples += 1
             if slot is None:
@@ -149,7 +146,7 @@ class Buffer(Reservoir):
     def init_tensors(self, examples, labels=None, logits=None, task_labels=None, true_labels=None) -> None:
         """Make the fields that are given."""
         values = dict(zip(self.attributes, (examples, labels, logits, task_labels, true_labels), strict=True))
-        self._allocate({name: _as_field(name, rows) for name, rows in values.items() if rows is not None})
+        self._allocate(_as_fields(**values))
 
     def _forget_fields(self) -> None:
         for name in {*self.fields, *FIELDS} & self._buffers.keys():
@@ -157,11 +154,13 @@ class Buffer(Reservoir):
         self.fields = []
 
 
-def _as_field(name: str, rows: Tensor) -> Tensor:
-    """Rows in the type that a field of this name has in Mammoth."""
-    if name == "examples":
-        return to_float(rows.detach())
-    return rows.detach().long() if name.endswith("els") else rows.detach().float()
+def _as_fields(examples: Tensor, **more: Tensor | None) -> dict[str, Tensor]:
+    """Those that are given, as many rows as the shortest has, in the types that such fields have in Mammoth."""
+    more = {name: torch.atleast_1d(rows.detach()) for name, rows in more.items() if rows is not None}
+    more = {name: rows.long() if name.endswith("els") else rows.float() for name, rows in more.items()}
+    fields = {"examples": to_float(torch.atleast_1d(examples.detach())), **more}
+    n = min(map(len, fields.values()))
+    return {name: rows[:n] for name, rows in fields.items()}
 
 
 class Selection(nn.Module):
@@ -218,8 +217,7 @@ class RingBuffer(Buffer):
         return not self.filled.any()
 
     def add_data(self, examples: Tensor, labels=None, logits=None, task_labels=None, **more) -> None:
-        fields = dict(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
-        fields = {name: _as_field(name, rows) for name, rows in fields.items() if rows is not None}
+        fields = _as_fields(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
         self._given(**fields)
         for i in range(len(examples)):
             slot = self.num_seen_examples % self.buffer_portion_size + self.task_number * self.buffer_portion_size
@@ -274,7 +272,7 @@ class GradientBuffer(Buffer):
         return (*out, index) if give_index else out
 
     def add_data(self, examples: Tensor, labels: Tensor | None = None, **_) -> None:
-        fields = self._given(examples=_as_field("examples", examples), labels=_as_field("labels", labels))
+        fields = self._given(**_as_fields(examples=examples, labels=labels))
         similarity, gradients = 0.1, None
         if not self.is_empty():
             x, y = self.get_data(min(self.minibatch_size, len(self)), random=True)
