@@ -1,6 +1,7 @@
 """Files written for Mammoth: how they are known, what their imports find, and what their names do."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,30 +188,20 @@ def test_options_that_the_runner_has_too_are_the_runners():
 # ---- the data set of a loader
 
 
-class FakeData:
-    """A stream of one task with `images`; the order of an epoch is reversed."""
-
-    NAME, c_task, args = "fake", 0, None
-
-    def __init__(self, images, labels):
-        data = Split(images, labels)
-        self.train_loader = TrainLoader(data, torch.arange(len(labels)), 2, self.get_transform(), self.order)
-
-    def order(self, n, epoch):
-        return torch.arange(n).flip(0)
-
-    def get_transform(self):
-        return lambda raw: raw.float()
-
-    get_normalization_transform = get_transform
+def stream_of(images, labels):
+    """A stream of one task; the order of an epoch is reversed."""
+    every = torch.arange(len(labels))
+    loader = TrainLoader(Split(images, labels), every, 2, torch.Tensor.float, lambda n, epoch: torch.arange(n).flip(0))
+    return Stream(SimpleNamespace(c_task=0, train_loader=loader, get_transform=lambda: torch.Tensor.float), None)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_can_be_read_and_set_in_the_familiar_forms(channels):
     images = torch.randint(0, 256, (5, channels, 4, 3), dtype=torch.uint8)
-    rows = TaskRows(Stream(FakeData(images, torch.arange(5)), None), 0)
+    rows = TaskRows(stream_of(images, torch.arange(5)), 0)
     assert rows.data.shape == ((5, 4, 3) if channels == 1 else (5, 4, 3, 3)) and rows.targets.tolist() == [*range(5)]
-    rows.data, rows.targets = rows.data[rows.targets > 2], rows.targets[rows.targets > 2]
+    rows.data = rows.data[3:]
+    rows.targets = rows.targets[3:]
     rows.logits = torch.tensor([[0.3], [0.4]])
     loader = TaskLoader(rows)
     (inputs, labels, raw), *rest = loader

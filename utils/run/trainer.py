@@ -134,8 +134,7 @@ class ContinualTrainer:
                 self._kept = repeatable(train_loader)
             train_loader = self._kept  # what an interrupted call has read is not lost
         if self.checkpoint_dir:
-            with file_errors(self.checkpoint_dir):
-                self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.checkpoint_dir)
         with all_or_nothing(self, loss_fn, *_generators(train_loader), leave=LEFT):
             self._training = True
             epochs = _Epochs(self, val_loader, callbacks)
@@ -250,8 +249,7 @@ class ContinualTrainer:
         run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
         run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
         run.score = self.tasks.TASK.METRIC
-        with file_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         return write_report(run, summarise_run(run))
 
     def save(self, path: str | Path) -> None:
@@ -266,8 +264,7 @@ class ContinualTrainer:
             raise UserError("nothing to save: no task was learned yet")
         state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
         state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
-        with file_errors(Path(path)):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(path).parent)
         checkpoint.save(state, Path(path))
 
     def load(self, path: str | Path) -> None:
@@ -343,6 +340,11 @@ class ContinualTrainer:
             method.replay_buffer = Buffer(self.replay["size"], self.device)
         self.method = method.to(self.device)
         origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
+
+
+def _make_folder(path: Path) -> None:
+    with file_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def _generators(loader: Iterable) -> list[torch.Generator]:

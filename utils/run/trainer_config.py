@@ -33,9 +33,7 @@ DEFAULTS = {"gem": {"buffer_size": 200}, "agem": {"buffer_size": 200}, "agem_r":
             "derpp": {"buffer_size": 500, "alpha": 0.5, "beta": 0.5}}  # fmt: skip
 WITHOUT_REPLAY = {
     **dict.fromkeys(("er", "der", "derpp", "agem_r"), "keeps a replay buffer of its own"),
-    **dict.fromkeys(
-        ("pnn", "packnet", "hat"), "reaches a task's weights by the task alone, old examples have none here"
-    ),
+    **dict.fromkeys(("pnn", "packnet", "hat"), "reaches weights by the task alone, and old examples have none here"),
 }
 OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
              "nesterov": "optim_nesterov", "clip_grad": "clip_grad"}  # fmt: skip

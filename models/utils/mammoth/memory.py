@@ -112,7 +112,6 @@ class Buffer(Reservoir):
         """min(size, len) distinct rows: (indices, images without augmentation, images, labels, logits, ...), the first
         two where they are asked for.
         """
-        self._refuse_empty()
         index = self._draw(len(self))
         if mask_task_out is not None:
             task = self.task_labels if "task_labels" in self.fields else self.labels // cpt
@@ -127,16 +126,12 @@ class Buffer(Reservoir):
         return (index, *rows) if return_index else tuple(rows)
 
     def get_data_by_index(self, indexes, transform=None, device=None, return_index=False) -> tuple[Tensor, ...]:
-        self._refuse_empty()
         return super().get_data_by_index(torch.as_tensor(indexes), transform, return_index, device)
 
-    def get_all_data(self, transform=None, device=None) -> tuple[Tensor, ...]:
-        self._refuse_empty()
-        return super().get_all_data(transform, device)
-
-    def _refuse_empty(self) -> None:
+    def _finish(self, *rows, **how) -> tuple[Tensor, ...]:
         if self.is_empty():
             raise UserError("the method reads an empty buffer: it cannot predict before its first task has ended")
+        return super()._finish(*rows, **how)
 
     def empty(self) -> None:
         """Forget every row and every field."""

@@ -73,12 +73,8 @@ def explained(cls: type, refusal: type[Exception] = TrainingFailed) -> Iterator[
     name = Path(inspect.getfile(cls)).name
     try:
         yield
-    except NotHere as e:
-        raise UserError(f"{name} cannot run: {e}") from None
-    except ImportError as e:
+    except (NotHere, ImportError, NotImplementedError) as e:
         raise UserError(f"{name} cannot run: {missing(e)}") from None
-    except NotImplementedError as e:
-        raise UserError(f"{name} cannot run: {e or 'a part that it leaves out is called'}") from None
     except AssertionError as e:
         place, line = _place(e, name)
         raise refusal(f"an assertion of the method does not hold ({place}: {str(e) or line})") from None
@@ -96,11 +92,11 @@ def _place(error: Exception, name: str) -> tuple[str, str]:
     return f"{Path(frame.filename).name}, line {frame.lineno}", frame.line or ""
 
 
-def missing(error: ImportError) -> str:
-    """What could not be imported, for a message."""
+def missing(error: Exception) -> str:
+    """What the file cannot do without, for a message."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the package '{error.name}' is not installed"
-    return str(error)
+    return str(error) or "a part that it leaves out is called"
 
 
 def guarded(hook: Callable) -> Callable:

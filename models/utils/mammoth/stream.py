@@ -1,7 +1,6 @@
 """A stream as method files written for Mammoth know it: loaders whose `dataset` can be read and changed."""
 
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -156,10 +155,7 @@ class TaskRows:
     @property
     def targets(self) -> np.ndarray:
         """A copy of the labels."""
-        if self._targets is not None:
-            return self._targets.cpu().numpy().copy()
-        split, rows = self.stored()
-        return split.targets[rows].cpu().numpy()
+        return self._labels().cpu().numpy().copy()
 
     @targets.setter
     def targets(self, labels: Any) -> None:
@@ -180,8 +176,11 @@ class TaskRows:
         if self._images is None and self._targets is None:
             return own.source, own.rows
         images = own.source.images[own.rows] if self._images is None else self._images
-        targets = own.source.targets[own.rows] if self._targets is None else self._targets
-        return Split(images, targets), torch.arange(len(images), device=images.device)
+        return Split(images, self._labels()), torch.arange(len(images), device=images.device)
+
+    def _labels(self) -> Tensor:
+        own = self.stream.own_loader(self.task).dataset
+        return own.source.targets[own.rows] if self._targets is None else self._targets
 
     def fields(self) -> dict[str, Any]:
         """What is handed to `observe` besides, by name: one value for each example."""
@@ -189,17 +188,12 @@ class TaskRows:
         return {name: getattr(self, name) for name in names}
 
     def __len__(self) -> int:
-        return len(self._targets) if self._targets is not None else len(self.stored()[1])
+        return len(self._labels())
 
     def __getitem__(self, i: int) -> tuple:
         split, rows = self.stored()
         raw, label = split.images[rows[i]], split.targets[rows[i]]
         return (self.transform(raw), label, to_float(raw), *(value[i] for value in self.fields().values()))
-
-    def __deepcopy__(self, memo: dict) -> "TaskRows":
-        out = TaskRows(self.stream, self.task)
-        vars(out).update(deepcopy({k: v for k, v in vars(self).items() if k != "stream"}, memo))
-        return out
 
 
 def as_stored(images: Tensor | np.ndarray, like: Tensor) -> Tensor:
