@@ -208,12 +208,9 @@ class GivenTasks(TaskStream):
             raise UserError(f"classes is {classes!r}: expected a tuple (first, one past the last), or a set of classes")
         if not all(type(c) is int for c in classes):
             raise UserError(f"classes is {classes!r}: expected integers")
-        out = {*(range(*classes) if ends else classes)}
-        if not out or min(out) < 0 or max(out) >= self.N_CLASSES:
-            raise UserError(
-                f"classes is {classes!r}: the network's {self.N_CLASSES} outputs stand for labels 0 to "
-                f"{self.N_CLASSES - 1}"
-            )
+        out, n = {*(range(*classes) if ends else classes)}, self.N_CLASSES
+        if not out or min(out) < 0 or max(out) >= n:
+            raise UserError(f"classes is {classes!r}: the network's {n} outputs stand for labels 0 to {n - 1}")
         return out
 
     def _refuse_shared(self, task: int, classes: Classes) -> None:

@@ -131,18 +131,15 @@ def test_token_sequences():
     ({"continual_strategy": {"ewc": {"lambda": None}}}, "ewc.lambda .*nothing is given"),
     ({"continual_strategy": {"ewc": {"fisher": "mx"}}}, "ewc.fisher .*'mx': expected one of mc, exact"),
     ({"continual_strategy": {"ewc": {"enabled": "yes"}}}, "continual_strategy.ewc must be a dict with 'enabled'"),
-    ({"continual_strategy": {"packnet": {"prune_percentage": 1.5}}}, "packnet.prune_percentage .*1.5"),
     ({"continual_strategy": {"packnet": {}}, "replay": {"size": 5}}, "replay is not defined with packnet"),
     ({"continual_strategy": {"er": {}}, "replay": {"size": 5}}, "er, which keeps a replay buffer of its own"),
     ({"continual_strategy": {"pnn": {"input_size": 3}}}, "pnn needs all of input_size, hidden_sizes, output_size"),
     ({"continual_strategy": {"pnn": {**SIZES, "input_size": 3}}}, r"pnn has sizes \[3, 32, 32, 10\], the network's"),
-    ({"optimizer": {"type": "adamm"}}, "optimizer.type .*'adamm': expected one of sgd, adam"),
     ({"optimizer": {"lr": 0}}, "optimizer.lr .*0: expected a number > 0"),
     ({"optimizer": 3}, "optimizer is int: expected a dict"),
     ({"scheduler": {"type": "step"}}, "scheduler.type"),
     ({"replay": {"size": 0}}, "replay.size .*0: expected an integer >= 1"),
     ({"replay": {"task_balanced": 3}}, "replay.task_balanced .*'3' is not a yes/no value"),
-    ({"replay": {"amount": 4}}, "replay has an unknown key 'amount'"),
     ({"strategy": {}}, "config has an unknown key 'strategy'"),
 ])  # fmt: skip
 def test_a_wrong_configuration_is_one_line_that_names_the_key(settings, words):
@@ -177,9 +174,6 @@ def test_a_file_of_another_configuration_is_refused(tmp_path):
         other.load(tmp_path / "a_task0.pt")
     with pytest.raises(UserError, match="config.optimizer.lr 0.1, this trainer has 0.2"):
         ContinualTrainer(model=network(), config=config("ewc", lr=0.2), device="cpu").load(tmp_path / "a_task0.pt")
-    small = nn.Sequential(nn.Linear(64, 10))
-    with pytest.raises(UserError, match="is of another network"):
-        ContinualTrainer(model=small, config=config("ewc"), device="cpu").load(tmp_path / "a_task0.pt")
 
 
 def test_the_global_generators_are_left_alone():

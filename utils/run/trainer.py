@@ -383,9 +383,7 @@ class _MeanLosses(Log):
             TrainingFailed: a mean is not finite.
         """
         if not self.totals:
-            raise UserError(
-                f"the loader of task {at.task} gives no batch in epoch {at.epoch}: can it be gone through only once?"
-            )
+            raise UserError(f"the loader of task {at.task} gives no batch in epoch {at.epoch}: is it read only once?")
         means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:

@@ -50,12 +50,10 @@ def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[s
     _known(config, {"optimizer", "scheduler", "continual_strategy", "replay"}, "config")
     strategies = config.get("continual_strategy") or {}
     _known(strategies, set(STRATEGIES), "continual_strategy")
-    enabled = []
     for name, section in strategies.items():
         if not isinstance(section, dict) or not isinstance(section.get("enabled", True), bool):
             raise UserError(f"config: continual_strategy.{name} must be a dict with 'enabled': True or False")
-        if section.get("enabled", True):
-            enabled.append(name)
+    enabled = [name for name, section in strategies.items() if section.get("enabled", True)]
     if len(enabled) > 1:
         raise UserError(f"config: continual_strategy enables {' and '.join(enabled)}: enable one")
     strategy = enabled[0] if enabled else "sgd"

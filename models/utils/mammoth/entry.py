@@ -113,11 +113,10 @@ def import_file(path: Path) -> types.ModuleType:
     sys.modules[key] = module
     try:
         spec.loader.exec_module(module)
-    except ImportError as e:
+    except BaseException as e:
         del sys.modules[key]
-        raise UserError(f"{path.name} cannot run: {missing(e)}") from None
-    except BaseException:
-        del sys.modules[key]
+        if isinstance(e, ImportError):
+            raise UserError(f"{path.name} cannot run: {missing(e)}") from None
         raise
     for name, cls in list(vars(module).items()):
         if isinstance(cls, type) and cls.__module__ == key and getattr(cls, "NAME", None):
