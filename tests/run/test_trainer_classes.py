@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.task import ClassTask
+from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
+from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.trainer_config import STRATEGIES
+from palimpsest.utils.trainer import ContinualTrainer
 from tests.run.test_trainer import X, Y, config
-from utils.errors import UserError
-from utils.run.trainer_config import STRATEGIES
-from utils.trainer import ContinualTrainer
 
 SETS = [{0, 5}, {1, 2}, {4, 9}]
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
-from datasets.utils.transforms import crop_flip
-from models.utils.mammoth.model import given
-from models.utils.mammoth.stream import Stream, as_stored, fresh_network
-from models.utils.projection import solve_dual
-from utils.randomness import generator
+from palimpsest.datasets.utils.transforms import crop_flip
+from palimpsest.models.utils.mammoth.model import given
+from palimpsest.models.utils.mammoth.stream import Stream, as_stored, fresh_network
+from palimpsest.models.utils.projection import solve_dual
+from palimpsest.utils.randomness import generator
 
 # ---- settings and the run
 
