@@ -75,9 +75,5 @@ def name_classes(labels: Sequence[int]) -> str:
 
 def in_order(classes: Sequence[Classes]) -> bool:
     """Whether each is a range that begins where the one before ends."""
-    ends = [0]
-    for part in classes:
-        if isinstance(part, frozenset) or part[0] != ends[-1]:
-            return False
-        ends.append(part[1])
-    return True
+    labels = [label for part in classes for label in labels_in(part)]
+    return labels == [*range(len(labels))]

@@ -1,6 +1,7 @@
 """A stream whose tasks are handed over one by one as loaders, with no number of them known in advance."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,12 +143,15 @@ class GivenTasks(TaskStream):
     def N_CLASSES_PER_TASK(self) -> list[int]:  # noqa: N802
         return [len(labels_in(classes)) for classes in self.classes]
 
-    def read(self, batch: Any, look: bool = True) -> tuple[Tensor, Tensor]:
+    def read(
+        self, batch: Any, look: bool = True, task: int | None = None, declared: set[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A batch of a loader as methods expect it.
 
         Args:
             batch: (inputs, labels, ...), see `split_batch`.
             look: whether the values of labels on a GPU are checked; those on the host always are.
+            task, declared: a task, and its classes if no others may be there.
 
         Raises:
             UserError: it cannot be read; the line says what was given and what is expected.
@@ -158,6 +162,9 @@ class GivenTasks(TaskStream):
         else:
             look = look or labels.device.type == "cpu"
             labels = read_classes(labels, self.N_CLASSES, self.kind == TokenTask.NAME, look)
+            if look and declared is not None and (others := {*labels[labels >= 0].unique().tolist()} - declared):
+                others = name_classes(sorted(others))
+                raise UserError(f"task {task} has {others} besides its classes: correct `classes`")
             labels = labels.to(self.device, non_blocking=True)
         return read_inputs(inputs, self.device, self.dtype), labels
 
@@ -178,15 +185,13 @@ class GivenTasks(TaskStream):
             UserError: labels that are no output of the network, or that an earlier task has.
         """
         task, declared = len(self.classes), None if classes is None else self._declared(classes)
-        self.train_loader = GivenLoader(loader, self._reader(task, declared), join)
+        self.train_loader = GivenLoader(loader, partial(self.read, task=task, declared=declared), join)
         if self.kind == RegressionTask.NAME:
             if declared is not None:
                 raise UserError(f"classes is {classes!r}: a regression has none, drop it")
-            first, found = look_over(self.train_loader, whole=False)
-            classes = (0, self.N_CLASSES)
-        else:
-            first, found = look_over(self.train_loader, whole=declared is None)
-            classes = as_classes(found if declared is None else declared)
+            declared = {*range(self.N_CLASSES)}
+        first, found = look_over(self.train_loader, whole=declared is None)
+        classes = as_classes(found if declared is None else declared)
         if self.setting is None:
             shared = self.kind != ClassTask.NAME or classes == (0, self.N_CLASSES)
             self.setting = "domain-il" if shared else "class-il"
@@ -203,31 +208,10 @@ class GivenTasks(TaskStream):
             raise UserError(f"classes is {classes!r}: expected a tuple (first, one past the last), or a set of classes")
         if not all(type(c) is int for c in classes):
             raise UserError(f"classes is {classes!r}: expected integers")
-        out = {*(range(*classes) if ends else classes)}
-        if not out or min(out) < 0 or max(out) >= self.N_CLASSES:
-            raise UserError(
-                f"classes is {classes!r}: the network's {self.N_CLASSES} outputs stand for labels 0 to "
-                f"{self.N_CLASSES - 1}"
-            )
+        out, n = {*(range(*classes) if ends else classes)}, self.N_CLASSES
+        if not out or min(out) < 0 or max(out) >= n:
+            raise UserError(f"classes is {classes!r}: the network's {n} outputs stand for labels 0 to {n - 1}")
         return out
-
-    def _reader(self, task: int, declared: set[int] | None) -> Callable:
-        """`read`, and in a task whose classes were declared no labels of others."""
-        if declared is None:
-            return self.read
-        known = torch.zeros(self.N_CLASSES, dtype=torch.bool)
-        known[sorted(declared)] = True
-
-        def read(batch: Any, look: bool = True) -> tuple[Tensor, Tensor]:
-            inputs, labels = self.read(batch, look)
-            if look or batch_on_host(batch):
-                rest = labels[labels >= 0].cpu()
-                if not known[rest].all():
-                    others = rest[~known[rest]].unique().tolist()
-                    raise UserError(f"task {task} has {name_classes(others)} besides its classes: correct `classes`")
-            return inputs, labels
-
-        return read
 
     def _refuse_shared(self, task: int, classes: Classes) -> None:
         before = {c for part in self.classes for c in labels_in(part)}
@@ -250,17 +234,13 @@ class GivenTasks(TaskStream):
             self._own_heads = MultiHeadLoss([*self.classes, free], self.device)
         ranges = [self.get_offsets(task) for task in range(len(self.classes))]
         self._set_tasks(ranges, ranges, self.multi_head)
-        if self.SETTING == "class-il" and not self._plain:
+        if self.SETTING == "class-il" and not in_order(self.classes):
             seen, own = set(), None if self.multi_head else self._loss
             self.tasks, self._heads = [], []
             for classes in map(labels_in, self.classes):
                 seen |= {*classes}
                 for tasks, criterion in ((self.tasks, None), (self._heads, own)):
                     tasks.append(SetTask(classes, sorted(seen), n, self.device, criterion))
-
-    @property
-    def _plain(self) -> bool:
-        return in_order(self.classes)
 
     def get_offsets(self, task: int) -> tuple[int, int]:
         """Classes before a task's, and with them: where its own are, if those of all tasks come in order."""
@@ -270,22 +250,18 @@ class GivenTasks(TaskStream):
         return sum(sizes[:task]), sum(sizes[: task + 1])
 
     def class_index(self, task: int) -> slice | Tensor:
-        shared = self.SETTING != "class-il" or self._plain
-        return super().class_index(task) if shared else self.tasks[task].classes
+        own = self.tasks[task]
+        return own.classes if isinstance(own, SetTask) else super().class_index(task)
 
     def positions(self, labels: Tensor, task: int) -> Tensor:
-        shared = self.SETTING != "class-il" or self._plain
-        return super().positions(labels, task) if shared else self.tasks[task].position(labels)
+        own = self.tasks[task]
+        return own.position(labels) if isinstance(own, SetTask) else super().positions(labels, task)
 
     def task_classes(self, task: int) -> tuple[int, int]:
         """0, and one past the greatest label of the tasks up to this one."""
         if self.SETTING != "class-il":
             return 0, self.N_CLASSES
         return 0, 1 + max(max(labels_in(part)) for part in self.classes[: task + 1])
-
-    def cpt(self, task: int) -> int:
-        low, high = self.get_offsets(task)
-        return high - low
 
     def get_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         return self._loss
@@ -344,27 +320,19 @@ def kind_of(setting: str | None, outputs: torch.Size, batch: Any) -> str:
 
 
 def look_over(loader: GivenLoader, whole: bool = True) -> tuple[Tensor, set[int]]:
-    """The inputs of a loader's first batch; the labels of the loader, or of that batch, negative ones (not scored) left
-    out.
-    """
+    """The inputs of a loader's first batch; the class labels (not -100) of the loader, or of a batch that has any."""
     first, found = None, set()
     with preserve_rng():
         for inputs, labels, _ in loader:
             first = inputs if first is None else first
-            if not labels.is_floating_point():
-                found |= {*labels[labels >= 0].unique().tolist()}
-                if not found and not whole:
-                    continue
-            if not whole:
+            if labels.is_floating_point():  # of a regression
+                break
+            found |= {*labels[labels >= 0].unique().tolist()}
+            if found and not whole:
                 break
     if first is None or not (found or labels.is_floating_point()):
         raise UserError("the loader gives no batch with a label")
     return first, found
-
-
-def batch_on_host(batch: Any) -> bool:
-    """Whether its labels can be looked at without waiting for a device."""
-    return getattr(getattr(batch[1], "device", None), "type", "cpu") == "cpu"
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ class ReadOnce:
 
     def __iter__(self) -> Iterator:
         n = 0
-        while True:
-            if n == len(self.given) and not self._read():
-                return
+        while n < len(self.given) or self._read():
             yield self.given[n]
             n += 1
 
@@ -75,8 +73,8 @@ def split_batch(batch: Any) -> tuple[Tensor, Tensor]:
     inputs, labels = (_tensor(part, what) for part, what in zip(batch, ("inputs", "labels"), strict=False))
     if not inputs.dim() or not labels.dim():
         raise UserError(
-            f"the loader gives inputs {_shape(inputs)} and labels {_shape(labels)}: expected batches of them, as a "
-            "DataLoader over the data set makes them"
+            f"the loader gives inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)}: expected batches of "
+            "them, as a DataLoader over the data set makes them"
         )
     if len(inputs) != len(labels):
         raise UserError(f"the loader gives {len(inputs)} inputs with {len(labels)} labels: expected as many of both")
@@ -97,8 +95,9 @@ def read_numbers(labels: Tensor, outputs: int, device: torch.device, dtype: torc
         UserError: of another shape.
     """
     labels = labels.unsqueeze(1) if labels.dim() == 1 else labels
-    if labels.shape[1:] != (outputs,):
-        raise UserError(f"labels have shape {_shape(labels)}: expected ({len(labels)}, {outputs}), a number per output")
+    shape, expected = tuple(labels.shape), (len(labels), outputs)
+    if shape != expected:
+        raise UserError(f"labels have shape {shape}: expected {expected}, a number per output")
     return labels.to(device, dtype, non_blocking=True)
 
 
@@ -118,10 +117,11 @@ def read_classes(labels: Tensor, outputs: int, per_position: bool, look: bool) -
         labels = labels.squeeze(1)
     if labels.dim() != 1 + per_position:
         expected = "(B, L), a class number per position" if per_position else "(B,), class numbers"
-        raise UserError(f"labels have shape {_shape(labels)}: expected {expected}")
+        raise UserError(f"labels have shape {tuple(labels.shape)}: expected {expected}")
     if labels.is_complex() or (look and labels.is_floating_point() and bool((labels != labels.round()).any())):
+        kind = str(labels.dtype).removeprefix("torch.")
         raise UserError(
-            f"labels are {_type(labels)} with fractions: expected class numbers, or targets with setting 'regression'"
+            f"labels are {kind} with fractions: expected class numbers, or targets with setting 'regression'"
         )
     labels = labels.long()
     if look and (bad := labels[(labels < 0) | (labels >= outputs)]).numel():
@@ -147,11 +147,8 @@ def are_numbers(labels: Tensor, outputs: torch.Size) -> bool:
         return False
     if labels.dim() == 1 or labels.shape[1:] == (1,):
         return outputs[1] == 1
-    return labels.shape == outputs and not _is_one_hot(labels)
-
-
-def _is_one_hot(labels: Tensor) -> bool:
-    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all())
+    one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
+    return labels.shape == outputs and not one_hot
 
 
 def _tensor(value: Any, what: str) -> Tensor:
@@ -169,11 +166,3 @@ def _tensor(value: Any, what: str) -> Tensor:
         raise UserError(
             f"the loader's {what} are {type(value).__name__}: expected a tensor or an array of numbers ({one_line(e)})"
         ) from None
-
-
-def _shape(value: Tensor) -> str:
-    return str(tuple(value.shape))
-
-
-def _type(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")

@@ -1,6 +1,7 @@
 """Files written for Mammoth: how they are known, what their imports find, and what their names do."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.models.helpers import experiment, finished
 
 STYLE = Path(__file__).parent / "mammoth_style"
 REPLAY = ["--buffer_size", "60", "--minibatch_size", "16"]
+SHORT = [*REPLAY, "--n_epochs", "1", "--label_perc", "0.1"]
 FRAME = """
 from utils.args import *
 from utils.buffer import Buffer
@@ -113,7 +115,7 @@ def test_another_file_does_not_see_the_names():
 @pytest.mark.parametrize("stream", ["seq-digits", "perm-digits", "digits-360"])
 def test_replay_in_the_old_frame_learns_the_same_weights_as_ours(tmp_path, stream):
     net = [] if stream == "seq-digits" else ["--backbone", "mnistmlp"]
-    more = [*REPLAY, *net, "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "1" if "360" in stream else "2"]
+    more = [*SHORT, *net, "--stop_after", "1" if "360" in stream else "2"]
     models = [finished(name, *more, dataset=stream).model for name in ("er", given_file(tmp_path))]
     assert torch.equal(*(model.net.get_params() for model in models))
 
@@ -144,53 +146,62 @@ def test_missing_names_and_packages_in_one_line(tmp_path):
 def test_what_fails_ends_in_one_line(tmp_path, where, line, error, words):
     path = given_file(tmp_path, **{where: line})
     with pytest.raises(error, match=words):
-        train(experiment(path, *REPLAY, "--n_epochs", "1", "--label_perc", "0.1", dataset="seq-digits"))
+        train(experiment(path, *SHORT))
 
 
-def test_a_counter_that_the_file_sets_is_its_own(tmp_path):
-    path = given_file(tmp_path, init="self.current_task = 7", end="self.current_task += 1")
-    exp = finished(path, *REPLAY, "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "2", dataset="seq-digits")
-    assert exp.model.current_task == 9 and exp.model._current_task == 2 and exp.model.n_seen_classes == 4
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """A run whose file sets a counter, asks for its scores, and makes two columns of a progressive network."""
+    imports = "import torch\nfrom backbone.MNISTMLP_PNN import MNISTMLP_PNN as C\nfrom utils.training import evaluate"
+    end = "self.current_task += 1; self.scores = evaluate(self, dataset); "
+    end += "first = C(dataset._stream.SIZE, 10); self.two = [first, C(dataset._stream.SIZE, 10, [first])]"
+    path = given_file(tmp_path_factory.mktemp("used"), imports, "self.current_task = 7", end)
+    return finished(path, *SHORT, "--stop_after", "2")
+
+
+def test_a_counter_that_the_file_sets_is_its_own(used):
+    assert used.model.current_task == 9 and used.model._current_task == 2 and used.model.n_seen_classes == 4
+
+
+def test_evaluate_gives_the_runners_scores(used):
+    last = used.run.history[-1].scores
+    assert used.model.scores == (last["class-il"], last["task-il"])
+
+
+def test_columns_read_the_earlier_ones_and_do_not_train_them(used):
+    first, second = used.model.two
+    x = torch.rand(3, 1, 8, 8)
+    before = second(x)
+    before.sum().backward()
+    assert all(p.grad is None for p in first.parameters()) and all(p.grad is not None for p in second.parameters())
+    with torch.no_grad():
+        for p in first.parameters():
+            p.add_(0.5)
+    assert not torch.equal(second(x), before)
 
 
 def test_options_that_the_runner_has_too_are_the_runners():
-    exp = experiment(str(STYLE / "loss_aware.py"), *REPLAY, "--clip_grad", "0.5", dataset="seq-digits")
+    exp = experiment(str(STYLE / "loss_aware.py"), *REPLAY, "--clip_grad", "0.5")
     assert exp.args.clip_grad == 0.5 and exp.model.args.clip_grad == 0.5 and exp.model.args.nowand
 
 
 # ---- the data set of a loader
 
 
-class FakeData:
-    """A stream of one task with `images`; the order of an epoch is reversed."""
-
-    NAME, c_task, args = "fake", 0, None
-
-    def __init__(self, images, labels):
-        data = Split(images, labels)
-        self.train_loader = TrainLoader(data, torch.arange(len(labels)), 2, self.get_transform(), self.order)
-
-    def order(self, n, epoch):
-        return torch.arange(n).flip(0)
-
-    def get_transform(self):
-        return lambda raw: raw.float()
-
-    get_normalization_transform = get_transform
+def stream_of(images, labels):
+    """A stream of one task; the order of an epoch is reversed."""
+    every = torch.arange(len(labels))
+    loader = TrainLoader(Split(images, labels), every, 2, torch.Tensor.float, lambda n, epoch: torch.arange(n).flip(0))
+    return Stream(SimpleNamespace(c_task=0, train_loader=loader, get_transform=lambda: torch.Tensor.float), None)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_can_be_read_and_set_in_the_familiar_forms(channels):
     images = torch.randint(0, 256, (5, channels, 4, 3), dtype=torch.uint8)
-    rows = TaskRows(Stream(FakeData(images, torch.tensor([0, 1, 2, 3, 4])), None), 0)
-    assert rows.data.shape == ((5, 4, 3) if channels == 1 else (5, 4, 3, 3)) and rows.targets.tolist() == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
-    rows.data, rows.targets = rows.data[rows.targets > 2], rows.targets[rows.targets > 2]
+    rows = TaskRows(stream_of(images, torch.arange(5)), 0)
+    assert rows.data.shape == ((5, 4, 3) if channels == 1 else (5, 4, 3, 3)) and rows.targets.tolist() == [*range(5)]
+    rows.data = rows.data[3:]
+    rows.targets = rows.targets[3:]
     rows.logits = torch.tensor([[0.3], [0.4]])
     loader = TaskLoader(rows)
     (inputs, labels, raw), *rest = loader
@@ -216,7 +227,7 @@ def test_changed_data_are_what_the_task_is_trained_on(tmp_path):
     count = "self.seen = getattr(self, 'seen', 0) + n"
     path = given_file(tmp_path, "import numpy as np\nimport torch", end=grow, observe=count)
     Path(path).write_text(Path(path).read_text().replace("def end_task", "def begin_task"))
-    exp = finished(path, *REPLAY, "--n_epochs", "2", "--label_perc", "0.1", "--stop_after", "1", dataset="seq-digits")
+    exp = finished(path, *REPLAY, "--n_epochs", "2", "--label_perc", "0.1", "--stop_after", "1")
     assert exp.model.seen == 2 * 3 * len(exp.dataset.task_data(0))
     assert len(TaskData(*exp.dataset._stage_part(0), None)) * 3 == len(exp.model._rows)
 
@@ -229,9 +240,8 @@ def test_fields_have_mammoths_types_and_the_length_of_the_shortest():
     assert not hasattr(buffer, "examples") and buffer.task_number == 5
     buffer.add_data(torch.full((3, 1), 255, dtype=torch.uint8), torch.tensor([1, 2, 3]), task_labels=torch.ones(2))
     assert len(buffer) == 2 and buffer.used_attributes == ["examples", "labels", "task_labels"]
-    assert (
-        buffer.examples.dtype == torch.float32 and buffer.examples[0] == 1 and buffer.task_labels.dtype == torch.int64
-    )
+    assert buffer.examples.dtype == torch.float32 and buffer.examples[0] == 1
+    assert buffer.task_labels.dtype == torch.int64
     with pytest.raises(UserError, match="the buffer stores examples, labels, task_labels"):
         buffer.add_data(torch.zeros(1, 1), torch.tensor([1]))
     buffer.empty()
@@ -351,34 +361,8 @@ def test_augmentations_keep_shape_and_range():
     assert all(abs(own[i] - share) < 1e-6 or second[i] == i for i in range(4))
 
 
-def test_evaluate_gives_the_runners_scores(tmp_path):
-    path = given_file(tmp_path, end="from utils.training import evaluate; self.scores = evaluate(self, dataset)")
-    exp = finished(path, *REPLAY, "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "2", dataset="seq-digits")
-    last = exp.run.history[-1].scores
-    assert exp.model.scores == (last["class-il"], last["task-il"])
-
-
 def test_a_default_of_the_file_goes_before_the_streams(tmp_path):
     path = Path(given_file(tmp_path))
-    path.write_text(
-        path.read_text().replace("    return parser\n", "    parser.set_defaults(batch_size=1)\n    return parser\n")
-    )
-    assert experiment(str(path), *REPLAY, dataset="seq-digits").args.batch_size == 1
-    assert experiment(str(path), *REPLAY, "--batch_size", "4", dataset="seq-digits").args.batch_size == 4
-
-
-def test_columns_read_the_earlier_ones_and_do_not_train_them(tmp_path):
-    make = "from backbone.MNISTMLP_PNN import MNISTMLP_PNN as C; a = C(dataset._stream.SIZE, 10); "
-    make += "self.two = [a, C(dataset._stream.SIZE, 10, [a])]"
-    exp = finished(
-        given_file(tmp_path, end=make), *REPLAY, "--n_epochs", "1", "--stop_after", "1", "--label_perc", "0.1"
-    )
-    first, second = exp.model.two
-    x = torch.rand(3, 1, 8, 8)
-    before = second(x)
-    before.sum().backward()
-    assert all(p.grad is None for p in first.parameters()) and all(p.grad is not None for p in second.parameters())
-    with torch.no_grad():
-        for p in first.parameters():
-            p.add_(0.5)
-    assert not torch.equal(second(x), before)
+    path.write_text(path.read_text().replace("return parser", "parser.set_defaults(batch_size=1)\n    return parser"))
+    assert experiment(str(path), *REPLAY).args.batch_size == 1
+    assert experiment(str(path), *REPLAY, "--batch_size", "4").args.batch_size == 4

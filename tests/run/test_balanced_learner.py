@@ -13,22 +13,18 @@ from tests.models.helpers import finished
 OPTIONS = {
     "vision_items": "digits", "vision_size": 32, "vision_subset": 20, "seg_classes": "binary", "batch_size": 8,
     "n_epochs": 2, "device": "cpu", "n_fisher": 8, "probe_size": 8, "finetune_steps": 10, "bn_policy": "shared",
-    "tolerance": 0.1,
+    "tolerance": 0.1, "base_path": vision_folder(),
 }  # fmt: skip
 
 
-def options() -> dict:
-    return {**OPTIONS, "base_path": vision_folder()}
-
-
 def learner_of(model=None, **more) -> BalancedContinualLearner:
-    return BalancedContinualLearner(model, num_threads=1, **options(), **more)
+    return BalancedContinualLearner(model, num_threads=1, **OPTIONS, **more)
 
 
 def test_it_ends_where_the_runner_does():
     learner = learner_of(learning_rate=0.01)
     verdicts = learner.run()
-    argv = [str(part) for option, value in options().items() for part in (f"--{option}", value)]
+    argv = [str(part) for option, value in OPTIONS.items() for part in (f"--{option}", value)]
     exp = finished("balanced-ewc", *argv, "--lr", "0.01", dataset="seq-vision-mini")
     assert torch.equal(learner.model.net.get_params(), exp.model.net.get_params())
     assert learner.evaluate_all() == dict(zip(learner.tasks, exp.run.history[-1].scores["task-il"], strict=True))

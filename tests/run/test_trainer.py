@@ -14,20 +14,20 @@ from palimpsest.utils.run.trainer_config import STRATEGIES
 from palimpsest.utils.trainer import ContinualTrainer
 
 SIZES = {"input_size": 64, "hidden_sizes": [32, 32], "output_size": 10}
+X, Y = (torch.tensor(part) for part in load_digits(return_X_y=True))
+X = X.float() / 16
 
 
 def digits(per_task=2, n_tasks=3):
     """(training, test) loaders of the first tasks of split digits."""
-    x, y = load_digits(return_X_y=True)
-    x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
     sizes = [per_task] * n_tasks if isinstance(per_task, int) else per_task
     out, low = [], 0
     for size in sizes:
-        rows = ((y >= low) & (y < low + size)).nonzero().squeeze(1)
+        rows = torch.isin(Y, torch.arange(low, low + size)).nonzero().squeeze(1)
         train, test = rows[: int(0.8 * len(rows))], rows[int(0.8 * len(rows)) :]
         order = torch.Generator().manual_seed(low)
-        training = DataLoader(TensorDataset(x[train], y[train]), 16, shuffle=True, generator=order)
-        out.append((training, DataLoader(TensorDataset(x[test], y[test]), 100)))
+        training = DataLoader(TensorDataset(X[train], Y[train]), 16, shuffle=True, generator=order)
+        out.append((training, DataLoader(TensorDataset(X[test], Y[test]), 100)))
         low += size
     return out
 
@@ -37,7 +37,7 @@ def network(seed=0):
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
-def config(strategy=None, replay=None, lr=0.1, optimizer="sgd", **options):
+def config(strategy=None, replay=None, optimizer="sgd", lr=0.1, **options):
     out = {"optimizer": {"type": optimizer, "lr": lr}}
     if strategy:
         out["continual_strategy"] = {strategy: {"enabled": True, **options}}
@@ -48,46 +48,39 @@ def config(strategy=None, replay=None, lr=0.1, optimizer="sgd", **options):
 
 def trained(settings, loaders, n_epochs=1, **more):
     trainer = ContinualTrainer(model=network(), config=settings, device="cpu", **more)
-    for task, (train, _) in enumerate(loaders):
-        trainer.train_task(train, None, task, f"task {task}", num_epochs=n_epochs)
-        trainer.evaluate_all_tasks([test for _, test in loaders])
+    for task in range(len(loaders)):
+        learn(trainer, loaders, task, n_epochs)
     return trainer
 
 
+def learn(trainer, loaders, task, n_epochs):
+    trainer.train_task(loaders[task][0], None, task, num_epochs=n_epochs)
+    trainer.evaluate_all_tasks([test for _, test in loaders])
+
+
 @pytest.mark.parametrize("strategy", [None, *STRATEGIES])
-def test_the_quick_start_runs_for_each_strategy(strategy):
-    loaders = digits()
-    more = {"lambda": 0.1} if strategy == "hat" else {}  # the network is narrow
-    n_epochs = 10 if strategy == "hat" else 3
-    trainer = trained(config(strategy, **more), loaders, n_epochs, setting="task-il")
-    R = trainer.matrix("task-il")
+def test_each_strategy_learns_and_goes_on_from_a_file_bit_for_bit(strategy, tmp_path):
+    more = {"lambda": 0.1} if strategy in ("mas", "hat") else {}  # the network is narrow
+    n_epochs = 4 if strategy == "hat" else 1
+    settings = config(strategy, {"size": 40} if strategy in (None, "ewc", "gem") else None, "adam", 0.01, **more)
+    whole = trained(settings, digits(), n_epochs, setting="task-il", checkpoint_dir=tmp_path)
+    R = whole.matrix("task-il")
     assert R.shape == (3, 3) and R[0, 0] > 95 and R.diagonal().mean() > 75, R
     if strategy in ("pnn", "packnet", "hat"):
-        assert trainer.metrics()["task-il"]["forgetting"] == 0
-    assert trainer.task_names == ["task 0", "task 1", "task 2"]
-
-
-@pytest.mark.parametrize("strategy", [None, *STRATEGIES])
-def test_a_loaded_trainer_goes_on_bit_for_bit(strategy, tmp_path):
-    replay = {"size": 40} if strategy in (None, "ewc", "gem") else None
-    settings = config(strategy, replay, optimizer="adam", lr=0.003)
-    loaders = digits()
-    whole = trained(settings, loaders)
-    first = trained(settings, (again := digits())[:2])
-    first.save(tmp_path / "two.pt")
+        assert whole.metrics()["task-il"]["forgetting"] == 0
     torch.manual_seed(123)  # whatever the new process drew before
-    second = ContinualTrainer(model=network(5), config=settings, device="cpu")
-    second.load(tmp_path / "two.pt")
+    second = ContinualTrainer(model=network(5), config=settings, device="cpu", setting="task-il")
+    second.load(tmp_path / "experiment_task1.pt")
     assert second.task_names == ["task 0", "task 1"]
-    second.train_task(again[2][0], None, 2, num_epochs=1)
-    second.evaluate_all_tasks([test for _, test in again])
+    second.evaluate_all_tasks([test for _, test in digits()])
+    learn(second, digits(), 2, n_epochs)
     assert second.R == whole.R
     mine, theirs = dict(second.method.named_parameters()), dict(whole.method.named_parameters())
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
 def test_replay_joins_any_loss_and_fills():
-    plain, joined = (trained(config("ewc", replay), digits(n_tasks=3), 3) for replay in (None, {"size": 60}))
+    plain, joined = (trained(config("ewc", replay), digits(), 2) for replay in (None, {"size": 60}))
     assert len(joined.method.replay_buffer) == 60
     assert set(joined.method.replay_buffer.task_labels.tolist()) == {0, 1, 2}
     assert joined.metrics()["class-il"]["acc"] > plain.metrics()["class-il"]["acc"] + 20
@@ -104,27 +97,15 @@ def test_epoch_facts_and_callbacks():
     assert out["epochs"][1]["loss"] < out["epochs"][0]["loss"]
 
 
-def test_the_report_has_the_plots(tmp_path):
-    trainer = trained(config("ewc"), digits(n_tasks=2))
-    path = trainer.report(tmp_path / "report")
-    text = path.read_text()
-    assert all(word in text for word in ("forgetting of each task", "confusion matrix", "importance", "task-il"))
-    assert len(list((tmp_path / "report" / "plots").glob("*.png"))) > 5
-    with pytest.raises(UserError, match="nothing to report"):
-        ContinualTrainer(model=network(), config=config(), device="cpu").report(tmp_path)
-
-
 def test_tasks_may_differ_in_their_number_of_classes():
-    trainer = trained(config("lwf"), digits(per_task=[2, 3, 5]), 2)
+    trainer = trained(config("lwf"), digits(per_task=[2, 3, 5]))
     assert trainer.tasks.classes == [(0, 2), (2, 5), (5, 10)]
     assert [task.high - task.low for task in trainer.tasks.heads(3)] == [2, 3, 5]
 
 
 def test_a_task_that_has_every_label_makes_it_domain_il():
-    x, y = load_digits(return_X_y=True)
-    x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
     torch.manual_seed(0)
-    loaders = [DataLoader(TensorDataset(x[:, torch.randperm(64)], y), 32) for _ in range(2)]
+    loaders = [DataLoader(TensorDataset(X[:500, torch.randperm(64)], Y[:500]), 16) for _ in range(2)]
     trainer = trained(config("si"), [(loader, loader) for loader in loaders], n_epochs=3)
     assert set(trainer.R) == {"domain-il"} and trainer.matrix()[1, 1] > 50
 
@@ -134,11 +115,11 @@ def test_token_sequences():
     net = nn.Sequential(nn.Embedding(8, 16), nn.Linear(16, 8))
     loaders = []
     for shift in (1, 3):
-        x = torch.randint(0, 8, (200, 5))
+        x = torch.randint(0, 8, (100, 5))
         loaders.append(DataLoader(TensorDataset(x, (x + shift) % 8), 20))
     for strategy in ("ewc", "gem", "si", "mas", "er"):
         trainer = ContinualTrainer(model=net, config=config(strategy), device="cpu")
-        losses = [trainer.train_task(loader, None, t, num_epochs=3)["epochs"] for t, loader in enumerate(loaders)]
+        losses = [trainer.train_task(loader, None, t, num_epochs=2)["epochs"] for t, loader in enumerate(loaders)]
         assert losses[0][-1]["ce" if strategy != "gem" and strategy != "er" else "loss"] < 2.08
 
 
@@ -150,18 +131,15 @@ def test_token_sequences():
     ({"continual_strategy": {"ewc": {"lambda": None}}}, "ewc.lambda .*nothing is given"),
     ({"continual_strategy": {"ewc": {"fisher": "mx"}}}, "ewc.fisher .*'mx': expected one of mc, exact"),
     ({"continual_strategy": {"ewc": {"enabled": "yes"}}}, "continual_strategy.ewc must be a dict with 'enabled'"),
-    ({"continual_strategy": {"packnet": {"prune_percentage": 1.5}}}, "packnet.prune_percentage .*1.5"),
     ({"continual_strategy": {"packnet": {}}, "replay": {"size": 5}}, "replay is not defined with packnet"),
     ({"continual_strategy": {"er": {}}, "replay": {"size": 5}}, "er, which keeps a replay buffer of its own"),
     ({"continual_strategy": {"pnn": {"input_size": 3}}}, "pnn needs all of input_size, hidden_sizes, output_size"),
     ({"continual_strategy": {"pnn": {**SIZES, "input_size": 3}}}, r"pnn has sizes \[3, 32, 32, 10\], the network's"),
-    ({"optimizer": {"type": "adamm"}}, "optimizer.type .*'adamm': expected one of sgd, adam"),
     ({"optimizer": {"lr": 0}}, "optimizer.lr .*0: expected a number > 0"),
     ({"optimizer": 3}, "optimizer is int: expected a dict"),
     ({"scheduler": {"type": "step"}}, "scheduler.type"),
     ({"replay": {"size": 0}}, "replay.size .*0: expected an integer >= 1"),
     ({"replay": {"task_balanced": 3}}, "replay.task_balanced .*'3' is not a yes/no value"),
-    ({"replay": {"amount": 4}}, "replay has an unknown key 'amount'"),
     ({"strategy": {}}, "config has an unknown key 'strategy'"),
 ])  # fmt: skip
 def test_a_wrong_configuration_is_one_line_that_names_the_key(settings, words):
@@ -178,6 +156,7 @@ def test_a_wrong_configuration_is_one_line_that_names_the_key(settings, words):
     (lambda t, d: t.train_task([], None, 0), "gives no batch"),
     (lambda t, d: t.evaluate(d[0][1], 0), "task 0 was not learned yet"),
     (lambda t, d: t.save("x.pt"), "nothing to save"),
+    (lambda t, d: t.report("folder"), "nothing to report"),
     (lambda t, d: t.load("nowhere.pt"), "nowhere.pt does not exist"),
 ])  # fmt: skip
 def test_wrong_calls_are_one_line(call, words, tmp_path, monkeypatch):
@@ -195,9 +174,6 @@ def test_a_file_of_another_configuration_is_refused(tmp_path):
         other.load(tmp_path / "a_task0.pt")
     with pytest.raises(UserError, match="config.optimizer.lr 0.1, this trainer has 0.2"):
         ContinualTrainer(model=network(), config=config("ewc", lr=0.2), device="cpu").load(tmp_path / "a_task0.pt")
-    small = nn.Sequential(nn.Linear(64, 10))
-    with pytest.raises(UserError, match="is of another network"):
-        ContinualTrainer(model=small, config=config("ewc"), device="cpu").load(tmp_path / "a_task0.pt")
 
 
 def test_the_global_generators_are_left_alone():
@@ -212,9 +188,7 @@ def test_the_global_generators_are_left_alone():
 
 def test_the_examples_run(capsys):
     examples = runpy.run_path(str(ROOT / "examples" / "strategies.py"))
-    assert {next(iter(config.get("continual_strategy", {"": 0}))) for _, config in examples["EXAMPLES"].values()} == {
-        "", *STRATEGIES.keys() - {"agem_r", "der"}
-    }  # fmt: skip
-    for name in examples["EXAMPLES"]:
-        examples["main"](name, num_epochs=1)
-    assert capsys.readouterr().out.count("average accuracy") >= len(examples["EXAMPLES"])
+    shown = {ContinualTrainer(network(), config, setting=s).strategy for s, config in examples["EXAMPLES"].values()}
+    assert shown == {"sgd", *STRATEGIES} - {"agem_r", "der"}
+    examples["main"]("ewc_replay", num_epochs=1)
+    assert "class-il: average accuracy" in capsys.readouterr().out

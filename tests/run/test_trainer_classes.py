@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,19 +10,17 @@ from palimpsest.datasets.utils.task import ClassTask
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.run.trainer_config import STRATEGIES
 from palimpsest.utils.trainer import ContinualTrainer
+from tests.run.test_trainer import X, Y, config
 
-ORDER = [0, 5, 1, 2, 9, 4, 3, 7, 8, 6]  # the tasks are {0, 5}, {1, 2}, {4, 9}
 SETS = [{0, 5}, {1, 2}, {4, 9}]
-DATA_X, DATA_Y = (torch.tensor(part) for part in load_digits(return_X_y=True))
-DATA_X = DATA_X.float() / 16
 
 
 def loaders(sets, rename=lambda y: y):
     out = []
     for task, classes in enumerate(sets):
-        rows = torch.isin(DATA_Y, torch.tensor(sorted(classes)))
+        rows = torch.isin(Y, torch.tensor(sorted(classes)))
         order = torch.Generator().manual_seed(task)
-        out.append(DataLoader(TensorDataset(DATA_X[rows], rename(DATA_Y[rows])), 32, shuffle=True, generator=order))
+        out.append(DataLoader(TensorDataset(X[rows], rename(Y[rows])), 32, shuffle=True, generator=order))
     return out
 
 
@@ -31,31 +28,29 @@ def network(rows=None):
     """64-24-10; `rows`: the units of the last layer in this order."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
-    if rows is not None:
-        with torch.no_grad():
-            net[2].weight.copy_(net[2].weight[rows].clone()), net[2].bias.copy_(net[2].bias[rows].clone())
+    for p in net[2].parameters() if rows else ():
+        p.data = p.data[rows]
     return net
 
 
 def trained(net, data, strategy, setting, classes=None, **more):
-    config = {"optimizer": {"lr": 0.1}}
-    if strategy:
-        options = {"hat": {"lambda": 0.1}, "ewc": {"fisher": "exact"}, "mas": {"lambda": 0.1}}.get(strategy, {})
-        config["continual_strategy"] = {strategy: options | more}
-    trainer = ContinualTrainer(net, config, setting=setting, device="cpu")
+    options = {"hat": {"lambda": 0.1}, "ewc": {"n_fisher": 50}, "mas": {"lambda": 0.1}}.get(strategy, {})
+    trainer = ContinualTrainer(net, config(strategy, **options), setting=setting, device="cpu", **more)
     torch.manual_seed(1)
     for task, loader in enumerate(data):
-        trainer.train_task(loader, num_epochs=2, classes=classes and classes[task])
+        trainer.train_task(loader, classes=classes and classes[task])
         trainer.evaluate_all_tasks(data)
     return trainer
 
 
-@pytest.mark.parametrize("setting", ["class-il", "task-il"])
-@pytest.mark.parametrize("strategy", [None, *STRATEGIES])
+@pytest.mark.parametrize(
+    "strategy, setting",
+    [*((strategy, "task-il") for strategy in (None, *STRATEGIES)), (None, "class-il"), ("mas", "class-il")],
+)
 def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     """Outputs have no order: with labels and units renamed to 0, 1, 2, ... everything is the same."""
-    where = torch.tensor([ORDER.index(c) if c in (0, 5, 1, 2) else {4: 4, 9: 5}.get(c, 9) for c in range(10)])
     renamed = [0, 5, 1, 2, 4, 9, 3, 7, 8, 6]  # the class that stands at each place
+    where = torch.tensor(renamed).argsort()
     mine = trained(network(), loaders(SETS), strategy, setting)
     plain = trained(network(renamed), loaders(SETS, lambda y: where[y]), strategy, setting)
     assert mine.tasks.classes == [frozenset({0, 5}), (1, 3), frozenset({4, 9})]
@@ -67,19 +62,20 @@ def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     assert torch.allclose(mine.net[2].weight[renamed], plain.net[2].weight, atol=2e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ewc", "packnet", "pnn", "lwf", "der"])
+@pytest.mark.parametrize("strategy", ["ewc", "packnet", "pnn"])
 def test_class_sets_are_saved_and_reported(strategy, tmp_path):
-    data = loaders(SETS)
-    whole = trained(network(), data, strategy, "task-il")
-    first = trained(network(), (again := loaders(SETS))[:2], strategy, "task-il")
-    first.save(tmp_path / "two.pt")
-    second = ContinualTrainer(network(), first.config, setting="task-il", device="cpu")
-    second.load(tmp_path / "two.pt")
-    second.train_task(again[2], num_epochs=2)
-    second.evaluate_all_tasks(again)
+    whole = trained(network(), loaders(SETS), strategy, "task-il", checkpoint_dir=tmp_path)
+    second = ContinualTrainer(network(), whole.config, setting="task-il", device="cpu")
+    second.load(tmp_path / "experiment_task1.pt")
+    second.evaluate_all_tasks(loaders(SETS))
+    second.train_task(loaders(SETS)[2])
+    second.evaluate_all_tasks(loaders(SETS))
     assert second.R == whole.R and second.tasks.classes == whole.tasks.classes
     if strategy == "ewc":
-        assert "confusion matrix" in second.report(tmp_path / "report").read_text()
+        text = second.report(tmp_path / "report").read_text()
+        words = ("forgetting of each task", "confusion matrix", "importance", "task-il")
+        assert not [word for word in words if word not in text]
+        assert len(list((tmp_path / "report" / "plots").glob("*.png"))) > 5
 
 
 def test_scores_are_those_of_the_outputs():
@@ -96,8 +92,8 @@ def test_scores_are_those_of_the_outputs():
 
 def test_classes_may_be_declared_and_ranges_out_of_order():
     sets = [{6, 7}, {0, 1}, {3, 8}]
-    found = trained(network(), loaders(sets), "ewc", "class-il")
-    declared = trained(network(), loaders(sets), "ewc", "class-il", classes=[(6, 8), range(0, 2), frozenset({8, 3})])
+    found = trained(network(), loaders(sets), None, "class-il")
+    declared = trained(network(), loaders(sets), None, "class-il", classes=[(6, 8), range(0, 2), frozenset({8, 3})])
     assert found.tasks.classes == declared.tasks.classes == [(6, 8), (0, 2), frozenset({3, 8})]
     for trainer in (found, declared):
         R = trainer.matrix("task-il")

@@ -9,13 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from palimpsest.models.utils.state import describe
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.run.checkpoint import fingerprint
 from palimpsest.utils.run.trainer_config import STRATEGIES
 from palimpsest.utils.trainer import ContinualTrainer
-
-ALL = [None, *STRATEGIES]
 
 
 class Broken(Exception):
@@ -33,11 +31,11 @@ def loaders(n=3):
     return out
 
 
-def trainer_of(strategy, optimizer="adam", **more):
+def trainer_of(strategy, **more):
     torch.manual_seed(0), np.random.seed(0), random.seed(0)  # noqa: NPY002
     net = nn.Sequential(nn.Linear(10, 12), nn.BatchNorm1d(12) if strategy != "hat" else nn.Identity(), nn.ReLU(),
                         nn.Dropout(0.2), nn.Linear(12, 6))  # fmt: skip
-    config = {"optimizer": {"type": optimizer, "lr": 0.01}}
+    config = {"optimizer": {"type": "adam", "lr": 0.01}}
     if strategy:
         config["continual_strategy"] = {strategy: {"lambda": 0.1} if strategy == "hat" else {}}
     if strategy in (None, "ewc", "si"):
@@ -51,13 +49,8 @@ def state_of(trainer):
     net = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
     modes = [(name, part.training) for name, part in trainer.net.named_modules()]
     learns = [p.requires_grad for p in trainer.net.parameters()]
-    rest = [
-        trainer.step,
-        trainer.task_names,
-        trainer.R,
-        vars(trainer.args),
-        len(trainer.tasks.classes) if method else 0,
-    ]
+    classes = trainer.tasks and trainer.tasks.classes
+    rest = [trainer.step, trainer.task_names, trainer.R, vars(trainer.args), len(classes or ())]
     return fingerprint([method, net, modes, learns, rest, random_state()])
 
 
@@ -77,45 +70,34 @@ def learn(trainer, data, task):
     trainer.evaluate_all_tasks(data)
 
 
-@pytest.mark.parametrize("strategy", ALL)
-def test_a_stopped_task_leaves_the_trainer_as_before_and_is_learned_again(strategy):
-    whole, data = trainer_of(strategy), loaders()
-    for task in range(3):
-        learn(whole, data, task)
-    parts, data = trainer_of(strategy), loaders()
+def try_in_vain(trainer, data, task, what, when):
+    """A task that is stopped, after which all is as before."""
+    before, orders = state_of(trainer), [d.generator.get_state() for d in data[1:]]
+    with pytest.raises(what):
+        trainer.train_task(data[task], None, num_epochs=2, callbacks=[stop_at(what, when)])
+    assert state_of(trainer) == before
+    assert all(torch.equal(d.generator.get_state(), order) for d, order in zip(data[1:], orders, strict=True))
+
+
+@pytest.mark.parametrize("strategy", [None, *STRATEGIES])
+def test_a_stopped_task_is_learned_again_here_and_by_who_loads_the_trainer(strategy, tmp_path):
+    whole, data = trainer_of(strategy), loaders(2)
+    learn(whole, data, 0)
+    learn(whole, data, 1)
+    parts, data = trainer_of(strategy), loaders(2)
     held = list(parts.net.parameters())
-    for task in range(3):
-        for what in (KeyboardInterrupt, Broken):
-            before, orders = state_of(parts), [d.generator and d.generator.get_state() for d in data]
-            with pytest.raises(what):
-                parts.train_task(data[task], None, task, num_epochs=2, callbacks=[stop_at(what, task % 2)])
-            assert state_of(parts) == before
-            assert all(
-                d.generator is None or torch.equal(d.generator.get_state(), o)
-                for d, o in zip(data, orders, strict=True)
-            )
-        learn(parts, data, task)
-    assert all(a is b for a, b in zip(held, parts.net.parameters(), strict=True))
-    assert parts.R == whole.R and state_of(parts) == state_of(whole)
-
-
-@pytest.mark.parametrize("strategy", ["ewc", "lwf", "packnet", "pnn", "gem", "er"])
-def test_saved_and_loaded_after_a_stop(strategy, tmp_path):
-    whole, data = trainer_of(strategy), loaders()
-    for task in range(3):
-        learn(whole, data, task)
-    parts, data = trainer_of(strategy), loaders()
+    try_in_vain(parts, data, 0, Broken, 0)
     learn(parts, data, 0)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            parts.train_task(data[1], None, 1, num_epochs=2, callbacks=[stop_at(KeyboardInterrupt, 1)])
+        try_in_vain(parts, data, 1, KeyboardInterrupt, 1)
     parts.save(tmp_path / "one.pt")
-    again = trainer_of(strategy)
-    with pytest.raises(Broken):  # what is loaded must not depend on what was tried before
-        again.train_task(data[2], num_epochs=1, callbacks=[stop_at(Broken, 0)])
+    learn(parts, data, 1)
+    assert all(a is b for a, b in zip(held, parts.net.parameters(), strict=True))
+    assert parts.R == whole.R and state_of(parts) == state_of(whole)
+    again, data = trainer_of(strategy), loaders(2)
+    try_in_vain(again, data, 1, Broken, 0)  # what is loaded must not depend on what was tried before
     again.load(tmp_path / "one.pt")
-    for task in (1, 2):
-        learn(again, data, task)
+    learn(again, data, 1)
     assert again.R == whole.R and state_of(again) == state_of(whole)
 
 
@@ -140,19 +122,18 @@ def fails(*_):
     raise Broken
 
 
-@pytest.mark.parametrize("task", [0, 1])
-@pytest.mark.parametrize("strategy", ["ewc", "packnet", "hat", "gem"])
+@pytest.mark.parametrize("strategy, task", [("ewc", 0), ("packnet", 1), ("hat", 1)])
 @pytest.mark.parametrize(
     "call",
     [
         lambda t, data, k: t.train_task(breaking(data[k], 1 + (k == 0)), num_epochs=2),  # the labels are looked for
         lambda t, data, k: t.train_task(breaking(data[k], 2 + (k == 0)), num_epochs=2),
         lambda t, data, k: t.train_task(breaking(data[k], 3, KeyboardInterrupt), num_epochs=2),
-        lambda t, data, k: t.train_task(
-            breaking(data[k], 3 + (k == 0)), num_epochs=1 + (t.strategy == "hat")
-        ),  # Fisher
+        # In the pass of the Fisher information, or of the retraining.
+        lambda t, data, k: t.train_task(breaking(data[k], 3 + (k == 0)), num_epochs=1 + (t.strategy == "hat")),
         lambda t, data, k: t.train_task(data[k], breaking(data[k], 2), num_epochs=2),
         lambda t, data, k: t.train_task(data[k], num_epochs=2, loss_fn=fails),
+        lambda t, data, k: t.train_task(data[k], loss_fn=lambda logits, labels: logits.sum() * torch.nan),
         lambda t, data, k: t.train_task(data[k], [], num_epochs=2),
         lambda t, data, k: t.train_task(data[k], num_epochs=2, classes=(2 * k, 2 * k + 1)),
         lambda t, data, k: t.train_task(data[k], num_epochs=1, callbacks=[lambda t, _: t.train_task(data[k])]),
@@ -165,22 +146,12 @@ def test_whatever_fails_leaves_nothing_behind(call, strategy, task, tmp_path, mo
     if task:
         learn(trainer, data, 0)
     before = state_of(trainer)
-    with pytest.raises((Broken, KeyboardInterrupt, UserError)):
+    with pytest.raises((Broken, KeyboardInterrupt, UserError, TrainingFailed)):
         call(trainer, data, task)
     assert state_of(trainer) == before and not list(tmp_path.iterdir())
     learn(trainer, data, task)
     with pytest.raises(UserError, match="next one is"):
         trainer.train_task(data[task], None, task)
-
-
-def test_a_diverged_task_can_be_tried_again_with_other_data():
-    trainer, data = trainer_of("ewc", "sgd"), loaders()
-    learn(trainer, data, 0)
-    before = state_of(trainer)
-    with pytest.raises(Exception, match="try a smaller lr"):
-        trainer.train_task(data[1], num_epochs=2, loss_fn=lambda f, y: nn.functional.cross_entropy(f, y) * torch.nan)
-    assert state_of(trainer) == before
-    learn(trainer, data, 1)
 
 
 def test_a_network_that_no_checkpoint_can_keep_is_given_back_too():

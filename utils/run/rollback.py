@@ -67,12 +67,8 @@ class _Memory:
     def _note(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self._note_tensor(value)
-        elif isinstance(value, dict):
-            self._note_content(value, list(value.items()), dict_of)
-        elif isinstance(value, list | deque):
-            self._note_content(value, list(value), list_of)
-        elif isinstance(value, set):
-            self._note_content(value, list(value), set_of)
+        elif isinstance(value, dict | list | deque | set):
+            self._note_content(value)
         elif isinstance(value, tuple | frozenset):
             self.left += value
         elif isinstance(value, np.ndarray):
@@ -83,11 +79,12 @@ class _Memory:
             state, put = found
             self.undo.append(lambda: put(state))
         if has_state(value):
-            self._note_content(vars(value), list(vars(value).items()), dict_of)
+            self._note_content(vars(value))
 
-    def _note_content(self, container: Any, content: list, fill: Callable[[Any, list], None]) -> None:
-        self.left += [part for entry in content for part in (entry if fill is dict_of else (entry,))]
-        self.undo.append(lambda: fill(container, content))
+    def _note_content(self, container: dict | list | deque | set) -> None:
+        parts = parts_of(container)
+        self.left += parts
+        self.undo.append(lambda: refill(container, parts))
 
     def _note_tensor(self, value: Tensor) -> None:
         # A second tensor over the same memory keeps shape and place, whatever is done to the first.
@@ -134,22 +131,19 @@ def state_of(value: Any) -> tuple[Any, Callable] | None:
     return (value.get_state(), value.set_state) if isinstance(value, torch.Generator) else None
 
 
-def dict_of(container: dict, content: list) -> None:
-    if [(id(k), id(v)) for k, v in container.items()] != [(id(k), id(v)) for k, v in content]:
+def parts_of(container: dict | list | deque | set) -> list:
+    """Its entries; of a dict each key and then its value."""
+    return [part for item in container.items() for part in item] if isinstance(container, dict) else [*container]
+
+
+def refill(container: dict | list | deque | set, parts: list) -> None:
+    """Give a container the entries back that it had, unless it has them."""
+    if [*map(id, parts_of(container))] != [*map(id, parts)]:
         container.clear()
-        container.update(content)
-
-
-def list_of(container: list | deque, content: list) -> None:
-    if [*map(id, container)] != [*map(id, content)]:
-        container.clear()
-        container.extend(content)
-
-
-def set_of(container: set, content: list) -> None:
-    if [*map(id, container)] != [*map(id, content)]:
-        container.clear()
-        container.update(content)
+        if isinstance(container, dict):
+            container.update(zip(parts[::2], parts[1::2], strict=True))
+        else:
+            (container.update if isinstance(container, set) else container.extend)(parts)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ The strategies are the method files of models/; this module translates a configu
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,7 @@ class ContinualTrainer:
                 self._kept = repeatable(train_loader)
             train_loader = self._kept  # what an interrupted call has read is not lost
         if self.checkpoint_dir:
-            with file_errors(self.checkpoint_dir):
-                self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.checkpoint_dir)
         with all_or_nothing(self, loss_fn, *_generators(train_loader), leave=LEFT):
             self._training = True
             epochs = _Epochs(self, val_loader, callbacks)
@@ -250,8 +249,7 @@ class ContinualTrainer:
         run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
         run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
         run.score = self.tasks.TASK.METRIC
-        with file_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         return write_report(run, summarise_run(run))
 
     def save(self, path: str | Path) -> None:
@@ -266,8 +264,7 @@ class ContinualTrainer:
             raise UserError("nothing to save: no task was learned yet")
         state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
         state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
-        with file_errors(Path(path)):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(path).parent)
         checkpoint.save(state, Path(path))
 
     def load(self, path: str | Path) -> None:
@@ -345,6 +342,11 @@ class ContinualTrainer:
         origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
 
 
+def _make_folder(path: Path) -> None:
+    with file_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def _generators(loader: Iterable) -> list[torch.Generator]:
     """Those from which a DataLoader draws its order."""
     samplers = getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)
@@ -359,9 +361,8 @@ class _MeanLosses(Log):
         super().__init__(run)
         self.store = after_step
 
-    @contextmanager
-    def progress(self, exp: Experiment, at: Position, plan: list[int]) -> Iterator[None]:
-        yield
+    def progress(self, *_) -> nullcontext:
+        return nullcontext()
 
     def begin_epoch(self, at: Position) -> None:
         self.totals: dict[str, Any] = {}
@@ -382,9 +383,7 @@ class _MeanLosses(Log):
             TrainingFailed: a mean is not finite.
         """
         if not self.totals:
-            raise UserError(
-                f"the loader of task {at.task} gives no batch in epoch {at.epoch}: can it be gone through only once?"
-            )
+            raise UserError(f"the loader of task {at.task} gives no batch in epoch {at.epoch}: is it read only once?")
         means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:

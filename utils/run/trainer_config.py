@@ -33,9 +33,7 @@ DEFAULTS = {"gem": {"buffer_size": 200}, "agem": {"buffer_size": 200}, "agem_r":
             "derpp": {"buffer_size": 500, "alpha": 0.5, "beta": 0.5}}  # fmt: skip
 WITHOUT_REPLAY = {
     **dict.fromkeys(("er", "der", "derpp", "agem_r"), "keeps a replay buffer of its own"),
-    **dict.fromkeys(
-        ("pnn", "packnet", "hat"), "reaches a task's weights by the task alone, old examples have none here"
-    ),
+    **dict.fromkeys(("pnn", "packnet", "hat"), "reaches weights by the task alone, and old examples have none here"),
 }
 OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
              "nesterov": "optim_nesterov", "clip_grad": "clip_grad"}  # fmt: skip
@@ -52,12 +50,10 @@ def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[s
     _known(config, {"optimizer", "scheduler", "continual_strategy", "replay"}, "config")
     strategies = config.get("continual_strategy") or {}
     _known(strategies, set(STRATEGIES), "continual_strategy")
-    enabled = []
     for name, section in strategies.items():
         if not isinstance(section, dict) or not isinstance(section.get("enabled", True), bool):
             raise UserError(f"config: continual_strategy.{name} must be a dict with 'enabled': True or False")
-        if section.get("enabled", True):
-            enabled.append(name)
+    enabled = [name for name, section in strategies.items() if section.get("enabled", True)]
     if len(enabled) > 1:
         raise UserError(f"config: continual_strategy enables {' and '.join(enabled)}: enable one")
     strategy = enabled[0] if enabled else "sgd"

@@ -70,14 +70,3 @@ def mlp_column(input_size, output_size: int, old_cols: list[nn.Module] | None = 
 def resnet_column(nclasses: int, nf: int, old_cols: list[nn.Module] | None = None, x_shape=None) -> Column:
     """A column of any other network; `x_shape` is (B, C, H, W)."""
     return Column(old_cols, x_shape and tuple(x_shape[1:]))
-
-
-class OtherNetwork(type):
-    """`isinstance` of the class below holds for every network: files ask for a ResNet where they mean one with maps."""
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, Backbone)
-
-
-class ResNet(Backbone, metaclass=OtherNetwork):
-    """What Mammoth calls a ResNet."""

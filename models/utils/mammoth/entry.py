@@ -26,7 +26,7 @@ from palimpsest.backbone.mnistmlp import MNISTMLP
 from palimpsest.backbone.utils.base import Backbone
 from palimpsest.models.utils.mammoth import functions as f
 from palimpsest.models.utils.mammoth import memory as m
-from palimpsest.models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
+from palimpsest.models.utils.mammoth.columns import mlp_column, resnet_column
 from palimpsest.models.utils.mammoth.model import MammothModel, explained, missing
 from palimpsest.models.utils.mammoth.signs import ROOMS, file_of
 from palimpsest.models.utils.mammoth.stream import Stream
@@ -53,7 +53,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "utils.batch_norm": {"bn_track_stats": f.bn_track_stats},
     "utils.no_bn": {"bn_track_stats": f.bn_track_stats},
     "utils.status": {"progress_bar": f.nothing, "ProgressBar": f.ProgressBar},
-    "utils.schedulers": {"get_scheduler": f.get_scheduler},
+    "utils.schedulers": {"get_scheduler": f.nothing},
     "utils.training": {"evaluate": f.evaluate, "mask_classes": f.mask_classes},
     "utils.evaluate": {"evaluate": f.evaluate, "mask_classes": f.mask_classes},
     "utils.distributed": {"make_dp": f.identity, "make_ddp": f.identity},
@@ -88,8 +88,9 @@ NAMES: dict[str, dict[str, Any]] = {
     "backbone.MNISTMLP": {"MNISTMLP": MNISTMLP, "BaseMNISTMLP": MNISTMLP},
     "backbone.MNISTMLP_PNN": {"MNISTMLP_PNN": mlp_column},
     "backbone.ResNet18_PNN": {"resnet18_pnn": resnet_column},
-    "backbone.ResNet18": {"ResNet": ResNet},
-    "backbone.ResNetBlock": {"ResNet": ResNet},
+    # Files ask whether a network is a ResNet where they mean one with maps: every network is.
+    "backbone.ResNet18": {"ResNet": Backbone},
+    "backbone.ResNetBlock": {"ResNet": Backbone},
 }  # fmt: skip
 # Packages that are used where they are installed, and stood in for where they are not.
 STANDINS: dict[str, dict[str, Any]] = {"quadprog": {"solve_qp": f.solve_qp}}
@@ -112,11 +113,10 @@ def import_file(path: Path) -> types.ModuleType:
     sys.modules[key] = module
     try:
         spec.loader.exec_module(module)
-    except ImportError as e:
+    except BaseException as e:
         del sys.modules[key]
-        raise UserError(f"{path.name} cannot run: {missing(e)}") from None
-    except BaseException:
-        del sys.modules[key]
+        if isinstance(e, ImportError):
+            raise UserError(f"{path.name} cannot run: {missing(e)}") from None
         raise
     for name, cls in list(vars(module).items()):
         if isinstance(cls, type) and cls.__module__ == key and getattr(cls, "NAME", None):

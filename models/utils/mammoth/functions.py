@@ -2,7 +2,8 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
+from palimpsest.datasets.utils.transforms import crop_flip
 from palimpsest.models.utils.mammoth.model import given
 from palimpsest.models.utils.mammoth.stream import Stream, as_stored, fresh_network
 from palimpsest.models.utils.projection import solve_dual
@@ -50,10 +52,6 @@ def create_seeded_dataloader(args: Any, dataset: Any, **options) -> torch.utils.
     return torch.utils.data.DataLoader(dataset, **options)
 
 
-def get_scheduler(*_, **__) -> None:
-    """No schedule: the runner sets the learning rate."""
-
-
 def identity(value: Any) -> Any:
     return value
 
@@ -64,16 +62,13 @@ def decorator(*_, **__) -> Callable:
 
 
 def nothing(*_, **__) -> None:
-    """For what only prints or logs."""
+    """For what only prints or logs, and for what the runner does, as setting seeds and learning rates."""
 
 
 class ProgressBar:
     """A bar that is not shown: the runner has one."""
 
-    def __init__(self, *_, **__):
-        pass
-
-    prog = update = close = nothing
+    __init__ = prog = update = close = nothing
 
 
 def evaluate(model: nn.Module, dataset: Stream, last: bool = False, **_) -> tuple[list[float], list[float]]:
@@ -87,21 +82,18 @@ def mask_classes(outputs: Tensor, dataset: Stream, k: int) -> None:
     outputs[:, :low], outputs[:, high:] = -torch.inf, -torch.inf
 
 
-class bn_track_stats:
+@contextmanager
+def bn_track_stats(module: nn.Module, condition: bool = True) -> Iterator[None]:
     """Inside, batch normalisation uses the batch's statistics and leaves the running ones; with `condition` True
     nothing changes.
     """
-
-    def __init__(self, module: nn.Module, condition: bool = True):
-        layers = [] if condition else module.modules()
-        self.layers = [m for m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-
-    def __enter__(self):
-        for layer in self.layers:
-            layer.track_running_stats = False
-
-    def __exit__(self, *_):
-        for layer in self.layers:
+    changed = [] if condition else [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    for layer in changed:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in changed:
             layer.track_running_stats = True
 
 
@@ -120,10 +112,10 @@ def binary_to_boolean_type(value: Any) -> bool:
     Raises:
         ValueError: anything else.
     """
-    text = str(value).lower()
-    if text not in ("true", "1", "t", "y", "yes", "false", "0", "f", "n", "no"):
+    yes = str(value).lower() in ("true", "1", "t", "y", "yes")
+    if not yes and str(value).lower() not in ("false", "0", "f", "n", "no"):
         raise ValueError(f"'{value}' is neither 1 nor 0")
-    return text in ("true", "1", "t", "y", "yes")
+    return yes
 
 
 def none_or_float(value: str) -> float | None:
@@ -178,7 +170,7 @@ def project2cone2(gradient: Tensor, memories: Tensor, margin: float = 0.5, eps: 
     gradient.copy_((g + past @ torch.from_numpy(v).to(past)).view_as(gradient))
 
 
-def solve_qp(G: np.ndarray, a: np.ndarray, C: np.ndarray, b: np.ndarray | None = None, meq: int = 0) -> tuple:
+def solve_qp(G: np.ndarray, a: np.ndarray, C: np.ndarray, b: np.ndarray, meq: int = 0) -> tuple:
     """min 1/2 x'Gx - a'x subject to C'x >= b, in the form of the package quadprog; the first entry is x.
 
     By the dual, a non-negative least-squares problem in the multipliers.
@@ -192,8 +184,6 @@ def solve_qp(G: np.ndarray, a: np.ndarray, C: np.ndarray, b: np.ndarray | None =
         raise NotImplementedError("solve_qp without the package quadprog takes no equality constraints")
     root = np.linalg.cholesky(G)
     free = np.linalg.solve(root, a)
-    if b is None:
-        return (np.linalg.solve(root.T, free),)
     # With u = L'x - L^-1 a: min ||u|| subject to M'u >= h (Lawson & Hanson 1974, LDP).
     M = np.linalg.solve(root, C)
     h = b - M.T @ free
@@ -235,10 +225,7 @@ def cutmix_data(x: Tensor, y: Tensor, alpha: float = 1.0, cutmix_prob: float = 0
 
 def normalize(x: Tensor, mean: Any, std: Any) -> Tensor:
     """(x - mean) / std per channel of (B, C, H, W); x itself where there is no mean."""
-    if mean is None:
-        return x
-    mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
-    return (x - mean) / std
+    return x if mean is None else transforms.functional.normalize(x, mean, std)
 
 
 def random_flip(x: Tensor) -> Tensor:
@@ -256,9 +243,8 @@ def random_grayscale(x: Tensor, prob: float = 0.2) -> Tensor:
 
 def random_crop(x: Tensor, padding: int) -> Tensor:
     """Each image (C, H, W) moved by up to `padding` pixels, zeros where nothing was."""
-    padded, moves = F.pad(x, (padding,) * 4), torch.randint(0, 2 * padding + 1, (len(x), 2)).tolist()
-    height, width = x.shape[2:]
-    return torch.stack([image[:, t : t + height, s : s + width] for image, (t, s) in zip(padded, moves, strict=True)])
+    top, left = torch.randint(0, 2 * padding + 1, (len(x), 2)).T.to(x.device)
+    return crop_flip(x, top, left, torch.zeros_like(top), padding)
 
 
 class soft_aug:

@@ -1,6 +1,7 @@
 """The buffers of Mammoth: argument orders, fields and selections of both layouts, on the shared reservoir."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from palimpsest.datasets.utils.transforms import to_float
 from palimpsest.models.utils.exemplars import herding
 from palimpsest.models.utils.mammoth.model import given
-from palimpsest.models.utils.mammoth.stream import Stream, TaskLoader
+from palimpsest.models.utils.mammoth.stream import Stream, TaskLoader, as_stored
 from palimpsest.utils.buffer import FIELDS
 from palimpsest.utils.buffer import Buffer as Reservoir
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import eval_mode
 
 STRATEGIES = ("reservoir", "lars", "labrs", "abs")
 
@@ -67,24 +69,25 @@ class Buffer(Reservoir):
         scores = more.pop("sample_selection_scores", None)
         if more.pop("attention_maps", None) is not None:
             raise UserError("Buffer.add_data(attention_maps=...) is not supported: maps of a network are not stored")
-        fields = dict(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
-        fields = {name: torch.atleast_1d(rows) for name, rows in fields.items() if rows is not None}
-        n = min(map(len, fields.values()))
-        fields = {name: _as_field(name, rows[:n]) for name, rows in fields.items()}
+        fields = _as_fields(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
         if self.fields and set(fields) != set(self.fields):
             raise UserError(f"the buffer stores {', '.join(self.fields)}, add_data was given {', '.join(fields)}")
         if self.sample_selection_strategy == "reservoir":
             return super().add_data(**fields)
-        for i in range(n):
+        self._given(**fields)
+        for i in range(len(fields["examples"])):
             slot = self._slot()
             self.num_seen_examples += 1
             if slot is None:
                 continue
-            row = self._given(**{name: rows[i : i + 1] for name, rows in fields.items()})
-            for name in self.fields:
-                getattr(self, name)[slot] = row[name][0].to(self.device)
+            self._put(slot, fields, i)
             if scores is not None:
                 self.sample_selection_fn.update(torch.tensor([slot]), scores[i : i + 1].detach())
+
+    def _put(self, slot: int, fields: dict[str, Tensor], i: int) -> None:
+        """Row i of every field goes to a slot."""
+        for name, rows in fields.items():
+            getattr(self, name)[slot] = rows[i].to(self.device)
 
     def _slot(self) -> int | None:
         """Where the next example goes, None for nowhere."""
@@ -109,7 +112,6 @@ class Buffer(Reservoir):
         """min(size, len) distinct rows: (indices, images without augmentation, images, labels, logits, ...), the first
         two where they are asked for.
         """
-        self._refuse_empty()
         index = self._draw(len(self))
         if mask_task_out is not None:
             task = self.task_labels if "task_labels" in self.fields else self.labels // cpt
@@ -124,16 +126,12 @@ class Buffer(Reservoir):
         return (index, *rows) if return_index else tuple(rows)
 
     def get_data_by_index(self, indexes, transform=None, device=None, return_index=False) -> tuple[Tensor, ...]:
-        self._refuse_empty()
         return super().get_data_by_index(torch.as_tensor(indexes), transform, return_index, device)
 
-    def get_all_data(self, transform=None, device=None) -> tuple[Tensor, ...]:
-        self._refuse_empty()
-        return super().get_all_data(transform, device)
-
-    def _refuse_empty(self) -> None:
+    def _finish(self, *rows, **how) -> tuple[Tensor, ...]:
         if self.is_empty():
             raise UserError("the method reads an empty buffer: it cannot predict before its first task has ended")
+        return super()._finish(*rows, **how)
 
     def empty(self) -> None:
         """Forget every row and every field."""
@@ -143,7 +141,7 @@ class Buffer(Reservoir):
     def init_tensors(self, examples, labels=None, logits=None, task_labels=None, true_labels=None) -> None:
         """Make the fields that are given."""
         values = dict(zip(self.attributes, (examples, labels, logits, task_labels, true_labels), strict=True))
-        self._allocate({name: _as_field(name, rows) for name, rows in values.items() if rows is not None})
+        self._allocate(_as_fields(**values))
 
     def _forget_fields(self) -> None:
         for name in {*self.fields, *FIELDS} & self._buffers.keys():
@@ -151,11 +149,13 @@ class Buffer(Reservoir):
         self.fields = []
 
 
-def _as_field(name: str, rows: Tensor) -> Tensor:
-    """Rows in the type that a field of this name has in Mammoth."""
-    if name == "examples":
-        return to_float(rows.detach())
-    return rows.detach().long() if name.endswith("els") else rows.detach().float()
+def _as_fields(examples: Tensor, **more: Tensor | None) -> dict[str, Tensor]:
+    """Those that are given, as many rows as the shortest has, in the types that such fields have in Mammoth."""
+    more = {name: torch.atleast_1d(rows.detach()) for name, rows in more.items() if rows is not None}
+    more = {name: rows.long() if name.endswith("els") else rows.float() for name, rows in more.items()}
+    fields = {"examples": to_float(torch.atleast_1d(examples.detach())), **more}
+    n = min(map(len, fields.values()))
+    return {name: rows[:n] for name, rows in fields.items()}
 
 
 class Selection(nn.Module):
@@ -212,15 +212,13 @@ class RingBuffer(Buffer):
         return not self.filled.any()
 
     def add_data(self, examples: Tensor, labels=None, logits=None, task_labels=None, **more) -> None:
-        fields = dict(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
-        fields = {name: _as_field(name, rows) for name, rows in fields.items() if rows is not None}
+        fields = _as_fields(examples=examples, labels=labels, logits=logits, task_labels=task_labels, **more)
         self._given(**fields)
         for i in range(len(examples)):
             slot = self.num_seen_examples % self.buffer_portion_size + self.task_number * self.buffer_portion_size
             self.num_seen_examples += 1
             self.filled[slot % self.buffer_size] = True
-            for name, rows in fields.items():
-                getattr(self, name)[slot % self.buffer_size] = rows[i].to(self.device)
+            self._put(slot % self.buffer_size, fields, i)
 
     def _draw(self, size: int) -> Tensor:
         index = self.filled.nonzero().squeeze(1)
@@ -269,7 +267,7 @@ class GradientBuffer(Buffer):
         return (*out, index) if give_index else out
 
     def add_data(self, examples: Tensor, labels: Tensor | None = None, **_) -> None:
-        fields = self._given(examples=_as_field("examples", examples), labels=_as_field("labels", labels))
+        fields = self._given(**_as_fields(examples=examples, labels=labels))
         similarity, gradients = 0.1, None
         if not self.is_empty():
             x, y = self.get_data(min(self.minibatch_size, len(self)), random=True)
@@ -288,8 +286,7 @@ class GradientBuffer(Buffer):
             self.num_seen_examples += 1
             if slot is not None:
                 self.scores[slot] = score
-                for name, rows in fields.items():
-                    getattr(self, name)[slot] = rows[i].to(self.device)
+                self._put(slot, fields, i)
 
     def _similarity(self, examples: Tensor, labels: Tensor, gradients: Tensor) -> float:
         """1 + the largest cosine between the examples' gradient and the stored ones."""
@@ -304,12 +301,9 @@ def icarl_replay(model: nn.Module, dataset: Stream, val_set_split: float = 0) ->
     if model._current_task == 0:
         return
     rows, n = dataset.train_loader.dataset, len(model.buffer)
-    (split, index), buffer = rows.stored(), model.buffer
+    split, index = rows.stored()
     new_x, new_y = split.images[index].cpu(), split.targets[index].cpu()
-    old_x = (
-        (buffer.examples[:n].cpu() * 255).round().byte() if new_x.dtype == torch.uint8 else buffer.examples[:n].cpu()
-    )
-    old_y = buffer.labels[:n].cpu()
+    old_x, old_y = as_stored(model.buffer.examples[:n].cpu(), new_x), model.buffer.labels[:n].cpu()
     held_old = torch.rand(n) < val_set_split
     held_new = torch.zeros(len(new_y), dtype=torch.bool)
     held_new[torch.randperm(len(new_y))[: int(held_old.sum())]] = True
@@ -351,22 +345,18 @@ def fill_buffer(
     kept = dict(zip(buffer.fields, buffer.get_all_data(), strict=True)) if len(buffer) else {}
     classes = [{name: rows[kept["labels"] == c][:share] for name, rows in kept.items()}
                for c in (kept["labels"].unique() if kept else ())]  # fmt: skip
-    training = net is not None and net.training
-    if net is not None:
-        net.eval()
     found: dict[str, list[Tensor]] = {"examples": [], "labels": [], "features": [], "logits": []}
     transform = dataset.get_normalization_transform()
-    for _, labels, images, *_ in dataset.train_loader:
-        own = (labels >= past) & (labels < seen)
-        found["examples"].append(images[own])
-        found["labels"].append(labels[own])
-        if net is not None and own.any():
-            features = net(transform(images[own]), returnt="features")
-            found["logits"].append(torch.sigmoid(net.classifier(features)))
-            features = features.flatten(1)
-            found["features"].append(F.normalize(features) if normalize_features else features)
-    if net is not None:
-        net.train(training)
+    with nullcontext() if net is None else eval_mode(net):
+        for _, labels, images, *_ in dataset.train_loader:
+            own = (labels >= past) & (labels < seen)
+            found["examples"].append(images[own])
+            found["labels"].append(labels[own])
+            if net is not None and own.any():
+                features = net(transform(images[own]), returnt="features")
+                found["logits"].append(torch.sigmoid(net.classifier(features)))
+                features = features.flatten(1)
+                found["features"].append(F.normalize(features) if normalize_features else features)
     every = {name: torch.cat(parts) for name, parts in found.items() if parts}
     every["task_labels"] = torch.full_like(every["labels"], t_idx)
     for c in every["labels"].unique():

@@ -6,6 +6,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,8 @@ def explained(cls: type, refusal: type[Exception] = TrainingFailed) -> Iterator[
     name = Path(inspect.getfile(cls)).name
     try:
         yield
-    except NotHere as e:
-        raise UserError(f"{name} cannot run: {e}") from None
-    except ImportError as e:
+    except (NotHere, ImportError, NotImplementedError) as e:
         raise UserError(f"{name} cannot run: {missing(e)}") from None
-    except NotImplementedError as e:
-        raise UserError(f"{name} cannot run: {e or 'a part that it leaves out is called'}") from None
     except AssertionError as e:
         place, line = _place(e, name)
         raise refusal(f"an assertion of the method does not hold ({place}: {str(e) or line})") from None
@@ -95,11 +92,11 @@ def _place(error: Exception, name: str) -> tuple[str, str]:
     return f"{Path(frame.filename).name}, line {frame.lineno}", frame.line or ""
 
 
-def missing(error: ImportError) -> str:
-    """What could not be imported, for a message."""
+def missing(error: Exception) -> str:
+    """What the file cannot do without, for a message."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the package '{error.name}' is not installed"
-    return str(error)
+    return str(error) or "a part that it leaves out is called"
 
 
 def guarded(hook: Callable) -> Callable:
@@ -158,13 +155,7 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
 
     # ---- what a file uses
 
-    @property
-    def classes_per_task(self) -> int | list[int]:
-        return self.cpt
-
-    @property
-    def _cpt(self) -> int | list[int]:
-        return self.cpt
+    classes_per_task = _cpt = property(attrgetter("cpt"))
 
     def compute_offsets(self, task: int) -> tuple[int, int]:
         """First class of a task, and one past its last."""

@@ -1,7 +1,6 @@
 """A stream as method files written for Mammoth know it: loaders whose `dataset` can be read and changed."""
 
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from palimpsest.datasets.utils.loaders import Split, TrainLoader, gather
 from palimpsest.datasets.utils.transforms import to_float
 from palimpsest.utils import registry
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.evaluation import eval_mode
+from palimpsest.utils.evaluation import evaluate
 
 
 class NotHere(AttributeError):
@@ -78,17 +77,13 @@ class Stream:
         return TaskLoader(TaskRows(self, task)), self._stream.test_loaders[task]
 
     def evaluate(self, model: nn.Module, *_, last: bool = False, **__) -> tuple[list[float], list[float]]:
-        """Class-IL and task-IL accuracy (percent) on each task so far, or on the last one."""
-        now, accuracies = self._stream.c_task, ([], [])
-        with torch.no_grad(), eval_mode(model):
-            for task in [now] if last else range(now + 1):
-                spec = self._stream.tasks[task]
-                for values, competing in zip(accuracies, (self._stream.tasks[now], None), strict=True):
-                    score = spec.score(competing)
-                    for inputs, labels in self._stream.test_loaders[task]:
-                        score.add(model.predict(inputs, task), labels)
-                    values.append(next(iter(score.result().values())))
-        return accuracies
+        """Class-IL and task-IL accuracy (percent) on each task so far, or on the last one; twice the same where there
+        is only one.
+        """
+        now = self._stream.c_task
+        scores, _ = evaluate(model, self._stream, [now] if last else range(now + 1), now)
+        first, *others = scores.values()
+        return first, others[0] if others else first
 
     def not_aug_dataloader(self, batch_size: int) -> "TaskLoader":
         """Batches of the current task without augmentation, always in one shuffled order."""
@@ -160,10 +155,7 @@ class TaskRows:
     @property
     def targets(self) -> np.ndarray:
         """A copy of the labels."""
-        if self._targets is not None:
-            return self._targets.cpu().numpy().copy()
-        split, rows = self.stored()
-        return split.targets[rows].cpu().numpy()
+        return self._labels().cpu().numpy().copy()
 
     @targets.setter
     def targets(self, labels: Any) -> None:
@@ -184,8 +176,11 @@ class TaskRows:
         if self._images is None and self._targets is None:
             return own.source, own.rows
         images = own.source.images[own.rows] if self._images is None else self._images
-        targets = own.source.targets[own.rows] if self._targets is None else self._targets
-        return Split(images, targets), torch.arange(len(images), device=images.device)
+        return Split(images, self._labels()), torch.arange(len(images), device=images.device)
+
+    def _labels(self) -> Tensor:
+        own = self.stream.own_loader(self.task).dataset
+        return own.source.targets[own.rows] if self._targets is None else self._targets
 
     def fields(self) -> dict[str, Any]:
         """What is handed to `observe` besides, by name: one value for each example."""
@@ -193,17 +188,12 @@ class TaskRows:
         return {name: getattr(self, name) for name in names}
 
     def __len__(self) -> int:
-        return len(self._targets) if self._targets is not None else len(self.stored()[1])
+        return len(self._labels())
 
     def __getitem__(self, i: int) -> tuple:
         split, rows = self.stored()
         raw, label = split.images[rows[i]], split.targets[rows[i]]
         return (self.transform(raw), label, to_float(raw), *(value[i] for value in self.fields().values()))
-
-    def __deepcopy__(self, memo: dict) -> "TaskRows":
-        out = TaskRows(self.stream, self.task)
-        vars(out).update(deepcopy({k: v for k, v in vars(self).items() if k != "stream"}, memo))
-        return out
 
 
 def as_stored(images: Tensor | np.ndarray, like: Tensor) -> Tensor:
