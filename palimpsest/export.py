@@ -104,9 +104,15 @@ def _onnx(learned: Learned, network: Network) -> tuple[bytes | None, str]:
             if not torch.allclose(expected, apart, atol=1e-4, rtol=1e-3):
                 return None, "its outputs depend on what else is in the batch, or on chance"
             program = torch.onnx.export(
-                network, (inputs[:3],), dynamo=True, opset_version=OPSET, input_names=["inputs"], output_names=["outputs"],
-                dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False,
-            )  # fmt: skip
+                network,
+                (inputs[:3],),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["inputs"],
+                output_names=["outputs"],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+                verbose=False,
+            )
         onnx.checker.check_model(program.model_proto)
         graph = program.model_proto.SerializeToString()
         found = _run(graph, inputs.cpu())
