@@ -95,6 +95,7 @@ STEP = "self.opt.zero_grad(); loss = self.loss(self.net(inputs), labels); loss.b
          "globals().__setitem__('N', [])", "", "global N was changed"),
         ("resumes_exactly", "import utils; utils.n = getattr(utils, 'n', 0) + 1; inputs = inputs / utils.n; " + STEP
          + "; return loss", "", "", "globals, closures or files"),
+        ("resumes_exactly", "inputs = inputs / (1 + hash('a') % 97); " + STEP + "; return loss", "", "", "resumed"),
         ("resumes_exactly", STEP + "; return loss", "",
          "    def begin_task(self, dataset):\n        self.draws = (x for x in (1, 2))",
          "attribute 'draws' of broken \\(a generator\\)"),
