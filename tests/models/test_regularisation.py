@@ -17,7 +17,7 @@ from models.gem import GEM
 from models.utils.fisher import fisher_diagonal
 from models.utils.projection import project, project_one, solve_dual
 from models.utils.quadratic import Quadratic
-from tests.models.helpers import Flat, experiment, finished, first_batch, image, small
+from tests.models.helpers import Flat, clones, experiment, finished, first_batch, image, small
 from utils.errors import UserError
 
 
@@ -163,10 +163,7 @@ def test_normalised_fisher(normalize):
 def test_lwf_warmup_moves_the_classifier_alone():
     exp = experiment("lwf", "--warmup_epochs", "1", "--n_epochs", "1")
     model, batch = first_batch(exp, task=1)
-    trunk, head = (
-        [p.detach().clone() for p in model.net.trunk_parameters()],
-        model.net.classifier.weight.detach().clone(),
-    )
+    trunk, head = clones(model.net.trunk_parameters()), model.net.classifier.weight.detach().clone()
     model.meta_observe(*batch, 0)
     assert all(torch.equal(a, b) for a, b in zip(trunk, model.net.trunk_parameters(), strict=True))
     assert not torch.equal(head, model.net.classifier.weight)
