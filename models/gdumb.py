@@ -15,9 +15,9 @@ import math
 
 import torch
 
-from models.utils.exemplars import RandomExemplars
-from models.utils.snapshot import Snapshot
-from utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
+from palimpsest.models.utils.exemplars import RandomExemplars
+from palimpsest.models.utils.snapshot import Snapshot
+from palimpsest.utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
 
 
 class GDumb(RandomExemplars):

@@ -16,8 +16,8 @@ this buffer in Boschini et al. 2022, "Class-Incremental Continual Learning into 
 
 import torch
 
-from models.utils.exemplars import RandomExemplars
-from models.utils.polytope import Polytope
+from palimpsest.models.utils.exemplars import RandomExemplars
+from palimpsest.models.utils.polytope import Polytope
 
 
 class RPC(RandomExemplars):

@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.task import ClassTask
-from models.agem import AGEM
-from models.ewc import EWC
-from models.ewc_on import EWCOnline
-from models.gem import GEM
-from models.utils.fisher import fisher_diagonal
-from models.utils.projection import project, project_one, solve_dual
-from models.utils.quadratic import Quadratic
+from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
+from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.models.agem import AGEM
+from palimpsest.models.ewc import EWC
+from palimpsest.models.ewc_on import EWCOnline
+from palimpsest.models.gem import GEM
+from palimpsest.models.utils.fisher import fisher_diagonal
+from palimpsest.models.utils.projection import project, project_one, solve_dual
+from palimpsest.models.utils.quadratic import Quadratic
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import Flat, clones, experiment, finished, first_batch, image, small
-from utils.errors import UserError
 
 
 def double(*rows):
