@@ -54,7 +54,4 @@ class EWC(Regularised):
             self.penalty.replace(old + fisher, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        return regularised_step(self, loss, self.penalty, self.args.e_lambda)
+        return regularised_step(self, self.backward_on(inputs, labels), self.penalty, self.args.e_lambda)

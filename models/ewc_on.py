@@ -40,7 +40,4 @@ class EWCOnline(Regularised):
         self.penalty.replace(old + new, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        return regularised_step(self, loss, self.penalty, 2 * self.args.e_lambda)
+        return regularised_step(self, self.backward_on(inputs, labels), self.penalty, 2 * self.args.e_lambda)

@@ -15,17 +15,15 @@ import math
 
 import torch
 
-from palimpsest.models.utils.exemplars import random_exemplars, refill, share
-from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.models.utils.exemplars import RandomExemplars
 from palimpsest.models.utils.snapshot import Snapshot
 from palimpsest.utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
 
 
-class GDumb(Rehearsal):
+class GDumb(RandomExemplars):
     NAME = "gdumb"
     COMPATIBILITY = ["class-il", "task-il"]
     UNUSED = ("multi_head",)
-    BUFFER_SHARES = "classes"
     ALONE = "never"
 
     @staticmethod
@@ -39,7 +37,6 @@ class GDumb(Rehearsal):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.sizes: list[int] = []  # rows of each class
         self.first = Snapshot()
         self.first.take(backbone)
 
@@ -54,9 +51,7 @@ class GDumb(Rehearsal):
         return torch.zeros((), device=self.device)
 
     def end_task(self, dataset):
-        data, n = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes)
-        new = random_exemplars(data, range(self.n_past_classes, self.n_seen_classes), n)
-        self.sizes = refill(self.buffer, self.sizes, n, new)
+        super().end_task(dataset)
         self.fit()
 
     def fit(self):

@@ -42,9 +42,7 @@ class GEM(EpisodicMemory):
         if self.sizes:
             memories = (rows.split(self.sizes) for rows in self.buffer.get_all_data())
             past = [gradient_at(self, self.transform(x), y) for x, y in zip(*memories, strict=True)]
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
+        loss = self.backward_on(inputs, labels)
         if past:
             relative = self.args.gem_eps_abs is None
             eps = self.args.gem_eps if relative else self.args.gem_eps_abs

@@ -29,20 +29,10 @@ class MAS(Regularised):
 
     def end_task(self, dataset):
         classes = dataset.class_index(self.current_task) if self.args.multi_head else slice(None)
-        count = 0
-
-        def batches():
-            nonlocal count
-            for inputs, labels in dataset.examples(self.args.n_mas):
-                count += len(inputs)
-                yield inputs, labels, None
-
-        total = sum_over_gradients(self.net, batches(), lambda out, _: out[..., classes].pow(2).sum(), power=1)
+        batches = ((x, y, None) for x, y in dataset.examples(self.args.n_mas))
+        total, count = sum_over_gradients(self.net, batches, lambda out, _: out[..., classes].pow(2).sum(), power=1)
         omega = parameters_to_vector(total.values()) / count
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
-        return regularised_step(self, loss, self.penalty, 2 * self.args.mas_lambda)
+        return regularised_step(self, self.backward_on(inputs, labels), self.penalty, 2 * self.args.mas_lambda)

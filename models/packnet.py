@@ -166,7 +166,7 @@ class PackNet(ContinualModel):
 
         batches = ((x, y, None) for x, y in dataset.examples())
         with torch.enable_grad():
-            return sum_over_gradients(self.net, batches, loss_of_one, power=1)
+            return sum_over_gradients(self.net, batches, loss_of_one, power=1)[0]
 
     def forward(self, x: Tensor, task_label: int) -> Tensor:
         kept = self.per_task.get(task_label)

@@ -16,18 +16,16 @@ this buffer in Boschini et al. 2022, "Class-Incremental Continual Learning into 
 
 import torch
 
-from palimpsest.models.utils.exemplars import random_exemplars, refill, share
+from palimpsest.models.utils.exemplars import RandomExemplars
 from palimpsest.models.utils.polytope import Polytope
-from palimpsest.models.utils.rehearsal import Rehearsal
 
 
-class RPC(Rehearsal):
+class RPC(RandomExemplars):
     NAME = "rpc"
     COMPATIBILITY = ["class-il", "task-il"]
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
-        self.sizes: list[int] = []  # rows of each class
         self.net.classifier = Polytope(backbone.feature_dim, backbone.num_classes).to(self.device)
         self.opt = self.get_optimizer()
 
@@ -36,8 +34,3 @@ class RPC(Rehearsal):
             replayed, replayed_labels = self.draw()
             inputs, labels = torch.cat((inputs, replayed)), torch.cat((labels, replayed_labels))
         return self.step_on(self.loss(self.net(inputs), labels))
-
-    def end_task(self, dataset):
-        data, n = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes)
-        new = random_exemplars(data, range(self.n_past_classes, self.n_seen_classes), n)
-        self.sizes = refill(self.buffer, self.sizes, n, new)

@@ -45,9 +45,7 @@ class RWalk(Regularised):
         self.gain = torch.zeros_like(self.gain)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
+        loss = self.backward_on(inputs, labels)
         gradient, before = self.net.get_grads(), self.net.get_params().detach()
         terms = regularised_step(self, loss, self.penalty, 2 * self.args.e_lambda)
         after = self.net.get_params().detach()

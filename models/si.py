@@ -40,9 +40,7 @@ class SI(Regularised):
         self.path = torch.zeros_like(self.start)
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
+        loss = self.backward_on(inputs, labels)
         gradient, before = self.net.get_grads(), self.net.get_params().detach()
         terms = regularised_step(self, loss, self.penalty, 2 * self.args.c)
         self.path.addcmul_(gradient, self.net.get_params().detach() - before, value=-1)

@@ -13,9 +13,7 @@ class AveragedGEM(Rehearsal):
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         reference = None if self.buffer.is_empty() else gradient_at(self, *self.draw())
-        self.opt.zero_grad()
-        loss = self.loss(self.net(inputs), labels)
-        loss.backward()
+        loss = self.backward_on(inputs, labels)
         if reference is not None:
             self.net.set_grads(project_one(self.net.get_grads(), reference))
         self.opt.step()

@@ -236,6 +236,13 @@ class ContinualModel(nn.Module):
         self.opt.step()
         return {"loss": total, **loss} if isinstance(loss, dict) else loss
 
+    def backward_on(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The method's loss on a batch, 0-d; the parameters hold its gradients and no others."""
+        self.opt.zero_grad()
+        loss = self.loss(self.net(inputs), labels)
+        loss.backward()
+        return loss
+
     def get_parameters(self) -> Iterable[nn.Parameter]:
         """What the optimiser trains: the network's parameters."""
         return self.net.parameters()

@@ -56,6 +56,5 @@ class EpisodicMemory(Rehearsal):
 
 def gradient_at(model: Rehearsal, inputs: Tensor, labels: Tensor) -> Tensor:
     """Gradient (P,) of the method's loss on a batch; BatchNorm in the mode it is in."""
-    model.opt.zero_grad()
-    model.loss(model.net(inputs), labels).backward()
+    model.backward_on(inputs, labels)
     return model.net.get_grads()

@@ -110,16 +110,24 @@ def random_rows(labels: Tensor, c: int, n: int) -> Tensor:
     return rows[torch.randperm(len(rows))[:n].to(rows.device)]
 
 
-def random_exemplars(data, classes: range, n: int) -> list[dict[str, Tensor]]:
-    """Raw images and labels of up to n examples of each class, drawn at random: new classes for `refill`.
+class RandomExemplars(Rehearsal):
+    """A method whose buffer holds, when a task ends, an equal share for every class, drawn at random within a class.
 
-    Args:
-        data: a task's, with `data` (N, C, H, W) and `targets` (N,).
-        classes: of the task.
-        n: see `share`.
+    Attributes:
+        sizes: exemplars of each class seen.
     """
-    rows = [random_rows(data.targets, c, n) for c in classes]
-    return [{"examples": data.data[chosen], "labels": data.targets[chosen]} for chosen in rows]
+
+    BUFFER_SHARES = "classes"
+
+    def __init__(self, backbone, loss, args, transform, dataset=None):
+        super().__init__(backbone, loss, args, transform, dataset)
+        self.sizes: list[int] = []
+
+    def end_task(self, dataset):
+        data, n = dataset.task_data(self.current_task), share(self.buffer, self.n_seen_classes)
+        rows = [random_rows(data.targets, c, n) for c in range(self.n_past_classes, self.n_seen_classes)]
+        new = [{"examples": data.data[chosen], "labels": data.targets[chosen]} for chosen in rows]
+        self.sizes = refill(self.buffer, self.sizes, n, new)
 
 
 class Exemplars(Distillation, Rehearsal):

@@ -40,8 +40,8 @@ def sum_over_gradients(
     value: Callable[[Tensor, Tensor], Tensor],
     power: int,
     chunk: int = 64,
-) -> dict[str, Tensor]:
-    """sum_n w_n |d value(f(x_n), y_n) / d theta|^power, one tensor for each parameter, by its name.
+) -> tuple[dict[str, Tensor], int]:
+    """sum_n w_n |d value(f(x_n), y_n) / d theta|^power, a tensor for each parameter, by its name; and how many n.
 
     The network is in eval mode meanwhile: BatchNorm uses its running statistics, so that examples do not see one
     another.
@@ -53,11 +53,12 @@ def sum_over_gradients(
         power: 1 or 2.
         chunk: examples whose gradients are held at a time (memory: chunk * parameters).
     """
-    gradients_of = per_example_gradients(net, value)
+    gradients_of, count = per_example_gradients(net, value), 0
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in net.named_parameters()}
     training = [part for part in net.modules() if part.training]
     net.eval()
     for inputs, labels, weights in batches:
+        count += len(inputs)
         weights = torch.ones(len(inputs), device=inputs.device) if weights is None else weights
         for x, y, w in zip(inputs.split(chunk), labels.split(chunk), weights.split(chunk), strict=True):
             for name, g in gradients_of(x, y).items():
@@ -65,7 +66,7 @@ def sum_over_gradients(
                 total[name] += (w @ (g.abs() if power == 1 else g * g)).view_as(total[name])
     for part in training:
         part.training = True
-    return total
+    return total, count
 
 
 def fisher_diagonal(
@@ -121,7 +122,7 @@ def fisher_diagonal(
     def log_likelihood(output: Tensor, y: Tensor) -> Tensor:
         return task.log_likelihood(task.part(output), y)
 
-    total = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
+    total, _ = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
     return parameters_to_vector(total.values()) / n_examples
 
 

@@ -52,7 +52,7 @@ class Quadratic(nn.Module):
         net.set_params(net.get_params().detach().lerp_(self.centre, scaled.div_(1 + scaled)))
 
 
-def add_update_argument(parser) -> None:
+def add_update_argument(parser):
     """`--ewc_update`: how the penalty enters a step; returns the parser."""
     parser.add_argument(
         "--ewc_update",
@@ -113,19 +113,18 @@ def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tenso
 
 def _adam_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> Tensor:
     """lr / (sqrt(v) + eps) per parameter (P,), 0 where it never moved; in place, since P is large."""
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    moved = [p in groups and bool(optimizer.state.get(p)) for p in net.parameters()]
-    pairs = list(zip(net.parameters(), moved, strict=True))
-    sizes = torch.cat([(optimizer.state[p]["exp_avg_sq"] if m else torch.zeros_like(p)).flatten() for p, m in pairs])
-    pieces = sizes.split([p.numel() for p, _ in pairs])
-    parts = [piece for piece, m in zip(pieces, moved, strict=True) if m]
-    mine = [(groups[p], optimizer.state[p]["step"]) for p, m in pairs if m]
-    if parts:
-        torch._foreach_div_(parts, [1 - group["betas"][1] ** step for group, step in mine])
+    groups, state = {p: group for group in optimizer.param_groups for p in group["params"]}, optimizer.state
+    params = list(net.parameters())
+    sizes = torch.cat([(state[p]["exp_avg_sq"] if state.get(p) else torch.zeros_like(p)).flatten() for p in params])
+    pieces = zip(params, sizes.split([p.numel() for p in params]), strict=True)
+    moved = [(piece, state[p]["step"], groups[p]) for p, piece in pieces if state.get(p)]
+    if moved:
+        parts, steps, mine = zip(*moved, strict=True)
+        torch._foreach_div_(parts, [1 - group["betas"][1] ** step for step, group in zip(steps, mine, strict=True)])
         torch._foreach_sqrt_(parts)
-        torch._foreach_add_(parts, [group["eps"] for group, _ in mine])
+        torch._foreach_add_(parts, [group["eps"] for group in mine])
         torch._foreach_reciprocal_(parts)
-        torch._foreach_mul_(parts, [group["lr"] for group, _ in mine])
+        torch._foreach_mul_(parts, [group["lr"] for group in mine])
     return sizes
 
 

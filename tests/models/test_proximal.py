@@ -13,23 +13,22 @@ from tests.models.helpers import Flat, small
     "options",
     [
         "--optimizer sgd", "--optimizer sgd --optim_mom 0.9", "--optimizer sgd --optim_mom 0.9 --optim_nesterov",
-        "--optimizer adam", "--optimizer adamw --optim_wd 0", "--optimizer sgd --clip_grad 0.1",
-        "--optimizer sgd --optim_mom 0.9 --clip_grad 0.1", "--optimizer adam --clip_grad 0.1",
+        "--optimizer adam", "--optimizer adamw --optim_wd 0", "--optimizer sgd --clip_grad 1",
+        "--optimizer sgd --optim_mom 0.9 --clip_grad 1", "--optimizer adam --clip_grad 1",
         "--optimizer sgd --optim_mom 0.5 --optim_wd 1", "--optimizer adam --optim_wd 1",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("curvature", [0.1, 9.0, 1000.0])
-def test_the_proximal_step_rests_at_the_minimum_under_every_optimiser(options, curvature):
+def test_the_proximal_step_rests_at_the_minimum_under_every_optimiser(options):
     # 1/2 (x - 1)^2 + decay/2 x^2 + curvature/2 x^2 has its minimum at 1 / (1 + decay + curvature).
-    model = small(EWC, *options.split())
-    model.penalty.replace(torch.full((12,), curvature), torch.zeros(12))
-    for _ in range(1000):
+    model, curvature = small(EWC, *options.split()), torch.tensor([0.1, 9.0, 1000.0]).repeat(4)
+    model.penalty.replace(curvature, torch.zeros(12))
+    for _ in range(600):
         model.opt.zero_grad()
         loss = 0.5 * sum((p - 1).square().sum() for p in model.net.parameters())
         loss.backward()
         regularised_step(model, loss, model.penalty, 1.0)
     expected = 1 / (1 + model.args.optim_wd + curvature)
-    torch.testing.assert_close(model.net.get_params(), torch.full((12,), expected), rtol=0.01, atol=1e-4)
+    torch.testing.assert_close(model.net.get_params(), expected, rtol=0.01, atol=1e-4)
 
 
 def test_the_proximal_step_refuses_an_optimiser_that_it_does_not_know():

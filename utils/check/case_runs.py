@@ -3,12 +3,15 @@
 import copy
 import functools
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -17,10 +20,10 @@ from torch import Tensor
 from palimpsest.models.utils.contract import loss_problem
 from palimpsest.models.utils.outside import same_value
 from palimpsest.models.utils.state import describe
-from palimpsest.utils import registry
 from palimpsest.utils.check.cases import Case, Failure, Interrupted
 from palimpsest.utils.check.sync import SyncDetector
 from palimpsest.utils.check.terms import LooseTerms
+from palimpsest.utils.errors import one_line
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run import checkpoint
@@ -121,8 +124,9 @@ def resumed_run(case: Case, step: int, *more: str) -> Experiment:
 
 
 def stop_run(case: Case, step: int, file: Path, *more: str) -> None:
-    """The first part of `resumed_run`: what is saved lies in `file`."""
+    """The first part of `resumed_run`, or of its rest where `file` holds a state: what is saved then lies in `file`."""
     exp = build(case.config(*more))
+    start = checkpoint.restore(checkpoint.load(file), exp) if file.is_file() else None
 
     def stop(position: Position) -> None:
         if position.step == abs(step):
@@ -131,44 +135,62 @@ def stop_run(case: Case, step: int, file: Path, *more: str) -> None:
 
     setattr(exp.log, "after_step" if step > 0 else "after_task", stop)
     with suppress(Interrupted):
-        train(exp)
+        train(exp, start)
 
 
-def continue_run(case: Case, file: Path, *more: str) -> Experiment:
-    """The second part of `resumed_run`."""
+def continue_run(case: Case, file: Path, *more: str, stops: Sequence[int] = ()) -> Experiment:
+    """The second part of `resumed_run`, itself stopped and continued at each of `stops`."""
+    for step in stops:
+        stop_run(case, step, file, *more)
     exp = build(case.config(*more))
     start = checkpoint.restore(checkpoint.load(file), exp)
     train(exp, start)
     return exp
 
 
-def resumed_ends(case: Case, steps: list[int], elsewhere: bool, *more: str) -> list[tuple[dict, list[dict]]]:
-    """State and scores at the end of `resumed_run` from each of `steps`.
+def resumed_end(case: Case, steps: list[int], elsewhere: bool, *more: str) -> tuple[dict, list[dict]]:
+    """State and scores at the end of one run that is stopped and continued at each of `steps`.
 
     Args:
-        elsewhere: continue in another process, in which hashes of texts are others.
+        elsewhere: all that follows the first stop is done in another process, in which hashes of texts are others.
+
+    Raises:
+        Failure: the other process cannot continue.
     """
-    if not elsewhere:
-        return [(state_of(exp), scores_of(exp)) for exp in (resumed_run(case, step, *more) for step in steps)]
+    first, *stops = steps
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder, f"{i}.pt")) for i in range(len(steps))]
-        for step, file in zip(steps, files, strict=True):
-            stop_run(case, step, Path(file), *more)
-        given = json.dumps([case.model, case.setting, files, more])
-        seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-        program = f"import sys; from {__name__} import continue_elsewhere; continue_elsewhere(sys.argv[1])"
-        done = subprocess.run([sys.executable, "-c", program, given], cwd=registry.ROOT, capture_output=True, text=True,
-                              env=os.environ | {"PYTHONHASHSEED": seed})  # fmt: skip
-        if done.returncode:
-            raise Failure(f"it cannot be resumed in another process: {done.stderr.strip().splitlines()[-1]}")
-        return [tuple(torch.load(f"{file}.end", weights_only=True)) for file in files]
+        file = Path(folder, "checkpoint.pt")
+        stop_run(case, first, file, *more)
+        if not elsewhere:
+            exp = continue_run(case, file, *more, stops=stops)
+            return state_of(exp), scores_of(exp)
+        given = json.dumps([case.model, case.setting, [str(file)], more])
+        with ProcessPoolExecutor(1, other_interpreter()) as process:
+            error = process.submit(continue_elsewhere, given, stops).exception()
+        if error:
+            raise Failure(f"it cannot be resumed in another process: {type(error).__name__}: {one_line(error)}")
+        return tuple(torch.load(f"{file}.end", weights_only=True))
 
 
-def continue_elsewhere(given: str) -> None:
-    """What the other process of `resumed_ends` does."""
+@functools.cache
+def other_interpreter() -> BaseContext:
+    """Makes processes in which hashes of texts are others: forks of one interpreter that has imported all this."""
+    context, mine = multiprocessing.get_context("forkserver"), os.environ.pop("PYTHONHASHSEED", None)
+    slow = ["palimpsest.datasets.seq_digits", "sklearn.datasets", "torch._dynamo"]
+    context.set_forkserver_preload([__name__, *slow])
+    os.environ["PYTHONHASHSEED"] = "2" if mine == "1" else "1"
+    forkserver.ensure_running()
+    del os.environ["PYTHONHASHSEED"]
+    if mine is not None:
+        os.environ["PYTHONHASHSEED"] = mine
+    return context
+
+
+def continue_elsewhere(given: str, stops: Sequence[int] = ()) -> None:
+    """What the other process of `resumed_end` does: from each of the given files to the end of its run."""
     model, setting, files, more = json.loads(given)
     for file in files:
-        exp = continue_run(Case(model, setting), Path(file), *more)
+        exp = continue_run(Case(model, setting), Path(file), *more, stops=stops)
         torch.save([state_of(exp), scores_of(exp)], f"{file}.end")
 
 

@@ -1,10 +1,10 @@
 """A method on the small stream of one of its settings, in a short run: what the conformance checks are done on."""
 
-import atexit
 import functools
 import shutil
 import tempfile
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 
 from palimpsest.utils import registry
 from palimpsest.utils.errors import UserError
@@ -66,7 +66,7 @@ class Case:
 def vision_folder() -> str:
     """Where the files of the vision stream are made, once per process."""
     folder = tempfile.mkdtemp(prefix="vision-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)  # unlike atexit, at the end of a forked process too
     return folder
 
 

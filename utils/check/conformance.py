@@ -18,7 +18,7 @@ from palimpsest.utils.check.case_runs import (
     differing_entries,
     looked_at,
     observed,
-    resumed_ends,
+    resumed_end,
     run,
     state_of,
 )
@@ -62,9 +62,11 @@ def learns(case: Case) -> None:
     """A task that was just learned is known well above chance, and every loss is finite."""
     several = case.setting in ("class-il", "vision")
     name = "task-il" if several else case.setting
-    # Most methods need few epochs; the others get more.
-    for epochs, tasks in ((["--n_epochs", "3"], 2), (["--n_epochs", "8"], 3)) if several else (([], 3),):
-        exp = run(case, *epochs, share=0.5 if case.setting == "vision" else 1, tasks=tasks)
+    # Most methods need few epochs and half of the examples; the others get more.
+    more = 0.5 if case.setting == "vision" else 1
+    attempts = [(["--n_epochs", "3"], 0.5, 2), (["--n_epochs", "8"], more, 3)] if several else [([], 1, 3)]
+    for epochs, share, tasks in attempts:
+        exp = run(case, *epochs, share=share, tasks=tasks)
         matrix = exp.run.matrices[name]
         scores = matrix[-1] if exp.model.JOINT else [row[t] for t, row in enumerate(matrix) if not math.isnan(row[0])]
         learned = sum(scores) / len(scores)
@@ -102,23 +104,23 @@ def observe_never_waits(case: Case) -> None:
 
 
 def resumes_exactly(case: Case, elsewhere: bool = True) -> None:
-    """Stopped at some iteration, saved, restored in another process and continued, a run ends as if it had never
-    stopped.
+    """Stopped again and again, each time saved, restored in another process and continued, a run ends as if it had
+    never stopped.
     """
     undisturbed = observed(case)
     ends = [evaluation["step"] for evaluation in undisturbed.scores]
     total = ends[-1]
     # The first iteration, the middle of things, a task's last iteration (its end_task is run by the second process),
     # and the place between two tasks (its begin_task is).
-    steps = sorted({1, total // 2 + 1, ends[0], -ends[0]})
-    for step, (state, scores) in zip(steps, resumed_ends(case, steps, elsewhere, "--n_epochs", "2"), strict=True):
-        differing = differing_entries(undisturbed.state, state)
-        if differing or differing_entries(undisturbed.scores, scores):
-            what = ", ".join(differing[:3]) or "its scores"
-            raise Failure(
-                f"stopped at iteration {abs(step)} of {total} and resumed, the run differs in {what}: what the method "
-                "remembers must be in its attributes, not in globals, closures or files"
-            )
+    steps = sorted({1, total // 2 + 1, ends[0], -ends[0]}, key=lambda step: (abs(step), step < 0))
+    state, scores = resumed_end(case, steps, elsewhere, "--n_epochs", "2")
+    differing = differing_entries(undisturbed.state, state)
+    if differing or differing_entries(undisturbed.scores, scores):
+        what, stops = ", ".join(differing[:3]) or "its scores", ", ".join(str(abs(step)) for step in steps)
+        raise Failure(
+            f"stopped at iterations {stops} of {total} and resumed, the run differs in {what}: what the method "
+            "remembers must be in its attributes, not in globals, closures or files"
+        )
 
 
 def looking_changes_nothing(case: Case) -> None:
