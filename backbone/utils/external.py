@@ -225,10 +225,8 @@ class ExternalWeights(nn.Module):
         return parts
 
     def _statistics(self, statistics: Tensor) -> dict[str, Tensor]:
-        means, variances = statistics.chunk(2, -1)
-        sizes, names = list(self.statistics_of.values()), list(self.statistics_of)
-        out = {f"{n}.running_mean": part for n, part in zip(names, means.split(sizes, -1), strict=True)}
-        return out | {f"{n}.running_var": part for n, part in zip(names, variances.split(sizes, -1), strict=True)}
+        names = [f"{layer}.running_{kind}" for kind in ("mean", "var") for layer in self.statistics_of]
+        return dict(zip(names, statistics.split(2 * list(self.statistics_of.values()), -1), strict=True))
 
 
 class ExternalBatchNorm(nn.Module):

@@ -13,15 +13,13 @@ from utils.evaluation import eval_mode
 from utils.randomness import preserve_rng
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
-
 # What the constructor of a plain network may call what the runner knows.
-KNOWN = {
-    "num_classes": ("num_classes", "n_classes", "nclasses", "out_features", "output_size", "out_dim"),
-    "in_size": ("in_size", "input_size", "input_shape", "in_shape", "size"),
-    "in_channels": ("in_channels", "channels", "n_channels", "num_channels", "in_ch"),
-    "in_features": ("in_features", "input_dim", "in_dim", "n_features"),
-}
+KNOWN = (
+    ("num_classes", "n_classes", "nclasses", "out_features", "output_size", "out_dim"),
+    ("in_size", "input_size", "input_shape", "in_shape", "size"),
+    ("in_channels", "channels", "n_channels", "num_channels", "in_ch"),
+    ("in_features", "input_dim", "in_dim", "n_features"),
+)
 
 
 class Wrapped(Backbone):
@@ -122,11 +120,10 @@ def make_network(cls: type, args, in_size: tuple[int, ...], num_classes: int, ki
     name = cls.__name__
     if not issubclass(cls, nn.Module):
         raise UserError(f"backbone '{cls.NAME}': {name} is no torch.nn.Module: expected one that maps inputs to logits")
-    values = {"num_classes": num_classes, "in_size": in_size, "in_channels": in_size[0]}
-    values |= {"in_features": math.prod(in_size)}
-    known = {spelling: values[meaning] for meaning, spellings in KNOWN.items() for spelling in spellings}
+    values = num_classes, in_size, in_size[0], math.prod(in_size)
+    known = {name: value for names, value in zip(KNOWN, values, strict=True) for name in names}
     given, unknown = {}, []
-    for parameter in list(inspect.signature(cls).parameters.values()):
+    for parameter in inspect.signature(cls).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.name in known:

@@ -182,7 +182,7 @@ class Painter:
         image[mask] = 1 - (1 - colour) * shade if self.task == DET else colour * shade
 
     def scene(self, i: int, low: int, high: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-        """Image i with 1 to 4 items, and (class, visible pixels (S, S)) of each, in the order they were painted."""
+        """Image i, as of `ground`, with 1 to 4 items, and (class, visible pixels (S, S)) of each, in painted order."""
         rng = np.random.default_rng([*self.stream, i])
         image, objects = self.ground(rng), []
         for _ in range(rng.integers(1, 5)):
@@ -194,14 +194,14 @@ class Painter:
                     self.paint(rng, image, item, new)
                     objects = [(k, old & ~new, whole) for k, old, whole in objects] + [(c, new, new.sum())]
                     break
-        return _bytes(image), [(c, mask) for c, mask, _ in objects]
+        return image, [(c, mask) for c, mask, _ in objects]
 
     def portrait(self, i: int) -> tuple[np.ndarray, int]:
         """Image i with one large item, and its class: the classes in turn."""
         rng, c = np.random.default_rng([*self.stream, i]), i % 10
         image, item = self.ground(rng), self.item(rng, c, 56, 84)
         self.paint(rng, image, item, self.place(rng, item))
-        return _bytes(image), c
+        return image, c
 
 
 def _write_voc(folder: Path, split: str, painter: Painter) -> None:
@@ -263,9 +263,6 @@ def _write_folders(folder: Path, split: str, painter: Painter) -> None:
         _save_jpeg(image, place / f"{split}_{i:05d}.JPEG")
 
 
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
-
-
 def _save_jpeg(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image).save(path, quality=92, subsampling=0)
+    pixels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=92, subsampling=0)

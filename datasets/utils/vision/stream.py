@@ -111,15 +111,10 @@ class VisionStream(ContinualDataset):
         whole = sum(len(p) * pixels * (4 if name == "seg" else 3) for name, pair in parts.items() for p in pair)
         share = min(1.0, args.cache_mb * 2**20 / whole)
         boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
-        common = {
-            "mirror": self.mirror,
-            "max_boxes": max(boxes, default=0),
-            "seed": self.seed,
-            "num_workers": args.num_workers,
-        }
+        common = {"max_boxes": max(boxes, default=0), "seed": self.seed, "num_workers": args.num_workers}
         self._data = [
             tuple(
-                VisionData(part, task, args.vision_size, capacity=int(share * len(part)), augment=augment, **common)
+                VisionData(part, task, args.vision_size, augment, self.mirror, int(share * len(part)), **common)
                 for part, augment in zip(parts[task.name], (args.augment, False), strict=True)
             )
             for task in self.tasks
