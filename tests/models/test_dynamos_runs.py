@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tests.models.helpers import experiment, finished, options
 from tests.models.test_dynamos import ROW, argv
 from utils import registry
+from utils.check.cases import Interrupted
 from utils.errors import UserError
 from utils.log.report import _figures
 from utils.run import checkpoint
@@ -20,7 +21,7 @@ from utils.run.training import Position, train
 
 def gates_from(dataset: str = "seq-digits", **changed) -> tuple[int, int, int] | None:
     """(task, epoch, iteration of the epoch) of the first step with gates; nothing may be stored before it."""
-    exp, first = experiment("dynamos", *argv(**changed), "--warmup", dataset=dataset), []
+    exp = experiment("dynamos", *argv(**changed), "--warmup", dataset=dataset)
     model = exp.model
     observe = model.observe
 
@@ -28,14 +29,15 @@ def gates_from(dataset: str = "seq-digits", **changed) -> tuple[int, int, int] |
         place = model.current_task, epoch, model.epoch_iteration
         out = observe(inputs, labels, raw, epoch)
         if model.net.gating:
-            first.append(place)
-        else:
-            assert list(out) == ["loss", "ce"] and model.buffer.num_seen_examples == 0
+            raise Interrupted(place)
+        assert list(out) == ["loss", "ce"] and model.buffer.num_seen_examples == 0
         return out
 
     vars(model)["observe"] = watched
-    train(exp)
-    return first[0] if first else None
+    try:
+        train(exp)
+    except Interrupted as found:
+        return found.args[0]
 
 
 def test_warmup():
@@ -90,7 +92,7 @@ def test_rows(dataset):
 
 @pytest.fixture(scope="module")
 def trained():
-    return finished("dynamos", *argv(nf=8, stop_after=2, n_epochs=2))
+    return finished("dynamos", *argv(nf=8, stop_after=2, n_epochs=1, label_perc=0.5))
 
 
 def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
@@ -113,7 +115,7 @@ def test_sparse_inference_gives_the_same_scores(trained):
 
 
 def test_the_same_seed_gives_the_same_row_where_gates_are_sampled():
-    sampled = [*argv(stop_after=1, n_epochs=1), "--infer_mode", "sample"]
+    sampled = [*argv(stop_after=1, n_epochs=1, label_perc=0.2), "--infer_mode", "sample"]
     runs = [finished("dynamos", *sampled).run for _ in range(2)]
     assert runs[0].history == runs[1].history and runs[0].losses == runs[1].losses
     assert math.isfinite(runs[0].losses[-1][1]["loss"])

@@ -190,13 +190,12 @@ def test_a_kernel_too_narrow_for_the_weights_is_told():
 
 
 def test_coresets_are_left_out_of_training_and_told_apart_at_the_end():
-    exp = finished("pr_bbb", "--backbone", "mnistmlp", "--n_epochs", "2", "--kl_scale", "0.001", "--hnet_arch", "10",
-                   "--coreset_size", "20", "--coreset_iters", "60", "--train_sample_size", "2",
-                   "--val_sample_size", "4")  # fmt: skip
+    exp = finished("pr_bbb", "--n_iters", "4", "--coreset_size", "5", "--train_sample_size", "2", "--val_sample_size",
+                   "4", dataset="seq-gmm2d")  # fmt: skip
     model = exp.model
-    assert model.coreset_labels.shape == (5, 20)
-    assert model.n_train == len(exp.dataset.task_data(4)) - 20
-    for task in range(5):
+    assert model.coreset_labels.shape == (3, 5)
+    assert model.n_train == len(exp.dataset.task_data(2)) - 5
+    for task in range(3):
         low, high = exp.dataset.get_offsets(task)
         assert ((model.coreset_labels[task] >= low) & (model.coreset_labels[task] < high)).all()
 
