@@ -97,7 +97,7 @@ def trained():
 
 def test_a_loaded_network_has_the_settings_of_this_run(trained, tmp_path):
     more = ("--inf_thresh", "0.9", "--infer_mode", "sample", "--temperature", "0.5")
-    exp, file = experiment("dynamos", *argv(nf=8), *more), tmp_path / "a.pt"
+    exp, file = experiment("dynamos", *argv(nf=8, label_perc=0.5), *more), tmp_path / "a.pt"
     model = exp.model
     at = Position(task=len(trained.dataset.tasks), step=trained.run.history[-1].step)
     checkpoint.save(checkpoint.capture(trained, at), file)
