@@ -30,7 +30,7 @@ def trained(name, *more):
 
 @pytest.mark.parametrize("name", ["sgd", "joint", "balanced-ewc"])  # stages, none, and a fine-tuning after them
 def test_a_run_leaves_curves_pictures_and_verdicts(name):
-    exp = trained(name)
+    exp = trained(name, "--enable_other_metrics")
     run, joint = exp.run, name == "joint"
     again = [2] if getattr(exp.model, "finetuned", False) else []  # scored before and after the fine-tuning
     assert [r["task"] for r in run.epochs] == ([0] if joint else [0, 1, 2])
@@ -42,6 +42,9 @@ def test_a_run_leaves_curves_pictures_and_verdicts(name):
     assert [row.task for row in rows] == ["seg", "det", "cls"]
     assert [row.achieved for row in rows] == run.history[-1].scores["task-il"]
     assert all(bool(row.passed) != joint for row in rows) and all(0 <= row.floor <= 100 for row in rows)
+    top5 = run.history[-1].others["top-5"]["task-il"]
+    assert [math.isnan(v) for v in top5] == [True, True, False] and "parameters" in run.notes
+    assert not joint or all(math.isfinite(v) for v in run.matrices["task-il"][-1])
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():

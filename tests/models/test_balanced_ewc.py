@@ -5,19 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
-from backbone.utils.base import Backbone
-from datasets.utils.vision.kinds import ImageClassTask, PresenceTask
 from models.balanced_ewc import normalised
-from models.utils.fisher import fisher_diagonal
 from models.utils.kept_images import select_exemplars
-from models.utils.quadratic import Quadratic, step_sizes
 from tests.models.helpers import enter
 from utils.check import case_runs, cases, conformance
 from utils.criterion import Verdict, of_run, remarks
 from utils.errors import UserError
-from utils.evaluation import evaluate
 from utils.log.analysis import look_at_tests
 from utils.run.config import resolve
 from utils.run.experiment import build
@@ -26,57 +20,9 @@ from utils.run.training import train
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-class Linear(Backbone):
-    """theta times the input, by itself or as one of two logits."""
-
-    def __init__(self, values: list[float], form=None):
-        super().__init__()
-        self.theta, self.form = nn.Parameter(torch.tensor(values)), form
-
-    def forward(self, x):
-        return self.form(self.theta * x)
-
-
-def of_two(z):
-    """Logits (theta x, 0) of two classes."""
-    return torch.cat((z, torch.zeros_like(z)), 1)
-
-
-# ---- Fisher information
-
-
-@pytest.mark.parametrize(
-    "task, form", [(ImageClassTask("cls", ["a", "b"]), of_two), (PresenceTask("det", ["a"]), lambda z: z)]
-)
-def test_drawn_labels_estimate_the_true_fisher_information(task, form):
-    torch.manual_seed(0)
-    n, net = 20_000, Linear([math.log(3)], form)
-    labels = torch.zeros(n, dtype=torch.long) if task.name == "cls" else torch.zeros(n, 1)
-    value = fisher_diagonal(net, [(torch.ones(n, 1), labels)], "mc", task, chunk=n).item()
-    # (y - p)^2 is 1/16 with probability 3/4, else 9/16: its deviation is .2165.
-    assert value == pytest.approx(0.1875, abs=3 * 0.2165 / math.sqrt(n))
-
-
 def test_normalised_information_has_mean_one_over_the_shared_parameters():
     shared = torch.tensor([True, True, False])
     assert normalised(torch.tensor([1.0, 3.0, 100.0]), shared, 0.5).tolist() == [1.0, 2.0, 0.0]
-
-
-# ---- penalty
-
-
-def test_the_proximal_step_is_as_long_as_adams():
-    net = Linear([1.0, 1.0, 1.0])
-    adam = torch.optim.Adam(net.parameters(), lr=0.1)
-    assert step_sizes(adam, net).tolist() == [0, 0, 0]  # never moved
-    net.set_grads(torch.tensor([1.0, 0.01, 4.0]))
-    adam.step()
-    assert step_sizes(adam, net).tolist() == pytest.approx([0.1, 10, 0.025], rel=1e-4)
-    penalty = Quadratic()
-    penalty.replace(torch.ones(3), torch.zeros(3))
-    net.set_params(torch.ones(3))
-    penalty.contract(net, 1.0, step_sizes(adam, net))
-    assert net.get_params().tolist() == pytest.approx([1 / 1.1, 1 / 11, 1 / 1.025], rel=1e-4)
 
 
 # ---- criterion
@@ -176,17 +122,6 @@ def test_a_run_resumed_in_the_middle_of_its_second_task_ends_as_if_it_had_never_
     undisturbed = case_runs.Ended.of(case_runs.run(case("lwf")))
     resumed = case_runs.Ended.of(case_runs.resumed_run(case("lwf"), 3))
     assert not case_runs.differing_ends(undisturbed, resumed)
-
-
-def test_scores_of_unlike_tasks_stand_side_by_side():
-    exp = build(case("sgd").config("--enable_other_metrics"))
-    train(exp)
-    assert all(math.isfinite(v) for v in exp.run.matrices["task-il"].flatten())
-    scores, others = evaluate(exp.model, exp.dataset, range(3), 2)
-    assert scores == exp.run.history[-1].scores and len(scores["task-il"]) == 3
-    floors, top5 = others["floor"]["task-il"], others["top-5"]["task-il"]
-    assert all(0 <= f <= 100 for f in floors) and [math.isnan(v) for v in top5] == [True, True, False]
-    assert "mIoU" not in others and "parameters" in exp.run.notes
 
 
 def at_the_end(values: list[float], bases: list[float], *more: str):
