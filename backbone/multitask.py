@@ -192,12 +192,11 @@ class BalancedMultiTaskModel(Backbone):
         """(P,) bool: which entries more than one task uses, those of the trunk (and the unified head) without
         normalisation per task.
         """
-        return torch.cat(
-            [
-                torch.full((p.numel(),), not name.startswith("heads.") and ".norms." not in name, device=p.device)
-                for name, p in self.named_parameters()
-            ]
-        )
+        parts = []
+        for name, p in self.named_parameters():
+            common = not name.startswith("heads.") and ".norms." not in name
+            parts.append(torch.full((p.numel(),), common, device=p.device))
+        return torch.cat(parts)
 
     def parts(self) -> dict[str, int]:
         """Parameters of the trunk and of each branch, or of the one head."""

@@ -193,10 +193,9 @@ class TaskHypernetwork(MLP):
             last.weight.normal_(std=math.sqrt(sum(count * v for count, v in per_tensor) / n))
             return
         last.bias[:n].zero_()
-        at = 0
-        for count, v in per_tensor:
-            last.weight[at : at + count].normal_(std=math.sqrt(v))
-            at += count
+        rows = last.weight[:n].split([count for count, _ in per_tensor])
+        for part, (_, v) in zip(rows, per_tensor, strict=True):
+            part.normal_(std=math.sqrt(v))
 
     def _last_hidden(self) -> Tensor:
         """What the last layer reads for 64 fresh embeddings, of 64 chunks."""

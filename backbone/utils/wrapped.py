@@ -148,13 +148,11 @@ def _tried(net: Wrapped, name: str, in_size: tuple[int, ...], kind: str) -> Wrap
     tokens = kind == "tokens"
     x = torch.zeros(2, *(in_size[:1] if tokens else in_size), dtype=torch.int64 if tokens else torch.float32)
     try:
-        with eval_mode(net), torch.no_grad(), preserve_rng():
+        caught: list[Tensor] = []
+        hook = net.classifier.register_forward_hook(lambda _, inputs, answer: caught.append(answer))
+        with eval_mode(net), torch.no_grad(), preserve_rng(), hook:
             out = net(x)
-            if net.ends_in_classifier:
-                caught: list[Tensor] = []
-                with net.classifier.register_forward_hook(lambda _, inputs, answer: caught.append(answer)):
-                    net(x)
-                net.ends_in_classifier = len(caught) == 1 and isinstance(out, Tensor) and torch.equal(caught[0], out)
+            net.ends_in_classifier = len(caught) == 1 and isinstance(out, Tensor) and torch.equal(caught[0], out)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         said = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise UserError(f"backbone '{name}' cannot read inputs {tuple(x.shape)}: {said}") from None

@@ -36,11 +36,9 @@ TRIES = 20
 # The 256 colours of VOC's masks: bit k of the class, in threes, goes to bit 7 - k of red, green and blue.
 VOC_PALETTE = [sum((c >> (3 * k + rgb) & 1) << (7 - k) for k in range(3)) for c in range(256) for rgb in range(3)]
 NAMES = {
-    "fashion": (
-        "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-    ),
+    "fashion": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     "digits": tuple(f"digit {d}" for d in range(10)),
-}  # fmt: skip
+}
 # Share of an item's brightest pixel above which a pixel belongs to the object: garments are grey inside.
 THRESHOLDS = {"fashion": 0.1, "digits": 0.35}
 
@@ -61,13 +59,8 @@ def item_source(base_path: str, wanted: str) -> str:
 
 
 def mini_folder(base_path: str, seed: int, size: int, source: str) -> Path:
-    """The folder that holds the three tasks, made if it is not there.
-
-    Args:
-        base_path: the data folder.
-        seed: of everything random.
-        size: side of an image in pixels.
-        source: 'fashion' or 'digits'.
+    """The folder in `base_path` that holds the three tasks of a seed, with images of `size` pixels a side of the items
+    of `source` ('fashion' or 'digits'); made if it is not there.
 
     Raises:
         UserError: the folder cannot be written, or holds other files than were made.

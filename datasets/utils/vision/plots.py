@@ -63,9 +63,8 @@ def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], what: str, colour: 
         if kept:
             axes.axvline(epoch, color="#999999", linestyle=":", linewidth=1, zorder=0)
             if what != "loss":
-                axes.plot(
-                    epoch, value, "*", color=CYCLE[5], ms=11, mec=INK, mew=0.6, ls="", zorder=4, label="epoch kept"
-                )
+                star = {"color": CYCLE[5], "ms": 11, "mec": INK, "mew": 0.6, "ls": "", "zorder": 4}
+                axes.plot(epoch, value, "*", label="epoch kept", **star)
 
 
 def prediction_figures(dataset, pictures: Sequence[tuple[int, list[dict]]]) -> list[tuple[str, str, Figure, bool]]:

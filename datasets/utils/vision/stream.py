@@ -56,9 +56,8 @@ class VisionStream(ContinualDataset):
         add, orders = parser.add_argument, [",".join(order) for order in permutations(TASKS)]
         add("--vision_order", type=name_list, choices=orders, default=orders[0], help="order of the tasks")
         add("--seg_classes", choices=[*SEGMENTATION], default="semantic", help="masks of objects, or of their classes")
-        add(
-            "--detection", choices=[*DETECTION], default="multilabel", help="which classes are there, or a box for each"
-        )
+        told = "which classes are there, or a box for each"
+        add("--detection", choices=[*DETECTION], default="multilabel", help=told)
         add("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
         told = "images of each task, four fifths for training, drawn by the seed; 0 for all there are"
         add("--vision_subset", type=non_negative_int, default=300, metavar="N", help=told)
