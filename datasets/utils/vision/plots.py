@@ -125,7 +125,7 @@ def predictions(task, images, labels, columns: Mapping[str, Mapping[str, Any]]) 
                 _draw_boxes(cell, answer, len(image))
     for cell in cells.flat:
         cell.set_axis_off()
-    names = {c: "void" if c == VOID else task.class_name(c) for c in legend}
+    names = {c: "void" if c == VOID else task.class_names[c] for c in legend}
     handles = [Patch(color=_colour(c), label=name) for c, name in names.items()]
     look = {"loc": "lower left", "ncols": len(titles), "frameon": False, "fontsize": 8, "handlelength": 1}
     figure.legend(handles=handles, **look)
