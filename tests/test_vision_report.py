@@ -87,7 +87,7 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(monkeypatch):
 
 
 def test_a_resumed_run_leaves_the_same_to_look_at():
-    more = (*STOPPING, "--detection", "boxes", "--n_epochs", "2")
+    more = (*STOPPING, "--detection", "boxes")
     undisturbed = case_runs.run(case("er"), *more).run
     ends = [evaluation.step for evaluation in undisturbed.history]
     for step in (ends[-3] + 1, -ends[-2]):  # within a stage, or after one
