@@ -2,9 +2,9 @@
 
 import re
 
+from palimpsest.utils.check import cases, conformance
+from palimpsest.utils.registry import ROOT, names
 from tests.models.helpers import finished
-from utils.check import cases, conformance
-from utils.registry import ROOT, names
 
 
 def example(page: str, name: str, tmp_path):

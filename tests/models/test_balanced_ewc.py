@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.balanced_ewc import normalised
-from models.utils.kept_images import select_exemplars
+from palimpsest.models.balanced_ewc import normalised
+from palimpsest.models.utils.kept_images import select_exemplars
+from palimpsest.utils.check import case_runs, cases, conformance
+from palimpsest.utils.criterion import Verdict, of_run, remarks
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.log.analysis import look_at_tests
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 from tests.models.helpers import enter
-from utils.check import case_runs, cases, conformance
-from utils.criterion import Verdict, of_run, remarks
-from utils.errors import UserError
-from utils.log.analysis import look_at_tests
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
