@@ -7,7 +7,7 @@ task to task in what is shared is `--bn_policy`; that of the branches belongs to
 """
 
 import math
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -94,16 +94,15 @@ class BalancedMultiTaskModel(Backbone):
             if "boxes" in (kinds[task] for task in sizes):
                 raise UserError("--head unified has no boxes: use --detection multilabel, or --head branches")
             self.unified = UnifiedHead(self.trunk, sum(sizes.values())).to(device)
-            ends = list(accumulate(sizes.values()))
-            parts = zip(sizes, ends, sizes.values(), strict=True)
-            stride = self.unified.stride
-            self.heads = nn.ModuleDict({t: Channels(kinds[t], end - n, end, stride) for t, end, n in parts})
-            for head in self.heads.values():
-                if head.kind == "presence":
-                    nn.init.constant_(self.unified.last.bias[head.low : head.high], RARE)
+            heads, low = {}, 0
+            for task, n in sizes.items():
+                heads[task] = Channels(kinds[task], low, low + n, self.unified.stride)
+                if kinds[task] == "presence":
+                    nn.init.constant_(self.unified.last.bias[low : low + n], RARE)
+                low += n
         else:
             heads = {task: HEADS[kinds[task]](self.trunk, n) for task, n in sizes.items()}
-            self.heads = nn.ModuleDict(heads).to(device)
+        self.heads = nn.ModuleDict(heads).to(device)
         self.tasks, self.begun, self.active = list(sizes), [], None
         for part in self.common():
             apply_policy(part, self.bn_policy, self.tasks)
@@ -193,12 +192,11 @@ class BalancedMultiTaskModel(Backbone):
         """(P,) bool: which entries more than one task uses, those of the trunk (and the unified head) without
         normalisation per task.
         """
-        return torch.cat(
-            [
-                torch.full((p.numel(),), not name.startswith("heads.") and ".norms." not in name, device=p.device)
-                for name, p in self.named_parameters()
-            ]
-        )
+        parts = []
+        for name, p in self.named_parameters():
+            common = not name.startswith("heads.") and ".norms." not in name
+            parts.append(torch.full((p.numel(),), common, device=p.device))
+        return torch.cat(parts)
 
     def parts(self) -> dict[str, int]:
         """Parameters of the trunk and of each branch, or of the one head."""

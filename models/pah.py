@@ -197,11 +197,7 @@ class PAH(GeneratedHeads):
             for parameter in self.embeddings:
                 parameter.grad = None
         if terms:
-            parameters = list(self.embeddings)
-            gradients = torch.autograd.grad(sum(terms.values()), parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            sum(terms.values()).backward(inputs=list(self.embeddings))
         if terms or args.pah_leak:
             self.opt_proto.step()
         return {name: term.detach() for name, term in terms.items()}

@@ -12,20 +12,15 @@ from palimpsest.datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, Imag
 from palimpsest.datasets.utils.vision.plots import predictions, stage_curves
 from palimpsest.datasets.utils.vision.scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
 from palimpsest.utils import criterion
-from palimpsest.utils.check import case_runs
+from palimpsest.utils.check import case_runs, cases
 from palimpsest.utils.log.page import drawn
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.training import train
 from tests.models.test_balanced_ewc import SMALL, case
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("vision"))
-
-
-def trained(name, folder, *more):
-    exp = build(case(name, folder).config(*more))
+def trained(name, *more):
+    exp = build(case(name).config(*more))
     train(exp)
     return exp
 
@@ -34,8 +29,8 @@ def trained(name, folder, *more):
 
 
 @pytest.mark.parametrize("name", ["sgd", "joint", "balanced-ewc"])  # stages, none, and a fine-tuning after them
-def test_a_run_leaves_curves_pictures_and_verdicts(name, folder):
-    exp = trained(name, folder)
+def test_a_run_leaves_curves_pictures_and_verdicts(name):
+    exp = trained(name, "--enable_other_metrics")
     run, joint = exp.run, name == "joint"
     again = [2] if getattr(exp.model, "finetuned", False) else []  # scored before and after the fine-tuning
     assert [r["task"] for r in run.epochs] == ([0] if joint else [0, 1, 2])
@@ -47,10 +42,13 @@ def test_a_run_leaves_curves_pictures_and_verdicts(name, folder):
     assert [row.task for row in rows] == ["seg", "det", "cls"]
     assert [row.achieved for row in rows] == run.history[-1].scores["task-il"]
     assert all(bool(row.passed) != joint for row in rows) and all(0 <= row.floor <= 100 for row in rows)
+    top5 = run.history[-1].others["top-5"]["task-il"]
+    assert [math.isnan(v) for v in top5] == [True, True, False] and "parameters" in run.notes
+    assert not joint or all(math.isfinite(v) for v in run.matrices["task-il"][-1])
 
 
-def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(folder):
-    exp = build(case("sgd", folder).config("--n_epochs", "3"))
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
+    exp = build(case("sgd").config("--n_epochs", "3"))
     seen, original = [], exp.model.observe
 
     def watched(*args, **kwargs):
@@ -74,7 +72,7 @@ STOPPING = (
 )
 
 
-def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
+def test_early_stopping_marks_the_epoch_it_goes_back_to(monkeypatch):
     asked = []
 
     def scores(model, dataset, task):
@@ -82,33 +80,35 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(folder, monkeypatch):
         return {"accuracy": (10.0, 30.0, 20.0)[len(asked) % 3 - 1], "loss": 1.0}
 
     monkeypatch.setattr("palimpsest.utils.run.stopping.held_out_scores", scores)
-    run = trained("sgd", folder, *STOPPING).run
+    run = trained("sgd", *STOPPING).run
     assert asked == [0] * 3 + [1] * 3 + [2] * 3  # once per epoch, although two ask
     assert [r["kept"] for r in run.epochs] == [False, True, False] * 3
     assert [r["held_out_score"] for r in run.epochs] == [10.0, 30.0, 20.0] * 3
 
 
-@pytest.mark.parametrize("name, more, within", [
-    ("er", STOPPING, True), ("balanced-ewc", ("--detection", "boxes"), False),
-])  # fmt: skip
-def test_a_resumed_run_leaves_the_same_to_look_at(name, more, within, folder):
-    undisturbed = case_runs.run(case(name, folder), *more).run
-    step = undisturbed.history[-3].step + 1 if within else -undisturbed.history[-2].step  # within a stage, or after one
-    resumed = case_runs.resumed_run(case(name, folder), step, *more).run
-    assert resumed.epochs == undisturbed.epochs
-    assert [stage for stage, _ in resumed.pictures] == [0, 1, 2]
-    for (_, a), (_, b) in zip(resumed.pictures, undisturbed.pictures, strict=True):
-        assert all(torch.equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x)
+def test_a_resumed_run_leaves_the_same_to_look_at():
+    more = (*STOPPING, "--detection", "boxes")
+    undisturbed = case_runs.run(case("er"), *more).run
+    ends = [evaluation.step for evaluation in undisturbed.history]
+    for step in (ends[-3] + 1, -ends[-2]):  # within a stage, or after one
+        resumed = case_runs.resumed_run(case("er"), step, *more).run
+        assert resumed.epochs == undisturbed.epochs
+        assert [stage for stage, _ in resumed.pictures] == [0, 1, 2]
+        for (_, a), (_, b) in zip(resumed.pictures, undisturbed.pictures, strict=True):
+            assert all(torch.equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x)
 
 
 # ---- the report
 
 
-def test_the_table_carries_both_readings_and_what_was_kept_above_the_floor():
+def test_the_criterion_has_two_readings_and_its_table_what_was_kept_above_the_floor():
     scores = {"seg": (22.08, 20.47), "det": (83.40, 78.94), "cls": (100.0, 100.0)}
     rows = [criterion.Verdict(name, *values) for name, values in scores.items()]
     assert criterion.overall(rows, "absolute") and not criterion.overall(rows, "relative")
+    assert [row.passed["absolute"] for row in rows] == [True, True, True]
     assert [row.passed["relative"] for row in rows] == [False, False, True]
+    assert not criterion.Verdict("", 22.08, 17.07).passed["absolute"]
+    assert criterion.Verdict("", 22.08, 17.08).passed["absolute"] and criterion.Verdict("", 100, 95).passed["relative"]
     assert criterion.cells(rows[0])[2:9] == ["22.08", "20.47", "-1.61", "17.08", "PASS", "20.98", "FAIL"]
     assert len(criterion.cells(rows[0])) == len(criterion.COLUMNS)
     kept = [criterion.Verdict("a", base, 40.0, floor=20.0).kept for base in (60.0, 20.0, math.nan)]
@@ -184,16 +184,16 @@ def test_the_average_precision_of_a_resample_counts_its_images_as_often_as_they_
     assert list(whole.interval().values()) == pytest.approx([again.result()["mAP_cls"]] * 2)
 
 
-def test_a_run_that_begins_later_has_no_baseline_for_what_it_left_out(folder):
-    run = trained("sgd", folder, "--start_from", "1").run
+def test_a_run_that_begins_later_has_no_baseline_for_what_it_left_out():
+    run = trained("sgd", "--start_from", "1").run
     first, *others = criterion.of_run(run)
     assert math.isnan(first.baseline) and not first.passed and all(row.passed for row in others)
 
 
-def test_files_of_a_run(tmp_path, folder, capsys, undrawn):
+def test_files_of_a_run(tmp_path, capsys, undrawn):
     argv = [a for pair in SMALL.items() for a in pair]
     argv[argv.index("--n_epochs") + 1] = "2"
-    given = ["--model", "sgd", "--base_path", folder, "--results_path", str(tmp_path), "--holdout", "25"]
+    given = ["--model", "sgd", "--base_path", cases.vision_folder(), "--results_path", str(tmp_path), "--holdout", "25"]
     assert entry.main([*argv, *given, "--enable_other_metrics", "--non_verbose", "--no-tensorboard"]) == 0
     (results,) = tmp_path.glob("*/*/*/*/config.yaml")
     results, out = results.parent, capsys.readouterr().out

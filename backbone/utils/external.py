@@ -89,7 +89,8 @@ class ExternalWeights(nn.Module):
             return self._plain(parts, x), None
         template = self._template[0].train(statistics is None)
         if statistics is not None:
-            parts |= self._statistics(statistics)
+            names = [f"{layer}.running_{kind}" for kind in ("mean", "var") for layer in self.statistics_of]
+            parts |= zip(names, statistics.split(2 * list(self.statistics_of.values()), -1), strict=True)
         if statistics is not None or not self.statistics_of:
             return vmap(lambda p: functional_call(template, p, (x,)))(parts), None
 
@@ -218,10 +219,6 @@ class ExternalWeights(nn.Module):
                 if name.startswith("classifier."):
                     parts[name] = parts[name][:, head[0] : head[1]]
         return parts
-
-    def _statistics(self, statistics: Tensor) -> dict[str, Tensor]:
-        names = [f"{layer}.running_{kind}" for kind in ("mean", "var") for layer in self.statistics_of]
-        return dict(zip(names, statistics.split(2 * list(self.statistics_of.values()), -1), strict=True))
 
 
 class ExternalBatchNorm(nn.Module):

@@ -80,7 +80,7 @@ class TaskHypernetwork(MLP):
         self.n_chunks = math.ceil(outputs / chunk) if chunk else 1
         self.embeddings, self.chunk_embeddings = nn.ParameterList(), nn.ParameterList()
         if chunk and not conditional:
-            self.chunk_embeddings.append(self._fresh_chunks())
+            self.chunk_embeddings.append(nn.Parameter(self._fresh_chunks()))
 
     def add_task(self, like_previous: bool = False) -> None:
         """Append the embedding of one more task, and its chunk embeddings; a copy of the previous ones if so wanted."""
@@ -89,8 +89,8 @@ class TaskHypernetwork(MLP):
         fresh = self.embeddings[-1].detach().clone() if copied else self.std * torch.randn(self.embedding)
         self.embeddings.append(nn.Parameter(fresh.to(device)))
         if self.chunk and self.conditional:
-            chunks = nn.Parameter(self.chunk_embeddings[-1].detach().clone()) if copied else self._fresh_chunks()
-            self.chunk_embeddings.append(nn.Parameter(chunks.data.to(device)))
+            chunks = self.chunk_embeddings[-1].detach().clone() if copied else self._fresh_chunks()
+            self.chunk_embeddings.append(nn.Parameter(chunks.to(device)))
 
     def hidden(self, tasks: Sequence[int]) -> Tensor:
         """What the last layer reads for each chunk of these tasks, (K, N, width)."""
@@ -141,8 +141,8 @@ class TaskHypernetwork(MLP):
         cut = self.n_chunks * self.chunk - self.outputs
         return h.flatten(1).split([self.outputs, cut], 1)[0] if cut else h.flatten(1)
 
-    def _fresh_chunks(self) -> nn.Parameter:
-        return nn.Parameter(self.chunk_std * torch.randn(self.n_chunks, self.chunk_embedding))
+    def _fresh_chunks(self) -> Tensor:
+        return self.chunk_std * torch.randn(self.n_chunks, self.chunk_embedding)
 
     # ---- initialisations by the network that is generated
 
@@ -193,10 +193,9 @@ class TaskHypernetwork(MLP):
             last.weight.normal_(std=math.sqrt(sum(count * v for count, v in per_tensor) / n))
             return
         last.bias[:n].zero_()
-        at = 0
-        for count, v in per_tensor:
-            last.weight[at : at + count].normal_(std=math.sqrt(v))
-            at += count
+        rows = last.weight[:n].split([count for count, _ in per_tensor])
+        for part, (_, v) in zip(rows, per_tensor, strict=True):
+            part.normal_(std=math.sqrt(v))
 
     def _last_hidden(self) -> Tensor:
         """What the last layer reads for 64 fresh embeddings, of 64 chunks."""

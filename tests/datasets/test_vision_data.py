@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torchvision.datasets import CocoDetection, ImageFolder, VOCSegmentation
 from palimpsest.datasets.utils.vision import formats
 from palimpsest.datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder
 from palimpsest.utils import registry
+from palimpsest.utils.check.cases import vision_folder
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.run.config import build_parser, chosen
 from tests.datasets import vision_formats_on_disk as disk
@@ -28,9 +30,10 @@ def stream(name, base, *more):
     return cls(parser.parse_args(argv), "cpu")
 
 
-def small(base, *more):
+def small(*more):
     """24 training and 6 test images of digits per task, 32 pixels a side."""
-    return stream("seq-vision-mini", base, "--vision_items=digits", "--vision_size=32", "--vision_subset=30", *more)
+    options = ["--vision_items=digits", "--vision_size=32", "--vision_subset=30"]
+    return stream("seq-vision-mini", vision_folder(), *options, *more)
 
 
 def contents(folder):
@@ -48,13 +51,8 @@ def equal(a, b):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def mini(base):
-    return mini_folder(str(base), 0, SIZE, "digits")
+def mini():
+    return mini_folder(vision_folder(), 0, SIZE, "digits")
 
 
 @pytest.fixture
@@ -270,8 +268,8 @@ def test_without_files_one_line_says_what_belongs_where(tmp_path):
         stream("seq-vision", tmp_path)
 
 
-def test_a_composed_file_that_was_altered_added_or_removed_is_named(tmp_path):
-    folder = mini_folder(str(tmp_path), 0, SIZE, "digits")
+def test_a_composed_file_that_was_altered_added_or_removed_is_named(mini, tmp_path):
+    folder = shutil.copytree(mini, tmp_path / mini.name)
     image = folder / "imagenette2-160/val/d3" / min((folder / "imagenette2-160/val/d3").iterdir()).name
     other = min((folder / "imagenette2-160/val/d4").iterdir())
     whole = image.read_bytes()

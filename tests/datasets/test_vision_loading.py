@@ -16,7 +16,7 @@ from palimpsest.utils.randomness import permutation, random_state
 from tests.datasets import test_vision_data
 from tests.datasets.test_vision_data import SIZE, equal, small, stream
 
-base, mini, official = test_vision_data.base, test_vision_data.mini, test_vision_data.official  # fixtures
+official = test_vision_data.official  # a fixture
 
 # ---- joint transforms
 
@@ -169,8 +169,8 @@ def test_rows_at_equal_distances():
     assert equally_spaced(10, 4) == [0, 2, 5, 7] and equally_spaced(3, 4) == [0, 1, 2]
 
 
-def test_cache_mb_bounds_all_parts_together(base, mini):
-    dataset = small(base)
+def test_cache_mb_bounds_all_parts_together():
+    dataset = small()
     assert all(data.cache.capacity == len(data) for pair in dataset._data for data in pair)
     capacity = 30 * (4 + 3 + 3) * SIZE**2  # bytes of all
     dataset.args.cache_mb = capacity / 2 / 2**20
@@ -179,8 +179,8 @@ def test_cache_mb_bounds_all_parts_together(base, mini):
     assert 0.4 * capacity < kept <= capacity / 2
 
 
-def test_tasks_their_labels_and_their_order(base, mini):
-    dataset = small(base, "--vision_order=cls,seg,det")
+def test_tasks_their_labels_and_their_order():
+    dataset = small("--vision_order=cls,seg,det")
     assert [(t.name, type(t), t.n_outputs) for t in dataset.tasks] == [
         ("cls", ImageClassTask, 10), ("seg", MaskTask, 11), ("det", PresenceTask, 10),
     ]  # fmt: skip
@@ -195,44 +195,44 @@ def test_tasks_their_labels_and_their_order(base, mini):
         data = dataset.task_data(task)
         assert len(data) == 24 and data.data.shape == (24, 3, 32, 32) and len(data.targets) == 24
     assert shapes == [((8,), torch.int64), ((8, 32, 32), torch.int64), ((8, 10), torch.float32)]
-    boxes = small(base, "--detection=boxes", "--seg_classes=binary")
+    boxes = small("--detection=boxes", "--seg_classes=binary")
     assert [(type(t), t.n_outputs) for t in boxes.tasks] == [(BinaryMaskTask, 1), (BoxTask, 10), (ImageClassTask, 10)]
     labels = next(boxes.enter_task(0).epoch(0))[1]
     assert labels.unique().tolist() == [0, 1, 255]
 
 
-def test_order_and_augmentation_depend_on_seed_task_epoch_and_image_alone(base, mini):
-    a, b = small(base, "--detection=boxes"), small(base, "--detection=boxes", "--num_workers=2")
+def test_order_and_augmentation_depend_on_seed_task_epoch_and_image_alone():
+    a, b = small("--detection=boxes"), small("--detection=boxes", "--num_workers=2")
     for task in (2, 1):
         b.enter_task(task)
     torch.rand(3)
     whole = list(a.enter_task(1).epoch(3))
     assert equal(whole, list(b.train_loader.epoch(3))) and equal(whole[2:], list(b.train_loader.epoch(3, 2)))
-    plain = small(base, "--augment=0").enter_task(2)
+    plain = small("--augment=0").enter_task(2)
     rows = permutation(24, 0, "order", 2, 0)
     assert torch.equal(torch.cat([raw for *_, raw in plain.epoch(0)]), plain.dataset.data[rows])
-    assert not equal(list(small(base).enter_task(2).epoch(0)), list(plain.epoch(0)))
-    own = small(base).enter_task(2).dataset.source  # held-out images are read from it too, in no epoch
+    assert not equal(list(small().enter_task(2).epoch(0)), list(plain.epoch(0)))
+    own = small().enter_task(2).dataset.source  # held-out images are read from it too, in no epoch
     first, second, looked_at = (torch.stack([own.example(i, epoch)[0] for i in range(24)]) for epoch in (0, 1, None))
     assert not torch.equal(first, second)
     assert torch.equal(looked_at, torch.stack([plain.dataset.source.example(i)[0] for i in range(24)]))
 
 
-def test_held_out_images_are_training_images_that_are_not_trained_on(base, mini):
-    dataset = small(base, "--holdout=25")
+def test_held_out_images_are_training_images_that_are_not_trained_on():
+    dataset = small("--holdout=25")
     for task in range(3):
         train = dataset.enter_task(task).dataset
         held_out, test = dataset.held_out_loader.dataset, dataset.test_loaders[task].dataset
         assert train.source is held_out.source is not test.source
         assert sorted(train.rows.tolist() + held_out.rows.tolist()) == [*range(24)]
         assert abs(len(held_out) - 6) <= 4  # of 'cls' one of each class's two or three
-    validation = small(base, "--validation=25")
+    validation = small("--validation=25")
     validation.enter_task(0)
     assert validation.test_loaders[0].dataset.source is validation.train_loader.dataset.source
 
 
-def test_joint_batches_are_of_one_task_each_and_can_be_entered_anywhere(base, mini):
-    dataset = small(base, "--joint", "--vision_order=det,seg,cls")
+def test_joint_batches_are_of_one_task_each_and_can_be_entered_anywhere():
+    dataset = small("--joint", "--vision_order=det,seg,cls")
     loader = dataset.enter_task(0)
     assert dataset.N_TASKS == 1 and len(dataset.test_loaders) == 3 and len(loader) == 9 and len(loader.dataset) == 72
     whole = [(loader.task, labels) for _, labels, _ in loader.epoch(0)]
@@ -254,7 +254,7 @@ def test_joint_batches_are_of_one_task_each_and_can_be_entered_anywhere(base, mi
         ("--vision_subset=5 --holdout=20", "task 3/3 has 0 examples"),
     ],
 )
-def test_options_that_cannot_be_are_one_line(base, mini, option, said):
+def test_options_that_cannot_be_are_one_line(option, said):
     with pytest.raises(UserError, match=said) as e:
-        small(base, *option.split()).enter_task(0)
+        small(*option.split()).enter_task(0)
     assert "\n" not in str(e.value)

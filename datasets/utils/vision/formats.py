@@ -96,7 +96,7 @@ def voc(base_path: str, subset: int, seed: int, names: tuple[str, ...] = VOC_CLA
     """
     from torchvision.datasets import VOCSegmentation
 
-    base, parts = _absolute(base_path), []
+    base, parts = Path(base_path).expanduser().resolve(), []
     for split in ("train", "val"):
         listing = base / f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt"
         _require(listing, "VOC 2012", base)
@@ -121,8 +121,7 @@ def coco(base_path: str, subset: int, seed: int) -> Parts:
 
     Boxes narrower or lower than one pixel are left out; an image without boxes stays. Arguments as `voc`.
     """
-    base = _absolute(base_path)
-    parts, categories = [], {}
+    base, parts, categories = Path(base_path).expanduser().resolve(), [], {}
     for split in ("train", "val"):
         listing = base / f"coco/annotations/instances_{split}2017.json"
         _require(listing, "COCO 2017", base)
@@ -153,10 +152,9 @@ def folders(base_path: str, subset: int, seed: int, names: tuple[str, ...] | Non
     """Images in a folder per class; of a subset as many of each class as there can be. Arguments as `voc`."""
     from torchvision.datasets import ImageFolder, Imagenette
 
-    base = _absolute(base_path)
+    base, parts, classes = Path(base_path).expanduser().resolve(), [], []
     root = next((base / name for name in FOLDERS if (base / name).is_dir()), base / FOLDERS[0])
     known = Imagenette._WNID_TO_CLASS if root.name.startswith("imagenette2") else {}
-    parts, classes = [], []
     for split in ("train", "val"):
         _require(root / split, "Imagenette or ImageNet", base)
         try:
@@ -278,35 +276,27 @@ def _boxes(objects: list[dict], size: tuple[int, int], number: dict[int, int], l
     )
 
 
-def _wanted(subset: int, split: str) -> int:
-    """Images of a part of a subset."""
+def _wanted(subset: int, split: str) -> int | None:
+    """Images of a part of a subset; None for all there are."""
     test = round(TEST_SHARE * subset)
-    return test if split == "val" else subset - test
+    return (test if split == "val" else subset - test) if subset else None
 
 
 def _chosen(n: int, subset: int, split: str, seed: int, name: str, listing: Path) -> list[int]:
     """Which of the n images of a part are used, in ascending order."""
     if n == 0:
         raise UserError(f"{listing}: lists no image: {REPAIR}")
-    if not subset:
-        return list(range(n))
     return permutation(n, seed, "vision subset", name, split)[: _wanted(subset, split)].sort().values.tolist()
 
 
 def _chosen_by_class(targets: list[int], subset: int, split: str, seed: int) -> list[int]:
     """The same with the classes in turn, each in a random order of its own."""
-    if not subset:
-        return list(range(len(targets)))
     labels, turns = torch.tensor(targets), []
     for c in range(max(targets) + 1):
         rows = (labels == c).nonzero().squeeze(1)
         mixed = rows[permutation(len(rows), seed, "vision subset", "folders", split, c)]
         turns += [(turn, c, row) for turn, row in enumerate(mixed.tolist())]
     return sorted(row for _, _, row in sorted(turns)[: _wanted(subset, split)])
-
-
-def _absolute(base_path: str) -> Path:
-    return Path(base_path).expanduser().resolve()
 
 
 def _require(path: Path, what: str, base: Path) -> None:

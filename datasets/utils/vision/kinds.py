@@ -62,10 +62,6 @@ class VisionTask(Task):
         """Labels in the form of `decode`, 'present' (B, C) bool in place of scores."""
         return {"present": self.presence(labels)}
 
-    def class_name(self, c: int) -> str:
-        """Name of class `c` in a picture's legend."""
-        return self.class_names[c]
-
 
 class MaskTask(VisionTask):
     """Semantic segmentation: logits (B, n, H, W), labels (B, H, W), 255 for pixels that count nowhere."""
@@ -114,7 +110,7 @@ class BinaryMaskTask(MaskTask):
     NOTE = "IoU_fg in percent over all labelled pixels of the test set"
 
     def __init__(self, name, class_names):
-        super().__init__(name, class_names)
+        super().__init__(name, ["background", "object"])
         self.n_outputs = 1
 
     def label(self, scene, target, training, max_boxes):
@@ -135,9 +131,6 @@ class BinaryMaskTask(MaskTask):
 
     def decode(self, outputs):
         return {"mask": (outputs[:, 0].float().cpu() > 0).byte()}
-
-    def class_name(self, c):
-        return "object"
 
 
 class PresenceTask(VisionTask):

@@ -36,11 +36,9 @@ TRIES = 20
 # The 256 colours of VOC's masks: bit k of the class, in threes, goes to bit 7 - k of red, green and blue.
 VOC_PALETTE = [sum((c >> (3 * k + rgb) & 1) << (7 - k) for k in range(3)) for c in range(256) for rgb in range(3)]
 NAMES = {
-    "fashion": (
-        "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-    ),
+    "fashion": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     "digits": tuple(f"digit {d}" for d in range(10)),
-}  # fmt: skip
+}
 # Share of an item's brightest pixel above which a pixel belongs to the object: garments are grey inside.
 THRESHOLDS = {"fashion": 0.1, "digits": 0.35}
 
@@ -61,13 +59,8 @@ def item_source(base_path: str, wanted: str) -> str:
 
 
 def mini_folder(base_path: str, seed: int, size: int, source: str) -> Path:
-    """The folder that holds the three tasks, made if it is not there.
-
-    Args:
-        base_path: the data folder.
-        seed: of everything random.
-        size: side of an image in pixels.
-        source: 'fashion' or 'digits'.
+    """The folder in `base_path` that holds the three tasks of a seed, with images of `size` pixels a side of the items
+    of `source` ('fashion' or 'digits'); made if it is not there.
 
     Raises:
         UserError: the folder cannot be written, or holds other files than were made.
@@ -182,7 +175,7 @@ class Painter:
         image[mask] = 1 - (1 - colour) * shade if self.task == DET else colour * shade
 
     def scene(self, i: int, low: int, high: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-        """Image i with 1 to 4 items, and (class, visible pixels (S, S)) of each, in the order they were painted."""
+        """Image i, as of `ground`, with 1 to 4 items, and (class, visible pixels (S, S)) of each, in painted order."""
         rng = np.random.default_rng([*self.stream, i])
         image, objects = self.ground(rng), []
         for _ in range(rng.integers(1, 5)):
@@ -194,14 +187,14 @@ class Painter:
                     self.paint(rng, image, item, new)
                     objects = [(k, old & ~new, whole) for k, old, whole in objects] + [(c, new, new.sum())]
                     break
-        return _bytes(image), [(c, mask) for c, mask, _ in objects]
+        return image, [(c, mask) for c, mask, _ in objects]
 
     def portrait(self, i: int) -> tuple[np.ndarray, int]:
         """Image i with one large item, and its class: the classes in turn."""
         rng, c = np.random.default_rng([*self.stream, i]), i % 10
         image, item = self.ground(rng), self.item(rng, c, 56, 84)
         self.paint(rng, image, item, self.place(rng, item))
-        return _bytes(image), c
+        return image, c
 
 
 def _write_voc(folder: Path, split: str, painter: Painter) -> None:
@@ -263,9 +256,6 @@ def _write_folders(folder: Path, split: str, painter: Painter) -> None:
         _save_jpeg(image, place / f"{split}_{i:05d}.JPEG")
 
 
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
-
-
 def _save_jpeg(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image).save(path, quality=92, subsampling=0)
+    pixels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=92, subsampling=0)

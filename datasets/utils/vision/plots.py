@@ -63,9 +63,8 @@ def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], what: str, colour: 
         if kept:
             axes.axvline(epoch, color="#999999", linestyle=":", linewidth=1, zorder=0)
             if what != "loss":
-                axes.plot(
-                    epoch, value, "*", color=CYCLE[5], ms=11, mec=INK, mew=0.6, ls="", zorder=4, label="epoch kept"
-                )
+                star = {"color": CYCLE[5], "ms": 11, "mec": INK, "mew": 0.6, "ls": "", "zorder": 4}
+                axes.plot(epoch, value, "*", label="epoch kept", **star)
 
 
 def prediction_figures(dataset, pictures: Sequence[tuple[int, list[dict]]]) -> list[tuple[str, str, Figure, bool]]:
@@ -126,7 +125,7 @@ def predictions(task, images, labels, columns: Mapping[str, Mapping[str, Any]]) 
                 _draw_boxes(cell, answer, len(image))
     for cell in cells.flat:
         cell.set_axis_off()
-    names = {c: "void" if c == VOID else task.class_name(c) for c in legend}
+    names = {c: "void" if c == VOID else task.class_names[c] for c in legend}
     handles = [Patch(color=_colour(c), label=name) for c, name in names.items()]
     look = {"loc": "lower left", "ncols": len(titles), "frameon": False, "fontsize": 8, "handlelength": 1}
     figure.legend(handles=handles, **look)

@@ -179,9 +179,8 @@ class BoxScore:
         labels, found, true = {name: values.cpu() for name, values in labels.items()}, [], []
         for i, one in enumerate(outputs):
             found.append({"boxes": one["boxes"].cpu(), "scores": one["scores"].cpu(), "labels": one["classes"].cpu()})
-            boxes, classes, crowd = (
-                labels[name][i][labels["classes"][i] >= 0] for name in ("boxes", "classes", "crowd")
-            )
+            there = labels["classes"][i] >= 0
+            boxes, classes, crowd = (labels[name][i][there] for name in ("boxes", "classes", "crowd"))
             true.append({"boxes": boxes, "labels": classes, "iscrowd": crowd.long()})
         self.metric.update(found, true)
 

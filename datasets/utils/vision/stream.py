@@ -56,9 +56,8 @@ class VisionStream(ContinualDataset):
         add, orders = parser.add_argument, [",".join(order) for order in permutations(TASKS)]
         add("--vision_order", type=name_list, choices=orders, default=orders[0], help="order of the tasks")
         add("--seg_classes", choices=[*SEGMENTATION], default="semantic", help="masks of objects, or of their classes")
-        add(
-            "--detection", choices=[*DETECTION], default="multilabel", help="which classes are there, or a box for each"
-        )
+        told = "which classes are there, or a box for each"
+        add("--detection", choices=[*DETECTION], default="multilabel", help=told)
         add("--vision_size", type=number(int, 16, 2048), default=96, help="side of the images (pixels)")
         told = "images of each task, four fifths for training, drawn by the seed; 0 for all there are"
         add("--vision_subset", type=non_negative_int, default=300, metavar="N", help=told)
@@ -111,15 +110,10 @@ class VisionStream(ContinualDataset):
         whole = sum(len(p) * pixels * (4 if name == "seg" else 3) for name, pair in parts.items() for p in pair)
         share = min(1.0, args.cache_mb * 2**20 / whole)
         boxes = [len(t.classes) for pair in parts.values() for p in pair for t in p.targets if isinstance(t, Boxes)]
-        common = {
-            "mirror": self.mirror,
-            "max_boxes": max(boxes, default=0),
-            "seed": self.seed,
-            "num_workers": args.num_workers,
-        }
+        common = {"max_boxes": max(boxes, default=0), "seed": self.seed, "num_workers": args.num_workers}
         self._data = [
             tuple(
-                VisionData(part, task, args.vision_size, capacity=int(share * len(part)), augment=augment, **common)
+                VisionData(part, task, args.vision_size, augment, self.mirror, int(share * len(part)), **common)
                 for part, augment in zip(parts[task.name], (args.augment, False), strict=True)
             )
             for task in self.tasks

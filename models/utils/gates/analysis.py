@@ -26,22 +26,16 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         tasks: those trained.
 
     Returns:
+        numbers: name -> number, as the report shows them: shares in [0, 1] but for the count of different masks. The
+            agents' own multiply-accumulates are included; a filter is always on if at least 99 % of the images of every
+            class keep it, and never if so many drop it; overlaps are mean Jaccard indices, of rates soft ones; the
+            correlation is Spearman's, over pairs of classes. What is not defined is left out.
         images: number of images looked at.
         classes: (C,) labels.
         rates: (C, A), share of a class's images that keep a filter.
         slices: first gate of each agent, and one past the last.
-        kept: (G,), share of its channels that each agent keeps.
-        probability: (G,), mean keep probability of each agent's gates; `saturated`: share of (image, gate) where it is
-            below 0.01 or above 0.99.
-        macs: share of the plain network's multiply-accumulates, the agents' own included.
-        always_on, never_on: share of the filters kept by at least 99 % of the images of every class, and dropped by so
-            many.
-        masks: number of different masks.
-        between: mean soft Jaccard index of the rates of two classes; `within`: of those of two halves of one class.
-        different, same: mean Jaccard index of the masks of two images of different classes, and of one class.
         overlap, similarity: (C, C), soft Jaccard index of the rates, and cosine between the mean images.
-        correlation: Spearman's, of overlap with similarity over pairs of classes; nan for fewer than three classes.
-        curve: (tau, share of channels kept, macs, accuracy in percent) for each tau of THRESHOLDS.
+        curve: (tau, share of channels kept, multiply-accumulates, accuracy in percent) for each tau of THRESHOLDS.
     """
     net = model.net
     with eval_mode(model):
@@ -63,71 +57,55 @@ def gate_analysis(model, dataset, tasks: range) -> dict[str, Any]:
         net.inf_thresh, net.sample = tau, sample
     classes = labels.unique()
     rates = torch.stack([actions[labels == c].mean(0) for c in classes])
-    halves = [(actions[labels == c][::2].mean(0), actions[labels == c][1::2].mean(0)) for c in classes]
+    halves = [torch.stack([actions[labels == c][start::2].mean(0) for c in classes]) for start in (0, 1)]
     overlap = soft_jaccard(rates.unsqueeze(1), rates)
     means = torch.stack([images[labels == c].mean(0).flatten() for c in classes])
     similarity = F.cosine_similarity(means.unsqueeze(1), means, dim=2)
     pairs = torch.triu_indices(len(classes), len(classes), 1).unbind()
     probability = torch.sigmoid(v / net.temperature)
-    same, different = _mask_overlap(actions, labels)
+    extreme, (same, different) = (probability < 0.01) | (probability > 0.99), _mask_overlap(actions, labels)
+    kept, likely = (kept_fractions(shares, len(net.agents)).mean(0).tolist() for shares in (actions, probability))
+    numbers = {f"kept by agent {g}": share for g, share in enumerate(kept, start=1)}
+    numbers |= {f"keep probability, agent {g}": p for g, p in enumerate(likely, start=1)}
+    numbers |= {
+        "multiply-accumulates / without gates": macs(actions),
+        "keep probabilities below 0.01 or above 0.99": extreme.float().mean().item(),
+        "filters always on": (rates >= ALWAYS).all(0).float().mean().item(),
+        "filters never on": (rates <= 1 - ALWAYS).all(0).float().mean().item(),
+        f"different masks on {len(labels)} images": len(actions.unique(dim=0)),
+        "overlap of filters, two classes": overlap[pairs].mean().item(),
+        "overlap of filters, halves of a class": soft_jaccard(*halves).nanmean().item(),
+        "overlap of masks, images of two classes": different,
+        "overlap of masks, images of a class": same,
+        "rank correlation of overlap with likeness": _rank_correlation(overlap[pairs], similarity[pairs]),
+    }
     return {
+        "numbers": {name: value for name, value in numbers.items() if np.isfinite(value)},
         "images": len(labels),
         "classes": classes.cpu().numpy(),
         "rates": rates.cpu().numpy(),
         "slices": net.slices,
-        "kept": kept_fractions(actions, len(net.agents)).mean(0).tolist(),
-        "probability": kept_fractions(probability, len(net.agents)).mean(0).tolist(),
-        "saturated": ((probability < 0.01) | (probability > 0.99)).float().mean().item(),
-        "macs": macs(actions),
-        "always_on": (rates >= ALWAYS).all(0).float().mean().item(),
-        "never_on": (rates <= 1 - ALWAYS).all(0).float().mean().item(),
-        "masks": len(actions.unique(dim=0)),
-        "between": overlap[pairs].mean().item(),
-        "within": soft_jaccard(*(torch.stack(half) for half in zip(*halves, strict=True))).nanmean().item(),
-        "different": different,
-        "same": same,
         "overlap": overlap.cpu().numpy(),
         "similarity": similarity.cpu().numpy(),
-        "correlation": _rank_correlation(overlap[pairs], similarity[pairs]),
         "curve": curve,
     }
-
-
-def gate_numbers(found: dict[str, Any]) -> dict[str, float]:
-    """The numbers of `gate_analysis` under the names that the report shows; undefined ones are left out."""
-    numbers = {f"kept by agent {g}": kept for g, kept in enumerate(found["kept"], start=1)}
-    numbers |= {f"keep probability, agent {g}": p for g, p in enumerate(found["probability"], start=1)}
-    numbers |= {
-        "multiply-accumulates / without gates": found["macs"],
-        "keep probabilities below 0.01 or above 0.99": found["saturated"],
-        "filters always on": found["always_on"],
-        "filters never on": found["never_on"],
-        f"different masks on {found['images']} images": found["masks"],
-        "overlap of filters, two classes": found["between"],
-        "overlap of filters, halves of a class": found["within"],
-        "overlap of masks, images of two classes": found["different"],
-        "overlap of masks, images of a class": found["same"],
-        "rank correlation of overlap with likeness": found["correlation"],
-    }
-    return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
 
 def gate_panels(found: dict[str, Any]) -> list[Panel]:
     """The pictures of what `gate_analysis` returns."""
 
-    def panel(name: str, shows: str, *keys: str, wide: bool = False) -> Panel:
-        return Panel(
-            name, shows, f"palimpsest.models.utils.gates.plots:{name}", {key: found[key] for key in keys}, wide=wide
-        )
+    def panel(name: str, shows: str, *keys: str) -> Panel:
+        data, wide = {key: found[key] for key in keys}, name == "gate_rates"
+        return Panel(name, shows, f"palimpsest.models.utils.gates.plots:{name}", data, wide=wide)
 
+    rates = "share of each class's test images that keep each filter"
     likeness = "overlap of the filters that two classes use, against the likeness of their mean images"
     by_threshold = "accuracy against multiply-accumulates, the agents' included, as --inf_thresh varies"
     return [
-        panel("gate_rates", "share of each class's test images that keep each filter", "rates", "classes", "slices",
-              wide=True),
+        panel("gate_rates", rates, "rates", "classes", "slices"),
         panel("gate_overlap", likeness, "overlap", "similarity", "classes"),
         panel("gate_accuracy", by_threshold, "curve", "images"),
-    ]  # fmt: skip
+    ]
 
 
 def _test_images(dataset, tasks: range) -> tuple[Tensor, Tensor]:

@@ -130,9 +130,9 @@ class GatedModel(ContinualModel):
         report = super().report(dataset, tasks)
         report.shares = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
         if tasks and self.net.gating:
-            from palimpsest.models.utils.gates.analysis import gate_analysis, gate_numbers, gate_panels
+            from palimpsest.models.utils.gates.analysis import gate_analysis, gate_panels
 
             found = gate_analysis(self, dataset, tasks)
-            report.numbers = gate_numbers(found)
+            report.numbers = found["numbers"]
             report.show(*gate_panels(found))
         return report

@@ -69,6 +69,5 @@ def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
     for k in np.argsort(-np.hypot(u - np.median(u), v - np.median(v))):
         if all(abs(u[k] - u[other]) > 0.09 or abs(v[k] - v[other]) > 0.06 for other in placed):
             placed.append(k)
-            axes.annotate(
-                names[k], (x[k], y[k]), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=INK
-            )
+            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
+            axes.annotate(names[k], (x[k], y[k]), (0, 5), **look)

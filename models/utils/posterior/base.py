@@ -281,10 +281,8 @@ class Posterior(ContinualModel):
                 right = (self.predicted(look, inferred[criterion]).argmax(1) == labels).sum() * 100.0
                 more[f"accuracy_{criterion}"] = main, right
         if not self.regression and task < self.n_begun:
-            more["nll"] = (
-                last,
-                -look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1)).double().sum(),
-            )
+            log_p = look.means[task].gather(1, (labels - self.first_label(task)).unsqueeze(1))
+            more["nll"] = last, -log_p.double().sum()
         return more
 
     @property

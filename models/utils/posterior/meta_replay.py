@@ -64,6 +64,7 @@ class MetaReplay(Posterior):
     A subclass defines `fit_phi` and `weights_of`.
 
     Attributes:
+        squares: whether the distance is the sum of squares, for which there is a shorter way.
         hyper: the shared hypernetwork, or None.
         hypers: one per task under `--separate`.
         free: without hypernetworks, phi of each task, or a single one.
@@ -71,6 +72,8 @@ class MetaReplay(Posterior):
         learned: (t, n) phi_j right after task j was learned, for the drift.
         drift: ||phi_j now - phi_j after task j|| of every task ended.
     """
+
+    squares = True
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         if args.hnet and args.hnet_init == "gauss" and args.chunk_size and args.keep_orig_init:
@@ -198,11 +201,6 @@ class MetaReplay(Posterior):
         elif old:
             terms["reg"] = self._regularise_in_parts(old)
         return terms
-
-    @property
-    def squares(self) -> bool:
-        """Whether the distance is the sum of squares, for which there is a shorter way."""
-        return True
 
     def squared_change(self, tasks: list[int]) -> Tensor:
         """sum_j |phi_j^* - h(e_j)|^2 over these tasks, the other tasks' heads left out: by algebra for the chunks that

@@ -121,16 +121,14 @@ def uncertainty_numbers(model, seen: dict[str, np.ndarray]) -> dict[str, float]:
     for criterion in CRITERIA:
         if criterion not in model.criteria:
             continue
-        parts = [
-            (values[task == j], values[task != j]) for j, values in enumerate(seen[f"by {criterion}"]) if j in task
-        ]
-        name = what(model) if criterion == "ent" else criterion
+        name, by_task = what(model) if criterion == "ent" else criterion, enumerate(seen[f"by {criterion}"])
+        pairs = [(values[task == j], values[task != j]) for j, values in by_task if j in task]
         if criterion == "ent":
-            own, other = np.mean([[part.mean() for part in pair] for pair in parts], 0)
-            numbers[f"{name} on own data"], numbers[f"{name} on other tasks' data"] = own, other
+            own, other = np.mean([[part.mean() for part in pair] for pair in pairs], 0)
+            numbers |= {f"{name} on own data": own, f"{name} on other tasks' data": other}
             if model.regression and own > 0:
                 numbers["their ratio"] = other / own
-        numbers[f"AUROC of other tasks' data by {name}"] = np.mean([auroc(*pair) for pair in parts])
+        numbers[f"AUROC of other tasks' data by {name}"] = np.mean([auroc(*pair) for pair in pairs])
     return numbers
 
 
