@@ -228,6 +228,10 @@ class ContinualDataset(TaskStream):
         """Batch size of this run."""
         return self.args.batch_size
 
+    def get_minibatch_size(self) -> int:
+        """Replay batch size of this run; a name that method files know."""
+        return getattr(self.args, "minibatch_size", None) or self.args.batch_size
+
     # ---- shared pieces for the kinds of stream
 
     def _read(self) -> RawData:
