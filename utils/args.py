@@ -288,6 +288,8 @@ def _stream(group) -> None:
     )
     add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
     add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
+    add("--init_cls", type=positive_int, metavar="A", help="classes of the first task (default: --increment)")
+    add("--increment", type=positive_int, metavar="B", help="classes of every task after it; the last may have fewer")
     add("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
     add_bool(
         group,
