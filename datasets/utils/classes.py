@@ -36,13 +36,20 @@ def class_shares(n: int, first: int, step: int) -> list[int]:
     return [first, *[step] * (rest // step), *([rest % step] if rest % step else [])]
 
 
+def chosen_shares(args: Any, n: int) -> list[int] | None:
+    """The same as `--init_cls` and `--increment` say, None without them."""
+    if args.init_cls and not args.increment:
+        raise UserError("--init_cls says how many classes the first task has: give --increment, for the others")
+    return class_shares(n, args.init_cls or args.increment, args.increment) if args.increment else None
+
+
 def facts_of(stream: Any) -> dict[str, Any]:
     """What `classes.json` of a run's folder says, of a built stream.
 
     names: of the original labels; order: the original label of every output; tasks: the original labels of each task
-    that is scored; task_names, where tasks have names; input: size, mean and std of the network's inputs; split:
-    SHA-256 of rows and labels of all training and test parts. Where each task has a branch and classes of its own,
-    tasks has their names, and there is no order.
+    that is scored; task_names, where tasks have names; input: size, mean and std of the network's inputs, and how the
+    columns of a table became them; split: SHA-256 of rows and labels of all training and test parts. Where each task
+    has a branch and classes of its own, tasks has their names, and there is no order.
     """
     if any(task.name for task in stream.tasks):
         facts = {"tasks": {task.name: [*task.class_names] for task in stream.tasks}}
@@ -53,6 +60,8 @@ def facts_of(stream: Any) -> dict[str, Any]:
     if stream.task_names:
         facts["task_names"] = [stream.task_names[t] for t in stream.args.custom_task_order or range(stream.EVAL_TASKS)]
     facts["input"] = {"size": [*stream.SIZE], "mean": _numbers(stream.mean), "std": _numbers(stream.std)}
+    if hasattr(stream, "columns"):
+        facts["input"]["columns"] = stream.columns
     return facts | {"split": split_checksum(stream)}
 
 

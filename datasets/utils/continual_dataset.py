@@ -143,6 +143,10 @@ class ContinualDataset(TaskStream):
         if self.args.init_cls or self.args.increment:
             raise UserError(f"{self.NAME} is no stream whose classes are cut into tasks: drop --init_cls, --increment")
 
+    def _set_shares(self, sizes: list[int]) -> None:
+        """So many classes in each task; one number where it is the same for all."""
+        self.N_TASKS, self.N_CLASSES_PER_TASK = len(sizes), sizes if len({*sizes}) > 1 else sizes[0]
+
     def _prepare(self) -> None:
         """Read the source and build what `_train_part` and `_test_part` need."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.utils.checks import PARTS, checked_data, refuse_missing
-from datasets.utils.classes import class_shares
+from datasets.utils.classes import chosen_shares
 from datasets.utils.continual_dataset import ContinualDataset, checked_order
 from datasets.utils.loaders import Split, TrainLoader
 from datasets.utils.source_files import RawData
@@ -51,15 +51,8 @@ class ClassIncremental(Collection):
     SETTING = "class-il"
 
     def _cut_classes(self) -> None:
-        first, step = self.args.init_cls, self.args.increment
-        if (first or step) and hasattr(self, "N_CLASSES"):
-            if not step:
-                raise UserError("--init_cls says how many classes the first task has: give --increment, for the others")
-            self._set_shares(class_shares(self.N_CLASSES, first or step, step))
-
-    def _set_shares(self, sizes: list[int]) -> None:
-        """So many classes in each task; one number where it is the same for all."""
-        self.N_TASKS, self.N_CLASSES_PER_TASK = len(sizes), sizes if len({*sizes}) > 1 else sizes[0]
+        if hasattr(self, "N_CLASSES") and (sizes := chosen_shares(self.args, self.N_CLASSES)):
+            self._set_shares(sizes)
 
     def _class_order(self) -> Tensor:
         """Original labels (N_CLASSES,) in the order of the tasks."""

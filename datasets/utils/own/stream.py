@@ -78,7 +78,7 @@ class OwnImages:
         self._train_files, self._test_files = (
             ImageFiles(tree, names, args.image_size, channels) for names in (train, test)
         )
-        self.SIZE = self._train_files.shape
+        self.SIZE, self._caches = self._train_files.shape, {}
         self.resident = self._train_files.nbytes + self._test_files.nbytes <= args.resident_mb * 2**20
         kind = args.augmentation or ("crop_flip" if channels == 3 else "none")
         if kind != "none":
@@ -109,7 +109,9 @@ class OwnImages:
             return super()._on_device(images, targets)
         whole = len(self._train_files) + len(self._test_files)
         fitting = self.args.resident_mb * 2**20 * len(images) // (whole * self._train_files[:1].nbytes)
-        return StreamedImages(images, targets, fitting, self.args.num_workers)
+        split = StreamedImages(images, targets, fitting, self.args.num_workers)
+        split.cache = self._caches.setdefault(id(images), split.cache)  # the same images may have other labels
+        return split
 
     @property
     def waited(self) -> float:
