@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import main
+from datasets.utils.classes import facts_of, split_checksum
 from datasets.utils.own import images
 from datasets.utils.own.images import decode, load_images, statistics
 from datasets.utils.own.tree import Tree
@@ -21,7 +22,7 @@ from utils.run import checkpoint
 from utils.run.training import train as train_run
 
 CLASSES = ("ant", "bee", "cow", "dog")
-SPLIT = []
+SPLIT = [40, 43, 49, 91, 93, 95]
 LEVEL = {name: 40 + 50 * i for i, name in enumerate(CLASSES)}  # every class is a grey of its own
 
 
@@ -187,21 +188,20 @@ def test_domains(tmp_path):
     assert streamed.task_data(0).targets.tolist() == dataset.task_data(0).targets.tolist()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_keeps_names_order_and_split(parts, tmp_path):
-    argv = ["--model", "sgd", "--dataset", "seq-folder", "--folder", str(parts), "--image_size", "8", *QUIET[1:]]
-    argv += ["--backbone", "mnistmlp", "--class_order", "dog,ant,cow,bee", "--n_epochs", "1", "--device", "cpu"]
-
-    def facts(*more: str) -> dict:
-        folder = tmp_path / str(len([*tmp_path.iterdir()]))
-        assert main.main([*argv, "--results_path", str(folder), *more]) == 0
-        (file,) = folder.rglob("classes.json")
-        return json.loads(file.read_text())
-
-    first = facts()
-    assert first["names"] == [*CLASSES] and first["order"] == [3, 0, 2, 1] and first["tasks"] == [[3, 0], [2, 1]]
-    assert first["input"]["size"] == [3, 8, 8] and len(first["input"]["mean"]) == 3
-    held_out = facts("--holdout", "20")
-    assert len(first["split"]) == 64 and first["split"] != held_out["split"]
+    more = ["--folder", str(parts), "--image_size", "8", "--backbone", "mnistmlp", "--class_order", "dog,ant,cow,bee"]
+    argv = ["--model", "sgd", "--dataset", "seq-folder", *more, "--n_epochs", "1", "--device", "cpu", *QUIET[1:]]
+    assert main.main([*argv, "--results_path", str(tmp_path)]) == 0
+    (file,) = tmp_path.rglob("classes.json")
+    facts = json.loads(file.read_text())
+    assert facts["names"] == [*CLASSES] and facts["order"] == [3, 0, 2, 1] and facts["tasks"] == [[3, 0], [2, 1]]
+    assert facts["input"]["size"] == [3, 8, 8] and len(facts["input"]["mean"]) == 3
+    again, held_out, labelled = (
+        split_checksum(experiment("sgd", *more, *options, dataset="seq-folder").dataset)
+        for options in ((), ("--holdout", "20"), ("--label_perc", "0.5"))
+    )
+    assert facts["split"] == again and len({again, held_out, labelled}) == 3
 
 
 def noisy(size) -> Image.Image:
@@ -220,8 +220,8 @@ def test_forms_of_images(form):
 
 
 def test_the_shorter_side_is_resized_and_the_centre_cut_out():
-    wide = Image.new("RGB", (50, 10), (255, 0, 0))
-    wide.paste((0, 0, 255), (20, 0, 30, 10))
+    wide = Image.new("RGB", (70, 10), (255, 0, 0))
+    wide.paste((0, 0, 255), (28, 0, 42, 10))
     pixels = decode(saved(wide, "PNG"), 5, 3)
     assert (pixels[2] == 255).all() and (pixels[0] == 0).all()
     same = noisy((6, 6))
@@ -274,7 +274,8 @@ def test_statistics_of_one_flat_channel():
 def broken(what: str, folder: Path) -> tuple[Path, list[str]]:
     write_parts(folder, train=2, test=1, classes=CLASSES[:2])
     more: dict[str, list[str]] = {
-        "order": ["--class_order", "ant,wasp"], "twice": ["--class_order", "ant,ant"], "file": ["--class_order", "nothing"],
+        "order": ["--class_order", "ant,wasp"], "twice": ["--class_order", "ant,ant"],
+        "file": ["--class_order", "nothing"],
         "both": ["--class_order", "ant,bee", "--permute_classes"], "first": ["--init_cls", "1"],
         "large": ["--init_cls", "3", "--increment", "1"], "cuts": ["--classes_per_task", "1", "--increment", "1"],
         "mean": ["--image_mean", "0.5"], "std": ["--image_mean", "0.5", "--image_std", "0"],
@@ -359,3 +360,20 @@ def test_any_stream_of_classes_is_cut_by_options(options, sizes):
     assert dataset.enter_task(2).dataset.targets.unique().tolist() == [8, 9]
     with pytest.raises(UserError, match="drop --init_cls, --increment"):
         experiment("sgd", *options, dataset="perm-digits")
+
+
+@pytest.mark.parametrize(
+    "name, names",
+    [
+        ("seq-digits", ["0", "1", "2"]),
+        ("perm-digits", ["0", "1", "2"]),
+        ("seq-gmm2d", ["0", "1", "2"]),
+        ("digits-360", ["0", "1", "2"]),
+    ],
+)
+def test_every_stream_says_its_classes_and_its_split(name, names):
+    one, other = (experiment("sgd", "--seed", seed, dataset=name).dataset for seed in "01")
+    facts = facts_of(one)
+    assert facts["names"][:3] == names and facts["order"][:3] == [0, 1, 2] and len(facts["tasks"]) == one.EVAL_TASKS
+    assert facts["split"] == facts_of(one)["split"]
+    assert (facts["split"] == split_checksum(other)) == (name != "digits-360")  # whose order is the seed's
