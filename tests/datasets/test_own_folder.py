@@ -362,18 +362,9 @@ def test_any_stream_of_classes_is_cut_by_options(options, sizes):
         experiment("sgd", *options, dataset="perm-digits")
 
 
-@pytest.mark.parametrize(
-    "name, names",
-    [
-        ("seq-digits", ["0", "1", "2"]),
-        ("perm-digits", ["0", "1", "2"]),
-        ("seq-gmm2d", ["0", "1", "2"]),
-        ("digits-360", ["0", "1", "2"]),
-    ],
-)
-def test_every_stream_says_its_classes_and_its_split(name, names):
+@pytest.mark.parametrize("name", ["seq-digits", "perm-digits", "seq-gmm2d", "digits-360"])
+def test_every_stream_says_its_classes_and_its_split(name):
     one, other = (experiment("sgd", "--seed", seed, dataset=name).dataset for seed in "01")
     facts = facts_of(one)
-    assert facts["names"][:3] == names and facts["order"][:3] == [0, 1, 2] and len(facts["tasks"]) == one.EVAL_TASKS
-    assert facts["split"] == facts_of(one)["split"]
-    assert (facts["split"] == split_checksum(other)) == (name != "digits-360")  # whose order is the seed's
+    assert facts["names"][:3] == ["0", "1", "2"] and facts["order"][:3] == [0, 1, 2]
+    assert len(facts["tasks"]) == one.EVAL_TASKS and facts["split"] == split_checksum(other)
