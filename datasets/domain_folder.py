@@ -9,7 +9,7 @@ import torch
 
 from datasets.utils.own.layout import numbers_of, read_names, read_parts, shortened
 from datasets.utils.own.stream import OwnImages, listed
-from datasets.utils.own.tree import Tree, unwrap
+from datasets.utils.own.tree import unwrap
 from datasets.utils.streams import SeparateDomains
 from utils.errors import UserError
 
@@ -27,7 +27,7 @@ class DomainFolder(OwnImages, SeparateDomains):
         return parser
 
     def __init__(self, args, device="cpu"):
-        tree = Tree(args.folder)
+        tree = self._tree(args)
         found = unwrap(tree.root, 3).folders
         names = sorted(found)
         if {"train", "test"} & {name.lower() for name in names}:

@@ -9,7 +9,7 @@ import torch
 from datasets.utils.own.cuts import add_class_options, cut_named
 from datasets.utils.own.layout import read_parts, shortened
 from datasets.utils.own.stream import OwnImages, listed
-from datasets.utils.own.tree import Tree, unwrap
+from datasets.utils.own.tree import unwrap
 from datasets.utils.source_files import RawData
 from datasets.utils.streams import ClassIncremental
 from utils.errors import UserError
@@ -27,18 +27,25 @@ class SequentialFolder(OwnImages, ClassIncremental):
         return parser
 
     def __init__(self, args, device="cpu"):
-        tree = Tree(args.folder)
+        tree = self._tree(args)
         parts = read_parts(unwrap(tree.root, 2), args.test_fraction)
-        self.class_names = names = parts.classes()
+        names = parts.classes()
+        self.class_names = self._names(names)
         for one, other, what in ((parts.test, parts.train, "training"), (parts.train, parts.test, "test")):
             if alone := [name for name in one if name not in other]:
-                raise UserError(f"{args.folder}: no {what} image of class {shortened(alone)}: add some, or remove it")
+                raise UserError(
+                    f"{tree.path}: no {what} image of class {shortened(self._names(alone))}: add some, or remove it"
+                )
         self.N_CLASSES = len(names)
-        sizes, self._named = cut_named(args, names)
+        sizes, self._named = cut_named(args, self.class_names)
         self._set_shares(sizes)
         (train, self._train_y), (test, self._test_y) = (listed(part, names) for part in (parts.train, parts.test))
         self._take(args, tree, train, test)
         super().__init__(args, device)
+
+    def _names(self, folders: list[str]) -> list[str]:
+        """Classes of these folders."""
+        return folders
 
     def _class_order(self):
         return super()._class_order() if self._named is None else torch.tensor(self._named)

@@ -71,12 +71,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def canonical(argv: list[str]) -> list[str]:
-    """Option names with `_` for `-`; values are left as they are."""
+    """Option names with `_` for `-`, and `--dataset hf:NAME` as `--dataset hf --hf_name=NAME`; other values are left as
+    they are.
+    """
     out = []
     for token in argv:
         if token.startswith("--") and len(token) > 2:
             name, eq, value = token.partition("=")
             token = "--" + name[2:].replace("-", "_") + eq + value
+        before = out[-1] if out else ""
+        if token.startswith("hf:") and before == "--dataset" or token.startswith("--dataset=hf:"):
+            name = token.partition("hf:")[2]
+            token, extra = token.removesuffix(f":{name}"), [f"--hf_name={name}"]
+            out += [token, *extra]
+            continue
         out.append(token)
     return out
 

@@ -47,7 +47,7 @@ class OwnImages:
     @classmethod
     def get_parser(cls, parser):
         add = parser.add_argument
-        add("--folder", required=True, metavar="PATH", help=f"folder or zip archive: {cls.LAYOUT}")
+        cls._add_source(parser)
         told = "side of the images (pixels): the shorter side is resized to it, the centre cut out"
         add("--image_size", type=number(int, 4, 2048), default=32, help=told)
         told = "1 for grey, 3 for colours (default: what the first images are)"
@@ -62,6 +62,16 @@ class OwnImages:
         add("--resident_mb", type=non_negative_int, default=2048, metavar="MB", help=told)
         add("--num_workers", type=non_negative_int, default=0, help="processes that read images; 0: the run itself")
         return parser
+
+    @classmethod
+    def _add_source(cls, parser) -> None:
+        """Options that say where the images are."""
+        told = f"folder or zip archive: {cls.LAYOUT}"
+        parser.add_argument("--folder", required=True, metavar="PATH", help=told)
+
+    def _tree(self, args) -> Tree:
+        """The files."""
+        return Tree(args.folder)
 
     def _take(self, args, tree: Tree, train: list[str], test: list[str]) -> None:
         """Set what the stream's class has else: SIZE, MEAN, STD, AUGMENT.
