@@ -17,7 +17,7 @@ from datasets.utils.own.cuts import add_class_options, cut_named
 from datasets.utils.own.table import encode, numbers, read_table, sorted_names, standardised, training_rows
 from datasets.utils.task import ClassTask, RegressionTask
 from datasets.utils.vectors import VectorStream
-from utils.args import add_bool, name_list, number, positive_int
+from utils.args import add_bool, number, positive_int
 from utils.errors import UserError
 
 PARTS = 5  # of a regression, unless --n_tasks says otherwise
@@ -44,8 +44,8 @@ class SequentialCSV(VectorStream):
         add("--split", metavar="COL", help="column that says train or test (default: --test_fraction)")
         told = "share of every class, or task of a regression, for testing"
         add("--test_fraction", type=number(float, 0.01, 0.99), default=0.2, help=told)
-        add("--categories", type=name_list, metavar="COL,...", help="columns of categories although they hold numbers")
-        add("--drop_columns", type=name_list, metavar="COL,...", help="columns to leave out, as a number of the row")
+        add("--categories", metavar="COL,...", help="columns of categories although they hold numbers")
+        add("--drop_columns", metavar="COL,...", help="columns to leave out, as a number of the row")
         add_class_options(parser)
         return parser
 
@@ -130,7 +130,7 @@ class SequentialCSV(VectorStream):
 
 def names_in(text: str | None) -> list[str]:
     """Names with commas between them."""
-    return text.split(",") if text else []
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def numbered(texts: list[str]) -> tuple[list[str], torch.Tensor]:
