@@ -42,9 +42,7 @@ class DomainFolder(OwnImages, SeparateDomains):
         self.class_names = classes = sorted({name for part in parts for name in part.classes()})
         self.notes = _missing(names, parts, classes)
         self.N_TASKS, self.N_CLASSES, self.N_CLASSES_PER_TASK = len(names), len(classes), len(classes)
-        self._listed = [
-            [listed(p, classes) for p in side] for side in zip(*((p.train, p.test) for p in parts), strict=True)
-        ]
+        self._listed = [listed(part.train, classes) for part in parts], [listed(part.test, classes) for part in parts]
         train, test = ([file for files, _ in side for file in files] for side in self._listed)
         for side, what in zip(self._listed, ("training", "test"), strict=True):
             present = {*torch.cat([y for _, y in side]).tolist()}
@@ -61,9 +59,9 @@ class DomainFolder(OwnImages, SeparateDomains):
 
 def _missing(names, parts, classes) -> dict[str, str]:
     """What to tell of classes that some domains do not have."""
-    lacking = {}
+    lacking = []
     for name, part in zip(names, parts, strict=True):
         for what, images in (("training", part.train), ("test", part.test)):
             if absent := [c for c in classes if c not in images]:
-                lacking.setdefault(f"{name} ({what})", shortened(absent))
-    return {"missing classes": "; ".join(f"{name}: {absent}" for name, absent in lacking.items())} if lacking else {}
+                lacking.append(f"{name} ({what}): {shortened(absent)}")
+    return {"missing classes": "; ".join(lacking)} if lacking else {}

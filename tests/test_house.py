@@ -17,7 +17,7 @@ FLOORS = [
     ["utils.check"],
     ["main"],
 ]
-WINGS = ["models.utils.posterior", "models.utils.gates", "datasets.utils.vision"]
+WINGS = ["models.utils.posterior", "models.utils.gates", "datasets.utils.vision", "datasets.utils.own"]
 # Scripts of users name the trainer by this path: it hands on what utils/run/ has.
 DOORS = {"utils.trainer"}
 PRODUCT = ("main.py", "models", "datasets", "backbone", "utils")

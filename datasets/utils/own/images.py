@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.utils.own.tree import Tree
 from datasets.utils.streaming import Cache, Streamed
-from utils.atomic import write_bytes
+from utils.atomic import atomic_write
 from utils.errors import UserError, one_line
 
 GREY = {"1", "L", "LA", "La", "I", "F"}  # modes of Pillow; so are I;16 and its kin
@@ -162,8 +162,9 @@ def load_images(files: ImageFiles, base: Path) -> Tensor:
     if time.perf_counter() - before > CACHED_SECONDS:
         with suppress(OSError, UserError):  # without it the next run decodes once more
             kept.parent.mkdir(parents=True, exist_ok=True)
-            content = memoryview(pixels.numpy()).cast("B")
-            write_bytes(kept, _digest(content) + content)
+            with atomic_write(kept) as file:
+                file.write(_digest(pixels.numpy()))
+                file.write(memoryview(pixels.numpy()))
     return pixels
 
 
@@ -172,14 +173,15 @@ def _digest(content) -> bytes:
 
 
 def _read_kept(path: Path, files: ImageFiles) -> Tensor | None:
+    """The images of a file that `load_images` wrote, None if it is not whole."""
     try:
-        content = bytearray(path.read_bytes())
+        content = np.fromfile(path, dtype=np.uint8)
     except OSError:
         return None
-    body = memoryview(content)[16:]
-    if len(body) != files.nbytes or _digest(body) != content[:16]:
+    body = content[16:]
+    if len(body) != files.nbytes or _digest(body) != content[:16].tobytes():
         return None
-    return torch.frombuffer(body, dtype=torch.uint8).view(len(files), *files.shape)
+    return torch.from_numpy(body).view(len(files), *files.shape)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
