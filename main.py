@@ -6,10 +6,10 @@ python main.py --model pah --dataset seq-digits
 import os
 import sys
 
-from utils import registry
-from utils.console import readable_anywhere
-from utils.errors import Stopped, TrainingFailed, UserError
-from utils.run import config as configuration
+from palimpsest.utils import registry
+from palimpsest.utils.console import readable_anywhere
+from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
+from palimpsest.utils.run import config as configuration
 
 
 def main(argv: list[str]) -> int:
@@ -24,11 +24,11 @@ def main(argv: list[str]) -> int:
         elif choice.help or not argv:
             print_help(choice)
         elif choice.check:
-            from utils.check.conformance import check_and_print
+            from palimpsest.utils.check.conformance import check_and_print
 
             return 0 if check_and_print(choice.check) else 1
         elif choice.rerun:
-            from utils.run.rerun import rerun
+            from palimpsest.utils.run.rerun import rerun
 
             return 0 if rerun(choice.rerun, argv) else 1
         else:
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> None:
     config = configuration.resolve(argv)
     print(configuration.describe(config), flush=True)
 
-    from utils.run.experiment import execute, execute_seeds
+    from palimpsest.utils.run.experiment import execute, execute_seeds
 
     if config.args.seeds:
         execute_seeds(config)
@@ -86,7 +86,7 @@ def print_list() -> None:
         print(f"{kind}s:")
         for name in names:
             print(f"  {name:<{width}}  {registry.first_line(kind, name)}")
-    from utils.run.best_args import list_rows
+    from palimpsest.utils.run.best_args import list_rows
 
     print("stored hyperparameters (--load_best_args):")
     rows: dict[tuple[str, str], list[str]] = {}

@@ -6,9 +6,9 @@ behave alike.
 
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from utils.args import positive_int
-from utils.errors import UserError
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.utils.args import positive_int
+from palimpsest.utils.errors import UserError
 
 NORMS = {"group": lambda c: nn.GroupNorm(4, c), "batch": nn.BatchNorm2d, "none": lambda c: nn.Identity()}
 

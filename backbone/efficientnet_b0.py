@@ -1,6 +1,6 @@
 """EfficientNet-B0 from torchvision, 1280 features (Tan & Le 2019)."""
 
-from backbone.utils.torchvision_nets import TorchvisionNet
+from palimpsest.backbone.utils.torchvision_nets import TorchvisionNet
 
 
 class EfficientNetB0(TorchvisionNet):

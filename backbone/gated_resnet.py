@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.precision import network_pass
-from backbone.utils.resnet import SmallImageResNet
-from utils.args import positive_int
+from palimpsest.backbone.utils.precision import network_pass
+from palimpsest.backbone.utils.resnet import SmallImageResNet
+from palimpsest.utils.args import positive_int
 
 
 @dataclass

@@ -6,8 +6,8 @@ Reference: Cho et al. 2014, in the form of torch.nn.GRU (the reset gate acts on 
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.sequences import SequenceBackbone
-from utils.args import positive_int
+from palimpsest.backbone.utils.sequences import SequenceBackbone
+from palimpsest.utils.args import positive_int
 
 
 class GRU(SequenceBackbone):

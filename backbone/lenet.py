@@ -8,8 +8,8 @@ References: LeCun et al. 1998; Henning et al. 2021, arXiv 2103.01133 (these size
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.utils.base import Backbone
-from utils.errors import UserError
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.utils.errors import UserError
 
 WIDTHS = {"large": (20, 50, 500), "small": (10, 20, 50)}
 

@@ -8,8 +8,8 @@ import math
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.utils.base import Backbone
-from utils.args import positive_int
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.utils.args import positive_int
 
 
 class MNISTMLP(Backbone):

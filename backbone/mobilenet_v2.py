@@ -1,6 +1,6 @@
 """MobileNetV2 from torchvision, 1280 features (Sandler et al. 2018)."""
 
-from backbone.utils.torchvision_nets import TorchvisionNet
+from palimpsest.backbone.utils.torchvision_nets import TorchvisionNet
 
 
 class MobileNetV2(TorchvisionNet):

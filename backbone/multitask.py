@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from backbone.utils.batchnorm import batchnorm_mode
-from backbone.utils.bn_policy import POLICIES, apply_policy, begin_task, use_task
-from backbone.utils.torchvision_nets import three_channels
-from utils.errors import UserError
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.backbone.utils.bn_policy import POLICIES, apply_policy, begin_task, use_task
+from palimpsest.backbone.utils.torchvision_nets import three_channels
+from palimpsest.utils.errors import UserError
 
 LIMIT = 8_000_000  # parameters
 # Where the logits of presence begin: log(p / (1 - p)) with p = 0.01 (Lin et al. 2017, section 4.1). The first steps of
@@ -263,7 +263,7 @@ class EfficientNetTrunk(Trunk):
     def __init__(self, pretrained: str = "none"):
         super().__init__()
         if pretrained == "cache":
-            from backbone.efficientnet_b0 import EfficientNetB0
+            from palimpsest.backbone.efficientnet_b0 import EfficientNetB0
 
             self.layers = EfficientNetB0(1, pretrained=True).trunk.features
             return

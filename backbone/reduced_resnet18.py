@@ -3,7 +3,7 @@
 Reference: He et al. 2016; Lopez-Paz & Ranzato 2017.
 """
 
-from backbone.utils.resnet import ResNet18Family
+from palimpsest.backbone.utils.resnet import ResNet18Family
 
 
 class ReducedResNet18(ResNet18Family):

@@ -3,7 +3,7 @@
 Reference: He et al. 2016; Rebuffi et al. 2017.
 """
 
-from backbone.utils.resnet import ResNet18Family
+from palimpsest.backbone.utils.resnet import ResNet18Family
 
 
 class ResNet18(ResNet18Family):

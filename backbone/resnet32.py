@@ -3,7 +3,7 @@
 Reference: He et al. 2016, section 4.2 (option A); Rebuffi et al. 2017.
 """
 
-from backbone.utils.resnet import SmallImageResNet
+from palimpsest.backbone.utils.resnet import SmallImageResNet
 
 
 class ResNet32(SmallImageResNet):

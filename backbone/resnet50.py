@@ -1,6 +1,6 @@
 """ResNet-50 from torchvision, 7x7 stem, 2048 features (He et al. 2016)."""
 
-from backbone.utils.torchvision_nets import TorchvisionResNet
+from palimpsest.backbone.utils.torchvision_nets import TorchvisionResNet
 
 
 class ResNet50(TorchvisionResNet):

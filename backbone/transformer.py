@@ -6,9 +6,9 @@ References: Vaswani et al. 2017; Radford et al. 2019 (the order of norm, attenti
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.sequences import SequenceBackbone
-from utils.args import positive_int
-from utils.errors import UserError
+from palimpsest.backbone.utils.sequences import SequenceBackbone
+from palimpsest.utils.args import positive_int
+from palimpsest.utils.errors import UserError
 
 
 class Block(nn.Module):

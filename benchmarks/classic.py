@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from utils.run.config import resolve
-from utils.run.experiment import execute
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute
 
 SHARED = "--backbone mnistmlp --disable_log --non_verbose --num_threads 1"
 SPLIT = f"--dataset seq-fmnist --n_epochs 1 --batch_size 10 {SHARED}"

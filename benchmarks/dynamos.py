@@ -14,11 +14,11 @@ import time
 
 import torch
 
-from backbone.utils.sparse_inference import SparseNet
-from models.utils.gates.losses import dense_macs, kept_fractions, kept_macs
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import enter_task
+from palimpsest.backbone.utils.sparse_inference import SparseNet
+from palimpsest.models.utils.gates.losses import dense_macs, kept_fractions, kept_macs
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import enter_task
 
 OPTIONS = "--buffer_size 500 --alpha 0.2 --beta 2 --lr 0.07 --num_threads 1 --device cpu --disable_log --non_verbose"
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.record import Evaluation
-from utils.run import training
-from utils.run.config import resolve
-from utils.run.experiment import build
+from palimpsest.utils.record import Evaluation
+from palimpsest.utils.run import training
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 
 METHODS = {"sgd": "", "er": "--buffer_size 500", "derpp": "--buffer_size 500 --alpha 1.0 --beta 0.5"}
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.pr_bbb import PRBBB
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import enter_task
+from palimpsest.models.pr_bbb import PRBBB
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import enter_task
 
 COMMON = "--model pr-bbb --disable_log --non_verbose --num_threads 1 --kl_scale 0.001 --beta 1"
 CHUNKED = (

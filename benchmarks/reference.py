@@ -133,8 +133,8 @@ def reference_run(method: str, seed: int, data: tuple[torch.Tensor, ...]) -> dic
 
 def runner_run(method: str, seed: int) -> dict[str, float]:
     """The same figures from the runner."""
-    from utils.run.config import resolve
-    from utils.run.experiment import execute
+    from palimpsest.utils.run.config import resolve
+    from palimpsest.utils.run.experiment import execute
 
     argv = ["--model", method, "--dataset", "seq-fmnist", "--lr", "0.1", "--batch_size", "10", "--n_epochs", "1"]
     argv += ["--seed", str(seed), "--disable_log", "--non_verbose", "--num_threads", "1", *OPTIONS[method]]

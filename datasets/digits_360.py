@@ -1,7 +1,7 @@
 """scikit-learn's 8x8 digits turning through 360 degrees: a stream of classes 0 to 8 without task boundaries."""
 
-from datasets.utils import sources
-from datasets.utils.streams import Rotating360
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import Rotating360
 
 
 class Digits360(Rotating360):

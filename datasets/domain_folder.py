@@ -7,11 +7,11 @@ those of all domains together.
 
 import torch
 
-from datasets.utils.own.layout import numbers_of, read_names, read_parts, shortened
-from datasets.utils.own.stream import OwnImages, listed
-from datasets.utils.own.tree import unwrap
-from datasets.utils.streams import SeparateDomains
-from utils.errors import UserError
+from palimpsest.datasets.utils.own.layout import numbers_of, read_names, read_parts, shortened
+from palimpsest.datasets.utils.own.stream import OwnImages, listed
+from palimpsest.datasets.utils.own.tree import unwrap
+from palimpsest.datasets.utils.streams import SeparateDomains
+from palimpsest.utils.errors import UserError
 
 
 class DomainFolder(OwnImages, SeparateDomains):

@@ -8,9 +8,9 @@ of Hugging Face reads it once, in a process of its own; the images then lie as t
 
 from pathlib import Path
 
-from datasets.seq_folder import SequentialFolder
-from datasets.utils.own.hub import fetch_images
-from datasets.utils.own.tree import Tree
+from palimpsest.datasets.seq_folder import SequentialFolder
+from palimpsest.datasets.utils.own.hub import fetch_images
+from palimpsest.datasets.utils.own.tree import Tree
 
 
 class HuggingFaceImages(SequentialFolder):

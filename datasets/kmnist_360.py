@@ -1,7 +1,7 @@
 """Kuzushiji-MNIST turning through 360 degrees: a stream of classes 0 to 8 without task boundaries."""
 
-from datasets.utils import sources
-from datasets.utils.streams import Rotating360
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import Rotating360
 
 
 class KMNIST360(Rotating360):

@@ -1,7 +1,7 @@
 """Permuted scikit-learn's 8x8 digits: 20 tasks of all 10 classes, each under a fixed pixel permutation."""
 
-from datasets.utils import sources
-from datasets.utils.streams import Permuted
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import Permuted
 
 
 class PermutedDigits(Permuted):

@@ -1,7 +1,7 @@
 """Rotated Kuzushiji-MNIST: 20 tasks of all 10 classes, each under a fixed rotation in [0, 180) degrees."""
 
-from datasets.utils import sources
-from datasets.utils.streams import Rotated
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import Rotated
 
 
 class RotatedKMNIST(Rotated):

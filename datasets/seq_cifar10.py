@@ -3,8 +3,8 @@
 Augmentation: random crop with padding 4 and horizontal flip, on the stream and on replay.
 """
 
-from datasets.utils import sources
-from datasets.utils.streams import ClassIncremental
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import ClassIncremental
 
 
 class SequentialCIFAR10(ClassIncremental):

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from datasets.utils.checks import refuse_missing
-from datasets.utils.classes import chosen_shares
-from datasets.utils.loaders import Split
-from datasets.utils.own.cuts import add_class_options, cut_named
-from datasets.utils.own.table import encode, numbers, read_table, sorted_names, standardised, training_rows
-from datasets.utils.task import ClassTask, RegressionTask
-from datasets.utils.vectors import VectorStream
-from utils.args import add_bool, number, positive_int
-from utils.errors import UserError
+from palimpsest.datasets.utils.checks import refuse_missing
+from palimpsest.datasets.utils.classes import chosen_shares
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.own.cuts import add_class_options, cut_named
+from palimpsest.datasets.utils.own.table import encode, numbers, read_table, sorted_names, standardised, training_rows
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask
+from palimpsest.datasets.utils.vectors import VectorStream
+from palimpsest.utils.args import add_bool, number, positive_int
+from palimpsest.utils.errors import UserError
 
 PARTS = 5  # of a regression, unless --n_tasks says otherwise
 CLASSES_ONLY = ("classes_per_task", "class_order", "tasks_file", "init_cls", "increment")

@@ -6,13 +6,13 @@ testing, the same images on every machine and for every seed. Classes are number
 
 import torch
 
-from datasets.utils.own.cuts import add_class_options, cut_named
-from datasets.utils.own.layout import read_parts, shortened
-from datasets.utils.own.stream import OwnImages, listed
-from datasets.utils.own.tree import unwrap
-from datasets.utils.source_files import RawData
-from datasets.utils.streams import ClassIncremental
-from utils.errors import UserError
+from palimpsest.datasets.utils.own.cuts import add_class_options, cut_named
+from palimpsest.datasets.utils.own.layout import read_parts, shortened
+from palimpsest.datasets.utils.own.stream import OwnImages, listed
+from palimpsest.datasets.utils.own.tree import unwrap
+from palimpsest.datasets.utils.source_files import RawData
+from palimpsest.datasets.utils.streams import ClassIncremental
+from palimpsest.utils.errors import UserError
 
 
 class SequentialFolder(OwnImages, ClassIncremental):

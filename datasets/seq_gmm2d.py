@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.loaders import Split
-from datasets.utils.vectors import VectorStream
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.vectors import VectorStream
 
 RADIUS, DEVIATION, N_MODES = 5.0, 0.2, 6
 N_TRAIN, N_TEST = 10, 100

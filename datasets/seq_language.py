@@ -15,12 +15,12 @@ whatever the seed of the run. `shift`: x + 1, x + 2, and the mirror -x, modulo 3
 import torch
 from torch import Tensor
 
-from datasets.utils.loaders import Split
-from datasets.utils.scores import IGNORED
-from datasets.utils.tokens import TokenStream
-from utils.args import number
-from utils.errors import UserError
-from utils.randomness import generator
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.scores import IGNORED
+from palimpsest.datasets.utils.tokens import TokenStream
+from palimpsest.utils.args import number
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import generator
 
 VOCABULARY, LENGTH, N_TRAIN, N_TEST = 32, 16, 512, 128
 MAX_TASKS = 8  # ids 32..39 are their tags

@@ -1,7 +1,7 @@
 """Split MNIST: 5 tasks of 2 classes."""
 
-from datasets.utils import sources
-from datasets.utils.streams import ClassIncremental
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import ClassIncremental
 
 
 class SequentialMNIST(ClassIncremental):

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.loaders import Split
-from datasets.utils.vectors import RegressionStream
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.vectors import RegressionStream
 
 SETS = {
     0: [((-4.0, 4.0), lambda x: x**3)],

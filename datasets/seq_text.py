@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from datasets.utils.loaders import Split
-from datasets.utils.tokens import TokenStream
-from utils.args import positive_int
-from utils.errors import UserError
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.tokens import TokenStream
+from palimpsest.utils.args import positive_int
+from palimpsest.utils.errors import UserError
 
 
 class SequentialText(TokenStream):

@@ -3,8 +3,8 @@
 Augmentation: random crop with padding 4 and horizontal flip. The official validation folder is the test set.
 """
 
-from datasets.utils import sources
-from datasets.utils.streams import ClassIncremental
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.streams import ClassIncremental
 
 
 class SequentialTinyImageNet(ClassIncremental):

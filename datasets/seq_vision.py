@@ -10,8 +10,8 @@ References: Everingham et al. 2015, "The PASCAL Visual Object Classes Challenge:
 
 from pathlib import Path
 
-from datasets.utils.vision.formats import coco, folders, voc, write_manifest
-from datasets.utils.vision.stream import VisionStream
+from palimpsest.datasets.utils.vision.formats import coco, folders, voc, write_manifest
+from palimpsest.datasets.utils.vision.stream import VisionStream
 
 
 class SequentialVision(VisionStream):

@@ -6,9 +6,9 @@ files are, else scikit-learn's digits; `--vision_items` asks for one of the two,
 of the network is the small one by default: two cores of a CPU train it in minutes.
 """
 
-from datasets.utils.vision.formats import coco, folders, voc, write_manifest
-from datasets.utils.vision.mini import NAMES, item_source, mini_folder
-from datasets.utils.vision.stream import VisionStream
+from palimpsest.datasets.utils.vision.formats import coco, folders, voc, write_manifest
+from palimpsest.datasets.utils.vision.mini import NAMES, item_source, mini_folder
+from palimpsest.datasets.utils.vision.stream import VisionStream
 
 
 class SequentialVisionMini(VisionStream):

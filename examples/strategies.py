@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that an example runs from anywhere
 
-from utils.trainer import ContinualTrainer  # noqa: E402
+from palimpsest.utils.trainer import ContinualTrainer  # noqa: E402
 
 torch.set_num_threads(1)  # a network this small is slower with more
 SGD, ADAM = {"type": "sgd", "lr": 0.1}, {"type": "adam", "lr": 0.001}

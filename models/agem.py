@@ -8,8 +8,8 @@ task. Only the average constraint is kept, not that of each task.
 Reference: Chaudhry et al. 2019, "Efficient Lifelong Learning with A-GEM", equation 11.
 """
 
-from models.utils.averaged_gem import AveragedGEM
-from models.utils.episodic import EpisodicMemory
+from palimpsest.models.utils.averaged_gem import AveragedGEM
+from palimpsest.models.utils.episodic import EpisodicMemory
 
 
 class AGEM(AveragedGEM, EpisodicMemory):

@@ -8,7 +8,7 @@ References: Chaudhry et al. 2019, "Efficient Lifelong Learning with A-GEM", equa
 et al. 2020.
 """
 
-from models.utils.averaged_gem import AveragedGEM
+from palimpsest.models.utils.averaged_gem import AveragedGEM
 
 
 class AGEMReservoir(AveragedGEM):

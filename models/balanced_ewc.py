@@ -23,19 +23,19 @@ import math
 
 import torch
 
-from backbone.utils.batchnorm import batchnorm_mode
-from datasets.utils.vision.data import equally_spaced
-from datasets.utils.vision.kinds import VisionTask
-from models.utils.continual_model import ContinualModel
-from models.utils.fisher import fisher_diagonal
-from models.utils.kept_images import raw_images, select_exemplars
-from models.utils.quadratic import Quadratic, add_update_argument, regularised_step
-from models.utils.snapshot import Snapshot
-from utils import panels
-from utils.args import add_bool, non_negative_float, number, positive_float, positive_int
-from utils.criterion import READINGS, target
-from utils.errors import UserError
-from utils.evaluation import held_out_scores
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.datasets.utils.vision.data import equally_spaced
+from palimpsest.datasets.utils.vision.kinds import VisionTask
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.fisher import fisher_diagonal
+from palimpsest.models.utils.kept_images import raw_images, select_exemplars
+from palimpsest.models.utils.quadratic import Quadratic, add_update_argument, regularised_step
+from palimpsest.models.utils.snapshot import Snapshot
+from palimpsest.utils import panels
+from palimpsest.utils.args import add_bool, non_negative_float, number, positive_float, positive_int
+from palimpsest.utils.criterion import READINGS, target
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import held_out_scores
 
 
 class BalancedEWC(ContinualModel):

@@ -19,9 +19,9 @@ Reference: Wu et al. 2019, "Large Scale Incremental Learning", sections 3 and 4,
 import torch
 import torch.nn.functional as F
 
-from models.utils.exemplars import Exemplars, features_of, refill, share
-from utils.args import non_negative_float, non_negative_int
-from utils.randomness import permutation
+from palimpsest.models.utils.exemplars import Exemplars, features_of, refill, share
+from palimpsest.utils.args import non_negative_float, non_negative_int
+from palimpsest.utils.randomness import permutation
 
 VALIDATION, TEMPERATURE = 0.1, 2.0  # share of the exemplars, T: those of the paper
 

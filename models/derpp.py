@@ -10,9 +10,9 @@ Reference: Buzzega et al. 2020, "Dark Experience for General Continual Learning"
 
 import torch.nn.functional as F
 
-from datasets.utils.task import ClassTask, TokenTask
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_rehearsal_args, non_negative_float
+from palimpsest.datasets.utils.task import ClassTask, TokenTask
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_rehearsal_args, non_negative_float
 
 
 class DERpp(Rehearsal):

@@ -11,9 +11,9 @@ code it is `multi_scale`.
 
 import torch.nn.functional as F
 
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_bool, add_rehearsal_args, non_negative_float
-from utils.buffer import SelectiveBuffer
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_bool, add_rehearsal_args, non_negative_float
+from palimpsest.utils.buffer import SelectiveBuffer
 
 
 class DERppSingle(Rehearsal):

@@ -21,9 +21,9 @@ arXiv 2301.00620.
 
 import torch.nn.functional as F
 
-from models.utils.gates.gated import GatedModel, add_gate_args
-from utils.args import add_rehearsal_args, non_negative_float
-from utils.buffer import SelectiveBuffer
+from palimpsest.models.utils.gates.gated import GatedModel, add_gate_args
+from palimpsest.utils.args import add_rehearsal_args, non_negative_float
+from palimpsest.utils.buffer import SelectiveBuffer
 
 
 class Dynamos(GatedModel):

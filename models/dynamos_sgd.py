@@ -7,7 +7,7 @@ A control: gates of their own do not keep class-IL from forgetting.
 Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Continual Learning".
 """
 
-from models.utils.gates.gated import GatedModel, add_gate_args
+from palimpsest.models.utils.gates.gated import GatedModel, add_gate_args
 
 
 class DynamosSGD(GatedModel):

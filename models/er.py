@@ -7,10 +7,10 @@ Where tasks have branches of their own each has a share of the buffer: L = L_t(x
 References: Ratcliff 1990; Robins 1995; Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning".
 """
 
-from datasets.utils.task import Task
-from models.utils.continual_model import ContinualModel
-from utils.args import add_rehearsal_args
-from utils.buffer import Reservoirs
+from palimpsest.datasets.utils.task import Task
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils.args import add_rehearsal_args
+from palimpsest.utils.buffer import Reservoirs
 
 
 class ER(ContinualModel):

@@ -10,7 +10,7 @@ Reference: Caccia et al. 2022, "New Insights on Reducing Abrupt Representation C
 equation 2.
 """
 
-from models.utils.rehearsal import Rehearsal
+from palimpsest.models.utils.rehearsal import Rehearsal
 
 
 class ERACE(Rehearsal):

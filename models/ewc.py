@@ -14,10 +14,10 @@ References: Kirkpatrick et al. 2017, equation 3; Huszar 2018 (separate against m
 3.2 (online).
 """
 
-from datasets.utils.task import Task
-from models.utils.fisher import FISHERS, check_fisher, fisher_diagonal
-from models.utils.quadratic import Regularised, add_update_argument, regularised_step
-from utils.args import fraction, non_negative_float, positive_int
+from palimpsest.datasets.utils.task import Task
+from palimpsest.models.utils.fisher import FISHERS, check_fisher, fisher_diagonal
+from palimpsest.models.utils.quadratic import Regularised, add_update_argument, regularised_step
+from palimpsest.utils.args import fraction, non_negative_float, positive_int
 
 
 class EWC(Regularised):

@@ -9,10 +9,10 @@ example by p(y | x); `empirical` gives every example weight 1. `--ewc_update exp
 References: Kirkpatrick et al. 2017; Schwarz et al. 2018, "Progress & Compress", section 3.2.
 """
 
-from datasets.utils.task import ClassTask, TokenTask
-from models.utils.fisher import check_fisher, fisher_diagonal
-from models.utils.quadratic import Regularised, add_update_argument, regularised_step
-from utils.args import fraction, non_negative_float
+from palimpsest.datasets.utils.task import ClassTask, TokenTask
+from palimpsest.models.utils.fisher import check_fisher, fisher_diagonal
+from palimpsest.models.utils.quadratic import Regularised, add_update_argument, regularised_step
+from palimpsest.utils.args import fraction, non_negative_float
 
 
 class EWCOnline(Regularised):

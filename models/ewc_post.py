@@ -19,11 +19,11 @@ import torch
 from torch import nn
 from torch.func import grad, vmap
 
-from backbone.utils.external import LARGEST_CALL
-from models.utils.posterior.base import Posterior, add_posterior_args
-from utils import panels
-from utils.args import add_bool, non_negative_float, non_negative_int
-from utils.errors import UserError
+from palimpsest.backbone.utils.external import LARGEST_CALL
+from palimpsest.models.utils.posterior.base import Posterior, add_posterior_args
+from palimpsest.utils import panels
+from palimpsest.utils.args import add_bool, non_negative_float, non_negative_int
+from palimpsest.utils.errors import UserError
 
 
 class EWCPosterior(Posterior):

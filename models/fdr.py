@@ -15,8 +15,8 @@ distance as in Buzzega et al. 2020.
 
 import torch
 
-from models.utils.episodic import EpisodicMemory
-from utils.args import add_rehearsal_args, non_negative_float
+from palimpsest.models.utils.episodic import EpisodicMemory
+from palimpsest.utils.args import add_rehearsal_args, non_negative_float
 
 
 class FDR(EpisodicMemory):

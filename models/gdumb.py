@@ -15,10 +15,10 @@ import math
 
 import torch
 
-from models.utils.exemplars import random_exemplars, refill, share
-from models.utils.rehearsal import Rehearsal
-from models.utils.snapshot import Snapshot
-from utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
+from palimpsest.models.utils.exemplars import random_exemplars, refill, share
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.models.utils.snapshot import Snapshot
+from palimpsest.utils.args import add_rehearsal_args, non_negative_float, positive_float, positive_int
 
 
 class GDumb(Rehearsal):

@@ -13,10 +13,10 @@ Reference: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Lea
 
 import torch
 
-from datasets.utils.task import ClassTask, RegressionTask, TokenTask
-from models.utils.episodic import EpisodicMemory, gradient_at
-from models.utils.projection import project
-from utils.args import add_rehearsal_args, non_negative_float
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask, TokenTask
+from palimpsest.models.utils.episodic import EpisodicMemory, gradient_at
+from palimpsest.models.utils.projection import project
+from palimpsest.utils.args import add_rehearsal_args, non_negative_float
 
 
 class GEM(EpisodicMemory):

@@ -18,9 +18,9 @@ of the batch as a whole is from its code.
 import torch
 import torch.nn.functional as F
 
-from models.utils.fisher import per_example_gradients
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_rehearsal_args, positive_int
+from palimpsest.models.utils.fisher import per_example_gradients
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_rehearsal_args, positive_int
 
 FIRST_SCORE = 0.1  # of the batch that finds nothing to be compared with, as in the published code
 

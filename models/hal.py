@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_rehearsal_args, fraction, non_negative_float
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_rehearsal_args, fraction, non_negative_float
 
 ASCENT_STEPS = 100
 

@@ -21,13 +21,13 @@ Reference: Serra et al. 2018, "Overcoming Catastrophic Forgetting with Hard Atte
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.precision import network_pass
-from models.utils.continual_model import ContinualModel
-from models.utils.held import Held, head_rows
-from utils import panels
-from utils.args import non_negative_float, positive_float
-from utils.errors import UserError
-from utils.randomness import generator
+from palimpsest.backbone.utils.precision import network_pass
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.held import Held, head_rows
+from palimpsest.utils import panels
+from palimpsest.utils.args import non_negative_float, positive_float
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import generator
 
 LARGEST, LARGEST_SCALED = 6, 50  # |e|, and |s e| in the compensation
 

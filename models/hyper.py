@@ -13,10 +13,10 @@ of the PAH authors (4096 entries).
 import torch
 from torch import nn
 
-from models.utils.generated_heads import GeneratedHeads, task_logits
-from utils.args import non_negative_float, positive_float, positive_int
-from utils.distillation import kd
-from utils.randomness import generator
+from palimpsest.models.utils.generated_heads import GeneratedHeads, task_logits
+from palimpsest.utils.args import non_negative_float, positive_float, positive_int
+from palimpsest.utils.distillation import kd
+from palimpsest.utils.randomness import generator
 
 # Width and hidden-to-hidden layers of the hypernetwork, tau: those of PAH, whose control this is.
 HIDDEN, LAYERS, TEMPERATURE = 16, 1, 2.0

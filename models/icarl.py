@@ -17,8 +17,8 @@ Reference: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representatio
 import torch
 import torch.nn.functional as F
 
-from models.utils.exemplars import Exemplars, class_means, features_of, nearest_mean_scores
-from utils.args import non_negative_float
+from palimpsest.models.utils.exemplars import Exemplars, class_means, features_of, nearest_mean_scores
+from palimpsest.utils.args import non_negative_float
 
 
 class ICaRL(Exemplars):

@@ -3,7 +3,7 @@
 L = CE(f(x), y),  (x, y) from all tasks
 """
 
-from models.utils.plain import PlainTraining
+from palimpsest.models.utils.plain import PlainTraining
 
 
 class Joint(PlainTraining):

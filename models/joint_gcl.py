@@ -6,8 +6,8 @@ The reference of the general-continual streams, under the name that the literatu
 the same over tasks.
 """
 
-from datasets.utils.task import ClassTask
-from models.utils.plain import PlainTraining
+from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.models.utils.plain import PlainTraining
 
 
 class JointGCL(PlainTraining):

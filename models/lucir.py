@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.utils.exemplars import Exemplars, features_of
-from utils.args import non_negative_float, non_negative_int, positive_float, positive_int
+from palimpsest.models.utils.exemplars import Exemplars, features_of
+from palimpsest.utils.args import non_negative_float, non_negative_int, positive_float, positive_int
 
 
 class CosineClassifier(nn.Module):

@@ -14,9 +14,9 @@ Reference: Li & Hoiem 2017, "Learning without Forgetting", equations 1-3.
 
 import torch
 
-from datasets.utils.task import Task
-from models.utils.snapshot import Distillation
-from utils.args import non_negative_float, non_negative_int, positive_float
+from palimpsest.datasets.utils.task import Task
+from palimpsest.models.utils.snapshot import Distillation
+from palimpsest.utils.args import non_negative_float, non_negative_int, positive_float
 
 
 class LwF(Distillation):

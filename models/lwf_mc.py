@@ -11,8 +11,8 @@ Reference: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representatio
 import torch
 import torch.nn.functional as F
 
-from models.utils.snapshot import Distillation
-from utils.args import non_negative_float
+from palimpsest.models.utils.snapshot import Distillation
+from palimpsest.utils.args import non_negative_float
 
 
 class LwFMC(Distillation):

@@ -10,10 +10,10 @@ Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 
 from torch.nn.utils import parameters_to_vector
 
-from datasets.utils.task import ClassTask, TokenTask
-from models.utils.fisher import sum_over_gradients
-from models.utils.quadratic import Regularised, add_update_argument, regularised_step
-from utils.args import non_negative_float, positive_int
+from palimpsest.datasets.utils.task import ClassTask, TokenTask
+from palimpsest.models.utils.fisher import sum_over_gradients
+from palimpsest.models.utils.quadratic import Regularised, add_update_argument, regularised_step
+from palimpsest.utils.args import non_negative_float, positive_int
 
 
 class MAS(Regularised):

@@ -14,8 +14,8 @@ Interference", algorithms 1 and 6.
 
 import torch
 
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_rehearsal_args, fraction, positive_int
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_rehearsal_args, fraction, positive_int
 
 
 class MER(Rehearsal):

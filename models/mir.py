@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_rehearsal_args, positive_int
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_rehearsal_args, positive_int
 
 
 class MIR(Rehearsal):

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.utils.continual_model import ContinualModel
-from models.utils.fisher import sum_over_gradients
-from models.utils.held import Held, head_rows
-from utils import panels
-from utils.args import add_bool, fraction, non_negative_float, positive_int
-from utils.errors import TrainingFailed, UserError
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.fisher import sum_over_gradients
+from palimpsest.models.utils.held import Held, head_rows
+from palimpsest.utils import panels
+from palimpsest.utils.args import add_bool, fraction, non_negative_float, positive_int
+from palimpsest.utils.errors import TrainingFailed, UserError
 
 
 class PackNet(ContinualModel):

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.generated_heads import GeneratedHeads, task_logits
-from utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int
-from utils.distillation import kd
-from utils.errors import UserError
-from utils.randomness import generator, permutation
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.models.utils.generated_heads import GeneratedHeads, task_logits
+from palimpsest.utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int
+from palimpsest.utils.distillation import kd
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import generator, permutation
 
 # First row and column of the released code's crop windows, centred for 32 x 32 images only.
 REFERENCE_WINDOWS = {5: 13, 10: 11, 16: 8, 20: 6, 30: 1}

@@ -9,9 +9,9 @@ of the generator as it was before the task, and the divergence is E_q[D].
 References: Henning et al. 2021, arXiv 2103.01133; Mescheder, Nowozin & Geiger 2017.
 """
 
-from models.utils.posterior.adversary import Adversary, add_discriminator_args
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.implicit import ImplicitPosterior, add_generator_args
+from palimpsest.models.utils.posterior.adversary import Adversary, add_discriminator_args
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.implicit import ImplicitPosterior, add_generator_args
 
 
 class PFAVB(Adversary, ImplicitPosterior):

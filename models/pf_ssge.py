@@ -10,9 +10,9 @@ not feel its prior.
 References: Henning et al. 2021, arXiv 2103.01133 (whose code adds s_{t-1} with the opposite sign); Shi, Sun & Zhu 2018.
 """
 
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.implicit import ImplicitPosterior, add_generator_args
-from models.utils.posterior.ssge import ScoreEstimate, add_ssge_args
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.implicit import ImplicitPosterior, add_generator_args
+from palimpsest.models.utils.posterior.ssge import ScoreEstimate, add_ssge_args
 
 
 class PFSSGE(ScoreEstimate, ImplicitPosterior):

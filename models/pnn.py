@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.precision import network_pass
-from models.utils.continual_model import ContinualModel
-from utils import panels
-from utils.args import add_bool, positive_float
-from utils.randomness import preserve_rng
+from palimpsest.backbone.utils.precision import network_pass
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils import panels
+from palimpsest.utils.args import add_bool, positive_float
+from palimpsest.utils.randomness import preserve_rng
 
 
 class Lateral(nn.Module):

@@ -10,11 +10,11 @@ optimiser of its own, and begins afresh with every task. `--no_adaptive_contrast
 References: Henning et al. 2021, arXiv 2103.01133; Mescheder, Nowozin & Geiger 2017, sections 2 and 3.
 """
 
-from models.utils.posterior.adversary import Adversary, add_discriminator_args
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.implicit import ImplicitReplay, add_generator_args
-from models.utils.posterior.meta_replay import add_meta_replay_args
-from utils.args import add_bool
+from palimpsest.models.utils.posterior.adversary import Adversary, add_discriminator_args
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.implicit import ImplicitReplay, add_generator_args
+from palimpsest.models.utils.posterior.meta_replay import add_meta_replay_args
+from palimpsest.utils.args import add_bool
 
 
 class PRAVB(Adversary, ImplicitReplay):

@@ -18,12 +18,12 @@ References: Henning et al. 2021, arXiv 2103.01133; Blundell et al. 2015; Kingma,
 import torch
 import torch.nn.functional as F
 
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.gaussian import distance, draw, gaussian, initial, kl_to_prior
-from models.utils.posterior.meta_replay import IN_CACHE, MetaReplay, add_meta_replay_args
-from utils.args import add_bool, fraction, non_negative_float, non_negative_int, positive_int
-from utils.errors import UserError
-from utils.randomness import permutation
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.gaussian import distance, draw, gaussian, initial, kl_to_prior
+from palimpsest.models.utils.posterior.meta_replay import IN_CACHE, MetaReplay, add_meta_replay_args
+from palimpsest.utils.args import add_bool, fraction, non_negative_float, non_negative_int, positive_int
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import permutation
 
 
 class PRBBB(MetaReplay):

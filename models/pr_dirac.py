@@ -9,8 +9,8 @@ network per task.
 References: von Oswald et al. 2020, "Continual learning with hypernetworks"; Henning et al. 2021, arXiv 2103.01133.
 """
 
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.meta_replay import MetaReplay, add_meta_replay_args
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.meta_replay import MetaReplay, add_meta_replay_args
 
 
 class PRDirac(MetaReplay):

@@ -12,10 +12,10 @@ References: Farquhar, Osborne & Gal 2020, "Radial Bayesian neural networks"; Hen
 
 import torch
 
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.gaussian import gaussian, initial
-from models.utils.posterior.meta_replay import MetaReplay, add_meta_replay_args
-from utils.args import non_negative_float, positive_int
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.gaussian import gaussian, initial
+from palimpsest.models.utils.posterior.meta_replay import MetaReplay, add_meta_replay_args
+from palimpsest.utils.args import non_negative_float, positive_int
 
 
 class PRRadial(MetaReplay):

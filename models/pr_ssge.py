@@ -10,10 +10,10 @@ samples and enters as the loss mean_n <s(W_n), W_n> with s held fixed, so that i
 References: Henning et al. 2021, arXiv 2103.01133; Shi, Sun & Zhu 2018 (SSGE).
 """
 
-from models.utils.posterior.base import add_posterior_args
-from models.utils.posterior.implicit import ImplicitReplay, add_generator_args
-from models.utils.posterior.meta_replay import add_meta_replay_args
-from models.utils.posterior.ssge import ScoreEstimate, add_ssge_args
+from palimpsest.models.utils.posterior.base import add_posterior_args
+from palimpsest.models.utils.posterior.implicit import ImplicitReplay, add_generator_args
+from palimpsest.models.utils.posterior.meta_replay import add_meta_replay_args
+from palimpsest.models.utils.posterior.ssge import ScoreEstimate, add_ssge_args
 
 
 class PRSSGE(ScoreEstimate, ImplicitReplay):

@@ -16,9 +16,9 @@ this buffer in Boschini et al. 2022, "Class-Incremental Continual Learning into 
 
 import torch
 
-from models.utils.exemplars import random_exemplars, refill, share
-from models.utils.polytope import Polytope
-from models.utils.rehearsal import Rehearsal
+from palimpsest.models.utils.exemplars import random_exemplars, refill, share
+from palimpsest.models.utils.polytope import Polytope
+from palimpsest.models.utils.rehearsal import Rehearsal
 
 
 class RPC(Rehearsal):

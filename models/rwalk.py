@@ -14,9 +14,9 @@ Reference: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning", sec
 
 import torch
 
-from datasets.utils.task import ClassTask, TokenTask
-from models.utils.quadratic import Regularised, add_update_argument, regularised_step
-from utils.args import fraction, non_negative_float, positive_int
+from palimpsest.datasets.utils.task import ClassTask, TokenTask
+from palimpsest.models.utils.quadratic import Regularised, add_update_argument, regularised_step
+from palimpsest.utils.args import fraction, non_negative_float, positive_int
 
 DAMPING = 0.01  # epsilon of the score
 

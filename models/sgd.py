@@ -3,7 +3,7 @@
 L = CE(f(x), y)
 """
 
-from models.utils.plain import PlainTraining
+from palimpsest.models.utils.plain import PlainTraining
 
 
 class SGD(PlainTraining):

@@ -13,9 +13,9 @@ Reference: Zenke et al. 2017, "Continual Learning Through Synaptic Intelligence"
 
 import torch
 
-from datasets.utils.task import ClassTask, RegressionTask, TokenTask
-from models.utils.quadratic import Regularised, add_update_argument, regularised_step
-from utils.args import non_negative_float, positive_float
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask, TokenTask
+from palimpsest.models.utils.quadratic import Regularised, add_update_argument, regularised_step
+from palimpsest.utils.args import non_negative_float, positive_float
 
 
 class SI(Regularised):

@@ -18,9 +18,9 @@ Reference: Hayes & Kanan 2020, "Lifelong Machine Learning with Deep Streaming Li
 import torch
 import torch.nn.functional as F
 
-from models.utils.continual_model import ContinualModel
-from models.utils.exemplars import CHUNK, features_of
-from utils.args import fraction
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.exemplars import CHUNK, features_of
+from palimpsest.utils.args import fraction
 
 
 class SLDA(ContinualModel):

@@ -12,9 +12,9 @@ arXiv 2103.01133 (PriorFocused-Exp).
 import torch
 from torch import nn
 
-from models.utils.posterior.base import Posterior, add_posterior_args
-from models.utils.posterior.gaussian import draw, gaussian, initial, kl
-from utils.args import add_bool, non_negative_float, positive_int
+from palimpsest.models.utils.posterior.base import Posterior, add_posterior_args
+from palimpsest.models.utils.posterior.gaussian import draw, gaussian, initial, kl
+from palimpsest.utils.args import add_bool, non_negative_float, positive_int
 
 
 class VCL(Posterior):

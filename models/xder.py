@@ -27,9 +27,9 @@ Reference: Boschini et al. 2022, "Class-Incremental Continual Learning into the 
 import torch
 import torch.nn.functional as F
 
-from backbone.utils.batchnorm import batchnorm_mode
-from models.utils.extended_dark import ExtendedDark
-from utils.args import non_negative_float, positive_float, positive_int
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.models.utils.extended_dark import ExtendedDark
+from palimpsest.utils.args import non_negative_float, positive_float, positive_int
 
 
 class XDER(ExtendedDark):

@@ -12,7 +12,7 @@ reservoir.
 Reference: Boschini et al. 2022, "Class-Incremental Continual Learning into the eXtended DER-verse", section 6.
 """
 
-from models.utils.extended_dark import ExtendedDark
+from palimpsest.models.utils.extended_dark import ExtendedDark
 
 
 class XDERCE(ExtendedDark):

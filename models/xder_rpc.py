@@ -11,8 +11,8 @@ References: Boschini et al. 2022, "Class-Incremental Continual Learning into the
 Pernici et al. 2021, "Class-incremental Learning with Pre-allocated Fixed Classifiers".
 """
 
-from models.utils.extended_dark import ExtendedDark
-from models.utils.polytope import Polytope
+from palimpsest.models.utils.extended_dark import ExtendedDark
+from palimpsest.models.utils.polytope import Polytope
 
 
 class XDERRPC(ExtendedDark):

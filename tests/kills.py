@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import main as entry
-from utils.check import cases
-from utils.check.case_runs import differing_entries
-from utils.run import checkpoint
+from palimpsest.utils.check import cases
+from palimpsest.utils.check.case_runs import differing_entries
+from palimpsest.utils.run import checkpoint
 
 PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
 FILES = ("metrics.csv", "accuracy_matrix.csv", "report.html", "result.yaml")
@@ -55,7 +55,7 @@ def warm_up() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
     import utils.run.experiment  # noqa: F401
-    from datasets.utils import sources
+    from palimpsest.datasets.utils import sources
 
     torch.set_num_threads(1)  # a forked process cannot use threads that its parent started
     sources.digits("./data")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import main as entry
-from utils.buffer import Buffer
+from palimpsest.utils.buffer import Buffer
 
 ARGV = ["--dataset", "seq-digits", "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "1", "--num_threads", "1"]
 ARGV += ["--non_verbose", "--disable_log"]
@@ -39,7 +39,7 @@ def test_statistics_of_three_channels_do_not_fit_grey_images(capsys):
 
 
 def test_statistics_of_a_stream_that_do_not_fit_its_own_images(capsys, monkeypatch):
-    from datasets.seq_digits import SequentialDigits
+    from palimpsest.datasets.seq_digits import SequentialDigits
 
     monkeypatch.setattr(SequentialDigits, "STD", (0.5, 0.5, 0.5))
     assert "STD has statistics of 3 channels" in refused(capsys, 2, "--model", "sgd")

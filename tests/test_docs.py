@@ -8,9 +8,9 @@ from itertools import product
 import numpy as np
 from scipy.io import wavfile
 
+from palimpsest.utils.check import cases, conformance
+from palimpsest.utils.registry import ROOT, names
 from tests.models.helpers import finished
-from utils.check import cases, conformance
-from utils.registry import ROOT, names
 
 
 def example(page: str, name: str, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import main as entry
-from models.sgd import SGD
+from palimpsest.models.sgd import SGD
+from palimpsest.utils.run import checkpoint
 from tests.kills import at_call, run_folder
-from utils.run import checkpoint
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--num_threads", "1", "--non_verbose", "--n_epochs", "3"]
 ARGV += ["--savecheck", "5", "--resume", "--optimizer", "adam", "--lr", "0.001", "--stop_after", "3"]
@@ -125,7 +125,7 @@ def test_data_that_are_gone_or_others_stop_the_run_and_nothing_is_lost(tmp_path,
     whole = (folder / "metrics.csv").read_bytes()
     (folder / "result.yaml").unlink()
     (folder / "checkpoint.pt").unlink()
-    from datasets.utils import sources
+    from palimpsest.datasets.utils import sources
 
     sources._read_once.cache_clear()
     data.rename(tmp_path / "elsewhere")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import main as entry
-from models.utils import state
+from palimpsest.models.utils import state
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.checkpoint_checks import check_method
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 from tests.test_hostile import COMMAND, only_run, refused, signed
-from utils.run import checkpoint
-from utils.run.checkpoint_checks import check_method
-from utils.run.config import resolve
-from utils.run.experiment import build
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import shlex
 
 from benchmarks import golden
-from utils import registry
+from palimpsest.utils import registry
 
 RUNS = json.loads(golden.STORED.read_text())["runs"]
 STREAMS = {"class-il": "seq-digits", "domain-il": "perm-digits", "general-continual": "digits-360"}

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import main as entry
-from models.utils import state
-from utils.buffer import Buffer
-from utils.registry import ROOT
-from utils.run import checkpoint
-from utils.run.config import resolve
-from utils.run.experiment import build
+from palimpsest.models.utils import state
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 
 METHOD = ["--model", "er", "--buffer_size", "50", "--n_epochs", "1", "--num_threads", "1", "--stop_after", "2"]
 COMMAND = [*METHOD, "--dataset", "seq-digits", "--non_verbose"]

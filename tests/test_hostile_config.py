@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from palimpsest.utils.config_file import CHECKSUM
 from tests import test_hostile
 from tests.test_hostile import DAMAGE, contents, only_run, refused
-from utils.config_file import CHECKSUM
 
 whole = test_hostile.whole  # a fixture
 

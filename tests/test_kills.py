@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import main as entry
-from models.er import ER
-from models.sgd import SGD
+from palimpsest.models.er import ER
+from palimpsest.models.sgd import SGD
+from palimpsest.utils import registry
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run import checkpoint
 from tests import kills
-from utils import registry
-from utils.registry import ROOT
-from utils.run import checkpoint
 
 ARGV = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "50", "--num_threads", "1", "--non_verbose"]
 

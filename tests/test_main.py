@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import main as entry
-from utils.registry import ROOT
+from palimpsest.utils.registry import ROOT
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--dataset", "seq-digits", "--num_threads", "1", "--n_epochs", "1"]
@@ -217,7 +217,7 @@ def test_a_results_path_that_cannot_be_written(capsys, tmp_path):
 
 
 def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
-    from models.sgd import SGD
+    from palimpsest.models.sgd import SGD
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -228,7 +228,7 @@ def test_interrupted_runs_say_so(capsys, tmp_path, monkeypatch):
 
 
 def test_check_runs_the_conformance_suite(capsys, monkeypatch):
-    from utils.check import conformance
+    from palimpsest.utils.check import conformance
 
     monkeypatch.setattr(conformance, "CHECKS", [conformance.observe_never_waits])  # the others take their time
     path = ROOT / "tests" / "models" / "mammoth_style" / "plain_replay.py"
@@ -246,7 +246,7 @@ def readme_commands() -> list[str]:
 def test_the_readme_commands_parse():
     commands = readme_commands()
     assert commands and "--model pah --dataset seq-digits" in commands[0]
-    from utils.run.config import resolve
+    from palimpsest.utils.run.config import resolve
 
     for command in commands:
         argv = command.split()[2:]

@@ -10,9 +10,9 @@ import threading
 import pytest
 
 import main as entry
-from models.sgd import SGD
+from palimpsest.models.sgd import SGD
+from palimpsest.utils.registry import ROOT
 from tests.kills import at_call
-from utils.registry import ROOT
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "2"]
 ARGV += ["--num_threads", "1", "--non_verbose"]

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import main as entry
-from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
-from datasets.utils.vision.plots import predictions, stage_curves
-from datasets.utils.vision.scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
+from palimpsest.datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from palimpsest.datasets.utils.vision.plots import predictions, stage_curves
+from palimpsest.datasets.utils.vision.scores import MultiLabelScore, SegmentationScore, TopScore, bootstrap
+from palimpsest.utils import criterion
+from palimpsest.utils.check import case_runs
+from palimpsest.utils.log.page import drawn
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 from tests.models.test_balanced_ewc import SMALL, case
-from utils import criterion
-from utils.check import case_runs
-from utils.log.page import drawn
-from utils.run.experiment import build
-from utils.run.training import train
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from utils.errors import UserError
+from palimpsest.utils.errors import UserError
 
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from utils.errors import UserError
+from palimpsest.utils.errors import UserError
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # how some network file systems answer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from utils.atomic import write_text
-from utils.errors import UserError
+from palimpsest.utils.atomic import write_text
+from palimpsest.utils.errors import UserError
 
 LARGEST = 1 << 17  # bytes; ours are a few thousand, and a second is what so many take
 CHECKSUM = "# sha256 "

@@ -9,7 +9,7 @@ from math import isclose, isnan, nan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from utils.record import Run
+    from palimpsest.utils.record import Run
 
 READINGS = ("absolute", "relative")
 COLUMNS = (

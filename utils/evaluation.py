@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.randomness import preserve_rng
+from palimpsest.utils.randomness import preserve_rng
 
 Scores = dict[str, list[float]]  # scenario -> one value per task
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.panels import Panel
+from palimpsest.utils.panels import Panel
 
 Summary = dict[str, dict[str, float]]  # scenario -> metric -> value
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils import identity
-from utils.errors import UserError, one_line
-from utils.identity import ROOT
+from palimpsest.utils import identity
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.identity import ROOT
 
 FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
 ALIASES = {"multi-scale": "derpp-single"}  # names under which a method's authors published it

@@ -1,5 +1,5 @@
 """The door for scripts and notebooks: `from utils.trainer import ContinualTrainer`."""
 
-from utils.run.trainer import ContinualTrainer
+from palimpsest.utils.run.trainer import ContinualTrainer
 
 __all__ = ["ContinualTrainer"]

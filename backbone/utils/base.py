@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.precision import network_pass
-from utils.errors import UserError
+from palimpsest.backbone.utils.precision import network_pass
+from palimpsest.utils.errors import UserError
 
 PASSES = ("forward", "features", "stages", "outputs")
 RETURNS = ("out", "features", "both", "all", "full")

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from backbone.utils.base import Backbone
-from backbone.utils.precision import network_pass
-from utils.errors import UserError
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.backbone.utils.precision import network_pass
+from palimpsest.utils.errors import UserError
 
 LARGEST_CALL = 2**26  # weights in one call, or activations: beyond this, several calls
 WIDEST = 4  # entries of a layer, in multiples of those of the inputs: a guess

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone, pooled_relu
-from utils.args import positive_int
+from palimpsest.backbone.utils.base import Backbone, pooled_relu
+from palimpsest.utils.args import positive_int
 
 
 class BasicBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from backbone.utils.base import Backbone
+from palimpsest.backbone.utils.base import Backbone
 
 
 class SequenceBackbone(Backbone):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.gated_resnet import GatedResNet
+from palimpsest.backbone.gated_resnet import GatedResNet
 
 
 class SparseNet:

@@ -6,9 +6,9 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from utils.args import add_bool
-from utils.errors import UserError
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.utils.args import add_bool
+from palimpsest.utils.errors import UserError
 
 
 class TorchvisionNet(Backbone):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from utils.errors import UserError, one_line
-from utils.evaluation import eval_mode
-from utils.randomness import preserve_rng
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.evaluation import eval_mode
+from palimpsest.utils.randomness import preserve_rng
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.loaders import Split
-from datasets.utils.source_files import RawData
-from datasets.utils.task import ClassTask, RegressionTask, Task, TokenTask
-from utils.errors import UserError
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.source_files import RawData
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask, Task, TokenTask
+from palimpsest.utils.errors import UserError
 
 PARTS = ("train_x", "train_y", "test_x", "test_y")
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from datasets.utils.scores import ClassScore
-from datasets.utils.task import ClassTask
+from palimpsest.datasets.utils.scores import ClassScore
+from palimpsest.datasets.utils.task import ClassTask
 
 Classes = tuple[int, int] | frozenset[int]  # first and one past the last, or a set that is no such range
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from utils.errors import UserError
+from palimpsest.utils.errors import UserError
 
 DIGITS = tuple("0123456789")
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")

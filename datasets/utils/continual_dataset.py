@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.checks import checked_data, refuse_counts
-from datasets.utils.label_noise import noisy_labels
-from datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
-from datasets.utils.source_files import RawData
-from datasets.utils.sources import Source
-from datasets.utils.task import TaskStream
-from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
-from utils.errors import UserError
-from utils.randomness import generator, permutation
+from palimpsest.datasets.utils.checks import checked_data, refuse_counts
+from palimpsest.datasets.utils.label_noise import noisy_labels
+from palimpsest.datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
+from palimpsest.datasets.utils.source_files import RawData
+from palimpsest.datasets.utils.sources import Source
+from palimpsest.datasets.utils.task import TaskStream
+from palimpsest.datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import generator, permutation
 
 DEBUG_BATCHES = 5
 STATISTICS = {

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.class_sets import Classes, SetTask, as_classes, in_order, labels_in, name_classes
-from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.given_batches import (
+from palimpsest.datasets.utils.class_sets import Classes, SetTask, as_classes, in_order, labels_in, name_classes
+from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
+from palimpsest.datasets.utils.given_batches import (
     are_numbers,
     read_classes,
     read_inputs,
@@ -17,9 +17,9 @@ from datasets.utils.given_batches import (
     repeatable,
     split_batch,
 )  # fmt: skip
-from datasets.utils.task import ClassTask, RegressionTask, TaskStream, TokenTask
-from utils.errors import UserError
-from utils.randomness import preserve_rng
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask, TaskStream, TokenTask
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import preserve_rng
 
 KINDS = {kind.NAME: kind for kind in (ClassTask, TokenTask, RegressionTask)}
 

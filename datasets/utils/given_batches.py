@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.scores import IGNORED
-from utils.errors import UserError, one_line
+from palimpsest.datasets.utils.scores import IGNORED
+from palimpsest.utils.errors import UserError, one_line
 
 FORM = "expected batches of (inputs, labels)"
 

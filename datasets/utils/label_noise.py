@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from utils.randomness import generator
+from palimpsest.utils.randomness import generator
 
 # Super-class of each fine label of CIFAR-100, as in the `coarse_labels` of its official files.
 SUPER_CLASSES = (

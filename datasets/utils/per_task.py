@@ -5,13 +5,13 @@ import hashlib
 import torch
 from torch import Tensor
 
-from datasets.utils.checks import checked_split, refuse_missing
-from datasets.utils.continual_dataset import ContinualDataset
-from datasets.utils.loaders import Split
-from datasets.utils.task import ClassTask, TokenTask
-from datasets.utils.transforms import TrainTransform
-from utils.errors import UserError
-from utils.randomness import permutation
+from palimpsest.datasets.utils.checks import checked_split, refuse_missing
+from palimpsest.datasets.utils.continual_dataset import ContinualDataset
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.task import ClassTask, TokenTask
+from palimpsest.datasets.utils.transforms import TrainTransform
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import permutation
 
 # Options of the image streams: value without effect.
 MEANINGLESS = {

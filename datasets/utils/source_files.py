@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from utils.atomic import locked
-from utils.errors import UserError
+from palimpsest.utils.atomic import locked
+from palimpsest.utils.errors import UserError
 
 # A cluster node behind a firewall would otherwise wait minutes for each connection.
 NETWORK_TIMEOUT_SECONDS = 30

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.utils.checks import checked
-from datasets.utils.classes import CIFAR10, CIFAR100, DIGITS, FASHION, KUZUSHIJI
-from datasets.utils.source_files import REPLACE, RawData, fetch, present, reading
-from datasets.utils.tinyimagenet import read_tinyimagenet
-from utils.errors import UserError
+from palimpsest.datasets.utils.checks import checked
+from palimpsest.datasets.utils.classes import CIFAR10, CIFAR100, DIGITS, FASHION, KUZUSHIJI
+from palimpsest.datasets.utils.source_files import REPLACE, RawData, fetch, present, reading
+from palimpsest.datasets.utils.tinyimagenet import read_tinyimagenet
+from palimpsest.utils.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts the four .gz files. Only read.
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from datasets.utils.loaders import TrainLoader
-from utils.errors import TrainingFailed, UserError
+from palimpsest.datasets.utils.loaders import TrainLoader
+from palimpsest.utils.errors import TrainingFailed, UserError
 
 
 class Cache:

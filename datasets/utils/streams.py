@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.checks import PARTS, checked_data, refuse_missing
-from datasets.utils.classes import chosen_shares
-from datasets.utils.continual_dataset import ContinualDataset, checked_order
-from datasets.utils.loaders import Split, TrainLoader
-from datasets.utils.source_files import RawData
-from datasets.utils.transforms import rotate
-from utils.args import add_bool, non_negative_int, positive_int
-from utils.errors import UserError
-from utils.randomness import generator, permutation
+from palimpsest.datasets.utils.checks import PARTS, checked_data, refuse_missing
+from palimpsest.datasets.utils.classes import chosen_shares
+from palimpsest.datasets.utils.continual_dataset import ContinualDataset, checked_order
+from palimpsest.datasets.utils.loaders import Split, TrainLoader
+from palimpsest.datasets.utils.source_files import RawData
+from palimpsest.datasets.utils.transforms import rotate
+from palimpsest.utils.args import add_bool, non_negative_int, positive_int
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import generator, permutation
 
 
 class Collection(ContinualDataset):

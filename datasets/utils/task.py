@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.scores import IGNORED, ClassScore, RegressionScore, TokenLoss, TokenScore
-from utils.distillation import kd
+from palimpsest.datasets.utils.scores import IGNORED, ClassScore, RegressionScore, TokenLoss, TokenScore
+from palimpsest.utils.distillation import kd
 
 
 class Task:

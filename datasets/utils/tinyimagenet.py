@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.utils.checks import checked
-from datasets.utils.source_files import REPLACE, RawData, fetch, reading
-from utils.errors import UserError
+from palimpsest.datasets.utils.checks import checked
+from palimpsest.datasets.utils.source_files import REPLACE, RawData, fetch, reading
+from palimpsest.utils.errors import UserError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

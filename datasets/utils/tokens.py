@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.per_task import PerTaskStream
-from datasets.utils.scores import TokenLoss
-from datasets.utils.task import TokenTask
+from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
+from palimpsest.datasets.utils.per_task import PerTaskStream
+from palimpsest.datasets.utils.scores import TokenLoss
+from palimpsest.datasets.utils.task import TokenTask
 
 
 class TokenStream(PerTaskStream):

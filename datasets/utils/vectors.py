@@ -2,8 +2,8 @@
 
 import torch.nn.functional as F
 
-from datasets.utils.per_task import PerTaskStream
-from datasets.utils.task import RegressionTask
+from palimpsest.datasets.utils.per_task import PerTaskStream
+from palimpsest.datasets.utils.task import RegressionTask
 
 
 class VectorStream(PerTaskStream):

@@ -1,9 +1,9 @@
 """The step of averaged GEM, for both of its memories."""
 
-from datasets.utils.task import ClassTask, RegressionTask, TokenTask
-from models.utils.episodic import gradient_at
-from models.utils.projection import project_one
-from models.utils.rehearsal import Rehearsal
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask, TokenTask
+from palimpsest.models.utils.episodic import gradient_at
+from palimpsest.models.utils.projection import project_one
+from palimpsest.models.utils.rehearsal import Rehearsal
 
 
 class AveragedGEM(Rehearsal):

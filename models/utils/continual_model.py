@@ -8,10 +8,10 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.precision import mixed_precision
-from datasets.utils.task import ClassTask, Task
-from models.utils.contract import Count, checked_loss, refuse_hidden, reserved_names
-from utils.panels import Report
+from palimpsest.backbone.utils.precision import mixed_precision
+from palimpsest.datasets.utils.task import ClassTask, Task
+from palimpsest.models.utils.contract import Count, checked_loss, refuse_hidden, reserved_names
+from palimpsest.utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 

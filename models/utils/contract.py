@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from palimpsest.utils.errors import UserError
 
 
 class Count:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from models.utils.rehearsal import Rehearsal
-from utils.errors import UserError
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.errors import UserError
 
 
 class EpisodicMemory(Rehearsal):

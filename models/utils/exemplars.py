@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.utils.continual_model import ContinualModel
-from models.utils.rehearsal import Rehearsal
-from models.utils.snapshot import Distillation
-from utils.args import add_rehearsal_args
-from utils.buffer import Buffer
-from utils.errors import UserError
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.models.utils.snapshot import Distillation
+from palimpsest.utils.args import add_rehearsal_args
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.errors import UserError
 
 CHUNK = 256  # images whose features are computed at a time
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.utils.exemplars import features_of, random_rows, refill, share
-from models.utils.rehearsal import Rehearsal
-from utils.args import add_rehearsal_args, fraction, non_negative_float
+from palimpsest.models.utils.exemplars import features_of, random_rows, refill, share
+from palimpsest.models.utils.rehearsal import Rehearsal
+from palimpsest.utils.args import add_rehearsal_args, fraction, non_negative_float
 
 
 def implant(stored: Tensor, fresh: Tensor, labels: Tensor, low: int, high: int, gamma: float) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector
 
-from datasets.utils.task import ClassTask, Task
-from utils.errors import UserError
+from palimpsest.datasets.utils.task import ClassTask, Task
+from palimpsest.utils.errors import UserError
 
 FISHERS = ("mc", "exact", "empirical", "weighted")
 HELD_GRADIENTS = 2**26  # entries of per-example gradients in memory at a time

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.hypernetwork import HeadHypernetwork
-from models.utils.continual_model import ContinualModel
-from models.utils.snapshot import Snapshot
-from utils.errors import UserError
+from palimpsest.backbone.utils.hypernetwork import HeadHypernetwork
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.snapshot import Snapshot
+from palimpsest.utils.errors import UserError
 
 
 class GeneratedHeads(ContinualModel):

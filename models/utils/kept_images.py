@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datasets.utils.streaming import moved
+from palimpsest.datasets.utils.streaming import moved
 
 
 def raw_images(part, rows: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor | dict]:

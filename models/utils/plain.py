@@ -1,7 +1,7 @@
 """One step of gradient descent on each batch: the body of fine-tuning and of joint training."""
 
-from datasets.utils.task import Task
-from models.utils.continual_model import ContinualModel
+from palimpsest.datasets.utils.task import Task
+from palimpsest.models.utils.continual_model import ContinualModel
 
 
 class PlainTraining(ContinualModel):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from models.utils.continual_model import ContinualModel
-from utils import panels
-from utils.errors import UserError
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils import panels
+from palimpsest.utils.errors import UserError
 
 
 class Quadratic(nn.Module):

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from models.utils.continual_model import ContinualModel
-from utils.args import add_rehearsal_args
-from utils.buffer import Buffer
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils.args import add_rehearsal_args
+from palimpsest.utils.buffer import Buffer
 
 
 class Rehearsal(ContinualModel):

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from torch import nn
 
-from models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.continual_model import ContinualModel
 
 
 class Snapshot(nn.Module):

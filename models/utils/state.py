@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.utils.outside import keeps_order, note_of, same_value
-from utils.errors import UserError
+from palimpsest.models.utils.outside import keeps_order, note_of, same_value
+from palimpsest.utils.errors import UserError
 
 OWNED = ("args", "dataset", "loss", "transform", "normalization_transform")
 SCALARS = (type(None), bool, int, float, str, bytes)

@@ -8,10 +8,10 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from backbone.utils.resnet import BasicBlock
-from utils import registry
-from utils.errors import UserError
-from utils.run.config import declared_options
+from palimpsest.backbone.utils.resnet import BasicBlock
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import declared_options
 
 NAMES = [n for n in registry.names("backbone") if "images" in registry.load("backbone", n).INPUT]
 SMALL = ["mnistmlp", "convnet", "reduced-resnet18", "resnet32"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbone.utils.external import ExternalWeights
-from backbone.utils.resnet import SmallImageResNet
+from palimpsest.backbone.utils.external import ExternalWeights
+from palimpsest.backbone.utils.resnet import SmallImageResNet
 from tests.backbone.test_backbones import make as make_network
 
 CHANNELS = (3, 8, 8)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.gated_resnet import Agents, GatedResNet
-from backbone.utils.sparse_inference import SparseNet
+from palimpsest.backbone.gated_resnet import Agents, GatedResNet
+from palimpsest.backbone.utils.sparse_inference import SparseNet
 
 KEEP, DROP = -torch.inf, torch.inf
 

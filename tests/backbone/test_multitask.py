@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from backbone.multitask import BalancedMultiTaskModel
-from backbone.utils.bn_policy import POLICIES, StoppableBatchNorm2d, TaskBatchNorm2d
-from datasets.utils.vision.kinds import ImageClassTask
+from palimpsest.backbone.multitask import BalancedMultiTaskModel
+from palimpsest.backbone.utils.bn_policy import POLICIES, StoppableBatchNorm2d, TaskBatchNorm2d
+from palimpsest.datasets.utils.vision.kinds import ImageClassTask
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import clones
-from utils.errors import UserError
 
 
 def small(**more) -> BalancedMultiTaskModel:

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import main as entry
-from backbone.utils.wrapped import make_network
-from models.er import ER
+from palimpsest.backbone.utils.wrapped import make_network
+from palimpsest.models.er import ER
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build, execute
 from tests.kills import at_call, run_folder
 from tests.models.helpers import QUIET
-from utils.errors import UserError
-from utils.run.config import resolve
-from utils.run.experiment import build, execute
 
 DIGITS = ["--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2"]
 FILE = """

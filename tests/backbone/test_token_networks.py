@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from backbone.transformer import Block, Transformer
+from palimpsest.backbone.transformer import Block, Transformer
 
 
 def test_a_block_is_torchs_causal_attention():

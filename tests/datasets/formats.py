@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES, RawData
+from palimpsest.datasets.utils import sources, tinyimagenet
+from palimpsest.datasets.utils.sources import IDX_FILES, RawData
 
 
 def _random_split(count: int, shape: tuple[int, int, int], classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

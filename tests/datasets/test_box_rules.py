@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from datasets.utils.vision import boxes
-from datasets.utils.vision.kinds import BoxTask, PresenceTask
+from palimpsest.datasets.utils.vision import boxes
+from palimpsest.datasets.utils.vision.kinds import BoxTask, PresenceTask
 from tests.datasets.test_vision_scores import dense, one_box
 
 NEIGHBOURS = (5, 6)  # of the finer map, middles (12, 12) and (20, 12)

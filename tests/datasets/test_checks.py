@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import main as entry
-from datasets.utils.checks import checked_data
-from datasets.utils.loaders import Split
-from datasets.utils.sources import RawData
-from datasets.utils.streams import ClassIncremental, DomainIncremental, SeparateDomains
-from datasets.utils.vectors import RegressionStream, VectorStream
-from models.sgd import SGD
-from utils.errors import UserError
-from utils.run.config import resolve
+from palimpsest.datasets.utils.checks import checked_data
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.sources import RawData
+from palimpsest.datasets.utils.streams import ClassIncremental, DomainIncremental, SeparateDomains
+from palimpsest.datasets.utils.vectors import RegressionStream, VectorStream
+from palimpsest.models.sgd import SGD
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import resolve
 
 
 def data(**changes) -> RawData:
@@ -236,7 +236,7 @@ def test_what_a_domain_shows_is_looked_at_before_training(transformed, words):
 
 
 def test_a_refused_source_leaves_no_folder(tmp_path, capsys, monkeypatch):
-    from datasets.seq_digits import SequentialDigits
+    from palimpsest.datasets.seq_digits import SequentialDigits
 
     monkeypatch.setattr(SequentialDigits, "SOURCE", staticmethod(lambda base_path: data()))
     monkeypatch.setattr(SGD, "observe", None)  # never comes to it

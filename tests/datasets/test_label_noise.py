@@ -2,9 +2,9 @@
 
 import torch
 
-from datasets.seq_cifar10 import SequentialCIFAR10
-from datasets.utils.label_noise import CONFUSED_WITH, SUPER_CLASSES, noisy_labels
-from datasets.utils.source_files import RawData
+from palimpsest.datasets.seq_cifar10 import SequentialCIFAR10
+from palimpsest.datasets.utils.label_noise import CONFUSED_WITH, SUPER_CLASSES, noisy_labels
+from palimpsest.datasets.utils.source_files import RawData
 from tests.models.helpers import options
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

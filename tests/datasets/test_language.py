@@ -9,21 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbone.gru import GRU
-from backbone.transformer import Transformer
-from backbone.utils.base import Backbone
-from datasets.seq_language import N_TEST, N_TRAIN, VOCABULARY
-from datasets.utils.scores import IGNORED, TokenLoss, TokenScore
-from datasets.utils.task import Task, TokenTask
-from models.sgd import SGD
-from models.utils.fisher import fisher_diagonal
+from palimpsest.backbone.gru import GRU
+from palimpsest.backbone.transformer import Transformer
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.datasets.seq_language import N_TEST, N_TRAIN, VOCABULARY
+from palimpsest.datasets.utils.scores import IGNORED, TokenLoss, TokenScore
+from palimpsest.datasets.utils.task import Task, TokenTask
+from palimpsest.models.sgd import SGD
+from palimpsest.models.utils.fisher import fisher_diagonal
+from palimpsest.utils import registry
+from palimpsest.utils.check import cases
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import evaluate
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute
 from tests.models.helpers import experiment, finished
-from utils import registry
-from utils.check import cases
-from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.run.config import resolve
-from utils.run.experiment import execute
 
 MODELS = [m for m in registry.names("model") if {Task, TokenTask} & {*registry.load("model", m).TASKS}]
 FISHER = {"ewc_on": ["--ewc_fisher", "empirical"]}  # its default asks for one label per example

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES
+from palimpsest.datasets.utils import sources, tinyimagenet
+from palimpsest.datasets.utils.sources import IDX_FILES
+from palimpsest.utils.errors import UserError
 from tests.datasets import formats
-from utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import main
-from datasets.utils.task import RegressionTask
+from palimpsest.datasets.utils.task import RegressionTask
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import QUIET, experiment, finished
-from utils.errors import UserError
 
 HEADER = "size,colour,place,kind"
 

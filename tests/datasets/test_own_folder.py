@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 import main
-from datasets.utils.classes import facts_of, split_checksum
-from datasets.utils.own import images
-from datasets.utils.own.images import decode, load_images, statistics
-from datasets.utils.own.tree import Tree
+from palimpsest.datasets.utils.classes import facts_of, split_checksum
+from palimpsest.datasets.utils.own import images
+from palimpsest.datasets.utils.own.images import decode, load_images, statistics
+from palimpsest.datasets.utils.own.tree import Tree
+from palimpsest.utils.check.case_runs import differing_entries, scores_of, state_of
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.training import train as train_run
 from tests.models.helpers import QUIET, experiment, finished
-from utils.check.case_runs import differing_entries, scores_of, state_of
-from utils.errors import UserError
-from utils.run import checkpoint
-from utils.run.training import train as train_run
 
 CLASSES = ("ant", "bee", "cow", "dog")
 SPLIT = [40, 43, 49, 91, 93, 95]

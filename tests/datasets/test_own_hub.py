@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datasets.utils.own import hub
+from palimpsest.datasets.utils.own import hub
+from palimpsest.utils.args import canonical
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 from tests.models.helpers import QUIET
-from utils.args import canonical
-from utils.errors import UserError
-from utils.run.config import resolve
-from utils.run.experiment import build
 
 # The part of the package that is used: features, sets of rows, and ways to load them.
 STAND_IN = """

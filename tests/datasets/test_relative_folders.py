@@ -1,9 +1,9 @@
 """`--base_path` may be relative, go up, and lead through links: the data are the same."""
 
 import main as entry
-from datasets.utils.vision.formats import Examples
-from utils.run.config import resolve
-from utils.run.experiment import build
+from palimpsest.datasets.utils.vision.formats import Examples
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 
 ARGV = ["--model", "sgd", "--dataset", "seq-vision-mini", "--vision_items", "digits", "--vision_size", "32"]
 ARGV += ["--vision_subset", "10", "--n_epochs", "1", "--disable_log", "--non_verbose", "--device", "cpu"]

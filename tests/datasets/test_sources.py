@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from datasets.utils import sources, tinyimagenet
-from datasets.utils.sources import IDX_FILES, RawData
+from palimpsest.datasets.utils import sources, tinyimagenet
+from palimpsest.datasets.utils.sources import IDX_FILES, RawData
+from palimpsest.utils.errors import UserError
 from tests.datasets import formats
-from utils.errors import UserError
 
 IDX_SOURCES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 

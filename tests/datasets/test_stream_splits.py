@@ -5,11 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
-from datasets.utils import sources, streams
-from datasets.utils.sources import digits
-from datasets.utils.streams import ClassIncremental
+from palimpsest.datasets.utils import sources, streams
+from palimpsest.datasets.utils.sources import digits
+from palimpsest.datasets.utils.streams import ClassIncremental
+from palimpsest.utils.run.config import resolve
 from tests.models.helpers import options
-from utils.run.config import resolve
 
 ORDER = [3, 0, 4, 1, 2, 9, 5, 8, 6, 7]  # its inverse is another one
 

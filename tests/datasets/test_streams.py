@@ -6,18 +6,18 @@ import sys
 import pytest
 import torch
 
-from datasets.utils import sources
-from datasets.utils.continual_dataset import stratified_mask
-from datasets.utils.label_noise import noisy_labels
-from datasets.utils.loaders import EvalLoader, Split, TrainLoader
-from datasets.utils.sources import digits
-from datasets.utils.streams import ClassIncremental, Rotated, interleave
-from datasets.utils.transforms import rotate
+from palimpsest.datasets.utils import sources
+from palimpsest.datasets.utils.continual_dataset import stratified_mask
+from palimpsest.datasets.utils.label_noise import noisy_labels
+from palimpsest.datasets.utils.loaders import EvalLoader, Split, TrainLoader
+from palimpsest.datasets.utils.sources import digits
+from palimpsest.datasets.utils.streams import ClassIncremental, Rotated, interleave
+from palimpsest.datasets.utils.transforms import rotate
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import resolve
 from tests.datasets import formats
 from tests.models.helpers import experiment
-from utils import registry
-from utils.errors import UserError
-from utils.run.config import resolve
 
 
 def stream(name: str, *more: str, model: str = "sgd"):

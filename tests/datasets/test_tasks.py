@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from datasets.utils.scores import IGNORED
-from datasets.utils.task import ClassTask, RegressionTask, TokenTask
+from palimpsest.datasets.utils.scores import IGNORED
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask, TokenTask
 from tests.models.helpers import FakeStream, Flat
 
 KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # from (.75, .25) to (.5, .5)

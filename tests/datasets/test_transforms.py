@@ -7,7 +7,15 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision import transforms as T
 
-from datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform, crop_flip, rotate, to_float
+from palimpsest.datasets.utils.transforms import (
+    Augment,
+    Denormalize,
+    Normalize,
+    TrainTransform,
+    crop_flip,
+    rotate,
+    to_float,
+)
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.seq_poly1d import SequentialPoly1D
-from datasets.utils.scores import RegressionScore
-from datasets.utils.task import RegressionTask, Task
+from palimpsest.datasets.seq_poly1d import SequentialPoly1D
+from palimpsest.datasets.utils.scores import RegressionScore
+from palimpsest.datasets.utils.task import RegressionTask, Task
+from palimpsest.utils import registry
+from palimpsest.utils.check import cases, conformance
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import held_out_scores
+from palimpsest.utils.log import plots
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute
 from tests.models.helpers import Command, experiment, finished
-from utils import registry
-from utils.check import cases, conformance
-from utils.errors import UserError
-from utils.evaluation import held_out_scores
-from utils.log import plots
-from utils.run.config import resolve
-from utils.run.experiment import execute
 
 REGRESSION = [m for m in registry.names("model") if {Task, RegressionTask} & {*registry.load("model", m).TASKS}]
 FEW = ["--n_iters", "20"]

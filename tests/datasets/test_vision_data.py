@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import CocoDetection, ImageFolder, VOCSegmentation
 
-from datasets.utils.vision import formats
-from datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder
+from palimpsest.datasets.utils.vision import formats
+from palimpsest.datasets.utils.vision.mini import COUNTS, Painter, build, item_pools, item_source, mini_folder
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import build_parser, chosen
 from tests.datasets import vision_formats_on_disk as disk
-from utils import registry
-from utils.errors import UserError
-from utils.run.config import build_parser, chosen
 
 SIZE = 32
 

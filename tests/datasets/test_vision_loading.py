@@ -6,15 +6,15 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from datasets.utils.loaders import EvalLoader, TrainLoader
-from datasets.utils.streaming import Cache, Streamed
-from datasets.utils.vision.data import Scene, VisionData, augment, equally_spaced
-from datasets.utils.vision.formats import Examples
-from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from palimpsest.datasets.utils.loaders import EvalLoader, TrainLoader
+from palimpsest.datasets.utils.streaming import Cache, Streamed
+from palimpsest.datasets.utils.vision.data import Scene, VisionData, augment, equally_spaced
+from palimpsest.datasets.utils.vision.formats import Examples
+from palimpsest.datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import permutation, random_state
 from tests.datasets import test_vision_data
 from tests.datasets.test_vision_data import SIZE, equal, small, stream
-from utils.errors import UserError
-from utils.randomness import permutation, random_state
 
 base, mini, official = test_vision_data.base, test_vision_data.mini, test_vision_data.official  # fixtures
 

@@ -6,10 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.utils.vision import boxes
-from datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
-from datasets.utils.vision.losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
-from datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore, intersection_over_union
+from palimpsest.datasets.utils.vision import boxes
+from palimpsest.datasets.utils.vision.kinds import BinaryMaskTask, BoxTask, ImageClassTask, MaskTask, PresenceTask
+from palimpsest.datasets.utils.vision.losses import VOID, cls_loss, det_loss, dice_loss, seg_loss
+from palimpsest.datasets.utils.vision.scores import (
+    BoxScore,
+    MultiLabelScore,
+    SegmentationScore,
+    TopScore,
+    intersection_over_union,
+)
 
 
 def scored(score, *batches) -> dict[str, float]:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from datasets.utils.loaders import Split
-from datasets.utils.per_task import PerTaskStream
-from datasets.utils.task import Task
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.per_task import PerTaskStream
+from palimpsest.datasets.utils.task import Task
 
 SIDE, N_TRAIN, N_TEST = 8, 500, 200
 

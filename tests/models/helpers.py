@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.utils.base import Backbone
-from datasets.utils.loaders import Split, TrainLoader
-from datasets.utils.task import TaskStream
-from models.utils import state
-from utils.record import Experiment
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import enter_task, train
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.datasets.utils.loaders import Split, TrainLoader
+from palimpsest.datasets.utils.task import TaskStream
+from palimpsest.models.utils import state
+from palimpsest.utils.record import Experiment
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import enter_task, train
 
 QUIET = ["--disable_log", "--non_verbose", "--num_threads", "1"]
 

@@ -10,21 +10,21 @@ import yaml
 from torch import nn
 
 import main as entry
-from backbone.utils.base import Backbone
-from datasets.utils.vision.kinds import ImageClassTask, PresenceTask
-from models.balanced_ewc import normalised
-from models.utils.fisher import fisher_diagonal
-from models.utils.kept_images import select_exemplars
-from models.utils.quadratic import Quadratic, step_sizes
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.datasets.utils.vision.kinds import ImageClassTask, PresenceTask
+from palimpsest.models.balanced_ewc import normalised
+from palimpsest.models.utils.fisher import fisher_diagonal
+from palimpsest.models.utils.kept_images import select_exemplars
+from palimpsest.models.utils.quadratic import Quadratic, step_sizes
+from palimpsest.utils.check import case_runs, cases, conformance
+from palimpsest.utils.criterion import Verdict, of_run, remarks
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import evaluate
+from palimpsest.utils.log.analysis import look_at_tests
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 from tests.models.helpers import enter
-from utils.check import case_runs, cases, conformance
-from utils.criterion import Verdict, of_run, remarks
-from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.log.analysis import look_at_tests
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import registry
-from utils.check import case_runs, cases, conformance
-from utils.check.sync import cuda_waits_are_errors
-from utils.errors import UserError
-from utils.run.experiment import build
+from palimpsest.utils import registry
+from palimpsest.utils.check import case_runs, cases, conformance
+from palimpsest.utils.check.sync import cuda_waits_are_errors
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.experiment import build
 
 # These are checked in every setting but vision; the others by default in their first setting, in all with `-m slow`.
 EVERYWHERE = {"sgd", "er", "derpp", "ewc_on", "pr_bbb", "joint"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import main as entry
-from models.utils.contract import loss_problem
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import train
+from palimpsest.models.utils.contract import loss_problem
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 
 METHOD = '''"""A method."""
 import torch

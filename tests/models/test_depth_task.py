@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from palimpsest.utils.check import conformance
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute
 from tests.models.helpers import Command, finished
-from utils.check import conformance
-from utils.run.config import resolve
-from utils.run.experiment import execute
 
 STREAM = str(Path(__file__).with_name("depth_stream.py"))
 METHODS = {"er": ["--buffer_size", "100"], "lwf": ["--alpha", "1"], "ewc": ["--e_lambda", "30"]}

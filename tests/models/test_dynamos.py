@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbone.gated_resnet import _Moments
-from models.utils.gates.losses import (
+from palimpsest.backbone.gated_resnet import _Moments
+from palimpsest.models.utils.gates.losses import (
     agent_macs,
     dense_macs,
     kept_fractions,

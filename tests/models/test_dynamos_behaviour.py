@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.utils.gates.analysis import gate_analysis, gate_numbers
+from palimpsest.models.utils.gates.analysis import gate_analysis, gate_numbers
+from palimpsest.utils.buffer import Buffer, reservoir_slots
+from palimpsest.utils.run.training import train
 from tests.models.helpers import experiment
-from utils.buffer import Buffer, reservoir_slots
-from utils.run.training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * 3600)]
 

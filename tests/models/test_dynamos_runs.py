@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.log.report import _figures
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.best_args import find_row
+from palimpsest.utils.run.training import Position, train
 from tests.models.helpers import experiment, finished, options
 from tests.models.test_dynamos import ROW, argv
-from utils import registry
-from utils.errors import UserError
-from utils.log.report import _figures
-from utils.run import checkpoint
-from utils.run.best_args import find_row
-from utils.run.training import Position, train
 
 # ---- warm-up
 
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_row_where_gates_are_sampled():
 
 def test_gate_analysis_by_hand(trained):
     """Two classes of two images, whose masks are chosen."""
-    from models.utils.gates.analysis import gate_analysis
+    from palimpsest.models.utils.gates.analysis import gate_analysis
 
     class Stream:
         SIZE, N_CLASSES = (1, 8, 8), 10

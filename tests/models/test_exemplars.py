@@ -8,19 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.bic import BiC
-from models.icarl import ICaRL
-from models.lucir import LUCIR
-from models.lwf_mc import LwFMC
-from models.slda import SLDA
-from models.utils.exemplars import class_means, features_of, herding, nearest_mean_scores, refill, share
-from models.utils.extended_dark import excess, implant
-from models.utils.polytope import simplex
-from models.xder import supcon
+from palimpsest.models.bic import BiC
+from palimpsest.models.icarl import ICaRL
+from palimpsest.models.lucir import LUCIR
+from palimpsest.models.lwf_mc import LwFMC
+from palimpsest.models.slda import SLDA
+from palimpsest.models.utils.exemplars import class_means, features_of, herding, nearest_mean_scores, refill, share
+from palimpsest.models.utils.extended_dark import excess, implant
+from palimpsest.models.utils.polytope import simplex
+from palimpsest.models.xder import supcon
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.training import train
 from tests.models.helpers import enter, experiment, finished, first_batch, image, options, small
-from utils.buffer import Buffer
-from utils.errors import UserError
-from utils.run.training import train
 
 BUFFER = ["--buffer_size", "60"]
 

@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.convnet import ConvNet
-from backbone.gated_resnet import GatedResNet
-from backbone.mnistmlp import MNISTMLP
-from backbone.resnet32 import ResNet32
-from backbone.utils.resnet import SmallImageResNet
-from backbone.utils.wrapped import Wrapped
-from models.hat import HAT
-from models.packnet import PackNet
-from models.pnn import PNN
-from models.utils.held import Held
+from palimpsest.backbone.convnet import ConvNet
+from palimpsest.backbone.gated_resnet import GatedResNet
+from palimpsest.backbone.mnistmlp import MNISTMLP
+from palimpsest.backbone.resnet32 import ResNet32
+from palimpsest.backbone.utils.resnet import SmallImageResNet
+from palimpsest.backbone.utils.wrapped import Wrapped
+from palimpsest.models.hat import HAT
+from palimpsest.models.packnet import PackNet
+from palimpsest.models.pnn import PNN
+from palimpsest.models.utils.held import Held
+from palimpsest.utils.errors import TrainingFailed, UserError
 from tests.models.helpers import FakeStream, enter, experiment, learn_task, options
-from utils.errors import TrainingFailed, UserError
 
 
 def sequential(*widths):

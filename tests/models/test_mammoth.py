@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.utils.loaders import Split, TaskData, TrainLoader
-from models.utils.mammoth import functions, signs
-from models.utils.mammoth.memory import Buffer, RingBuffer
-from models.utils.mammoth.stream import Stream, TaskLoader, TaskRows, as_stored
+from palimpsest.datasets.utils.loaders import Split, TaskData, TrainLoader
+from palimpsest.models.utils.mammoth import functions, signs
+from palimpsest.models.utils.mammoth.memory import Buffer, RingBuffer
+from palimpsest.models.utils.mammoth.stream import Stream, TaskLoader, TaskRows, as_stored
+from palimpsest.utils import registry
+from palimpsest.utils.errors import TrainingFailed, UserError
+from palimpsest.utils.run.training import train
 from tests.models.helpers import experiment, finished
-from utils import registry
-from utils.errors import TrainingFailed, UserError
-from utils.run.training import train
 
 STYLE = Path(__file__).parent / "mammoth_style"
 REPLAY = ["--buffer_size", "60", "--minibatch_size", "16"]
@@ -102,7 +102,7 @@ def test_signs(tmp_path, line, is_one):
 def test_another_file_does_not_see_the_names():
     registry.load("model", str(STYLE / "changed_data.py"))
     with pytest.raises(ImportError):
-        from utils.buffer import icarl_replay  # noqa: F401
+        from palimpsest.utils.buffer import icarl_replay  # noqa: F401
     with pytest.raises(ImportError):
         import utils.conf  # noqa: F401
 

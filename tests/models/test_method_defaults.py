@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.run import config as configuration
-from utils.run.config import resolve
+from palimpsest.utils.run import config as configuration
+from palimpsest.utils.run.config import resolve
 
 METHOD = """
 from models.sgd import SGD

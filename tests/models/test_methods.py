@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbone.utils.batchnorm import batchnorm_mode
-from models.er import ER
-from models.lwf import LwF
-from models.sgd import SGD
+from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.models.er import ER
+from palimpsest.models.lwf import LwF
+from palimpsest.models.sgd import SGD
 from tests.models.helpers import Flat, enter, experiment, finished, first_batch, image, small
 
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.hat import HAT
-from models.packnet import PackNet
+from palimpsest.models.hat import HAT
+from palimpsest.models.packnet import PackNet
+from palimpsest.utils.distillation import kd
 from tests.models.helpers import clones, enter, experiment, first_batch, learn_task
 from tests.models.test_isolation import method, sequential
-from utils.distillation import kd
 
 MLP = ["--backbone", "mnistmlp", "--mlp_hidden_size", "8", "--batch_size", "32"]
 

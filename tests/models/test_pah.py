@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.utils.base import Backbone
-from backbone.utils.hypernetwork import HeadHypernetwork
-from models.pah import PAH
-from models.utils.generated_heads import task_logits
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.backbone.utils.hypernetwork import HeadHypernetwork
+from palimpsest.models.pah import PAH
+from palimpsest.models.utils.generated_heads import task_logits
+from palimpsest.utils.distillation import kd
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import evaluate
+from palimpsest.utils.run.config import resolve
 from tests.models.helpers import FakeStream, clones, enter, experiment, finished, first_batch, options
-from utils.distillation import kd
-from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.run.config import resolve
 
 D = torch.float64
 

@@ -9,8 +9,8 @@ import functools
 import numpy as np
 import pytest
 
+from palimpsest.utils import metrics
 from tests.models.helpers import finished
-from utils import metrics
 
 PAH = ("pah", "--load_best_args")
 FINE_TUNE = (*PAH, "--pah_w_sm", "0", "--pah_w_sp", "0")

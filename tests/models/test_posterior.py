@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbone.utils.base import Backbone
-from datasets.utils.task import RegressionTask
-from models.vcl import VCL
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.datasets.utils.task import RegressionTask
+from palimpsest.models.vcl import VCL
+from palimpsest.utils import registry
 from tests.models.helpers import FakeStream, enter, experiment, finished, first_batch, options
-from utils import registry
 
 NOISE, EXAMPLES = 0.5, 8  # standard deviation; x = 1 so many times: precision 32 per task
 

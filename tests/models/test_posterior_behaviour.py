@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from palimpsest.utils.log.report import summarise_run
 from tests.models.helpers import finished
-from utils.log.report import summarise_run
 
 GMM = ["--lr", "0.001", "--val_sample_size", "100", "--clip_grad", "1"]
 GAUSSIAN = ["--local_reparam", "--hnet_arch", "50,50", "--hnet_act", "sigmoid", "--hnet_init", "gauss"]

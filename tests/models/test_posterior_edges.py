@@ -7,12 +7,12 @@ from copy import deepcopy
 import pytest
 import torch
 
-from backbone.utils.task_hypernetwork import TaskHypernetwork
-from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
-from models.utils.state import describe
+from palimpsest.backbone.utils.task_hypernetwork import TaskHypernetwork
+from palimpsest.models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
+from palimpsest.models.utils.state import describe
+from palimpsest.utils.check.sync import SyncDetector
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import experiment, finished, first_batch
-from utils.check.sync import SyncDetector
-from utils.errors import UserError
 
 SHORT = ["--n_iters", "2", "--train_sample_size", "2", "--val_sample_size", "3", "--hnet_arch", "4"]
 

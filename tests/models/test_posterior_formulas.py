@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from backbone.mnistmlp import MNISTMLP
-from backbone.utils.external import ExternalWeights
-from backbone.utils.task_hypernetwork import TaskHypernetwork, WeightGenerator
-from models.utils.posterior import gaussian, ssge
-from models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
+from palimpsest.backbone.mnistmlp import MNISTMLP
+from palimpsest.backbone.utils.external import ExternalWeights
+from palimpsest.backbone.utils.task_hypernetwork import TaskHypernetwork, WeightGenerator
+from palimpsest.models.utils.posterior import gaussian, ssge
+from palimpsest.models.utils.posterior.task_inference import mean_log_probabilities, uncertainties
 from tests.models.helpers import experiment, first_batch
 
 # ---- divergences

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal
 
-from models.utils.posterior.gaussian import gaussian
+from palimpsest.models.utils.posterior.gaussian import gaussian
 from tests.models.helpers import experiment, first_batch, learn_task
 
 MLP = ["--backbone", "mnistmlp", "--mlp_hidden_size", "6", "--batch_size", "32"]

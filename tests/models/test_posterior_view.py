@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.utils.posterior import plots as posterior_plots
-from models.utils.posterior import view as posterior_view
-from models.utils.posterior.base import Look
-from models.utils.posterior.calibration import auroc, ece, reliability
+from palimpsest.models.utils.posterior import plots as posterior_plots
+from palimpsest.models.utils.posterior import view as posterior_view
+from palimpsest.models.utils.posterior.base import Look
+from palimpsest.models.utils.posterior.calibration import auroc, ece, reliability
+from palimpsest.utils.check.case_runs import differing_entries, resumed_run, run, state_of
+from palimpsest.utils.log import plots
+from palimpsest.utils.log.analysis import analyse
+from palimpsest.utils.randomness import random_state
+from palimpsest.utils.run.checkpoint import fingerprint
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute
 from tests.models.helpers import Command, finished
-from utils.check.case_runs import differing_entries, resumed_run, run, state_of
-from utils.log import plots
-from utils.log.analysis import analyse
-from utils.randomness import random_state
-from utils.run.checkpoint import fingerprint
-from utils.run.config import resolve
-from utils.run.experiment import execute
 
 HYPERNETWORK, SAMPLES = ["--hnet_arch", "10", "--cond_emb_size", "4"], ["--val_sample_size", "3"]
 FEW = {"pr_bbb": [*HYPERNETWORK, *SAMPLES], "pr_dirac": HYPERNETWORK, "vcl": SAMPLES, "ewc_post": SAMPLES}

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbone.utils import precision
-from models.utils.state import describe
-from utils import registry
-from utils.check import case_runs
-from utils.check.cases import Case, cases
-from utils.check.sync import SyncDetector
-from utils.run.compiling import CompiledForward
+from palimpsest.backbone.utils import precision
+from palimpsest.models.utils.state import describe
+from palimpsest.utils import registry
+from palimpsest.utils.check import case_runs
+from palimpsest.utils.check.cases import Case, cases
+from palimpsest.utils.check.sync import SyncDetector
+from palimpsest.utils.run.compiling import CompiledForward
 
 METHODS = registry.names("model")
 # It trains after the steps, which collect images.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from models.ewc import EWC
-from models.utils.quadratic import regularised_step, step_sizes
+from palimpsest.models.ewc import EWC
+from palimpsest.models.utils.quadratic import regularised_step, step_sizes
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import Flat, small
-from utils.errors import UserError
 
 
 @pytest.mark.parametrize(

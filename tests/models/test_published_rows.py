@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from palimpsest.utils.run.best_args import load_rows
 from tests.models.helpers import experiment
-from utils.run.best_args import load_rows
 
 
 def of_dark_replay(model):

@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.task import ClassTask
-from models.agem import AGEM
-from models.ewc import EWC
-from models.ewc_on import EWCOnline
-from models.gem import GEM
-from models.rwalk import RWalk
-from models.si import SI
-from models.utils.fisher import fisher_diagonal, sum_over_gradients
-from models.utils.projection import project, project_one, solve_dual
-from models.utils.quadratic import Quadratic
+from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
+from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.models.agem import AGEM
+from palimpsest.models.ewc import EWC
+from palimpsest.models.ewc_on import EWCOnline
+from palimpsest.models.gem import GEM
+from palimpsest.models.rwalk import RWalk
+from palimpsest.models.si import SI
+from palimpsest.models.utils.fisher import fisher_diagonal, sum_over_gradients
+from palimpsest.models.utils.projection import project, project_one, solve_dual
+from palimpsest.models.utils.quadratic import Quadratic
+from palimpsest.utils.errors import UserError
 from tests.models.helpers import Flat, experiment, finished, first_batch, image, small
-from utils.errors import UserError
 
 
 def double(*rows):

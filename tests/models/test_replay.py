@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.der import DER
-from models.derpp import DERpp
-from models.er_ace import ERACE
-from models.gdumb import cutmix, learning_rate
-from models.gss import GSS
-from models.hal import find_anchors
-from models.mer import MER
-from models.mir import MIR
+from palimpsest.models.der import DER
+from palimpsest.models.derpp import DERpp
+from palimpsest.models.er_ace import ERACE
+from palimpsest.models.gdumb import cutmix, learning_rate
+from palimpsest.models.gss import GSS
+from palimpsest.models.hal import find_anchors
+from palimpsest.models.mer import MER
+from palimpsest.models.mir import MIR
 from tests.models.helpers import Flat, enter, experiment, finished, first_batch, image, small
 
 REPLAY = ["--buffer_size", "4", "--minibatch_size", "1", "--batch_size", "1"]

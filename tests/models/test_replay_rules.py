@@ -4,24 +4,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.agem import AGEM
-from models.agem_r import AGEMReservoir
-from models.der import DER
-from models.derpp import DERpp
-from models.er import ER
-from models.er_ace import ERACE
-from models.fdr import FDR
-from models.gem import GEM
-from models.gss import GSS
-from models.hal import HAL
-from models.mer import MER
-from models.mir import MIR
-from models.utils.exemplars import features_of
-from models.utils.extended_dark import ExtendedDark
-from models.xder import XDER
-from models.xder_ce import XDERCE
+from palimpsest.models.agem import AGEM
+from palimpsest.models.agem_r import AGEMReservoir
+from palimpsest.models.der import DER
+from palimpsest.models.derpp import DERpp
+from palimpsest.models.er import ER
+from palimpsest.models.er_ace import ERACE
+from palimpsest.models.fdr import FDR
+from palimpsest.models.gem import GEM
+from palimpsest.models.gss import GSS
+from palimpsest.models.hal import HAL
+from palimpsest.models.mer import MER
+from palimpsest.models.mir import MIR
+from palimpsest.models.utils.exemplars import features_of
+from palimpsest.models.utils.extended_dark import ExtendedDark
+from palimpsest.models.xder import XDER
+from palimpsest.models.xder_ce import XDERCE
+from palimpsest.utils.run.config import declared_options
 from tests.models.helpers import Flat, enter, experiment, first_batch, image, small
-from utils.run.config import declared_options
 
 STORE = ["--buffer_size", "8", "--minibatch_size", "2", "--batch_size", "1"]
 DARK = ["--buffer_size", "60", "--minibatch_size", "60", "--alpha", "0.3", "--beta", "0.7"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.buffer import Reservoirs
+from palimpsest.utils.buffer import Reservoirs
 
 
 class Stream:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.check import case_runs, cases
+from palimpsest.utils.check import case_runs, cases
 
 
 @pytest.mark.parametrize("method", ["icarl", "vcl"])

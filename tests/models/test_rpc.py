@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from models.utils.polytope import Polytope
+from palimpsest.models.utils.polytope import Polytope
 from tests.models.helpers import clones, experiment, finished, first_batch, learn_task
 
 BUFFER = ["--buffer_size", "20", "--minibatch_size", "4", "--backbone", "mnistmlp", "--label_perc", "0.2"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.bic import BiC
-from models.icarl import ICaRL
-from models.lwf_mc import LwFMC
+from palimpsest.models.bic import BiC
+from palimpsest.models.icarl import ICaRL
+from palimpsest.models.lwf_mc import LwFMC
 from tests.models.helpers import enter, experiment, first_batch, image, learn_task, small
 
 MLP = ["--backbone", "mnistmlp", "--mlp_hidden_size", "8", "--batch_size", "32"]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from palimpsest.utils import registry
+from palimpsest.utils.check import cases
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 from tests.models.helpers import enter, experiment
-from utils import registry
-from utils.check import cases
-from utils.errors import UserError
-from utils.run.experiment import build
-from utils.run.training import train
 
 # One case is enough where a method's settings do not differ in what it keeps: the first that has tasks to skip.
 FIRST = {

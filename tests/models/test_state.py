@@ -13,9 +13,9 @@ from textwrap import dedent, indent
 import pytest
 import torch
 
-from utils.check import case_runs, cases
-from utils.errors import UserError
-from utils.registry import ROOT
+from palimpsest.utils.check import case_runs, cases
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.registry import ROOT
 
 TEMPLATE = """
 import argparse, collections, enum, functools, itertools, pathlib, random, threading, types

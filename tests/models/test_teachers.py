@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.utils.snapshot import Distillation
+from palimpsest.models.utils.snapshot import Distillation
+from palimpsest.utils import registry
+from palimpsest.utils.check import cases
 from tests.models.helpers import experiment, first_batch
-from utils import registry
-from utils.check import cases
 
 TAUGHT = [m for m in registry.names("model") if issubclass(registry.load("model", m), Distillation)]
 

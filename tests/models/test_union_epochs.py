@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 import torch
 
-from datasets.utils.loaders import Split, TrainLoader
-from models.utils.exemplars import Exemplars
+from palimpsest.datasets.utils.loaders import Split, TrainLoader
+from palimpsest.models.utils.exemplars import Exemplars
+from palimpsest.utils import registry
+from palimpsest.utils.run.training import train
 from tests.models.helpers import experiment
-from utils import registry
-from utils.run.training import train
 
 METHODS = [m for m in registry.names("model") if issubclass(registry.load("model", m), Exemplars)]
 SHORT = ["--buffer_size", "60", "--label_perc", "0.3", "--backbone", "mnistmlp"]

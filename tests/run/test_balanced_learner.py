@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from backbone.multitask import BalancedMultiTaskModel
+from palimpsest.backbone.multitask import BalancedMultiTaskModel
+from palimpsest.utils.check.cases import vision_folder
+from palimpsest.utils.criterion import of_run
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.balanced_learner import BalancedContinualLearner
 from tests.models.helpers import finished
-from utils.check.cases import vision_folder
-from utils.criterion import of_run
-from utils.errors import UserError
-from utils.run.balanced_learner import BalancedContinualLearner
 
 OPTIONS = {
     "vision_items": "digits", "vision_size": 32, "vision_subset": 20, "seg_classes": "binary", "batch_size": 8,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from utils import registry
-from utils.errors import UserError
-from utils.run.best_args import check_rows, find_row, list_rows, load_rows
-from utils.run.config import resolve
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.best_args import check_rows, find_row, list_rows, load_rows
+from palimpsest.utils.run.config import resolve
 
 MULTISTEP = {"lr_scheduler": "multisteplr", "lr_milestones": [35, 45], "sched_multistep_lr_gamma": 0.2}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import from_stored, resolve
 from tests.models.helpers import options
-from utils.errors import UserError
-from utils.run.config import from_stored, resolve
 
 BASE = ["--model", "er", "--dataset", "seq-mnist", "--buffer_size", "500"]
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from palimpsest.utils.run.stopping import EarlyStopping
+from palimpsest.utils.run.training import train
 from tests.models.helpers import experiment
-from utils.run.stopping import EarlyStopping
-from utils.run.training import train
 
 REST = ["--holdout", "20", "--label_perc", "0.1", "--stop_after", "1", "--backbone", "mnistmlp"]
 BEST = 3

@@ -2,10 +2,10 @@
 
 import pytest
 
-from models.pah import PAH
-from utils.errors import UserError
-from utils.hints import MEANT, REPLACED
-from utils.run.config import build_parser, chosen, resolve
+from palimpsest.models.pah import PAH
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.hints import MEANT, REPLACED
+from palimpsest.utils.run.config import build_parser, chosen, resolve
 
 SGD = ["--model", "sgd", "--dataset", "seq-digits"]
 ER = ["--model", "er", "--dataset", "seq-digits", "--buffer_size", "20"]

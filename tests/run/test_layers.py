@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from datasets.seq_digits import SequentialDigits
-from models.sgd import SGD
+from palimpsest.datasets.seq_digits import SequentialDigits
+from palimpsest.models.sgd import SGD
+from palimpsest.utils.args import base_parser
+from palimpsest.utils.run import config as configuration
 from tests.models.helpers import experiment
-from utils.args import base_parser
-from utils.run import config as configuration
 
 LAYERS = ("dataset", "method", "best_args", "command line")  # lowest first
 ORDER = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from palimpsest.utils.log.report import summarise_run
 from tests.models.helpers import finished
-from utils.log.report import summarise_run
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import main as entry
-from datasets.seq_digits import SequentialDigits
-from datasets.utils.sources import RawData
-from models.gdumb import GDumb
-from models.hal import HAL
+from palimpsest.datasets.seq_digits import SequentialDigits
+from palimpsest.datasets.utils.sources import RawData
+from palimpsest.models.gdumb import GDumb
+from palimpsest.models.hal import HAL
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build, execute
 from tests.models.helpers import QUIET, finished
-from utils.run.config import resolve
-from utils.run.experiment import build, execute
 
 DIGITS = ["--dataset", "seq-digits", "--n_epochs", "1"]
 DIVIDED_BY_CLASS = {
@@ -149,7 +149,7 @@ def test_gdumb_tells_the_length_of_its_own_memory(stream_of):
 
 
 def test_a_batch_of_one_that_nobody_foresaw_is_one_line(tmp_path, capsys, monkeypatch):
-    from models.sgd import SGD
+    from palimpsest.models.sgd import SGD
 
     def lone(self, inputs, *_):
         nn.functional.batch_norm(inputs.flatten(1)[:1], None, None, training=True)

@@ -8,10 +8,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from utils.errors import UserError
-from utils.registry import ROOT
-from utils.run.trainer_config import STRATEGIES
-from utils.trainer import ContinualTrainer
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run.trainer_config import STRATEGIES
+from palimpsest.utils.trainer import ContinualTrainer
 
 SIZES = {"input_size": 64, "hidden_sizes": [32, 32], "output_size": 10}
 

@@ -6,11 +6,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from datasets.utils.continual_dataset import MultiHeadLoss
-from datasets.utils.task import ClassTask
-from utils.errors import UserError
-from utils.run.trainer_config import STRATEGIES
-from utils.trainer import ContinualTrainer
+from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
+from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.trainer_config import STRATEGIES
+from palimpsest.utils.trainer import ContinualTrainer
 
 ORDER = [0, 5, 1, 2, 9, 4, 3, 7, 8, 6]  # the tasks are {0, 5}, {1, 2}, {4, 9}
 SETS = [{0, 5}, {1, 2}, {4, 9}]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from utils.errors import UserError
-from utils.run.trainer_config import STRATEGIES
-from utils.trainer import ContinualTrainer
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.trainer_config import STRATEGIES
+from palimpsest.utils.trainer import ContinualTrainer
 
 X, Y = (t[:60] for t in (torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2))
 X = X + 4 * nn.functional.one_hot(Y, 6)

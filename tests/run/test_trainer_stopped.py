@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from models.utils.state import describe
-from utils.errors import UserError
-from utils.randomness import random_state
-from utils.run.checkpoint import fingerprint
-from utils.run.trainer_config import STRATEGIES
-from utils.trainer import ContinualTrainer
+from palimpsest.models.utils.state import describe
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import random_state
+from palimpsest.utils.run.checkpoint import fingerprint
+from palimpsest.utils.run.trainer_config import STRATEGIES
+from palimpsest.utils.trainer import ContinualTrainer
 
 ALL = [None, *STRATEGIES]
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.sgd import SGD
-from models.utils.continual_model import ContinualModel
+from palimpsest.models.sgd import SGD
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils.check import case_runs, cases
+from palimpsest.utils.errors import TrainingFailed
+from palimpsest.utils.evaluation import evaluate
+from palimpsest.utils.log.events import FLUSH_EVERY
+from palimpsest.utils.log.loggers import Logger
+from palimpsest.utils.record import Position
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.training import train
+from palimpsest.utils.schedule import set_learning_rate
 from tests.models.helpers import experiment, finished
-from utils.check import case_runs, cases
-from utils.errors import TrainingFailed
-from utils.evaluation import evaluate
-from utils.log.events import FLUSH_EVERY
-from utils.log.loggers import Logger
-from utils.record import Position
-from utils.run import checkpoint
-from utils.run.training import train
-from utils.schedule import set_learning_rate
 
 
 def test_hooks_are_called_in_order_with_the_counters_of_the_task(monkeypatch):

@@ -9,14 +9,14 @@ import yaml
 from torch import nn
 
 import main as entry
+from palimpsest.utils import panels
+from palimpsest.utils.log import analysis
+from palimpsest.utils.log.analysis import analyse, costs
+from palimpsest.utils.panels import Report
+from palimpsest.utils.randomness import random_state
+from palimpsest.utils.registry import load
+from palimpsest.utils.run import checkpoint
 from tests.models.helpers import experiment, finished, small
-from utils import panels
-from utils.log import analysis
-from utils.log.analysis import analyse, costs
-from utils.panels import Report
-from utils.randomness import random_state
-from utils.registry import load
-from utils.run import checkpoint
 
 SHORT = ["--n_epochs", "1", "--stop_after", "3", "--lr", "0.05"]
 ER = ["--buffer_size", "50"]

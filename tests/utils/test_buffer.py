@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
+from palimpsest.utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
 
 
 class Scripted:

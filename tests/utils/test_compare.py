@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.log import compare
-from utils.log.mean_accs import append_row
+from palimpsest.utils.log import compare
+from palimpsest.utils.log.mean_accs import append_row
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.utils.scores import TokenScore
-from models.sgd import SGD
+from palimpsest.datasets.utils.scores import TokenScore
+from palimpsest.models.sgd import SGD
+from palimpsest.utils.evaluation import evaluate, held_out_scores
+from palimpsest.utils.log.analysis import costs
+from palimpsest.utils.run import stopping
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
 from tests.models.helpers import experiment, finished, first_batch, image, small
-from utils.evaluation import evaluate, held_out_scores
-from utils.log.analysis import costs
-from utils.run import stopping
-from utils.run.config import resolve
-from utils.run.experiment import build
 
 STOPPING = ["--fitting_mode", "early_stopping", "--holdout", "20", "--early_stopping_patience", "1", "--n_epochs", "5"]
 

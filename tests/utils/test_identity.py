@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 import main as entry
+from palimpsest.utils import identity, registry
+from palimpsest.utils.log import compare
+from palimpsest.utils.log.mean_accs import append_row
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run.finished import RECORD
 from tests.models.helpers import QUIET
-from utils import identity, registry
-from utils.log import compare
-from utils.log.mean_accs import append_row
-from utils.registry import ROOT
-from utils.run.finished import RECORD
 
 SHORT = ["--dataset", "seq-digits", "--stop_after", "2", "--n_epochs", "1", *QUIET[1:]]
 

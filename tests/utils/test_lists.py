@@ -2,9 +2,9 @@
 
 import pytest
 
-from utils.args import ArgumentParser, base_parser, name_list, width_list
-from utils.errors import UserError
-from utils.run.config import resolve
+from palimpsest.utils.args import ArgumentParser, base_parser, name_list, width_list
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import resolve
 
 DIGITS = ["--model", "sgd", "--dataset", "seq-digits"]
 VISION = ["--model", "sgd", "--dataset", "seq-vision-mini"]

@@ -7,8 +7,8 @@ import pytest
 from filelock import FileLock
 
 import main as entry
-from utils.atomic import LockTaken, locked
-from utils.log.mean_accs import append_row
+from palimpsest.utils.atomic import LockTaken, locked
+from palimpsest.utils.log.mean_accs import append_row
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "1"]
 ARGV += ["--num_threads", "1", "--non_verbose", "--resume"]

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import yaml
 
-from utils.errors import UserError
-from utils.log.loggers import (
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.log.loggers import (
     ConsoleLogger,
     CSVLogger,
     ReportLogger,
     TensorBoardLogger,
     make_loggers,
 )
-from utils.log.mlflow_logger import MLflowLogger
-from utils.record import Evaluation, Run
+from palimpsest.utils.log.mlflow_logger import MLflowLogger
+from palimpsest.utils.record import Evaluation, Run
 
 SCORES = [
     {"class-il": [90.0], "task-il": [95.0]},

@@ -13,11 +13,11 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.atomic import write_bytes, write_text
-from utils.errors import UserError
-from utils.log import mean_accs
-from utils.log.mean_accs import append_row, summary_row, write_summary
-from utils.record import Run
+from palimpsest.utils.atomic import write_bytes, write_text
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.log import mean_accs
+from palimpsest.utils.log.mean_accs import append_row, summary_row, write_summary
+from palimpsest.utils.record import Run
 
 
 def read(path):

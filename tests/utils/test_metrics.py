@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import metrics
-from utils.metrics import summarise
+from palimpsest.utils import metrics
+from palimpsest.utils.metrics import summarise
 
 NAN = float("nan")
 R3 = np.array([[90, NAN, NAN], [95, 60, NAN], [80, 70, 90.0]])

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 import main as entry
+from palimpsest.utils.args import canonical
+from palimpsest.utils.errors import Stopped
+from palimpsest.utils.log.loggers import CSVLogger
+from palimpsest.utils.log.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
+from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.folders import digest
 from tests.utils.test_loggers import SUMMARY, a_run, evaluate, go
-from utils.args import canonical
-from utils.errors import Stopped
-from utils.log.loggers import CSVLogger
-from utils.log.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
-from utils.registry import ROOT
-from utils.run.config import resolve
-from utils.run.folders import digest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 DIGITS = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2", "--num_threads", "1",

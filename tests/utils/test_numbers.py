@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.utils.scores import ClassScore, RegressionScore, TokenScore
-from datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
-from utils import evaluation, metrics
-from utils.log import compare
-from utils.log.mean_accs import append_row, summary_row
-from utils.log.report import _seeds_table, summarise_seeds
-from utils.record import Run
+from palimpsest.datasets.utils.scores import ClassScore, RegressionScore, TokenScore
+from palimpsest.datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
+from palimpsest.utils import evaluation, metrics
+from palimpsest.utils.log import compare
+from palimpsest.utils.log.mean_accs import append_row, summary_row
+from palimpsest.utils.log.report import _seeds_table, summarise_seeds
+from palimpsest.utils.record import Run
 
 NAN = float("nan")
 EMPTY = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import charts
-from utils.log import plots
+from palimpsest.utils import charts
+from palimpsest.utils.log import plots
 
 
 def test_capacity_rises():

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from palimpsest.utils.criterion import of_run
+from palimpsest.utils.log.mean_accs import summary_row
+from palimpsest.utils.metrics import summarise, terms
+from palimpsest.utils.record import Evaluation
 from tests.utils.test_report import STOPPED, R, a_run, page
-from utils.criterion import of_run
-from utils.log.mean_accs import summary_row
-from utils.metrics import summarise, terms
-from utils.record import Evaluation
 
 
 def published(tmp_path, matrix=R, **entry):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils import panels
-from utils.log.report import summarise_run, summarise_seeds, write_report, write_seeds_report
-from utils.metrics import METRICS
-from utils.record import Analysis, Evaluation, Run
+from palimpsest.utils import panels
+from palimpsest.utils.log.report import summarise_run, summarise_seeds, write_report, write_seeds_report
+from palimpsest.utils.metrics import METRICS
+from palimpsest.utils.record import Analysis, Evaluation, Run
 
 R = np.array([[90.0, np.nan, np.nan], [60.0, 80.0, np.nan], [70.0, 60.0, 90.0]])
 STOPPED, JOINT = R.copy(), R.copy()

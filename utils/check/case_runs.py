@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.utils.contract import loss_problem
-from models.utils.outside import same_value
-from models.utils.state import describe
-from utils import registry
-from utils.check.cases import Case, Failure, Interrupted
-from utils.check.sync import SyncDetector
-from utils.check.terms import LooseTerms
-from utils.randomness import random_state
-from utils.record import Experiment, Position
-from utils.run import checkpoint
-from utils.run.experiment import build
-from utils.run.training import train
+from palimpsest.models.utils.contract import loss_problem
+from palimpsest.models.utils.outside import same_value
+from palimpsest.models.utils.state import describe
+from palimpsest.utils import registry
+from palimpsest.utils.check.cases import Case, Failure, Interrupted
+from palimpsest.utils.check.sync import SyncDetector
+from palimpsest.utils.check.terms import LooseTerms
+from palimpsest.utils.randomness import random_state
+from palimpsest.utils.record import Experiment, Position
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import train
 
 
 @dataclass

@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from utils import registry
-from utils.errors import UserError
-from utils.run.config import Config, declared_options, refuse_setting, resolve
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import Config, declared_options, refuse_setting, resolve
 
 # The stream of each setting; of those with the task given the one of unlike vision tasks is a case of its own.
 STREAMS = {

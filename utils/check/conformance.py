@@ -11,8 +11,8 @@ import math
 import traceback
 from collections.abc import Callable
 
-from utils import registry
-from utils.check.case_runs import (
+from palimpsest.utils import registry
+from palimpsest.utils.check.case_runs import (
     Ended,
     differing_ends,
     differing_entries,
@@ -22,11 +22,11 @@ from utils.check.case_runs import (
     run,
     state_of,
 )
-from utils.check.cases import LEARNED, STREAMS, Case, Failure, cases
-from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.run.best_args import check_rows, load_rows
-from utils.run.config import declared_options
+from palimpsest.utils.check.cases import LEARNED, STREAMS, Case, Failure, cases
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import evaluate
+from palimpsest.utils.run.best_args import check_rows, load_rows
+from palimpsest.utils.run.config import declared_options
 
 # ---- the checks
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from utils.check.sync import caller
+from palimpsest.utils.check.sync import caller
 
 SUMS = {"add", "sub", "rsub", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "add_", "sub_"}
 KEEPING = ("Add", "Sub", "Mul", "Div", "Neg", "Rsub")  # what may stand between a term and the loss

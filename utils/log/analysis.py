@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.utils.continual_model import ContinualModel
-from models.utils.state import describe
-from utils.buffer import Buffer
-from utils.evaluation import eval_mode
-from utils.panels import Report
-from utils.record import Analysis
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.state import describe
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.evaluation import eval_mode
+from palimpsest.utils.panels import Report
+from palimpsest.utils.record import Analysis
 
 EMBEDDED = 500  # test examples in the embedding, of all tasks together
 MOST_CLASSES = 100  # of a confusion matrix
@@ -40,7 +40,7 @@ def analyse(model: ContinualModel, dataset, trained: int, pictures: Sequence = (
         report = report_of(model, dataset, tasks)
     found = Analysis(costs(model), *views, report.numbers, report.panels)
     if pictures:
-        from datasets.utils.vision.plots import prediction_figures
+        from palimpsest.datasets.utils.vision.plots import prediction_figures
 
         found.figures = prediction_figures(dataset, pictures)
     return found

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.args import NEUTRAL
-from utils.atomic import write_text
-from utils.errors import UserError
-from utils.log import plots
-from utils.log.page import count, escape, images, page, section, table
-from utils.metrics import METRICS, plus_minus, spread
+from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.atomic import write_text
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.log import plots
+from palimpsest.utils.log.page import count, escape, images, page, section, table
+from palimpsest.utils.metrics import METRICS, plus_minus, spread
 
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import TrainingFailed
-from utils.record import Evaluation, Experiment, Position, Run, Summary
+from palimpsest.utils.errors import TrainingFailed
+from palimpsest.utils.record import Evaluation, Experiment, Position, Run, Summary
 
 FLUSH_EVERY = 50  # iterations between two looks at the losses; only then does the loop wait for the device
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils import criterion
-from utils.atomic import file_errors, write_text
-from utils.config_file import write_config
-from utils.log import plots
-from utils.log.events import Logger
-from utils.log.report import excluded_terms, summarise_run, write_report
-from utils.metrics import METRICS
-from utils.record import Evaluation, Run, Summary
+from palimpsest.utils import criterion
+from palimpsest.utils.atomic import file_errors, write_text
+from palimpsest.utils.config_file import write_config
+from palimpsest.utils.log import plots
+from palimpsest.utils.log.events import Logger
+from palimpsest.utils.log.report import excluded_terms, summarise_run, write_report
+from palimpsest.utils.metrics import METRICS
+from palimpsest.utils.record import Evaluation, Run, Summary
 
 
 class CSVLogger(Logger):
@@ -280,7 +280,7 @@ def make_loggers(args: Any, run: Run) -> list[Logger]:
     loggers += [console, ReportLogger()]
     loggers += [TensorBoardLogger()] if args.tensorboard else []  # which takes over the report's plots
     if args.mlflow:
-        from utils.log.mlflow_logger import MLflowLogger
+        from palimpsest.utils.log.mlflow_logger import MLflowLogger
 
         loggers.append(MLflowLogger(args))  # last: it sends the files of the others
     return loggers

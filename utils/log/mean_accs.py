@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.atomic import LockTaken, file_errors, locked, remove_leftovers, write_text
-from utils.errors import UserError
-from utils.identity import FACTS
-from utils.metrics import METRICS, seen_means
-from utils.record import Run
+from palimpsest.utils.atomic import LockTaken, file_errors, locked, remove_leftovers, write_text
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.identity import FACTS
+from palimpsest.utils.metrics import METRICS, seen_means
+from palimpsest.utils.record import Run
 
 LOCK_TIMEOUT = 600.0  # seconds; a writer holds the lock for milliseconds
 VERSIONS = ("python", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "device", "threads", "commit", "code")

@@ -16,11 +16,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from utils.atomic import file_errors, locked
-from utils.errors import Stopped, UserError
-from utils.log.events import Logger
-from utils.randomness import preserve_rng
-from utils.record import Evaluation, Run, Summary
+from palimpsest.utils.atomic import file_errors, locked
+from palimpsest.utils.errors import Stopped, UserError
+from palimpsest.utils.log.events import Logger
+from palimpsest.utils.randomness import preserve_rng
+from palimpsest.utils.record import Evaluation, Run, Summary
 
 LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"

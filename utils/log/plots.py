@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.charts import (
+from palimpsest.utils.charts import (
     CYCLE,
     HEAT,
     INK,
@@ -25,7 +25,7 @@ from utils.charts import (
     task_colours,
     task_ticks,
 )
-from utils.metrics import seen_means
+from palimpsest.utils.metrics import seen_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

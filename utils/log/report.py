@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from utils import charts, criterion, metrics
-from utils.args import NEUTRAL
-from utils.atomic import file_errors, write_bytes, write_text
-from utils.log import plots
-from utils.log.page import count, drawn, escape, images, page, section, table
-from utils.metrics import METRICS
-from utils.record import Run, Summary
+from palimpsest.utils import charts, criterion, metrics
+from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.atomic import file_errors, write_bytes, write_text
+from palimpsest.utils.log import plots
+from palimpsest.utils.log.page import count, drawn, escape, images, page, section, table
+from palimpsest.utils.metrics import METRICS
+from palimpsest.utils.record import Run, Summary
 
 SeedsTable = dict[str, dict[str, tuple[float, float, float, int]]]
 
@@ -239,7 +239,7 @@ def _figures(run: Run) -> Iterator[tuple[str, Any, str, bool]]:
         yield from ((panel.name, panel.figure(), panel.shows, panel.wide) for panel in found.panels)
         yield from ((name, figure, shows, wide) for name, shows, figure, wide in found.figures)
     if run.epochs and run.tasks:
-        from datasets.utils.vision.plots import stage_curves
+        from palimpsest.datasets.utils.vision.plots import stage_curves
 
         figure = stage_curves(run.epochs, run.tasks, run.config.get("joint"))
         yield "stages", figure, "loss and held-out score of each stage", True

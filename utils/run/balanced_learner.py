@@ -7,13 +7,13 @@ It writes neither a report nor checkpoints; `main.py --model balanced-ewc` does.
 from dataclasses import replace
 from types import SimpleNamespace
 
-from utils.criterion import Verdict, of_run
-from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.record import Position
-from utils.run.config import resolve
-from utils.run.experiment import build
-from utils.run.training import evaluate_run, train
+from palimpsest.utils.criterion import Verdict, of_run
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import evaluate
+from palimpsest.utils.record import Position
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.training import evaluate_run, train
 
 
 class BalancedContinualLearner:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.config_file import plain_yaml
-from utils.errors import UserError
-from utils.registry import ROOT, nearest, normalise
+from palimpsest.utils.config_file import plain_yaml
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.registry import ROOT, nearest, normalise
 
 FOLDER = ROOT / "best_args"
 SCENARIOS = ("class-il", "task-il", "domain-il", "general-continual")

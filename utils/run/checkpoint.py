@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.utils import state as method_state
-from utils.atomic import atomic_write
-from utils.errors import TrainingFailed, UserError, one_line
-from utils.randomness import random_state, set_random_state
-from utils.record import Evaluation, Experiment, Position
-from utils.run.checkpoint_checks import check_method, check_position, check_scores, check_shapes, check_tree
+from palimpsest.models.utils import state as method_state
+from palimpsest.utils.atomic import atomic_write
+from palimpsest.utils.errors import TrainingFailed, UserError, one_line
+from palimpsest.utils.randomness import random_state, set_random_state
+from palimpsest.utils.record import Evaluation, Experiment, Position
+from palimpsest.utils.run.checkpoint_checks import check_method, check_position, check_scores, check_shapes, check_tree
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.buffer import Buffer
-from utils.errors import UserError
-from utils.record import Experiment, Position
-from utils.run.training import batches_per_epoch, enter_task
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.record import Experiment, Position
+from palimpsest.utils.run.training import batches_per_epoch, enter_task
 
 
 def check_tree(value: Any, seen: Iterator[int], most: int, depth: int = 0) -> None:

@@ -4,8 +4,8 @@ import sys
 
 from torch import nn
 
-from utils.log.events import Logger
-from utils.record import Run
+from palimpsest.utils.log.events import Logger
+from palimpsest.utils.record import Run
 
 
 class CompiledForward(Logger):

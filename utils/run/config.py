@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from utils import registry
-from utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
-from utils.errors import UserError, one_line
-from utils.hints import explain_unknown, means_choice
-from utils.run.best_args import find_row
-from utils.run.layers import EXCLUSIVE, merge, shorten
+from palimpsest.utils import registry
+from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.hints import explain_unknown, means_choice
+from palimpsest.utils.run.best_args import find_row
+from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
 
 NO_FACTS = ("help", "list", "check", "rerun", "model_config")  # options that are no part of a configuration
 

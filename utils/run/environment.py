@@ -9,8 +9,8 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from utils.errors import UserError
-from utils.registry import ROOT
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.registry import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
 

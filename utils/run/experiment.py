@@ -16,33 +16,33 @@ from typing import Any
 import torch
 import yaml
 
-from backbone.utils.wrapped import make_network
-from datasets.utils.classes import facts_of
-from models.utils.contract import check_constructed
-from models.utils.state import origin_of
-from utils import identity
-from utils.atomic import write_text
-from utils.buffer import Buffer
-from utils.errors import TrainingFailed, UserError
-from utils.log.analysis import analyse, peak_memory, report_of
-from utils.log.events import Log
-from utils.log.loggers import ConsoleLogger, make_loggers
-from utils.log.mean_accs import write_summary
-from utils.log.mlflow_logger import MLflowLogger, Store
-from utils.log.report import summarise_run, summarise_seeds, write_seeds_report
-from utils.metrics import FEWEST, interval, plus_minus
-from utils.randomness import preserve_rng
-from utils.record import Experiment, Position, Run
-from utils.run import checkpoint, environment
-from utils.run.compiling import CompiledForward
-from utils.run.config import Config, refuse_setting
-from utils.run.environment import differences
-from utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
-from utils.run.folders import run_folder
-from utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
-from utils.run.saving import Saver, Signals
-from utils.run.stopping import make_stopper
-from utils.run.training import evaluate_run, last_task, train
+from palimpsest.backbone.utils.wrapped import make_network
+from palimpsest.datasets.utils.classes import facts_of
+from palimpsest.models.utils.contract import check_constructed
+from palimpsest.models.utils.state import origin_of
+from palimpsest.utils import identity
+from palimpsest.utils.atomic import write_text
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.errors import TrainingFailed, UserError
+from palimpsest.utils.log.analysis import analyse, peak_memory, report_of
+from palimpsest.utils.log.events import Log
+from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
+from palimpsest.utils.log.mean_accs import write_summary
+from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
+from palimpsest.utils.log.report import summarise_run, summarise_seeds, write_seeds_report
+from palimpsest.utils.metrics import FEWEST, interval, plus_minus
+from palimpsest.utils.randomness import preserve_rng
+from palimpsest.utils.record import Experiment, Position, Run
+from palimpsest.utils.run import checkpoint, environment
+from palimpsest.utils.run.compiling import CompiledForward
+from palimpsest.utils.run.config import Config, refuse_setting
+from palimpsest.utils.run.environment import differences
+from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
+from palimpsest.utils.run.folders import run_folder
+from palimpsest.utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
+from palimpsest.utils.run.saving import Saver, Signals
+from palimpsest.utils.run.stopping import make_stopper
+from palimpsest.utils.run.training import evaluate_run, last_task, train
 
 
 def build(config: Config) -> Experiment:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 import yaml
 
-from models.utils.state import describe
-from utils.atomic import write_text
-from utils.config_file import plain_yaml
-from utils.errors import UserError
-from utils.record import Evaluation, Experiment, Run
-from utils.run import checkpoint
-from utils.run.checkpoint_checks import check_scores
+from palimpsest.models.utils.state import describe
+from palimpsest.utils.atomic import write_text
+from palimpsest.utils.config_file import plain_yaml
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.record import Evaluation, Experiment, Run
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.checkpoint_checks import check_scores
 
 RESULT = "result.yaml"  # written last: a run that has it is finished
 RECORD = "record.json"  # scores and losses as they are in memory

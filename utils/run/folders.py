@@ -7,13 +7,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from utils import identity
-from utils.args import NEUTRAL
-from utils.atomic import LockTaken, file_errors, locked, remove_leftovers
-from utils.errors import UserError
-from utils.record import Run
-from utils.run import checkpoint
-from utils.run.finished import RECORD, RESULT, read_record
+from palimpsest.utils import identity
+from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.atomic import LockTaken, file_errors, locked, remove_leftovers
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.record import Run
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.finished import RECORD, RESULT, read_record
 
 
 def digest(run: Run) -> str:

@@ -4,10 +4,10 @@ from contextlib import suppress
 
 import torch
 
-from datasets.utils.task import ClassTask, TaskStream
-from models.utils.continual_model import ContinualModel
-from utils.errors import UserError
-from utils.run.training import last_task
+from palimpsest.datasets.utils.task import ClassTask, TaskStream
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.training import last_task
 
 NO_STATISTICS = "Expected more than 1 value per channel"  # torch's words for a batch that BatchNorm cannot normalise
 

@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from utils.config_file import plain_yaml, read_config
-from utils.errors import UserError
-from utils.run import config as configuration
-from utils.run.environment import differences
-from utils.run.experiment import execute
-from utils.run.finished import RESULT
+from palimpsest.utils.config_file import plain_yaml, read_config
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run import config as configuration
+from palimpsest.utils.run.environment import differences
+from palimpsest.utils.run.experiment import execute
+from palimpsest.utils.run.finished import RESULT
 
 SHOWN = 5
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.randomness import random_state, set_random_state
+from palimpsest.utils.randomness import random_state, set_random_state
 
 LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.FunctionType)

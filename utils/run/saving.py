@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import Stopped
-from utils.record import Experiment, Position
-from utils.run import checkpoint
+from palimpsest.utils.errors import Stopped
+from palimpsest.utils.record import Experiment, Position
+from palimpsest.utils.run import checkpoint
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from utils.evaluation import held_out_scores
-from utils.record import Experiment, Position
+from palimpsest.utils.evaluation import held_out_scores
+from palimpsest.utils.record import Experiment, Position
 
 
 class Stopper:

@@ -14,29 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from backbone.utils.wrapped import Wrapped, output_shape
-from datasets.utils.given import GivenLoader, GivenTasks, kind_of
-from datasets.utils.given_batches import ReadOnce, read_inputs, repeatable, split_batch
-from models.utils.contract import check_constructed
-from models.utils.state import Origin, origin_of
-from utils import registry
-from utils.atomic import file_errors
-from utils.buffer import Buffer
-from utils.errors import TrainingFailed, UserError
-from utils.evaluation import evaluate, scenarios
-from utils.log.analysis import analyse
-from utils.log.events import Log
-from utils.log.report import summarise_run, write_report
-from utils.metrics import summarise
-from utils.record import Experiment, Position, Run
-from utils.run import checkpoint
-from utils.run.config import refuse_setting
-from utils.run.environment import pick_device
-from utils.run.rollback import all_or_nothing
-from utils.run.stopping import Stopper
-from utils.run.trainer_config import build_network, flat, read_config
-from utils.run.training import train_task as run_task
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.backbone.utils.wrapped import Wrapped, output_shape
+from palimpsest.datasets.utils.given import GivenLoader, GivenTasks, kind_of
+from palimpsest.datasets.utils.given_batches import ReadOnce, read_inputs, repeatable, split_batch
+from palimpsest.models.utils.contract import check_constructed
+from palimpsest.models.utils.state import Origin, origin_of
+from palimpsest.utils import registry
+from palimpsest.utils.atomic import file_errors
+from palimpsest.utils.buffer import Buffer
+from palimpsest.utils.errors import TrainingFailed, UserError
+from palimpsest.utils.evaluation import evaluate, scenarios
+from palimpsest.utils.log.analysis import analyse
+from palimpsest.utils.log.events import Log
+from palimpsest.utils.log.report import summarise_run, write_report
+from palimpsest.utils.metrics import summarise
+from palimpsest.utils.record import Experiment, Position, Run
+from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.config import refuse_setting
+from palimpsest.utils.run.environment import pick_device
+from palimpsest.utils.run.rollback import all_or_nothing
+from palimpsest.utils.run.stopping import Stopper
+from palimpsest.utils.run.trainer_config import build_network, flat, read_config
+from palimpsest.utils.run.training import train_task as run_task
 
 SETTINGS = ("class-il", "task-il", "domain-il", "regression")
 LEFT = (GivenLoader, ReadOnce, Origin)  # the data, and what a method was when it was made

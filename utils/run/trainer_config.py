@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from utils import registry
-from utils.args import ArgumentParser, add_bool, base_parser, positive_int
-from utils.errors import UserError
-from utils.run.config import converted, declared_options
+from palimpsest.utils import registry
+from palimpsest.utils.args import ArgumentParser, add_bool, base_parser, positive_int
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.config import converted, declared_options
 
 # Keys that are called otherwise on the command line.
 STRATEGIES: dict[str, dict[str, str]] = {

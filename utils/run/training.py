@@ -6,10 +6,10 @@ from itertools import islice
 
 import numpy as np
 
-from models.utils.continual_model import ContinualModel
-from utils.evaluation import evaluate, predictions, scenarios
-from utils.record import Evaluation, Experiment, Position
-from utils.schedule import restart_schedule, set_learning_rate
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.utils.evaluation import evaluate, predictions, scenarios
+from palimpsest.utils.record import Evaluation, Experiment, Position
+from palimpsest.utils.schedule import restart_schedule, set_learning_rate
 
 
 def train(exp: Experiment, at: Position | None = None) -> None:

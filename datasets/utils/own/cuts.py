@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from datasets.utils.classes import class_shares
-from datasets.utils.own.layout import numbers_of, read_names
-from utils.args import positive_int
-from utils.errors import UserError
+from palimpsest.datasets.utils.classes import class_shares
+from palimpsest.datasets.utils.own.layout import numbers_of, read_names
+from palimpsest.utils.args import positive_int
+from palimpsest.utils.errors import UserError
 
 ORDERS = ("class_order", "tasks_file", "permute_classes", "custom_class_order")
 CUTS = ("classes_per_task", "increment", "tasks_file")

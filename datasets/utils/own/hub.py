@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.identity import ROOT
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.identity import ROOT
 
 ABSENT = 3  # exit status of the process where the package is not there
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.own.tree import Tree
-from datasets.utils.streaming import Cache, Streamed
-from utils.atomic import atomic_write
-from utils.errors import UserError, one_line
+from palimpsest.datasets.utils.own.tree import Tree
+from palimpsest.datasets.utils.streaming import Cache, Streamed
+from palimpsest.utils.atomic import atomic_write
+from palimpsest.utils.errors import UserError, one_line
 
 GREY = {"1", "L", "LA", "La", "I", "F"}  # modes of Pillow; so are I;16 and its kin
 CACHED_SECONDS = 3.0  # decoding that takes longer is kept on the disk

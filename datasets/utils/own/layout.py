@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets.utils.own.tree import Folder
-from utils.errors import UserError
-from utils.randomness import permutation
+from palimpsest.datasets.utils.own.tree import Folder
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import permutation
 
 TEST = ("test", "val")  # names of the test part, the first that there is
 SPLIT_SEED = 0  # of every run: another test set would be another benchmark

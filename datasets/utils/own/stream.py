@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.utils.loaders import Split
-from datasets.utils.own.images import (
+from palimpsest.datasets.utils.loaders import Split
+from palimpsest.datasets.utils.own.images import (
     MEASURED,
     PROBED,
     ImageFiles,
@@ -17,10 +17,10 @@ from datasets.utils.own.images import (
     load_images,
     statistics,
 )  # fmt: skip
-from datasets.utils.own.tree import Tree
-from datasets.utils.source_files import RawData
-from utils.args import non_negative_int, number
-from utils.errors import UserError
+from palimpsest.datasets.utils.own.tree import Tree
+from palimpsest.datasets.utils.source_files import RawData
+from palimpsest.utils.args import non_negative_int, number
+from palimpsest.utils.errors import UserError
 
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.utils.own.layout import SPLIT_SEED, shortened
-from utils.errors import UserError, one_line
-from utils.randomness import permutation
+from palimpsest.datasets.utils.own.layout import SPLIT_SEED, shortened
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.randomness import permutation
 
 SEPARATORS = ",;\t|"
 MISSING = {"", "na", "n/a", "nan", "null", "?"}  # in any case of letters

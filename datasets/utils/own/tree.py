@@ -5,7 +5,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import UserError, one_line
+from palimpsest.utils.errors import UserError, one_line
 
 IMAGES = {
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",

@@ -8,10 +8,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from datasets.utils.streaming import Cache, Streamed
-from datasets.utils.vision.formats import VOID, Boxes, Examples, read_image, read_mask
-from datasets.utils.vision.kinds import VisionTask
-from utils.randomness import generator
+from palimpsest.datasets.utils.streaming import Cache, Streamed
+from palimpsest.datasets.utils.vision.formats import VOID, Boxes, Examples, read_image, read_mask
+from palimpsest.datasets.utils.vision.kinds import VisionTask
+from palimpsest.utils.randomness import generator
 
 SHIFT = 12  # an image is shifted by at most a twelfth of its side: 8 of 96 pixels
 LEFT = 0.25  # share of its box by which an object at the border still counts

@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.utils.vision.losses import VOID
-from utils.errors import UserError
-from utils.randomness import permutation
+from palimpsest.datasets.utils.vision.losses import VOID
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import permutation
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table",
@@ -219,7 +219,7 @@ def write_manifest(path: Path, parts: dict[str, Parts]) -> str:
 
     A folder that cannot be written goes without.
     """
-    from utils.atomic import write_text
+    from palimpsest.utils.atomic import write_text
 
     facts = {task: dict(zip(("train", "test"), (p.facts() for p in pair), strict=True)) for task, pair in parts.items()}
     text = json.dumps(facts, indent=1)

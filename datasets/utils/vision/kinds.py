@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.utils.task import ClassTask, Task
-from datasets.utils.vision.boxes import box_loss, dense_log_likelihood, detections, draw_dense, parts
-from datasets.utils.vision.losses import VOID, cls_loss, det_loss, seg_loss
-from datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
-from utils.distillation import kd
+from palimpsest.datasets.utils.task import ClassTask, Task
+from palimpsest.datasets.utils.vision.boxes import box_loss, dense_log_likelihood, detections, draw_dense, parts
+from palimpsest.datasets.utils.vision.losses import VOID, cls_loss, det_loss, seg_loss
+from palimpsest.datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
+from palimpsest.utils.distillation import kd
 
 SHOWN_BOXES, SURE = 10, 0.3  # boxes of an image that is shown at most, and the least score of one
 

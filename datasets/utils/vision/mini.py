@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from datasets.utils.sources import digits, fashion_mnist, has_fashion_mnist
-from utils.errors import UserError
+from palimpsest.datasets.utils.sources import digits, fashion_mnist, has_fashion_mnist
+from palimpsest.utils.errors import UserError
 
 VERSION = 3  # of the recipe; part of the folder's name
 PARTS = ("VOCdevkit", "coco", "imagenette2-160")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.charts import CYCLE, INK, style
+from palimpsest.utils.charts import CYCLE, INK, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

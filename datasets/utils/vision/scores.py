@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from datasets.utils.vision.boxes import detections
-from datasets.utils.vision.losses import VOID
-from utils.metrics import FEWEST
+from palimpsest.datasets.utils.vision.boxes import detections
+from palimpsest.datasets.utils.vision.losses import VOID
+from palimpsest.utils.metrics import FEWEST
 
 RESAMPLES = 500
 NOTHING = torch.full((1,), math.nan, dtype=torch.float64)

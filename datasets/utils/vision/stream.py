@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from datasets.utils.continual_dataset import STATISTICS, ContinualDataset, stratified_mask
-from datasets.utils.per_task import MEANINGLESS
-from datasets.utils.streaming import JointLoader, moved
-from datasets.utils.vision.data import VisionData, equally_spaced
-from datasets.utils.vision.formats import REPAIR, Boxes, Parts
-from datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
-from utils.args import int_list, name_list, non_negative_int, number
-from utils.errors import UserError
-from utils.randomness import permutation
+from palimpsest.datasets.utils.continual_dataset import STATISTICS, ContinualDataset, stratified_mask
+from palimpsest.datasets.utils.per_task import MEANINGLESS
+from palimpsest.datasets.utils.streaming import JointLoader, moved
+from palimpsest.datasets.utils.vision.data import VisionData, equally_spaced
+from palimpsest.datasets.utils.vision.formats import REPAIR, Boxes, Parts
+from palimpsest.datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
+from palimpsest.utils.args import int_list, name_list, non_negative_int, number
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import permutation
 
 TASKS = ("seg", "det", "cls")
 SHOWN = 4  # test images of each task whose predictions a run keeps

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.utils.gates.losses import agent_macs, dense_macs, kept_fractions, kept_macs, soft_jaccard
-from utils.evaluation import eval_mode
-from utils.panels import Panel
+from palimpsest.models.utils.gates.losses import agent_macs, dense_macs, kept_fractions, kept_macs, soft_jaccard
+from palimpsest.utils.evaluation import eval_mode
+from palimpsest.utils.panels import Panel
 
 EXAMINED = 1000  # test images, of all tasks together
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)

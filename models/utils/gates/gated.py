@@ -5,11 +5,18 @@ Reference: Varma, Arani, Zonooz 2023, "Dynamically Modular and Sparse General Co
 
 from torch import Tensor
 
-from backbone.gated_resnet import GatedResNet, Trace, in_full
-from models.utils.continual_model import ContinualModel
-from models.utils.gates.losses import dense_macs, kept_fractions, kept_macs, policy_loss, prototype_loss, reward
-from utils.args import add_bool, fraction, non_negative_float, number, positive_float, positive_int
-from utils.errors import UserError
+from palimpsest.backbone.gated_resnet import GatedResNet, Trace, in_full
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.gates.losses import (
+    dense_macs,
+    kept_fractions,
+    kept_macs,
+    policy_loss,
+    prototype_loss,
+    reward,
+)
+from palimpsest.utils.args import add_bool, fraction, non_negative_float, number, positive_float, positive_int
+from palimpsest.utils.errors import UserError
 
 WARMUP = 10  # epochs, or iterations where a task has one epoch and in a stream without tasks
 
@@ -69,7 +76,7 @@ class GatedModel(ContinualModel):
 
     def forward(self, x):
         if self.args.sparse_infer and not self.training and self.net.gating:
-            from backbone.utils.sparse_inference import SparseNet
+            from palimpsest.backbone.utils.sparse_inference import SparseNet
 
             return SparseNet(self.net)(x)
         return self.net(x)
@@ -123,7 +130,7 @@ class GatedModel(ContinualModel):
         report = super().report(dataset, tasks)
         report.shares = ("kept_1", "kept_2", "kept_3", "kept_4", "macs")
         if tasks and self.net.gating:
-            from models.utils.gates.analysis import gate_analysis, gate_numbers, gate_panels
+            from palimpsest.models.utils.gates.analysis import gate_analysis, gate_numbers, gate_panels
 
             found = gate_analysis(self, dataset, tasks)
             report.numbers = gate_numbers(found)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.charts import CYCLE, HEAT, INK, figure_of
+from palimpsest.utils.charts import CYCLE, HEAT, INK, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.base import Backbone
-from models.pnn import Lateral
-from models.utils.mammoth.model import given
-from models.utils.mammoth.stream import fresh_network
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.models.pnn import Lateral
+from palimpsest.models.utils.mammoth.model import given
+from palimpsest.models.utils.mammoth.stream import fresh_network
 
 ALPHA = 0.01  # first value of the scalars of a lateral
 

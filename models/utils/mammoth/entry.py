@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import transforms
 
-from backbone.mnistmlp import MNISTMLP
-from backbone.utils.base import Backbone
-from models.utils.mammoth import functions as f
-from models.utils.mammoth import memory as m
-from models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
-from models.utils.mammoth.model import MammothModel, explained, missing
-from models.utils.mammoth.signs import ROOMS, file_of
-from models.utils.mammoth.stream import Stream
-from utils import registry
-from utils.args import ArgumentParser, add_rehearsal_args, base_parser
-from utils.errors import UserError
+from palimpsest.backbone.mnistmlp import MNISTMLP
+from palimpsest.backbone.utils.base import Backbone
+from palimpsest.models.utils.mammoth import functions as f
+from palimpsest.models.utils.mammoth import memory as m
+from palimpsest.models.utils.mammoth.columns import ResNet, mlp_column, resnet_column
+from palimpsest.models.utils.mammoth.model import MammothModel, explained, missing
+from palimpsest.models.utils.mammoth.signs import ROOMS, file_of
+from palimpsest.models.utils.mammoth.stream import Stream
+from palimpsest.utils import registry
+from palimpsest.utils.args import ArgumentParser, add_rehearsal_args, base_parser
+from palimpsest.utils.errors import UserError
 
 # module -> name -> what a file finds there; names that are not here are the house's own, where it has them.
 NAMES: dict[str, dict[str, Any]] = {

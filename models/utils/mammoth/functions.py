@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
-from models.utils.mammoth.model import given
-from models.utils.mammoth.stream import Stream, as_stored, fresh_network
-from models.utils.projection import solve_dual
-from utils.randomness import generator
+from palimpsest.models.utils.mammoth.model import given
+from palimpsest.models.utils.mammoth.stream import Stream, as_stored, fresh_network
+from palimpsest.models.utils.projection import solve_dual
+from palimpsest.utils.randomness import generator
 
 # ---- settings and the run
 

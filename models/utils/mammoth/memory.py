@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.utils.transforms import to_float
-from models.utils.exemplars import herding
-from models.utils.mammoth.model import given
-from models.utils.mammoth.stream import Stream, TaskLoader
-from utils.buffer import FIELDS
-from utils.buffer import Buffer as Reservoir
-from utils.errors import UserError
+from palimpsest.datasets.utils.transforms import to_float
+from palimpsest.models.utils.exemplars import herding
+from palimpsest.models.utils.mammoth.model import given
+from palimpsest.models.utils.mammoth.stream import Stream, TaskLoader
+from palimpsest.utils.buffer import FIELDS
+from palimpsest.utils.buffer import Buffer as Reservoir
+from palimpsest.utils.errors import UserError
 
 STRATEGIES = ("reservoir", "lars", "labrs", "abs")
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.utils.loaders import TrainLoader
-from datasets.utils.transforms import to_float
-from models.utils.continual_model import OPTIMIZERS, ContinualModel
-from models.utils.mammoth.stream import NotHere, Stream, TaskLoader, TaskRows, with_names
-from utils.errors import TrainingFailed, UserError
+from palimpsest.datasets.utils.loaders import TrainLoader
+from palimpsest.datasets.utils.transforms import to_float
+from palimpsest.models.utils.continual_model import OPTIMIZERS, ContinualModel
+from palimpsest.models.utils.mammoth.stream import NotHere, Stream, TaskLoader, TaskRows, with_names
+from palimpsest.utils.errors import TrainingFailed, UserError
 
 
 class Arguments(argparse.Namespace):

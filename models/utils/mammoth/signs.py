@@ -4,7 +4,7 @@ import ast
 import functools
 from pathlib import Path
 
-from utils.registry import ROOT
+from palimpsest.utils.registry import ROOT
 
 ROOMS = ("utils", "models", "datasets", "backbone")
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.utils.loaders import Split, TrainLoader, gather
-from datasets.utils.transforms import to_float
-from utils import registry
-from utils.errors import UserError
-from utils.evaluation import eval_mode
+from palimpsest.datasets.utils.loaders import Split, TrainLoader, gather
+from palimpsest.datasets.utils.transforms import to_float
+from palimpsest.utils import registry
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import eval_mode
 
 
 class NotHere(AttributeError):

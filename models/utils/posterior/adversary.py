@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbone.utils.task_hypernetwork import ACTIVATIONS, MLP
-from utils.args import add_bool, positive_float, positive_int, width_list
+from palimpsest.backbone.utils.task_hypernetwork import ACTIVATIONS, MLP
+from palimpsest.utils.args import add_bool, positive_float, positive_int, width_list
 
 AC_SAMPLES = 100  # for the moments of the contrast
 

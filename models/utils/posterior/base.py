@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.external import LARGEST_CALL, ExternalWeights
-from datasets.utils.task import ClassTask, RegressionTask
-from models.utils.continual_model import ContinualModel
-from models.utils.posterior import view as posterior_view
-from models.utils.posterior.task_inference import CRITERIA, mean_log_probabilities, uncertainties
-from utils.args import positive_float, positive_int
-from utils.errors import UserError
-from utils.evaluation import eval_mode
+from palimpsest.backbone.utils.external import LARGEST_CALL, ExternalWeights
+from palimpsest.datasets.utils.task import ClassTask, RegressionTask
+from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.posterior import view as posterior_view
+from palimpsest.models.utils.posterior.task_inference import CRITERIA, mean_log_probabilities, uncertainties
+from palimpsest.utils.args import positive_float, positive_int
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.evaluation import eval_mode
 
 EVALUATION_SEED = 2147483647  # the same noise for every posterior and every batch
 BN_MOMENTUM = 0.1

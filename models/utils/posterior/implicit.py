@@ -5,10 +5,10 @@ samples but no density; its logarithm enters the loss by estimates.
 import torch
 from torch import nn
 
-from backbone.utils.task_hypernetwork import ACTIVATIONS, WeightGenerator
-from models.utils.posterior.base import Posterior
-from models.utils.posterior.meta_replay import MetaReplay
-from utils.args import non_negative_float, non_negative_int, positive_float, positive_int, width_list
+from palimpsest.backbone.utils.task_hypernetwork import ACTIVATIONS, WeightGenerator
+from palimpsest.models.utils.posterior.base import Posterior
+from palimpsest.models.utils.posterior.meta_replay import MetaReplay
+from palimpsest.utils.args import non_negative_float, non_negative_int, positive_float, positive_int, width_list
 
 
 def add_generator_args(parser):

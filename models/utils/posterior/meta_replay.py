@@ -14,11 +14,18 @@ import random
 import torch
 from torch import Tensor, nn
 
-from backbone.utils.task_hypernetwork import ACTIVATIONS, TaskHypernetwork
-from models.utils.posterior.base import Posterior
-from models.utils.snapshot import Snapshot
-from utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int, width_list
-from utils.errors import UserError
+from palimpsest.backbone.utils.task_hypernetwork import ACTIVATIONS, TaskHypernetwork
+from palimpsest.models.utils.posterior.base import Posterior
+from palimpsest.models.utils.snapshot import Snapshot
+from palimpsest.utils.args import (
+    add_bool,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    width_list,
+)
+from palimpsest.utils.errors import UserError
 
 IN_CACHE = 2**22  # weights generated in one call where there are more tasks to regularise
 MEAN_VARIANCE, RHO_VARIANCE = 0.003, 0.083  # of fresh outputs under --hnet_init gauss

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, figure_of, style
+from palimpsest.utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, figure_of, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

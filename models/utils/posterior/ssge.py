@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from utils.args import fraction, number, positive_float, positive_int
+from palimpsest.utils.args import fraction, number, positive_float, positive_int
 
 SMALLEST = 1e-3  # of the largest eigenvalue; below it 1 / lambda only amplifies rounding errors
 

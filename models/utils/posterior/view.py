@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.utils.posterior.calibration import auroc, ece, reliability
-from utils.panels import Panel
+from palimpsest.models.utils.posterior.calibration import auroc, ece, reliability
+from palimpsest.utils.panels import Panel
 
 LOOKED_AT, IN_ALL = 2000, 40000  # examples per task, and of all tasks together
 CRITERIA = ("ent", "agree")  # of task inference, by which own and other data are told apart
