@@ -245,7 +245,7 @@ def readme_commands() -> list[str]:
 
 def test_the_readme_commands_parse():
     commands = readme_commands()
-    assert commands and "--model pah --dataset seq-digits" in commands[0]
+    assert commands and "--model sgd --dataset seq-digits" in commands[0]
     from palimpsest.utils.run.config import resolve
 
     for command in commands:
