@@ -49,10 +49,10 @@ def commands() -> dict[str, list[str]]:
     """Page -> its commands, each once over all pages."""
     found, seen = {}, set()
     for page in PAGES:
-        text = (ROOT / page).read_text().replace("\\\n", " ")
+        text = re.sub(r" \\\n\s*", " ", (ROOT / page).read_text())
         blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
         lines = "\n".join(blocks).splitlines() + re.findall(r"^    (\S.*)$", text, re.M)
-        lines = [re.split(r"\s{3,}(?!-)|  #", line)[0] for line in lines if line.split()[:1] and is_command(line)]
+        lines = [re.split(r"\s{3,}|  #", line)[0] for line in lines if line.split()[:1] and is_command(line)]
         found[page] = [line for line in dict.fromkeys(lines) if line not in seen]
         seen |= set(lines)
     return found
@@ -138,6 +138,8 @@ def test_it_runs(command, place, monkeypatch, capsys):
     folder, run = place
     monkeypatch.chdir(folder)
     if command.startswith("python -m palimpsest.utils.log.compare"):
+        argv = "--model sgd --dataset seq-digits --n_epochs 1 --stop_after 1 --non_verbose"  # it leaves debug runs out
+        assert entry.main(argv.split()) == 0
         assert compare.main(shlex.split(command)[3:]) == 0 and (folder / "comparison.html").is_file()
         return
     argv = filled(command, run)
