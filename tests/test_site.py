@@ -71,8 +71,6 @@ def test_running_the_tutorial_puts_in_what_it_prints(tmp_path, monkeypatch):
     assert "<svg" in (tmp_path / "pictures/a.svg").read_text()
     text, cell = tutorial.cells(renewed)
     assert text["source"] == ["A"] and "".join(cell["source"]) == code.strip() and cell["outputs"][0]["text"] == ["2\n"]
-        "outputs"
-    ]
 
 
 def test_the_picture_of_forgetting(tmp_path):
