@@ -28,6 +28,7 @@ CANNOT_RUN = {
     "METHOD": "a pattern, no command",
     "mnist": "the data must be downloaded",
     "cifar": "the data must be downloaded",
+    "--vision_items": "three seeds of the vision stream take minutes; docs/vision.md has one, which runs",
     "--mlflow": "an optional package; tests/utils/log has its own tests",
     "--check": "test_docs.py runs the checks on the example",
     "srun": "a Slurm cluster",

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from palimpsest.utils.check import cases, conformance
 from palimpsest.utils.registry import ROOT, names
 from tests.models.helpers import finished
@@ -46,3 +48,34 @@ def test_the_example_of_the_trainer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "trainer.md", "exec"), {})
     assert "'acc'" in capsys.readouterr().out and (tmp_path / "trainer.pt").is_file()
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory, undrawn):
+    """The names of the first example of docs/use.md after it ran, its folder, and the examples."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "use.md").read_text(), re.S)
+    names, folder = {}, tmp_path_factory.mktemp("use")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(blocks[0], "use.md", "exec"), names)
+    return names, folder, blocks
+
+
+def test_the_example_of_using_a_run(used):
+    names, folder, _ = used
+    assert (names["found"].labels == [0, 1, 2, 3]).mean() >= 0.5 and names["found"].probabilities.shape == (4, 10)
+    assert names["result"].scores["class-il"]["acc"] > 60 and folder / names["result"].folder == names["learned"].folder
+
+
+@pytest.mark.slow
+def test_the_examples_of_an_export(used, monkeypatch, capsys):
+    for package in ("onnxruntime", "onnxscript", "safetensors"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from palimpsest.export import export
+
+    names, folder, blocks = used
+    monkeypatch.chdir(folder)
+    export(names["learned"], "export")
+    exec(compile(blocks[1], "use.md", "exec"), {})
+    assert re.fullmatch(r"\['\d', '\d'\]\n", capsys.readouterr().out)
+    exec(compile(blocks[2], "use.md", "exec"), {"net": names["learned"].model.net})

@@ -118,7 +118,7 @@ def _table(actions: list[argparse.Action]) -> str:
             continue
         names = ", ".join(f"`{name}`" for name in action.option_strings)
         values = ", ".join(map(str, action.choices)) if action.choices else getattr(action.type, "__name__", "")
-        default = "" if action.default in (None, argparse.SUPPRESS, []) else f"`{action.default}`"
+        default = "" if action.default in (None, False, argparse.SUPPRESS, []) else f"`{action.default}`"
         help_text = (action.help or "").replace("%%", "%").replace("%(default)s", str(action.default))
         cells = [names, values, "required" if action.required else default, help_text]
         rows.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
