@@ -1,5 +1,7 @@
 """The examples of the documentation run as they stand there."""
 
+import contextlib
+import io
 import re
 
 import pytest
@@ -55,7 +57,7 @@ def used(tmp_path_factory, undrawn):
     """The names of the first example of docs/use.md after it ran, its folder, and the examples."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "use.md").read_text(), re.S)
     names, folder = {}, tmp_path_factory.mktemp("use")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
         exec(compile(blocks[0], "use.md", "exec"), names)
     return names, folder, blocks
