@@ -42,8 +42,8 @@ CANNOT_RUN = {
     "python -m benchmarks.": "measures for minutes; test_mutants.py and test_golden.py have short ones",
     "docs/scripts/": "test_site.py runs the scripts",
 }
-FAST = ("README.md", "docs/use.md", "docs/resume.md")  # of these pages all, of the others the first
-SLOW = ("--model pr_", "--export", "seq-vision-mini")  # seconds each
+FAST = ("README.md", "docs/use.md")  # of these pages all, of the others the first
+SLOW = ("--seeds", "--model pah", "--model pr_", "--export", "seq-vision-mini")  # seconds each
 
 
 def commands() -> dict[str, list[str]]:
