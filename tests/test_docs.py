@@ -64,9 +64,10 @@ def used(tmp_path_factory, undrawn):
 
 
 def test_the_example_of_using_a_run(used):
-    names, folder, _ = used
+    names, _, _ = used
     assert (names["found"].labels == [0, 1, 2, 3]).mean() >= 0.5 and names["found"].probabilities.shape == (4, 10)
-    assert names["result"].scores["class-il"]["acc"] > 60 and folder / names["result"].folder == names["learned"].folder
+    assert names["result"].scores["class-il"]["acc"] > 60
+    assert names["result"].folder == names["learned"].folder
 
 
 @pytest.mark.slow
