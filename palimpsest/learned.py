@@ -194,6 +194,7 @@ def _as_batch(values: Tensor, size: tuple[int, int, int], name: str) -> Tensor:
         raise UserError(f"images of {values.dtype}: expected uint8 in 0..255 or floats in 0..1")
     if values.is_floating_point() and values.numel() and not (values.min() >= 0 and values.max() <= 1):
         raise UserError(f"float images from {values.min():g} to {values.max():g}: expected 0..1")
+    values = values.float() if values.is_floating_point() else values
     if values.shape[2:] != torch.Size(size[1:]):
         scaled = values if values.is_floating_point() else values.float() / 255
         values = torch.nn.functional.interpolate(scaled, size[1:], mode="bilinear", antialias=True).clamp(0, 1)

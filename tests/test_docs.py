@@ -1,11 +1,13 @@
 """The examples of the documentation run as they stand there."""
 
+import contextlib
 import io
 import re
 import zipfile
 from itertools import product
 
 import numpy as np
+import pytest
 from scipy.io import wavfile
 
 from palimpsest.utils.check import cases, conformance
@@ -68,3 +70,35 @@ def test_the_example_of_the_trainer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "trainer.md", "exec"), {})
     assert "'acc'" in capsys.readouterr().out and (tmp_path / "trainer.pt").is_file()
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory, undrawn):
+    """The names of the first example of docs/use.md after it ran, its folder, and the examples."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "use.md").read_text(), re.S)
+    names, folder = {}, tmp_path_factory.mktemp("use")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        exec(compile(blocks[0], "use.md", "exec"), names)
+    return names, folder, blocks
+
+
+def test_the_example_of_using_a_run(used):
+    names, _, _ = used
+    assert (names["found"].labels == [0, 1, 2, 3]).mean() >= 0.5 and names["found"].probabilities.shape == (4, 10)
+    assert names["result"].scores["class-il"]["acc"] > 60
+    assert names["result"].folder == names["learned"].folder
+
+
+@pytest.mark.slow
+def test_the_examples_of_an_export(used, monkeypatch, capsys):
+    for package in ("onnxruntime", "onnxscript", "safetensors"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from palimpsest.export import export
+
+    names, folder, blocks = used
+    monkeypatch.chdir(folder)
+    export(names["learned"], "export")
+    exec(compile(blocks[1], "use.md", "exec"), {})
+    assert re.fullmatch(r"\['\d', '\d'\]\n", capsys.readouterr().out)
+    exec(compile(blocks[2], "use.md", "exec"), {"net": names["learned"].model.net})

@@ -225,15 +225,6 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line.startswith("python main.py")]
 
 
-def test_the_readme_commands_parse():
-    commands = readme_commands()
-    assert commands and "--model pah --dataset seq-digits" in commands[0]
-    for command in commands:
-        argv = command.split()[2:]
-        if "--model" in argv and "--help" not in argv:
-            resolve(argv)
-
-
 def test_the_first_readme_command_runs(capsys, tmp_path):
     argv = [*readme_commands()[0].split()[2:], "--results_path", str(tmp_path), "--n_epochs", "1"]
     status, _, err = call(capsys, *argv)
