@@ -101,6 +101,7 @@ def place(tmp_path_factory):
         ("add_a_method.md", "my_method.py"),
         ("add_a_dataset.md", "seq_shapes.py"),
         ("add_a_network.md", "small_net.py"),
+        ("own_data.md", "../../seq_spoken.py"),
     ):
         block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)[1]
         (folder / "path/to" / name).write_text(block)
