@@ -102,10 +102,10 @@ def trained_by(method: nn.Module) -> Iterator[Tensor]:
 
 
 def _terms(name: str, args: tuple) -> list[Tensor]:
-    """The tensors of a sum of which one is a scalar, or the scalars that are joined."""
+    """The scalars that are added or joined; a constant beside many numbers is often a density's normaliser."""
     if name in SUMS:
         parts = [part for part in args[:2] if isinstance(part, Tensor)]
-        return parts if any(part.dim() == 0 for part in parts) else []
+        return parts if all(part.dim() == 0 for part in parts) else []
     if name in JOINS and args and all(isinstance(part, Tensor) and part.numel() == 1 for part in args[0]):
         return list(args[0])
     return []
