@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.run.trainer_config import STRATEGIES
@@ -243,5 +243,27 @@ def test_what_does_not_fit_a_regression():
         trainer_of(setting="regression").train_task(batches())
     with pytest.raises(UserError, match="a regression has none"):
         trainer_of(net(1), setting="regression").train_task(batches(), classes=(0, 1))
+    with pytest.raises(UserError, match="labels are nan or infinite"):
+        trainer_of(net(1), setting="regression").train_task(batches(y=X[:, 0] / 0))
     with pytest.raises(UserError, match="setting is 'regress': expected one of"):
         trainer_of(setting="regress")
+
+
+class Endless(IterableDataset):
+    """Examples that come one by one, nobody knows how many."""
+
+    def __iter__(self):
+        return iter(zip(X[:40], Y[:40], strict=True))
+
+
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"hat"}))
+def test_a_loader_of_unknown_length(strategy):
+    setting = "task-il" if strategy in ("packnet", "pnn") else "domain-il"
+    trainer = trainer_of(strategy=strategy, setting=setting)
+    trainer.train_task(DataLoader(Endless(), 16))
+    assert trainer.step == 3
+
+
+def test_a_strategy_that_needs_the_length_says_so():
+    with pytest.raises(UserError, match="give a loader of known length"):
+        trainer_of(strategy="hat", setting="task-il").train_task(DataLoader(Endless(), 16))
