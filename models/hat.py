@@ -57,6 +57,10 @@ class HAT(ContinualModel):
         return [*self.net.parameters(), *current]
 
     def begin_task(self, dataset):
+        try:
+            len(dataset.train_loader)
+        except TypeError:
+            raise UserError("hat's gates close over an epoch: give a loader of known length, or a list") from None
         for task in range(len(self.embeddings), self.current_task + 1):
             start = torch.randn(sum(self.widths), generator=generator(self.args.seed, "embedding", task))
             self.embeddings.requires_grad_(False)

@@ -1,13 +1,15 @@
 """What a run is besides its options: the content of the files its method, stream and network come from."""
 
+import ast
 import hashlib
 import sys
+from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from palimpsest import ROOT
+from palimpsest import ROOMS, ROOT
 
 SHARED = ("models/utils", "datasets/utils", "backbone/utils", "utils")  # one version of the program shares them
 FILES = ("model_file", "dataset_file", "backbone_file")
@@ -52,30 +54,57 @@ def merge_facts(before: str, now: str) -> str:
 
 
 def _content(path: Path, module: ModuleType) -> str:
-    files = {path: module}
-    todo = [module]
+    files = {path}
+    todo = [(path, module.__package__ or "")]
     while todo:
-        for value in list(vars(todo.pop()).values()):
-            other = value if isinstance(value, ModuleType) else _module_of(value)
-            file = getattr(other, "__file__", None)
-            if file and _is_authors(found := Path(file).resolve()) and found not in files:
-                files[found] = other
-                todo.append(other)
+        file, package = todo.pop()
+        for found, name in _imports(file, package):
+            if found not in files and _is_authors(found):
+                files.add(found)
+                todo.append((found, name if found.name == "__init__.py" else name.rpartition(".")[0]))
     digest = hashlib.sha256()
-    for file in [path, *sorted(files.keys() - {path})]:
+    for file in [path, *sorted(files - {path})]:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
-def _module_of(value: Any) -> ModuleType | None:
-    name = getattr(value, "__module__", None)
-    return sys.modules.get(name) if isinstance(name, str) else None
+def _imports(file: Path, package: str) -> Iterator[tuple[Path, str]]:
+    """(file, name) of every module that a file names in an import, wherever in it that stands; none is imported here,
+    since some imports wait until they are needed.
+    """
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            whole = ".".join([*parents, *filter(None, [node.module])])
+            names = [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+        for name in names:
+            ours = [f"palimpsest.{name}"] if name.partition(".")[0] in ROOMS else []
+            for known in (*ours, name):
+                if found := _file_of(known):
+                    yield found, known
+                    break
+
+
+def _file_of(name: str) -> Path | None:
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if loaded:
+        return Path(loaded).resolve()
+    folders = None
+    for n in range(1, name.count(".") + 2):
+        spec = PathFinder.find_spec(".".join(name.split(".")[:n]), folders)
+        folders = spec and spec.submodule_search_locations
+        if spec is None or n <= name.count(".") and folders is None:
+            return None
+    return Path(spec.origin).resolve() if spec.has_location else None
 
 
 def _is_authors(path: Path) -> bool:
     """Whether a file belongs to one method, stream or network: no library, no room that all share."""
     if path.suffix != ".py" or {"site-packages", "dist-packages"} & {*path.parts}:
         return False
-    if any(path.is_relative_to(ROOT / room) for room in SHARED):
+    if any(path.is_relative_to(ROOT / room) for room in (*SHARED, "palimpsest")):
         return False
     return not path.is_relative_to(Path(hashlib.__file__).resolve().parent)  # Python's own

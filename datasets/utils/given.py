@@ -32,6 +32,9 @@ class GivenLoader:
         loader: iterable of (inputs, labels) batches; what can be gone through only once is kept in memory.
         read: (a batch, whether the labels' values are looked at) -> (inputs, labels), see `GivenTasks.read`.
         join: (inputs, labels) -> the same with more examples, for the batches that are trained on.
+
+    Attributes:
+        batch_size: the loader's, 0 where it has none.
     """
 
     dataset: Sequence | None = None
@@ -39,7 +42,7 @@ class GivenLoader:
     def __init__(self, loader: Iterable, read: Callable, join: Callable | None = None):
         self.loader, self.read, self.join, self.looked = repeatable(loader), read, join, False
         size = getattr(loader, "batch_size", None)
-        self.batch_size = size if isinstance(size, int) and size > 0 else 1
+        self.batch_size = size if isinstance(size, int) and size > 0 else 0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -191,6 +194,7 @@ class GivenTasks(TaskStream):
                 raise UserError(f"classes is {classes!r}: a regression has none, drop it")
             declared = {*range(self.N_CLASSES)}
         first, found = look_over(self.train_loader, whole=declared is None)
+        self.train_loader.batch_size = self.train_loader.batch_size or len(first)
         classes = as_classes(found if declared is None else declared)
         if self.setting is None:
             shared = self.kind != ClassTask.NAME or classes == (0, self.N_CLASSES)

@@ -92,12 +92,14 @@ def read_numbers(labels: Tensor, outputs: int, device: torch.device, dtype: torc
     """Targets (B, outputs) of a regression; (B,) is read as (B, 1).
 
     Raises:
-        UserError: of another shape.
+        UserError: of another shape, or not finite as far as that is seen without waiting for a GPU.
     """
     labels = labels.unsqueeze(1) if labels.dim() == 1 else labels
     shape, expected = tuple(labels.shape), (len(labels), outputs)
     if shape != expected:
         raise UserError(f"labels have shape {shape}: expected {expected}, a number per output")
+    if labels.device.type == "cpu" and not labels.isfinite().all():
+        raise UserError("labels are nan or infinite: expected a number per output, leave out examples without one")
     return labels.to(device, dtype, non_blocking=True)
 
 

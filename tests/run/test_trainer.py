@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.registry import ROOT
+from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.trainer_config import STRATEGIES
 from palimpsest.utils.trainer import ContinualTrainer
 
@@ -174,6 +175,34 @@ def test_a_file_of_another_configuration_is_refused(tmp_path):
         other.load(tmp_path / "a_task0.pt")
     with pytest.raises(UserError, match="config.optimizer.lr 0.1, this trainer has 0.2"):
         ContinualTrainer(model=network(), config=config("ewc", lr=0.2), device="cpu").load(tmp_path / "a_task0.pt")
+
+
+@pytest.mark.parametrize("name", ["n_classes", "task_names", "R"])
+@pytest.mark.parametrize("damage", ["absent", "of another kind"])
+def test_a_file_of_another_trainer_is_refused(name, damage, tmp_path):
+    trainer, path = trained(config("ewc"), digits(n_tasks=1)), tmp_path / "a.pt"
+    trainer.save(path)
+    state = checkpoint.load(path)
+    state["trainer"].pop(name)
+    if damage != "absent":
+        state["trainer"][name] = "text"
+    checkpoint.save(state | {"model": trainer.method}, path)
+    fresh = ContinualTrainer(model=network(), config=config("ewc"), device="cpu")
+    with pytest.raises(UserError, match=f"of another version of the trainer, without {name}: train again"):
+        fresh.load(path)
+    assert fresh.method is None
+
+
+@pytest.mark.parametrize("setting", ["class-il", "task-il"])
+def test_replay_of_old_classes_is_refused_where_a_loss_has_no_place_for_them(setting):
+    settings = config("lwf", replay={"size": 20})
+    trainer = ContinualTrainer(model=network(), config=settings, device="cpu", setting=setting)
+    with pytest.raises(UserError, match="replay is not defined with lwf"):
+        trainer.train_task(digits()[0][0])
+    trainer = ContinualTrainer(model=network(), config=settings, device="cpu", setting="domain-il")
+    for loader in [digits(per_task=10, n_tasks=1)[0][0]] * 2:  # one head, which is everybody's
+        trainer.train_task(loader)
+    assert len(trainer.method.replay_buffer) == 20
 
 
 def test_the_global_generators_are_left_alone():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.run.trainer_config import STRATEGIES
@@ -243,5 +243,54 @@ def test_what_does_not_fit_a_regression():
         trainer_of(setting="regression").train_task(batches())
     with pytest.raises(UserError, match="a regression has none"):
         trainer_of(net(1), setting="regression").train_task(batches(), classes=(0, 1))
+    with pytest.raises(UserError, match="labels are nan or infinite"):
+        trainer_of(net(1), setting="regression").train_task(batches(y=X[:, 0] / 0))
     with pytest.raises(UserError, match="setting is 'regress': expected one of"):
         trainer_of(setting="regress")
+
+
+class Endless(IterableDataset):
+    """Examples that come one by one, nobody knows how many."""
+
+    def __iter__(self):
+        return iter(zip(X[:40], Y[:40], strict=True))
+
+
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"hat"}))
+def test_a_loader_of_unknown_length(strategy):
+    setting = "task-il" if strategy in ("packnet", "pnn") else "domain-il"
+    trainer = trainer_of(strategy=strategy, setting=setting)
+    trainer.train_task(DataLoader(Endless(), 16))
+    assert trainer.step == 3
+
+
+def test_a_strategy_that_needs_the_length_says_so():
+    with pytest.raises(UserError, match="give a loader of known length"):
+        trainer_of(strategy="hat", setting="task-il").train_task(DataLoader(Endless(), 16))
+
+
+class Grouped(Dataset):
+    """A data set whose items are batches."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return X[20 * i : 20 * i + 20], Y[20 * i : 20 * i + 20]
+
+
+@pytest.mark.parametrize("loader", [
+    lambda: batches(),
+    lambda: iter(batches()),
+    lambda: DataLoader(Grouped(), batch_size=None),
+    lambda: DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(range(60), 20, drop_last=False)),
+    lambda: DataLoader(TensorDataset(X, Y), batch_size=20),
+])  # fmt: skip
+@pytest.mark.parametrize("classes", [None, (0, 2)])
+@pytest.mark.parametrize("strategy", ["er", "derpp", "agem"])
+def test_a_replayed_batch_is_as_large_as_the_loaders(strategy, classes, loader):
+    network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))  # which one example would not pass
+    trainer = trainer_of(network, strategy)
+    trainer.train_task(loader(), classes=classes)
+    trainer.train_task(batches(y=Y + 2))
+    assert trainer.args.minibatch_size == 20

@@ -81,13 +81,27 @@ def test_a_file_that_was_edited_is_told(kind, run, tmp_path):
     assert "this run is finished" not in run(*argv, "--resume")  # it was not this file's from its beginning
 
 
-def test_what_a_file_imports_beside_it_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "line, helper",
+    [
+        ("import my_split_of_identity", "my_split_of_identity.py"),
+        ("from my_split_of_identity import SPLIT", "my_split_of_identity.py"),  # a number knows no module
+        ("def late():\n    import my_split_of_identity", "my_split_of_identity.py"),
+        ("def late():\n    from my_house_of_identity.room import SPLIT", "my_house_of_identity/room.py"),
+        ("from my_house_of_identity import SPLIT", "my_house_of_identity/inner.py"),  # by a relative import there
+    ],
+)
+def test_what_a_file_imports_beside_it_counts(line, helper, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = set()
+    house, said = tmp_path / "my_house_of_identity", set()
+    house.mkdir()
+    (house / "__init__.py").write_text("from .inner import SPLIT\n")
+    (house / "inner.py").write_text("SPLIT = 3\n")
     for text in ("SPLIT = 2\n", "SPLIT = 5\n"):
-        (tmp_path / "my_split_of_identity.py").write_text(text)
-        registry.sys.modules.pop("my_split_of_identity", None)
-        path = copy_of("model", "sgd", tmp_path / "sgd.py", ("class SGD", "import my_split_of_identity\n\n\nclass SGD"))
+        (tmp_path / helper).write_text(text)
+        for name in [name for name in registry.sys.modules if "_of_identity" in name]:
+            registry.sys.modules.pop(name)
+        path = copy_of("model", "sgd", tmp_path / "sgd.py", ("class SGD", f"{line}\n\n\nclass SGD"))
         said.add(identity.of_class(registry.load("model", path)))
     assert len(said) == 2 and {identity.place(fact) for fact in said} == {str(tmp_path / "sgd.py")}
 

@@ -22,7 +22,7 @@ from palimpsest.models.utils.outside import same_value
 from palimpsest.models.utils.state import describe
 from palimpsest.utils.check.cases import Case, Failure, Interrupted
 from palimpsest.utils.check.sync import SyncDetector
-from palimpsest.utils.check.terms import LooseTerms
+from palimpsest.utils.check.terms import LooseTerms, trained_by
 from palimpsest.utils.errors import one_line
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.record import Experiment, Position
@@ -69,7 +69,7 @@ def observed(case: Case) -> Ended:
 
     def watched(inputs, labels, not_aug_inputs, **kwargs):
         before = copy.deepcopy([inputs, labels, not_aug_inputs])
-        with SyncDetector(waits), LooseTerms() as terms:
+        with SyncDetector(waits), LooseTerms(trained_by(exp.model)) as terms:
             out = original(inputs, labels, not_aug_inputs, **kwargs)
         loose.extend(terms.places())
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))

@@ -160,11 +160,11 @@ def losses_are_reported(case: Case) -> None:
 
 
 def every_term_reaches_a_weight(case: Case) -> None:
-    """No term of the loss is a constant to the gradient."""
+    """Every term of the loss reaches a weight."""
     if places := observed(case).loose_terms:
         raise Failure(
-            f"the loss has a term without a gradient, added in {places[0]}: nothing learns from it; is something in it "
-            "detached, or computed under no_grad?"
+            f"the loss has a term that reaches no weight, added in {places[0]}: nothing learns from it; is something "
+            "in it detached, computed under no_grad, or of a copy of the network?"
         )
 
 

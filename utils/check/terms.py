@@ -1,51 +1,115 @@
 """Finds terms of a loss that reach no weight: constants to the gradient, which a method most likely did not mean."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from palimpsest.utils.check.sync import caller
 
 SUMS = {"add", "sub", "rsub", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "add_", "sub_"}
-KEEPING = ("Add", "Sub", "Mul", "Div", "Neg", "Rsub")  # what may stand between a term and the loss
+SUMS |= {"lerp", "addcmul"}
+JOINS = {"stack", "cat", "concat", "hstack", "vstack"}
+# What may stand between a term and the loss; of the second kind only where the other factor is a constant.
+LINEAR = {"Add", "Sub", "Rsub", "Neg", "Sum", "Mean", "Stack", "Cat", "View", "UnsafeView", "Select", "Slice", "Expand"}
+LINEAR |= {"Unsqueeze", "Squeeze", "Lerp", "Addcmul", "ToCopy", "Clone"}
+PRODUCTS = {"Mul", "Div", "Dot", "Mv", "Mm", "T"}
 
 
 class LooseTerms(TorchFunctionMode):
-    """Notes every tensor without a gradient that is added to a scalar on which `backward` is called afterwards.
+    """Notes every scalar that is added to others, and whether it reaches a weight once a gradient of the sum is taken.
+
+    Args:
+        weights: what is trained.
 
     Attributes:
-        found: (value, place in the method's file) of each; a value of 0 is a term that there is not yet.
+        found: (value, place in the method's file) of each that reaches none; a value of 0 is a term that there is not
+            yet.
     """
 
-    def __init__(self):
+    def __init__(self, weights: Iterable[Tensor]):
         super().__init__()
-        self.added: dict = {}  # grad_fn of a sum -> what was added without a gradient
+        self.weights = {id(p) for p in weights}
+        self.added: dict = {}  # grad_fn of a sum -> its terms: (grad_fn or leaf, value), and the place
         self.found: list[tuple[Tensor, str]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name == "backward":
-            self._look_below(args[0].grad_fn)
-        out = func(*args, **(kwargs or {}))
-        if name in SUMS and isinstance(out, Tensor) and out.dim() == 0 and out.requires_grad:
-            pair = [part for part in args[:2] if isinstance(part, Tensor)]
-            loose = [part for part in pair if not part.requires_grad]
-            if len(pair) == 2 and loose:
-                self.added[out.grad_fn] = loose[0].detach().clone(), caller() or "its file"
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in ("backward", "grad"):
+            losses = args[0] if args else kwargs.get("tensors", kwargs.get("outputs"))
+            for loss in [losses] if isinstance(losses, Tensor) else losses or ():
+                self._look_below(loss.grad_fn)
+        # Noted before the call, since a sum in place changes its first term.
+        terms = [(p.grad_fn or p, p.detach().clone()) for p in _terms(name, args)]
+        out = func(*args, **kwargs)
+        if len(terms) > 1 and isinstance(out, Tensor) and out.requires_grad:
+            self.added[out.grad_fn] = terms, caller() or "its file"
         return out
 
-    def _look_below(self, node) -> None:
-        waiting, seen = [node], set()
+    def _look_below(self, root) -> None:
+        reaching = self._reaching(root)
+        if root not in reaching:
+            return  # the gradient of something else than a loss: of images, say
+        waiting, seen = [root], set()
         while waiting:
             node = waiting.pop()
-            if node is None or node in seen:
+            if node in seen:
                 continue
             seen.add(node)
-            if node in self.added:
-                self.found.append(self.added[node])
-            if node.name().startswith(KEEPING):
-                waiting += [below for below, _ in node.next_functions]
+            terms, place = self.added.get(node, ((), ""))
+            self.found += [(value, place) for source, value in terms if not self._is_weight(source, reaching)]
+            kind, below = node.name().partition("Backward")[0], _below(node)
+            if kind in LINEAR or kind in PRODUCTS and len(below) == 1:
+                waiting += below
+
+    def _reaching(self, root) -> set:
+        """The nodes from the root down that lead to a weight."""
+        above: dict[Any, list] = {}
+        waiting, ends = [root], []
+        while waiting:
+            node = waiting.pop()
+            if id(getattr(node, "variable", None)) in self.weights:
+                ends.append(node)
+            for other in _below(node):
+                if other not in above:
+                    waiting.append(other)
+                above.setdefault(other, []).append(node)
+        reaching = set()
+        while ends:
+            node = ends.pop()
+            if node not in reaching:
+                reaching.add(node)
+                ends += above.get(node, ())
+        return reaching
+
+    def _is_weight(self, source, reaching: set) -> bool:
+        return id(source) in self.weights if isinstance(source, Tensor) else source in reaching
 
     def places(self) -> list[str]:
         """Where such terms that are not 0 were added."""
-        return [place for value, place in self.found if bool((torch.as_tensor(value) != 0).any())]
+        return [place for value, place in self.found if bool((value != 0).any())]
+
+
+def trained_by(method: nn.Module) -> Iterator[Tensor]:
+    """The network's parameters, and those of every optimiser that the method or a part of it holds."""
+    yield from method.net.parameters()
+    for part in method.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.optim.Optimizer):
+                yield from (p for group in value.param_groups for p in group["params"])
+
+
+def _terms(name: str, args: tuple) -> list[Tensor]:
+    """The scalars that are added or joined; a constant beside many numbers is often a density's normaliser."""
+    if name in SUMS:
+        parts = [part for part in args[:2] if isinstance(part, Tensor)]
+        return parts if all(part.dim() == 0 for part in parts) else []
+    if name in JOINS and args and all(isinstance(part, Tensor) and part.numel() == 1 for part in args[0]):
+        return list(args[0])
+    return []
+
+
+def _below(node) -> list:
+    return [other for other, _ in node.next_functions if other is not None] if node is not None else []

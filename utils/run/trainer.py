@@ -39,6 +39,7 @@ from palimpsest.utils.run.trainer_config import build_network, flat, read_config
 from palimpsest.utils.run.training import train_task as run_task
 
 SETTINGS = ("class-il", "task-il", "domain-il", "regression")
+FACTS = {"n_classes": int, "task_names": list, "R": dict}  # what a checkpoint says of the trainer
 LEFT = (GivenLoader, ReadOnce, Origin)  # the data, and what a method was when it was made
 
 
@@ -157,6 +158,8 @@ class ContinualTrainer:
         refuse_setting(type(method), tasks)
         if method.COMPATIBILITY == ["task-il"] and tasks.SETTING == "domain-il":
             raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
+        if self.replay and self.strategy == "lwf" and tasks.SETTING == "class-il":
+            raise UserError("config: replay is not defined with lwf, whose loss has no place for old classes: drop it")
         method.n_tasks = tasks.N_TASKS
         tasks.loss_fn = loss_fn
         args.n_epochs, args.batch_size = num_epochs, tasks.train_loader.batch_size
@@ -278,6 +281,8 @@ class ContinualTrainer:
         facts = state.get("trainer")
         if not isinstance(facts, dict):
             raise UserError(f"checkpoint {path} is of main.py: open it with --loadcheck")
+        if other := [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]:
+            raise UserError(f"checkpoint {path} is of another version of the trainer, without {other[0]}: train again")
         for name, mine in self._run().config.items():
             saved = state["options"].get(name)
             if saved != str(mine):
