@@ -3,13 +3,15 @@
 Each function that refuses something raises UserError.
 """
 
+import warnings
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from palimpsest.datasets.utils.task import ClassTask, TaskStream
 from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.run.training import last_task
 
 NO_STATISTICS = "Expected more than 1 value per channel"  # torch's words for a batch that BatchNorm cannot normalise
@@ -26,6 +28,28 @@ def refuse_small_buffer(model_class: type, dataset, args) -> None:
             f"--buffer_size {args.buffer_size} leaves no example for each of {n} {kind}, among which "
             f"{model_class.NAME} divides it: give {n} or more"
         )
+
+
+def refuse_stream_functions(dataset) -> None:
+    """The transforms and the loss that a stream gives can be called, and the loss is one number."""
+    for name in ("get_transform", "get_normalization_transform"):
+        if not callable(given := getattr(dataset, name)()):
+            raise UserError(
+                f"{dataset.NAME}: {name}() returns {type(given).__name__}: expected a function of a raw batch of images"
+            )
+    if dataset.TASK is not ClassTask:
+        return
+    n, criterion = dataset.N_CLASSES, dataset.get_loss()
+    logits = torch.zeros(n + 1, n, device=dataset.train_device)  # as many rows as columns could be taken for each other
+    where = f"{dataset.NAME}: the loss of get_loss(), given logits (B, {n}) and labels (B,),"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            loss = criterion(logits, torch.zeros(n + 1, dtype=torch.int64, device=logits.device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        raise UserError(f"{where} fails: {one_line(e)}") from None
+    if not isinstance(loss, Tensor) or loss.dim():
+        given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"{where} gives {given}: expected a tensor of one number, the mean over the batch")
 
 
 def refuse_few_examples(model_class: type, dataset, args) -> None:
