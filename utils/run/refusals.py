@@ -94,8 +94,8 @@ def _lone_example(model: ContinualModel, dataset, args) -> tuple[str, str] | Non
     alone = model.ALONE if dataset.MIXED else "always"
     if alone in ("first task", "first batch"):
         tasks = tasks[:1]
-    for task in tasks if alone != "never" else ():
-        n, size = _examples(model, dataset, task, args), dataset.size_of_batch(task)
+    for task, n in zip(tasks, model.epoch_sizes(dataset, tasks), strict=True) if alone != "never" else ():
+        size = dataset.size_of_batch(task)
         n_batches = -(-n // size)
         whole = args.debug_mode or (args.fitting_mode == "iters" and args.n_iters < n_batches)
         last = n % size == 1 and not args.drop_last and not whole and alone != "first batch"
@@ -107,12 +107,6 @@ def _lone_example(model: ContinualModel, dataset, args) -> tuple[str, str] | Non
     passes = model.other_batches(dataset, last_task(args, dataset))
     lone = next((what for what, size in passes if size == 1), None)
     return lone and (f"one example of {lone} comes", "change --buffer_size or --batch_size")
-
-
-def _examples(model: ContinualModel, dataset, task: int, args) -> int:
-    """Examples to train on in a task; in the first one without those that the method holds out."""
-    rows = model.training_rows(dataset.train_loader.dataset) if task == args.start_from else None
-    return dataset.train_sizes[task] if rows is None else len(rows)
 
 
 def _takes_one_example(make_network, dataset) -> bool:
