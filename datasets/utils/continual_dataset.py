@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palimpsest.datasets.utils.checks import checked_data, refuse_counts
+from palimpsest.datasets.utils.checks import checked_data, refuse_declared
 from palimpsest.datasets.utils.label_noise import noisy_labels
 from palimpsest.datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from palimpsest.datasets.utils.source_files import RawData
@@ -106,7 +106,7 @@ class ContinualDataset(TaskStream):
     def __init__(self, args, device: torch.device | str = "cpu"):
         self.args, self.seed = args, args.seed
         self._cut_classes()
-        refuse_counts(self)
+        refuse_declared(self)
         self.class_order = [*range(self.N_CLASSES)]
         self.train_device = torch.device(device)
         if args.data_device == "cuda" and self.train_device.type != "cuda":
@@ -191,7 +191,7 @@ class ContinualDataset(TaskStream):
 
     def task_data(self, task: int) -> TaskData:
         """Training examples of any task, without augmentation, in storage order."""
-        return TaskData(*self._stage_part(task), self._normalize)
+        return TaskData(*self._stage_part(task), self.get_normalization_transform())
 
     def all_test_loaders(self) -> list[EvalLoader]:
         """Test loaders of every task of the stream, trained or not."""
@@ -261,7 +261,10 @@ class ContinualDataset(TaskStream):
 
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
-        raw = type(self).SOURCE(self.args.base_path)
+        source = getattr(type(self), "SOURCE", None)
+        if not callable(source):
+            raise UserError(f"{self.NAME}: SOURCE is {source!r}: expected a function of the data folder")
+        raw = source(self.args.base_path)
         if not hasattr(self, "SIZE"):
             raise UserError(f"{self.NAME}: the class does not set SIZE, (C, H, W) of an image")
         raw = checked_data(self.NAME, raw, self.SIZE, self.SOURCE_CLASSES or self.N_CLASSES)
@@ -304,7 +307,7 @@ class ContinualDataset(TaskStream):
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
         size = self.size_of_batch(task)
-        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit, task)
+        return TrainLoader(split, rows, size, self.get_transform(), order, self.train_device, drop_last, limit, task)
 
     def size_of_batch(self, task: int) -> int:
         """Batch size of a task."""
@@ -325,7 +328,7 @@ class ContinualDataset(TaskStream):
                 raise UserError(f"{name}, less than a batch: lower --batch_size, or train without --drop_last")
 
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:
-        return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize, self.train_device)
+        return EvalLoader(split, rows, self.args.eval_batch_size, self.get_normalization_transform(), self.train_device)
 
     def _stage_part(self, stage: int) -> tuple[Split, Tensor]:
         return _concatenate([self._train_part(t) for t in self.stages[stage]])

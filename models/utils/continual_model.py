@@ -1,7 +1,7 @@
 """What every method is: the contract between a method file, the training loop and the streams."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
 
@@ -177,6 +177,12 @@ class ContinualModel(nn.Module):
         Must not change within a task, since a resumed run asks again.
         """
         return None
+
+    def epoch_sizes(self, dataset, tasks: Sequence[int]) -> list[int]:
+        """Examples that an epoch of each of these tasks will go over. Asked before training, at the first of them."""
+        if (rows := self.training_rows(dataset.train_loader.dataset)) is None:
+            return [dataset.train_sizes[task] for task in tasks]
+        return [len(rows), *(len(self.training_rows(dataset.task_data(task))) for task in tasks[1:])]
 
     def begin_task(self, dataset) -> None:
         """Called before a task's first epoch."""

@@ -120,6 +120,15 @@ def test_replay_in_the_old_frame_learns_the_same_weights_as_ours(tmp_path, strea
     assert torch.equal(*(model.net.get_params() for model in models))
 
 
+def test_a_ranking_loss_takes_flat_targets_in_such_a_file_alone(tmp_path):
+    observe = "loss = nn.MarginRankingLoss(margin=0.5)(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3))"
+    exp = experiment(given_file(tmp_path, "import torch\nfrom torch import nn", observe=observe), *SHORT)
+    batch = next(iter(exp.dataset.enter_task(0)))
+    assert exp.model.meta_observe(*batch, 0) == 1.5
+    with pytest.raises(RuntimeError):
+        nn.MarginRankingLoss()(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3))
+
+
 def test_missing_names_and_packages_in_one_line(tmp_path):
     for imports, words in [
         ("from utils.prompt_templates import templates", "given.py cannot run: it imports utils.prompt_templates"),

@@ -20,7 +20,7 @@ from palimpsest.backbone.utils.wrapped import make_network
 from palimpsest.datasets.utils.classes import facts_of
 from palimpsest.models.utils.contract import check_constructed
 from palimpsest.models.utils.state import origin_of
-from palimpsest.utils import identity
+from palimpsest.utils import identity, registry
 from palimpsest.utils.atomic import write_text
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
@@ -38,7 +38,13 @@ from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
-from palimpsest.utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
+from palimpsest.utils.run.refusals import (
+    NO_STATISTICS,
+    refuse_few_examples,
+    refuse_lone_example,
+    refuse_small_buffer,
+    refuse_stream_functions,
+)
 from palimpsest.utils.run.saving import Saver, Signals
 from palimpsest.utils.run.stopping import make_stopper
 from palimpsest.utils.run.training import evaluate_run, last_task, train
@@ -52,7 +58,9 @@ def build(config: Config) -> Experiment:
     """
     args = config.args
     device = environment.prepare(args)
-    dataset = config.dataset_class(args, device)
+    with registry.errors_of(config.dataset_class):
+        dataset = config.dataset_class(args, device)
+    refuse_stream_functions(dataset)
     refuse_setting(config.model_class, dataset)  # which an option of the stream may have decided
     for option in ("start_from", "stop_after"):
         value = getattr(args, option)
