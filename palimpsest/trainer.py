@@ -1,5 +1,7 @@
-"""A programmable trainer over one's own tasks: `from palimpsest.trainer import ContinualTrainer`."""
+"""Continual learning of one's own network: `from palimpsest.trainer import ContinualTrainer`."""
 
-from palimpsest.utils.run.trainer import ContinualTrainer
+from palimpsest.utils.run.trainer import Trainer
 
-__all__ = ["ContinualTrainer"]
+
+class ContinualTrainer(Trainer):
+    """x"""

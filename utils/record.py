@@ -28,6 +28,7 @@ class Run:
         history: every evaluation in order, those during tasks included.
         losses: (step, mean of each loss term since the last flush, learning rate).
         shares: names of the terms that are shares, not losses, and drawn apart.
+        task_names: how the tasks are called in pictures; by their numbers where there are none.
         tasks: of a vision stream, name of each task -> of its score, in order; empty elsewhere.
         epochs: of a vision stream, a record per epoch: task, epoch, start (steps before it), steps, loss (mean over
             them), kept (early stopping went back to it), and held_out_loss, held_out_score where there is such a part.
@@ -60,6 +61,7 @@ class Run:
     baselines: dict[str, np.ndarray | None] = field(default_factory=dict)
     history: list["Evaluation"] = field(default_factory=list)
     losses: list[tuple[int, dict[str, float], float]] = field(default_factory=list)
+    task_names: list[str] = field(default_factory=list)
     tasks: dict[str, str] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)

@@ -7,10 +7,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
 from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.run.trainer_config import STRATEGIES
-from palimpsest.utils.trainer import ContinualTrainer
-from tests.run.test_trainer import X, Y, config
+from tests.run.test_trainer import NEEDED, STRATEGIES, X, Y, config
 
 SETS = [{0, 5}, {1, 2}, {4, 9}]
 
@@ -34,7 +33,7 @@ def network(rows=None):
 
 
 def trained(net, data, strategy, setting, classes=None, **more):
-    options = {"hat": {"lambda": 0.1}, "ewc": {"n_fisher": 50}, "mas": {"lambda": 0.1}}.get(strategy, {})
+    options = NEEDED.get(strategy, {}) | ({"n_fisher": 50} if strategy == "ewc" else {})
     trainer = ContinualTrainer(net, config(strategy, **options), setting=setting, device="cpu", **more)
     torch.manual_seed(1)
     for task, loader in enumerate(data):

@@ -9,11 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from palimpsest.models.utils.state import describe
+from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.run.checkpoint import fingerprint
-from palimpsest.utils.run.trainer_config import STRATEGIES
-from palimpsest.utils.trainer import ContinualTrainer
+from tests.run.test_trainer import NEEDED, STRATEGIES
 
 
 class Broken(Exception):
@@ -37,7 +37,7 @@ def trainer_of(strategy, **more):
                         nn.Dropout(0.2), nn.Linear(12, 6))  # fmt: skip
     config = {"optimizer": {"type": "adam", "lr": 0.01}}
     if strategy:
-        config["continual_strategy"] = {strategy: {"lambda": 0.1} if strategy == "hat" else {}}
+        config["continual_strategy"] = {strategy: NEEDED.get(strategy, {})}
     if strategy in (None, "ewc", "si"):
         config["replay"] = {"size": 20}
     return ContinualTrainer(net, config, setting="task-il", device="cpu", **more)
