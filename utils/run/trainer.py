@@ -62,6 +62,7 @@ class Trainer:
         n_tasks: number of tasks, for strategies that share something out beforehand (packnet's equal_share).
         seed: of everything random while a task is learned, but for loaders that have generators of their own; by
             default the global generators are used as they are. They are not moved by a trainer that has a seed.
+        class_names: label -> name, or the names of labels 0, 1, 2, ...; for predictions and exports.
         progress: whether a bar is shown while a task is learned, where stderr is a terminal.
 
     Attributes:
@@ -83,6 +84,7 @@ class Trainer:
         n_tasks: int | None = None,
         seed: int | None = None,
         progress: bool = True,
+        class_names: Sequence[str] | dict[int, str] | None = None,
     ):
         if seed is not None and (type(seed) is not int or seed < 0):
             raise UserError(f"seed is {seed!r}: expected an integer of at least 0, or None")
@@ -95,6 +97,7 @@ class Trainer:
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.setting, self.n_tasks, self.seed, self.progress = setting, n_tasks, seed, progress
         self.args.seed = seed or 0
+        self.class_names = _names(class_names)
         self.method = None
         self.tasks: GivenTasks | None = None
         self.task_names: list[str] = []
@@ -300,11 +303,10 @@ class Trainer:
         Raises:
             UserError: before the first task, inside of one, or the file cannot be written.
         """
-        self._refuse_inside("save")
-        if self.method is None:
-            raise UserError("nothing to save: no task was learned yet")
+        self.learned_tasks("save")
         state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
-        state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
+        names = {"task_names": self.task_names, "class_names": [[*pair] for pair in self.class_names.items()]}
+        state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "R": self.R, **names}
         _make_folder(Path(path).parent)
         checkpoint.save(state, Path(path))
 
@@ -327,8 +329,20 @@ class Trainer:
             self._make(facts["n_classes"])
             self.step = checkpoint.restore(state, self._experiment()).step
             self.task_names, self.R = facts["task_names"], facts["R"]
+            self.class_names = self.class_names or {int(c): name for c, name in facts.get("class_names", ())}
 
     save_checkpoint, load_checkpoint = save, load
+
+    def learned_tasks(self, call: str) -> int:
+        """How many tasks were learned.
+
+        Raises:
+            UserError: none, or one is being learned; names what was called.
+        """
+        self._refuse_inside(call)
+        if not self._learned():
+            raise UserError(f"nothing to {call}: no task was learned yet")
+        return self._learned()
 
     def _learned(self) -> int:
         """Tasks learned so far, the one in training included."""
@@ -382,6 +396,16 @@ class Trainer:
             method.replay_buffer = Buffer(self.replay["size"], self.device)
         self.method = method.to(self.device)
         origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
+
+
+def _names(given: Sequence[str] | dict[int, str] | None) -> dict[int, str]:
+    """Label -> name."""
+    if isinstance(given, str) or not isinstance(given, Sequence | dict | None):
+        raise UserError(f"class_names is {given!r}: expected a list of names, or a dict {{label: name}}")
+    named = given if isinstance(given, dict) else dict(enumerate(given or ()))
+    if bad := [label for label, name in named.items() if type(label) is not int or not isinstance(name, str)]:
+        raise UserError(f"class_names has {bad[0]!r}: {named[bad[0]]!r}: expected integers as labels, texts as names")
+    return dict(named)
 
 
 def _make_folder(path: Path) -> None:
