@@ -31,7 +31,8 @@ class Run:
         task_names: how the tasks are called in pictures; by their numbers where there are none.
         tasks: of a vision stream, name of each task -> of its score, in order; empty elsewhere.
         epochs: of a vision stream, a record per epoch: task, epoch, start (steps before it), steps, loss (mean over
-            them), kept (early stopping went back to it), and held_out_loss, held_out_score where there is such a part.
+            them), kept (early stopping went back to it), and held_out_loss, held_out_score and training_loss (that of
+            the task, measured as the held-out one) where there is such a part.
         pictures: of a vision stream, (last task trained, what was said then of the images shown, for each task).
         position: iteration at which this process took the run over from a checkpoint, or None.
         notes: what a reader of the numbers must know (evaluation mode, unsupported scenario, ...).

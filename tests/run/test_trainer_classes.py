@@ -9,8 +9,10 @@ from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
 from palimpsest.datasets.utils.task import ClassTask
 from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.run.trainer_config import COUNTS_CLASSES
 from tests.run.test_trainer import NEEDED, STRATEGIES, X, Y, config
 
+IN_ANY_ORDER = [strategy for strategy in STRATEGIES if strategy not in COUNTS_CLASSES]
 SETS = [{0, 5}, {1, 2}, {4, 9}]
 
 
@@ -44,7 +46,7 @@ def trained(net, data, strategy, setting, classes=None, **more):
 
 @pytest.mark.parametrize(
     "strategy, setting",
-    [*((strategy, "task-il") for strategy in (None, *STRATEGIES)), (None, "class-il"), ("mas", "class-il")],
+    [*((strategy, "task-il") for strategy in (None, *IN_ANY_ORDER)), (None, "class-il"), ("mas", "class-il")],
 )
 def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     """Outputs have no order: with labels and units renamed to 0, 1, 2, ... everything is the same."""
@@ -156,3 +158,11 @@ def test_heads_of_any_classes():
     assert torch.equal(loss.others, MultiHeadLoss([(0, 5)], "cpu").others ^ loss.others)
     plain = MultiHeadLoss([(0, 2), (2, 5), frozenset()], "cpu").others
     assert torch.equal(plain, MultiHeadLoss([(0, 2), (2, 5)], "cpu").others) and plain[0].tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("strategy", COUNTS_CLASSES)
+def test_who_counts_classes_asks_for_their_order(strategy):
+    trainer = ContinualTrainer(network(), config(strategy, **NEEDED.get(strategy, {})), device="cpu")
+    with pytest.raises(UserError, match=f"{strategy} counts the classes seen: number the labels 0, 1, 2"):
+        trainer.train_task(loaders(SETS)[0])
+    assert trainer.method is None
