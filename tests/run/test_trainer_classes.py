@@ -9,6 +9,7 @@ from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
 from palimpsest.datasets.utils.task import ClassTask
 from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.log import plots
 from palimpsest.utils.run.trainer_config import COUNTS_CLASSES
 from tests.run.test_trainer import NEEDED, STRATEGIES, X, Y, config
 
@@ -63,17 +64,34 @@ def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     assert torch.allclose(mine.net[2].weight[renamed], plain.net[2].weight, atol=2e-3)
 
 
+def watch(monkeypatch, name):
+    """What stands at the axes and in the legend of the figures that a function draws from now on."""
+    texts, drawn = set(), getattr(plots, name)
+
+    def look(*args, **more):
+        figure = drawn(*args, **more)
+        axes = figure.axes[0]
+        legend = axes.get_legend().get_texts() if axes.get_legend() else ()
+        texts.update(text.get_text() for text in (*axes.get_xticklabels(), *axes.get_yticklabels(), *legend))
+        return figure
+
+    monkeypatch.setattr(plots, name, look)
+    return texts
+
+
 @pytest.mark.parametrize("strategy", ["ewc", "packnet", "pnn"])
-def test_class_sets_are_saved_and_reported(strategy, tmp_path):
+def test_class_sets_are_saved_and_reported(strategy, tmp_path, monkeypatch):
     whole = trained(network(), loaders(SETS), strategy, "task-il", checkpoint_dir=tmp_path)
     second = ContinualTrainer(network(), whole.config, setting="task-il", device="cpu")
     second.load(tmp_path / "experiment_task1.pt")
     second.evaluate_all_tasks(loaders(SETS))
-    second.train_task(loaders(SETS)[2])
+    second.train_task(loaders(SETS)[2], task_name="swans")
     second.evaluate_all_tasks(loaders(SETS))
     assert second.R == whole.R and second.tasks.classes == whole.tasks.classes
     if strategy == "ewc":
+        named = {name: watch(monkeypatch, name) for name in ("accuracy_curves", "accuracy_matrix")}
         text = second.report(tmp_path / "report").read_text()
+        assert all({"task 0", "task 1", "swans"} <= texts for texts in named.values()), named
         words = ("forgetting of each task", "confusion matrix", "importance", "task-il")
         assert not [word for word in words if word not in text]
         assert len(list((tmp_path / "report" / "plots").glob("*.png"))) > 5

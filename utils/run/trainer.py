@@ -17,6 +17,7 @@ from palimpsest.backbone.utils.base import Backbone
 from palimpsest.backbone.utils.wrapped import Wrapped, output_shape
 from palimpsest.datasets.utils.given import GivenLoader, GivenTasks, kind_of
 from palimpsest.datasets.utils.given_batches import ReadOnce, read_inputs, repeatable, split_batch
+from palimpsest.datasets.utils.task import ClassTask
 from palimpsest.models.utils.contract import check_constructed
 from palimpsest.models.utils.state import Origin, origin_of
 from palimpsest.utils import registry
@@ -384,10 +385,13 @@ class Trainer:
         """Of the network's weights."""
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
-    def _make(self, n_classes: int, kind: str = "classification") -> None:
+    def _make(self, n_classes: int, kind: str = ClassTask.NAME) -> None:
         cls = registry.load("model", self.strategy)
         heads = "multi_head" not in cls.UNUSED
-        self.tasks = GivenTasks(self.setting, n_classes, self.n_tasks, self.device, self._dtype, heads, kind)
+        setting = "domain-il" if self.setting is None and kind != ClassTask.NAME else self.setting
+        self.tasks = GivenTasks(setting, n_classes, self.n_tasks, self.device, self._dtype, heads, kind)
+        if self.tasks.SETTING:
+            refuse_setting(cls, self.tasks)
         self.args.multi_head = self.tasks.multi_head
         backbone = self.net if isinstance(self.net, Backbone) else Wrapped(self.net, n_classes)
         method = cls(backbone, self.tasks.get_loss(), self.args, self.tasks.get_transform(), self.tasks)
