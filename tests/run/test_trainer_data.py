@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from palimpsest.datasets.utils.given import GivenLoader
 from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import UserError
 from tests.run.test_trainer import NEEDED, STRATEGIES
@@ -215,7 +216,7 @@ REGRESSION = ["ewc", "lwf", "er", "gem", "agem", "si", None]
     ("ewc", X[:, :1].numpy(), "regression"), ("ewc", X[:, :1].round().int(), "regression"),
 ])  # fmt: skip
 def test_a_regression_is_scored_by_r2(strategy, y, setting):
-    options = {**NEEDED["ewc_on"], "fisher": "mc"} if strategy == "ewc_on" else {}
+    options = {**NEEDED["ewc_on"], "fisher": "empirical"} if strategy == "ewc_on" else {}
     trainer = trainer_of(net(2 if y.shape[1:] == (2,) else 1), strategy, setting, lr=0.02, **options)
     for _ in range(2):
         trainer.train_task(batches(y=y), num_epochs=30, loss_fn=nn.MSELoss() if setting is None else None)
@@ -246,3 +247,17 @@ def test_what_does_not_fit_a_regression():
         trainer_of(net(1), setting="regression").train_task(batches(), classes=(0, 1))
     with pytest.raises(UserError, match="setting is 'regress': expected one of"):
         trainer_of(setting="regress")
+
+
+def test_examples_are_chosen_and_joined():
+    """What icarl, lucir and bic do to the loader of a task."""
+    loader = GivenLoader(DataLoader(TensorDataset(X, torch.arange(60)), 20), lambda batch, look: tuple(batch))
+    assert loader.chosen is None and len(loader) == 3 and len(loader.dataset) == 60
+    loader.keep(torch.arange(50))
+    loader.join(X[:7], torch.arange(100, 107))
+    torch.manual_seed(0)
+    inputs, labels, raw = (torch.cat(parts) for parts in zip(*loader.epoch(0), strict=True))
+    assert sorted(labels.tolist()) == [*range(50), *range(100, 107)] and labels.tolist() != sorted(labels.tolist())
+    assert torch.equal(inputs, raw) and torch.equal(inputs, X[torch.where(labels < 100, labels, labels - 100)])
+    assert [len(y) for _, y, _ in loader.epoch(1)] == [20, 20, 17] and len(loader) == 3
+    assert sum(len(y) for _, y, _ in loader) == 60  # a pass of a method's own is through the task's examples
