@@ -1,6 +1,7 @@
 """The vision stream piece by piece, by the names of `palimpsest.vision`."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from palimpsest.datasets.utils.vision.mini import mini_folder
 from palimpsest.models.utils.fisher import fisher_diagonal
 from palimpsest.utils.check.cases import vision_folder
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.registry import ROOT
 from palimpsest.utils.run import balanced_learner
 from palimpsest.vision import (
     BalancedContinualLearner,
@@ -127,6 +129,19 @@ def test_the_penalty_is_that_of_the_formula(folder):
     net.set_params(theta + drift)
     weights = (fisher / fisher[shared].mean() + 0.5)[shared]
     assert ewc.penalty().item() == pytest.approx(float((weights * drift[shared] ** 2).sum()), rel=1e-3)
+
+
+def test_the_example_of_the_page(folder, tmp_path, monkeypatch, capsys):
+    """With fewer and smaller images, and one epoch."""
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "vision.md").read_text(), re.S)
+    for old, new in (("size=96", "size=32"), ("subset=300", "subset=20"), ("range(20)", "range(1)")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "data").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "vision.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["seg", "det", "cls"] and "'mAP_cls'" in lines[1]
 
 
 def test_a_seed_is_for_every_generator():

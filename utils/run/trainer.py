@@ -206,8 +206,7 @@ class Trainer:
         if getattr(args, "minibatch_size", 0) is None:
             args.minibatch_size = args.batch_size
         method.train()
-        if val_loader is not None:
-            tasks.held_out_loader = tasks.test_loader(val_loader, done)
+        tasks.held_out_loader = None if val_loader is None else tasks.test_loader(val_loader, done)
         log = MeanLosses(self._run(), self.progress, self._store)
         at = Position(task=done, step=self.step)
         run_task(Experiment(method, tasks, args, log, epochs), at)

@@ -1,8 +1,7 @@
 """What a `Trainer` learns of the training loop: the means of an epoch's losses, its held-out scores, when to stop."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,11 +25,6 @@ class MeanLosses(Log):
     def __init__(self, run: Run, bar: bool, store: Callable[[], None]):
         super().__init__(run, bar)
         self.store = store
-
-    @contextmanager
-    def progress(self, exp: Experiment, at: Position, plan: list[int]) -> Iterator[None]:
-        with super().progress(exp, at, plan):
-            yield
 
     def begin_epoch(self, at: Position) -> None:
         self.totals: dict[str, Any] = {}
