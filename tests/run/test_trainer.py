@@ -221,4 +221,4 @@ def test_a_method_in_a_file_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(text)
     trainer = trained(config(str(tmp_path / "mine.py"), memory_size=20), digits(n_tasks=2))
     assert type(trainer.method).NAME == "mine" and trainer.args.buffer_size == 20
-    assert trainer.matrix("task-il")[0, 0] > 90
+    assert trainer.matrix("task-il")[0, 0] > 80
