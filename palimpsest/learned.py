@@ -129,8 +129,12 @@ class Predictor:
 
     def outputs(self, inputs: Tensor, task: int | None, scenario: str) -> Tensor:
         """What the method says of network inputs (N, ...), all outputs of the network."""
-        unknown = torch.zeros(inputs.shape[0], dtype=torch.int64, device=inputs.device)
         at = self.trained if task is None else task
+        low = getattr(self.dataset.tasks[at], "low", None)
+        if low is None:  # of a regression stream; what is measured against these labels is not looked at
+            unknown = inputs.new_zeros(inputs.shape[0], self.dataset.N_CLASSES)
+        else:
+            unknown = torch.full((inputs.shape[0],), low, dtype=torch.int64, device=inputs.device)
         return self.model.evaluate_batch(inputs, unknown, at, [scenario])[0][scenario]
 
 

@@ -1,6 +1,12 @@
 """The examples of the documentation run as they stand there."""
 
+import io
 import re
+import zipfile
+from itertools import product
+
+import numpy as np
+from scipy.io import wavfile
 
 import pytest
 
@@ -26,6 +32,21 @@ def test_the_example_method(tmp_path):
 def test_the_example_dataset(tmp_path):
     exp = finished("sgd", dataset=example("add_a_dataset.md", "seq_shapes.py", tmp_path))
     assert exp.run.matrices["class-il"].shape == (4, 4)
+
+
+def test_the_example_of_own_data(tmp_path):
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "spoken-digits.zip", "w") as archive:
+        for digit, take in product(range(10), (3, 7, 8)):
+            wav = io.BytesIO()
+            tone = np.sin(np.arange(3000) * (digit + 1) / 5) + rng.normal(0, 0.01, 3000)
+            wavfile.write(wav, 8000, (8000 * tone).astype(np.int16))
+            archive.writestr(f"{digit}/speaker0_{take:02d}.wav", wav.getvalue())
+    more = ["--base_path", str(tmp_path), "--backbone", "mnistmlp", "--n_epochs", "1"]
+    exp = finished("sgd", *more, dataset=example("own_data.md", "seq_spoken.py", tmp_path))
+    assert exp.dataset.train_sizes == [4] * 5 and len(exp.dataset.test_loaders[0].dataset) == 2
+    first, second = exp.dataset.task_data(0).data[[0, 2]].float().mean((1, 3))  # brightness by height
+    assert first.argmax() > second.argmax()  # low tones are at the bottom
 
 
 def test_every_method_is_in_the_table():

@@ -136,7 +136,7 @@ def test_missing_names_and_packages_in_one_line(tmp_path):
     [
         ("init", "self.args.clip_model", UserError, "given.py cannot run: there is no option --clip_model"),
         ("init", "assert args.batch_size == 1, 'one at a time'", UserError, "given.py, line 21: one at a time"),
-        ("end", "dataset.class_names", UserError, "the stream seq-digits has no 'class_names'"),
+        ("end", "dataset.templates", UserError, "the stream seq-digits has no 'templates'"),
         ("end", "from utils.checkpoints import save", UserError, "it imports utils.checkpoints"),
         ("end", "dataset.train_loader = None", UserError, "sets dataset.train_loader"),
         ("observe", "assert loss < 0", TrainingFailed, "given.py, line 36: assert loss < 0"),

@@ -25,6 +25,7 @@ SeedsTable = dict[str, dict[str, tuple[float, float, float, int]]]
 PROTOCOL = (
     *("validation", "holdout", "joint", "label_perc", "noise_rate", "start_from", "stop_after", "debug_mode"),
     *("custom_class_order", "custom_task_order", "permute_classes", "normalize", "fitting_mode", "backbone"),
+    *("init_cls", "increment"),
 )
 
 

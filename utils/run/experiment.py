@@ -1,6 +1,7 @@
 """One run from a resolved configuration: dataset, backbone, method, training, results."""
 
 import argparse
+import json
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from palimpsest.backbone.utils.wrapped import make_network
+from palimpsest.datasets.utils.classes import facts_of
 from palimpsest.models.utils.contract import check_constructed
 from palimpsest.models.utils.state import origin_of
 from palimpsest.utils import identity
@@ -81,7 +83,7 @@ def build(config: Config) -> Experiment:
     files = dict(zip(identity.FILES, map(identity.of_class, classes), strict=True))
     facts = environment.describe(device) | files | {"code": identity.shared_code(), "data": dataset.checksum}
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
-    notes = report.notes | ({"score": note} if note else {})
+    notes = dataset.notes | report.notes | ({"score": note} if note else {})
     if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.debug_mode:
@@ -152,6 +154,8 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
     """Train, or score what a checkpoint holds, and write the results."""
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
+    if run.folder is not None:
+        write_text(run.folder / "classes.json", json.dumps(facts_of(dataset)) + "\n")
     loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)
