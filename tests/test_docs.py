@@ -6,9 +6,8 @@ import zipfile
 from itertools import product
 
 import numpy as np
-from scipy.io import wavfile
-
 import pytest
+from scipy.io import wavfile
 
 from palimpsest.utils.check import cases, conformance
 from palimpsest.utils.registry import ROOT, names
