@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from palimpsest.datasets.utils.given import GivenLoader
 from palimpsest.trainer import ContinualTrainer
+from palimpsest.utils import registry
 from palimpsest.utils.errors import UserError
 from tests.run.test_trainer import NEEDED, STRATEGIES
 
@@ -259,8 +260,9 @@ class Endless(IterableDataset):
 
 @pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"hat"}))
 def test_a_loader_of_unknown_length(strategy):
-    setting = "task-il" if strategy in ("packnet", "pnn") else "domain-il"
-    trainer = trainer_of(strategy=strategy, setting=setting)
+    allowed = registry.load("model", strategy).COMPATIBILITY
+    setting = next(name for name in ("domain-il", "class-il", "task-il") if name in allowed)
+    trainer = trainer_of(strategy=strategy, setting=setting, **NEEDED.get(strategy, {}))
     trainer.train_task(DataLoader(Endless(), 16))
     assert trainer.step == 3
 
