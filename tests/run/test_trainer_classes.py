@@ -17,10 +17,10 @@ IN_ANY_ORDER = [strategy for strategy in STRATEGIES if strategy not in COUNTS_CL
 SETS = [{0, 5}, {1, 2}, {4, 9}]
 
 
-def loaders(sets, rename=lambda y: y):
+def loaders(sets, rename=lambda y: y, every=1):
     out = []
     for task, classes in enumerate(sets):
-        rows = torch.isin(Y, torch.tensor(sorted(classes)))
+        rows = torch.isin(Y, torch.tensor(sorted(classes))).nonzero().squeeze(1)[::every]
         order = torch.Generator().manual_seed(task)
         out.append(DataLoader(TensorDataset(X[rows], rename(Y[rows])), 32, shuffle=True, generator=order))
     return out
@@ -53,8 +53,8 @@ def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     """Outputs have no order: with labels and units renamed to 0, 1, 2, ... everything is the same."""
     renamed = [0, 5, 1, 2, 4, 9, 3, 7, 8, 6]  # the class that stands at each place
     where = torch.tensor(renamed).argsort()
-    mine = trained(network(), loaders(SETS), strategy, setting)
-    plain = trained(network(renamed), loaders(SETS, lambda y: where[y]), strategy, setting)
+    mine = trained(network(), loaders(SETS, every=3), strategy, setting)
+    plain = trained(network(renamed), loaders(SETS, lambda y: where[y], every=3), strategy, setting)
     assert mine.tasks.classes == [frozenset({0, 5}), (1, 3), frozenset({4, 9})]
     assert plain.tasks.classes == [(0, 2), (2, 4), (4, 6)] and type(plain.tasks.tasks[0]) is ClassTask
     for scenario, R in plain.R.items():
