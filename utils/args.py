@@ -11,6 +11,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.optimise import OWN_OPTIMIZERS, OWN_SCHEDULES, optimizer_name, schedule_name, setting
 
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
@@ -55,7 +56,8 @@ class ArgumentParser(argparse.ArgumentParser):
             token = tokens.pop(0)
             name, _, first = token.partition("=")
             action = self._option_string_actions.get(name)
-            one, several = getattr(action, "type", None) in LISTS, getattr(action, "nargs", None) == "+"
+            kind = getattr(action, "type", None)
+            one, several = kind in LISTS, getattr(action, "nargs", None) == "+" and kind is not setting
             if not (one or several):
                 out.append(token)
                 continue
@@ -232,15 +234,39 @@ def _choose(group) -> None:
 def _optimise(group) -> None:
     add = group.add_argument
     add("--lr", type=positive_float, required=True, help="learning rate (default: the dataset's)")
-    add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="update rule")
+    add(
+        "--optimizer",
+        type=optimizer_name,
+        default="sgd",
+        metavar="NAME",
+        help=f"update rule: {', '.join(OWN_OPTIMIZERS)}, or another of torch.optim",
+    )
+    add(
+        "--optim_args",
+        type=setting,
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="further arguments of the optimiser, as betas=0.9,0.99",
+    )
     add("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
-    add("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
+    add("--optim_mom", type=fraction, default=0.0, help="momentum, of an optimiser that has it")
     add_bool(group, "--optim_nesterov", help="Nesterov momentum of sgd")
     add(
         "--lr_scheduler",
-        choices=["none", "multisteplr", "cosine"],
+        type=schedule_name,
         default="none",
-        help="learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task",
+        metavar="NAME",
+        help=f"learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task: "
+        f"{', '.join(OWN_SCHEDULES)}, or another of torch.optim.lr_scheduler",
+    )
+    add(
+        "--sched_args",
+        type=setting,
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="arguments of a schedule of torch.optim, as step_size=10",
     )
     add(
         "--lr_warmup",

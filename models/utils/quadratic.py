@@ -88,27 +88,39 @@ def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -
 def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tensor:
     """What the optimiser multiplies a lasting gradient by in one step: one number, or one per parameter (P,).
 
-    SGD: lr / (1 - momentum), Nesterov or not. Adam, AdamW: lr / (sqrt(v) + eps). Both times the factor of the last
-    clipping. A proximal step of this length rests where the gradients of loss and penalty cancel, which is the
-    minimiser of their sum; one of lr alone would hold parameters 1 / (1 - momentum) times too weakly, and hardly at all
-    against Adam.
+    SGD: lr (1 - dampening) / (1 - momentum), Nesterov or not. Adam, AdamW: lr / (sqrt(v) + eps), v the largest so far
+    under AMSGrad. Both times the factor of the last clipping. A proximal step of this length rests where the gradients
+    of loss and penalty cancel, which is the minimiser of their sum; one of lr alone would hold parameters
+    1 / (1 - momentum) times too weakly, and hardly at all against Adam.
 
     Raises:
         UserError: another kind of optimiser, of which this is not known.
     """
+    refuse_proximal(optimizer)
     groups = optimizer.param_groups
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         size = _adam_sizes(optimizer, net)
-    elif not isinstance(optimizer, torch.optim.SGD):
-        raise UserError(f"no proximal step is known for {type(optimizer).__name__}: give --ewc_update explicit")
     elif len(groups) == 1:
-        size = groups[0]["lr"] / (1 - groups[0]["momentum"])
+        size = _sgd_size(groups[0])
     else:
-        sizes = {p: group["lr"] / (1 - group["momentum"]) for group in groups for p in group["params"]}
+        sizes = {p: _sgd_size(group) for group in groups for p in group["params"]}
         size = torch.cat([torch.full_like(p, sizes.get(p, 0.0)).flatten() for p in net.parameters()])
     for hook in optimizer._optimizer_step_pre_hooks.values():
         size = size * getattr(hook, "factor", 1.0)
     return size
+
+
+def refuse_proximal(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UserError for an optimiser whose step sizes are not known."""
+    known = isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW)
+    if not known or any(group.get("maximize") for group in optimizer.param_groups):
+        what = type(optimizer).__name__ + " with maximize" * known
+        raise UserError(f"no proximal step is known for {what}: give --ewc_update explicit")
+
+
+def _sgd_size(group: dict) -> float:
+    damped = 1 - group["dampening"] if group["momentum"] else 1  # torch damps the momentum only
+    return group["lr"] * damped / (1 - group["momentum"])
 
 
 def _adam_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> Tensor:
@@ -116,7 +128,8 @@ def _adam_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> Tensor:
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     moved = [p in groups and bool(optimizer.state.get(p)) for p in net.parameters()]
     pairs = list(zip(net.parameters(), moved, strict=True))
-    sizes = torch.cat([(optimizer.state[p]["exp_avg_sq"] if m else torch.zeros_like(p)).flatten() for p, m in pairs])
+    which = {p: "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq" for p, group in groups.items()}
+    sizes = torch.cat([(optimizer.state[p][which[p]] if m else torch.zeros_like(p)).flatten() for p, m in pairs])
     pieces = sizes.split([p.numel() for p, _ in pairs])
     parts = [piece for piece, m in zip(pieces, moved, strict=True) if m]
     mine = [(groups[p], optimizer.state[p]["step"]) for p, m in pairs if m]
@@ -135,6 +148,8 @@ class Regularised(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.penalty = Quadratic()
+        if getattr(args, "ewc_update", None) == "prox" and self.opt is not None:
+            refuse_proximal(self.opt)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

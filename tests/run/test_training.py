@@ -18,7 +18,7 @@ from palimpsest.utils.log.loggers import Logger
 from palimpsest.utils.record import Position
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.training import train
-from palimpsest.utils.schedule import set_learning_rate
+from palimpsest.utils.optimise import set_learning_rate
 from tests.models.helpers import experiment, finished
 
 

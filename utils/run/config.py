@@ -158,11 +158,19 @@ def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     _refuse_missing(actions.values(), vars(args))
     if args.debug_mode:
         origins |= dict.fromkeys(shorten(vars(args)), "debug_mode")
+    from palimpsest.utils.optimise import (  # brings torch, without which --help is quick
+        adopt_defaults,
+        refuse_optimiser,
+    )
+
+    set_by_somebody = {dest for dest, origin in origins.items() if origin != "default"}
+    origins |= dict.fromkeys(adopt_defaults(vars(args), set_by_somebody), "torch.optim")
     if getattr(args, "minibatch_size", 0) is None:
         args.minibatch_size, origins["minibatch_size"] = args.batch_size, "batch_size"
     for dest in NO_FACTS:
         delattr(args, dest), origins.pop(dest)
     refuse_impossible(args)
+    refuse_optimiser(args, args.n_epochs if args.fitting_mode != "iters" else 1)
     return config
 
 
