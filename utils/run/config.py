@@ -16,6 +16,7 @@ from palimpsest.utils import registry
 from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
 from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.hints import explain_unknown, means_choice
+from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
 
@@ -158,11 +159,6 @@ def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     _refuse_missing(actions.values(), vars(args))
     if args.debug_mode:
         origins |= dict.fromkeys(shorten(vars(args)), "debug_mode")
-    from palimpsest.utils.optimise import (  # brings torch, without which --help is quick
-        adopt_defaults,
-        refuse_optimiser,
-    )
-
     set_by_somebody = {dest for dest, origin in origins.items() if origin != "default"}
     origins |= dict.fromkeys(adopt_defaults(vars(args), set_by_somebody), "torch.optim")
     if getattr(args, "minibatch_size", 0) is None:

@@ -7,7 +7,7 @@ void what lower ones set (it counts epochs, they counted iterations), theirs is 
 from collections.abc import Sequence
 from typing import Any
 
-from palimpsest.utils.args import OWN_OPTIMIZERS
+from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 Layer = tuple[str, dict[str, Any]]
 EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
