@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
             from palimpsest.commands import use
 
             use(argv)
+        elif choice.print_config:
+            print(configuration.as_yaml(configuration.resolve(argv)), end="")
         elif choice.rerun:
             from palimpsest.utils.run.rerun import rerun
 

@@ -224,6 +224,8 @@ def _choose(group) -> None:
         default="default",
         help="'best' is another spelling of --load_best_args",
     )
+    add("--config", metavar="FILE", help="take options from a YAML file, or those of a run from its config.yaml")
+    add("--print_config", action="store_true", default=False, help="print the resolved options as YAML and exit")
     add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
     add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
     add("--predict", nargs="+", metavar=("RUN", "FILE"), help="what the run in the folder RUN says of images; --task T")

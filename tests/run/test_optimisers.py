@@ -154,7 +154,7 @@ def test_the_proximal_step_knows_dampening_and_amsgrad(given):
 SCHEDULES = {
     "StepLR": {"step_size": 2, "gamma": 0.5}, "ExponentialLR": {"gamma": 0.7}, "LinearLR": {"total_iters": 3},
     "ConstantLR": {}, "PolynomialLR": {"power": 2}, "CosineAnnealingLR": {"T_max": 4, "eta_min": 0.01},
-    "CosineAnnealingWarmRestarts": {"T_0": 2}, "OneCycleLR": {"max_lr": 1, "total_steps": 9},
+    "CosineAnnealingWarmRestarts": {"T_0": 2}, "OneCycleLR": {"max_lr": 1, "total_steps": 20},
     "CyclicLR": {"base_lr": 0.1, "max_lr": 1, "step_size_up": 3},
 }  # fmt: skip
 REFUSED = {"LRScheduler", "ReduceLROnPlateau", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"}

@@ -1,6 +1,6 @@
 """From a command line to the resolved options of a run, each with where its value came from.
 
-Precedence: command line > best_args > dataset defaults > defaults of the method, backbone and runner. A method's
+Precedence: command line > config file > best_args > dataset defaults > defaults of the method, backbone and runner. A method's
 preset (a named group of values) ranks just below the place that names it.
 """
 
@@ -10,13 +10,17 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from palimpsest.utils import registry
 from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
+from palimpsest.utils.config_file import read_options
 from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.hints import explain_unknown, means_choice
-from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
+from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser, settings_of
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
 
@@ -28,6 +32,8 @@ NO_FACTS = (
     "rerun",
     "predict",
     "export",
+    "config",
+    "print_config",
     "model_config",
 )  # options that are no part of a configuration
 
@@ -38,7 +44,8 @@ class Config:
 
     Attributes:
         args: every option as an attribute.
-        origins: option name -> 'command line', 'preset NAME', 'best_args', 'dataset', or 'default'.
+        origins: option name -> 'command line', 'config file', 'preset NAME', 'best_args', 'dataset', 'torch.optim' or
+            'default'.
         row: the best-args row in use, or None.
     """
 
@@ -51,16 +58,26 @@ class Config:
 
 
 def chosen(argv: list[str]) -> argparse.Namespace:
-    """The options that decide which files are read: model, dataset, backbone, help, list, check."""
+    """The options that decide which files are read, model, dataset and backbone, and what is done: help, list, check...
+
+    What the file of `--config` says of the former counts where the command line does not; `stated` is all that it says,
+    None without a file.
+    """
     parser = ArgumentParser(add_help=False)
-    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun"):
+    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun", "--config"):
         parser.add_argument(name)
     parser.add_argument("-h", "--help", action="store_true")
     for name in ("--predict", "--export"):
         parser.add_argument(name, nargs="+")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--version", action="store_true")
-    return parser.parse_known_args(argv)[0]
+    parser.add_argument("--print_config", action="store_true")
+    choice = parser.parse_known_args(argv)[0]
+    choice.stated, choice.of_a_run = read_options(Path(choice.config)) if choice.config else ({}, False)
+    for kind in registry.FOLDERS:
+        if getattr(choice, kind) is None and kind in choice.stated:
+            setattr(choice, kind, str(choice.stated[kind]))
+    return choice
 
 
 def build_parser(choice: argparse.Namespace, backbone: str | None) -> ArgumentParser:
@@ -100,16 +117,18 @@ def resolve(argv: list[str]) -> Config:
     refuse_setting(model_class, dataset_class)
 
     # The row may name the backbone, whose options must exist before the strict parse.
-    given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+    given, actions = _explicit(build_parser(choice, None), argv, strict=False)
+    early = {n: converted(actions[n], v, choice.config) for n, v in choice.stated.items() if n in actions} | given
     fixed, unused = getattr(model_class, "DEFAULTS", {}), getattr(model_class, "UNUSED", ())
-    best = given.get("load_best_args") or given.get("model_config") == "best"
-    row = find_row(model_class.NAME, choice.dataset, given.get("buffer_size")) if best else None
+    best = early.get("load_best_args") or early.get("model_config") == "best"
+    row = find_row(model_class.NAME, choice.dataset, early.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
-    places = {"command line": given, "best_args": stored, "method": fixed, "dataset": dataset_class.DEFAULTS}
+    places = {"command line": given, "config file": choice.stated, "best_args": stored, "method": fixed}
+    places |= {"dataset": dataset_class.DEFAULTS}
     origin = next((place for place, layer in places.items() if layer.get("backbone")), None)
     if origin is None:
         raise UserError(f"--backbone is missing, and the DEFAULTS of '{dataset_class.NAME}' have none: give it")
-    backbone = places[origin]["backbone"]
+    backbone = str(places[origin]["backbone"])
     classes = model_class, dataset_class, registry.load("backbone", backbone)
     refuse_input(classes[2], dataset_class)
     parser = build_parser(choice, backbone)
@@ -118,11 +137,15 @@ def resolve(argv: list[str]) -> Config:
     for dest in unused:
         if dest in given:
             raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
+    file = _of_file(choice, parser, actions, unused)
     layers = [
         ("dataset", dataset_class.DEFAULTS),
         ("method", fixed),
         *_presets(model_class, stored),
         ("best_args", stored),
+        *_presets(dataset_class, file, unused),
+        *_presets(model_class, file),
+        ("config file", file),
         *_presets(dataset_class, given, unused),
         *_presets(model_class, given),
     ]
@@ -269,7 +292,7 @@ def refuse_impossible(args: argparse.Namespace) -> None:
 
 def describe(config: Config) -> str:
     """The resolved configuration with its origins: a line for each option somebody chose, the defaults together."""
-    rank = {"command line": 0, "best_args": 2, "dataset": 3}
+    rank = {"command line": -1, "config file": 0, "best_args": 2, "dataset": 3}
     chosen = [n for n in config.origins if config.origins[n] != "default"]
     chosen.sort(key=lambda n: (rank.get(config.origins[n], 1), n))
     width = max(map(len, chosen))
@@ -278,6 +301,14 @@ def describe(config: Config) -> str:
     defaults = sorted(config.origins.keys() - chosen)
     text = ", ".join(f"{n}={getattr(config.args, n)}" for n in defaults)
     return "\n".join([*lines, *textwrap.wrap(text, 116, initial_indent="  default: ", subsequent_indent="    ")])
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration as `--config` takes it back: what is given and has an effect, a line for each."""
+    unused = getattr(config.model_class, "UNUSED", ())
+    options = {name: value for name, value in vars(config.args).items() if value is not None and name not in unused}
+    first = {kind: options.pop(kind) for kind in registry.FOLDERS}
+    return yaml.safe_dump(first | dict(sorted(options.items())), sort_keys=False, allow_unicode=True)
 
 
 def declared_options(cls: type) -> ArgumentParser:
@@ -338,6 +369,32 @@ def _explicit(
     return vars(namespace), actions
 
 
+def _of_file(
+    choice: argparse.Namespace, parser: ArgumentParser, actions: dict[str, argparse.Action], unused: Iterable[str]
+) -> dict[str, Any]:
+    """What the file of `--config` sets, by destination and converted.
+
+    Raises:
+        UserError: an unknown name, an impossible value, an option without effect. A run's own file names all options,
+            those without effect on its method included.
+    """
+    out = {}
+    for name, value in choice.stated.items():
+        action = parser._option_string_actions.get(f"--{name}")
+        if action is None or action.dest not in actions or action.const is False:
+            own = choice.backbone and registry.load("backbone", choice.stated.get("backbone", choice.backbone))
+            if own and name in {a.dest for a in declared_options(own)._actions}:
+                continue  # of the file's network, in whose place the command line has put another
+            raise UserError(f"{choice.config}: {explain_unknown([f'--{name}'], parser._option_string_actions, unused)}")
+        if action.dest in {*NO_FACTS} - {"model_config"}:
+            raise UserError(f"{choice.config}: '{name}' is for the command line: drop it")
+        if action.dest in unused and not choice.of_a_run:
+            raise UserError(f"{choice.config}: '{name}' has no effect on {choice.model}: drop it")
+        if action.dest not in unused:
+            out[action.dest] = converted(action, value, choice.config)
+    return out
+
+
 def _for_network(layer: dict[str, Any], backbone: str) -> dict[str, Any]:
     """What a layer sets, without the options of its own network where another one is used."""
     if "backbone" not in layer or registry.normalise(backbone) == registry.normalise(layer["backbone"]):
@@ -377,6 +434,7 @@ def converted(action: argparse.Action, value: Any, origin: str) -> Any:
         if action.nargs == 0:
             return boolean(value)
         if several:
+            value = settings_of(value) if isinstance(value, dict) else value
             value = [convert(str(part)) for part in (value if isinstance(value, list) else [value])]
         else:  # one argument may hold a list, as 3,1,2
             value = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
