@@ -9,6 +9,7 @@ from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
+from palimpsest.utils.config_file import as_yaml
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
 from palimpsest.utils.run import config as configuration
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
 
             use(argv)
         elif choice.print_config:
-            print(configuration.as_yaml(configuration.resolve(argv)), end="")
+            print_config(argv)
         elif choice.rerun:
             from palimpsest.utils.run.rerun import rerun
 
@@ -86,6 +87,13 @@ def run(argv: list[str]) -> None:
         execute_seeds(config)
     else:
         execute(config)
+
+
+def print_config(argv: list[str]) -> None:
+    """The resolved options as YAML that `--config` takes back: those that have an effect on the method."""
+    config = configuration.resolve(argv)
+    unused = getattr(config.model_class, "UNUSED", ())
+    print(as_yaml({name: value for name, value in vars(config.args).items() if name not in unused}), end="")
 
 
 def print_help(choice) -> None:

@@ -8,10 +8,11 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
-from palimpsest.utils.errors import UserError
-from palimpsest.utils.optimise import OWN_OPTIMIZERS, OWN_SCHEDULES, optimizer_name, schedule_name, setting
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.optimise import OWN_OPTIMIZERS, OWN_SCHEDULES, optimizer_name, schedule_name, setting, settings_of
 
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
@@ -400,6 +401,33 @@ def _run(group) -> None:
         default=0,
         help="0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile",
     )
+
+
+def converted(action: argparse.Action, value: Any, origin: str) -> Any:
+    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
+    line refuses.
+
+    Raises:
+        UserError: in one line, whatever the value says.
+    """
+    convert, several = action.type or str, action.nargs not in (None, "?", 0)
+    try:
+        if value is None:
+            if action.default is not None:
+                raise ValueError("nothing is given")
+            return None
+        if action.nargs == 0:
+            return boolean(value)
+        if several:
+            value = settings_of(value) if isinstance(value, dict) else value
+            value = [convert(str(part)) for part in (value if isinstance(value, list) else [value])]
+        else:  # one argument may hold a list, as 3,1,2
+            value = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"'{value}': expected one of {', '.join(map(str, action.choices))}")
+    except (argparse.ArgumentTypeError, ValueError) as e:
+        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {one_line(e)}") from None
+    return value
 
 
 def refuse_repeats(argv: list[str], parser: ArgumentParser) -> None:

@@ -75,6 +75,13 @@ def read_options(path: Path) -> tuple[dict[str, Any], bool]:
     return named, a_run
 
 
+def as_yaml(options: dict[str, Any]) -> str:
+    """Options as `read_options` reads them: those that are given, what is trained on what first."""
+    given = {name: value for name, value in options.items() if value is not None}
+    first = {name: given.pop(name) for name in ("model", "dataset", "backbone") if name in given}
+    return yaml.safe_dump(first | dict(sorted(given.items())), sort_keys=False, allow_unicode=True)
+
+
 def plain_yaml(path: Path, data: bytes | None = None) -> Any:
     """The plain values of a YAML file, None of an empty one.
 

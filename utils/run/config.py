@@ -1,7 +1,7 @@
 """From a command line to the resolved options of a run, each with where its value came from.
 
-Precedence: command line > config file > best_args > dataset defaults > defaults of the method, backbone and runner. A method's
-preset (a named group of values) ranks just below the place that names it.
+Precedence: command line > config file > best_args > dataset defaults > defaults of the method, backbone and runner.
+A method's preset (a named group of values) ranks just below the place that names it.
 """
 
 import argparse
@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from palimpsest.utils import registry
-from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
+from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, canonical, converted, refuse_repeats
 from palimpsest.utils.config_file import read_options
-from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
-from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser, settings_of
+from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
 
@@ -303,14 +301,6 @@ def describe(config: Config) -> str:
     return "\n".join([*lines, *textwrap.wrap(text, 116, initial_indent="  default: ", subsequent_indent="    ")])
 
 
-def as_yaml(config: Config) -> str:
-    """The resolved configuration as `--config` takes it back: what is given and has an effect, a line for each."""
-    unused = getattr(config.model_class, "UNUSED", ())
-    options = {name: value for name, value in vars(config.args).items() if value is not None and name not in unused}
-    first = {kind: options.pop(kind) for kind in registry.FOLDERS}
-    return yaml.safe_dump(first | dict(sorted(options.items())), sort_keys=False, allow_unicode=True)
-
-
 def declared_options(cls: type) -> ArgumentParser:
     """A parser with the options that one chosen file declares.
 
@@ -416,33 +406,6 @@ def _presets(cls: type, source: dict, unused: tuple[str, ...] = ()) -> list[tupl
             values = presets[source[option]]
             layers.append((f"preset {source[option]}", {k: v for k, v in values.items() if k not in unused}))
     return layers
-
-
-def converted(action: argparse.Action, value: Any, origin: str) -> Any:
-    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
-    line refuses.
-
-    Raises:
-        UserError: in one line, whatever the value says.
-    """
-    convert, several = action.type or str, action.nargs not in (None, "?", 0)
-    try:
-        if value is None:
-            if action.default is not None:
-                raise ValueError("nothing is given")
-            return None
-        if action.nargs == 0:
-            return boolean(value)
-        if several:
-            value = settings_of(value) if isinstance(value, dict) else value
-            value = [convert(str(part)) for part in (value if isinstance(value, list) else [value])]
-        else:  # one argument may hold a list, as 3,1,2
-            value = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
-        if action.choices is not None and value not in action.choices:
-            raise ValueError(f"'{value}': expected one of {', '.join(map(str, action.choices))}")
-    except (argparse.ArgumentTypeError, ValueError) as e:
-        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {one_line(e)}") from None
-    return value
 
 
 def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
