@@ -83,7 +83,7 @@ def test_the_network_of_the_file_and_presets_that_it_names(file):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("model: er\ndataset: seq-digits\nbuffer_size: 20\nlearning-rate: 1", "unknown option --learning_rate; did you mean --lr?"),
+    ("model: sgd\ndataset: seq-digits\nlearning-rate: 1", "unknown option --learning_rate; did you mean --lr?"),
     ("model: er\ndataset: seq-digits\nbufer_size: 20", "unknown option --bufer_size; did you mean --buffer_size?"),
     ("model: err\ndataset: seq-digits", "unknown model 'err'; did you mean er?"),
     ("model: sgd\ndataset: seq-digits\nlr: fast", "mine.yaml sets --lr to an impossible value: 'fast'"),
@@ -143,7 +143,7 @@ def test_the_configuration_of_a_run_repeats_it(tmp_path, capsys):
     assert entry.main([*more, str(tmp_path / "two")]) == 0
     assert "config file" in capsys.readouterr().out
     assert (folder / "result.yaml").read_text() == (run_folder(tmp_path / "two") / "result.yaml").read_text()
-    with pytest.raises(UserError, match="unknown option --lr_embedding"):
+    with pytest.raises(UserError, match="unknown option --hyper_embedding"):
         resolve([*more, "x", "--model", "sgd"])
 
 
