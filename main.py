@@ -43,6 +43,10 @@ def main(argv: list[str]) -> int:
             from palimpsest.commands import use
 
             use(argv)
+        elif choice.print_completion:
+            from palimpsest.completion import completion_script
+
+            print(completion_script(choice.print_completion))
         elif choice.print_config:
             print_config(argv)
         elif choice.rerun:

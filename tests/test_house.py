@@ -15,7 +15,7 @@ FLOORS = [
     ["utils.log"],
     ["utils.run"],
     ["utils.check"],
-    ["api", "commands", "export", "learned", "trainer"],
+    ["api", "commands", "completion", "export", "learned", "trainer"],
     ["main", "__main__"],
 ]
 WINGS = ["models.utils.posterior", "models.utils.gates", "datasets.utils.vision"]

@@ -227,6 +227,7 @@ def _choose(group) -> None:
     )
     add("--config", metavar="FILE", help="take options from a YAML file, or those of a run from its config.yaml")
     add("--print_config", action="store_true", default=False, help="print the resolved options as YAML and exit")
+    add("--print_completion", metavar="SHELL", help="print what makes bash or zsh complete options and names, and exit")
     add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
     add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
     add("--predict", nargs="+", metavar=("RUN", "FILE"), help="what the run in the folder RUN says of images; --task T")

@@ -32,6 +32,7 @@ NO_FACTS = (
     "export",
     "config",
     "print_config",
+    "print_completion",
     "model_config",
 )  # options that are no part of a configuration
 
@@ -62,7 +63,7 @@ def chosen(argv: list[str]) -> argparse.Namespace:
     None without a file.
     """
     parser = ArgumentParser(add_help=False)
-    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun", "--config"):
+    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun", "--config", "--print_completion"):
         parser.add_argument(name)
     parser.add_argument("-h", "--help", action="store_true")
     for name in ("--predict", "--export"):
