@@ -117,6 +117,7 @@ def print_list() -> None:
         print(f"{kind}s:")
         for name in names:
             print(f"  {name:<{width}}  {registry.first_line(kind, name)}")
+    print(f"  {registry.TIMM}NAME  {registry.first_line('backbone', registry.TIMM)}")
     from palimpsest.utils.run.best_args import list_rows
 
     print("stored hyperparameters (--load_best_args):")

@@ -217,7 +217,7 @@ def _choose(group) -> None:
     add("--version", action="store_true", default=False, help="show the version and exit")
     add("--model", metavar="NAME", help="method: a file of models/, or a path ending in .py")
     add("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
-    add("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
+    add("--backbone", metavar="NAME", help="network: a file of backbone/, or timm:NAME (default: the dataset's)")
     add_bool(group, "--load_best_args", help="take the stored hyperparameters of best_args/<model>.yaml")
     add(
         "--model_config",

@@ -416,7 +416,7 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
         UserError: a stored value is impossible, or `argv` would make it another run.
     """
     for kind in registry.FOLDERS:
-        if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+", options[kind]):
+        if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+|timm:[\w.-]+", options[kind]):
             raise UserError(f"{where}: options.{kind} is not a name")
     choice = argparse.Namespace(**{kind: options[kind] for kind in registry.FOLDERS})
     given, _ = _explicit(base_parser(), argv, strict=True)
