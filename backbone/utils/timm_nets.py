@@ -1,6 +1,7 @@
 """`--backbone timm:NAME`: any network of timm (Wightman 2019, PyTorch Image Models), with weights on request."""
 
 import functools
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -70,8 +71,7 @@ class TimmNet(Backbone):
 
         options = {"num_classes": 0, "in_chans": in_size[0]}
         if path is not None:
-            if not Path(path).is_file():
-                raise UserError(f"--pretrained_path {path} does not exist")
+            held = self._read(path)
             options["pretrained_cfg_overlay"] = {"file": path}
         given = pretrained or path is not None
         for sized in (True, False):
@@ -82,11 +82,17 @@ class TimmNet(Backbone):
             except TypeError as e:
                 if sized and "img_size" in str(e):
                     continue
-                raise UserError(f"--backbone {self.NAME} cannot be made for images {in_size}: {one_line(e)}") from None
+                raise self._no_network(e, in_size) from None
             except Exception as e:  # timm fetches by several libraries, each with errors of its own
                 raise self._no_weights(e, path) if given else self._no_network(e, in_size) from None
         if path is not None:
-            self._refuse_missing(trunk, path)
+            # timm takes what a file has and says nothing of the rest.
+            missing = [name for name, _ in trunk.named_parameters() if name not in held]
+            if missing:
+                what = f"{len(missing)} weights of {self.NAME}, {missing[0]} among them"
+                raise UserError(f"--pretrained_path {path} lacks {what}: give weights of this network")
+        for module in trunk.modules():  # a checkpoint keeps texts, which these equal
+            vars(module).update({k: v.value for k, v in vars(module).items() if isinstance(v, Enum)})
         return trunk, sized
 
     def _no_network(self, error: Exception, in_size: tuple[int, int, int]) -> UserError:
@@ -100,15 +106,16 @@ class TimmNet(Backbone):
         advice = "give --pretrained_path FILE, or drop --pretrained"
         return UserError(f"the weights of {self.NAME} could not be fetched ({why}): {advice}")
 
-    def _refuse_missing(self, trunk: nn.Module, path: str) -> None:
-        """timm reads what a file has and says nothing of the rest."""
+    def _read(self, path: str) -> dict[str, Tensor]:
+        """What a file holds, which runs no code."""
         from timm.models import load_state_dict
 
-        held = load_state_dict(path)
-        missing = [name for name, _ in trunk.named_parameters() if name not in held]
-        if missing:
-            what = f"{len(missing)} weights of {self.NAME}, {missing[0]} among them"
-            raise UserError(f"--pretrained_path {path} lacks {what}: give weights of this network")
+        if not Path(path).is_file():
+            raise UserError(f"--pretrained_path {path} does not exist")
+        try:
+            return load_state_dict(path, weights_only=True)
+        except Exception as e:  # whatever a file makes the readers of weights say
+            raise self._no_weights(e, path) from None
 
     def _tried(self, in_size: tuple[int, int, int]) -> int:
         """Length of the features, from two images of zeros."""
@@ -133,11 +140,11 @@ def timm_class(name: str) -> type[TimmNet]:
     Raises:
         UserError: timm is not installed, or has no such network; the nearest name is given.
     """
+    architecture = name.strip().lower().removeprefix(TIMM).replace("-", "_")
     try:
         import timm
     except ImportError as e:
-        raise UserError(f"--backbone {name} needs the package timm ({one_line(e)}): {INSTALL}") from None
-    architecture = name.strip().lower().removeprefix(TIMM).replace("-", "_")
+        raise UserError(f"--backbone {TIMM}{architecture} needs the package timm ({one_line(e)}): {INSTALL}") from None
     if not timm.is_model(architecture.partition(".")[0]):
         hint = nearest(architecture, timm.list_models()) or ": timm.list_models() shows all"
         raise UserError(f"unknown network '{architecture}' of timm{hint}")
