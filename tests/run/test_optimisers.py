@@ -13,6 +13,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.optimise import literal, optimizer_class, scheduled, set_learning_rate
 from palimpsest.utils.run.config import from_stored, resolve
 from palimpsest.utils.run.experiment import build
+from palimpsest.utils.run.trainer_config import read_config
 from tests.models.helpers import experiment, options, small
 
 NAMES = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
@@ -122,6 +123,15 @@ def test_icarl_needs_an_optimiser_with_weight_decay():
     with pytest.raises(UserError, match="rprop has no weight decay: give --opt_wd 0"):
         experiment("icarl", "--buffer_size", "20", "--optimizer", "rprop")
     experiment("icarl", "--buffer_size", "20", "--optimizer", "rprop", "--opt_wd", "0")
+
+
+def test_a_trainer_takes_them_too():
+    config = {"optimizer": {"type": "RMSprop", "lr": 0.1, "args": {"alpha": 0.9}}}
+    args = read_config(config | {"scheduler": {"type": "StepLR", "args": {"step_size": 2}}})[1]
+    assert (args.optimizer, args.optim_args, args.sched_args) == ("rmsprop", ["alpha=0.9"], ["step_size=2"])
+    assert read_config({"optimizer": {"type": "muon"}})[1].optim_mom == 0.95
+    with pytest.raises(UserError, match="RMSprop has no 'alfa'"):
+        read_config({"optimizer": {"type": "RMSprop", "args": {"alfa": 0.9}}})
 
 
 # ---- the proximal step
