@@ -122,8 +122,8 @@ def resolve(argv: list[str]) -> Config:
     best = early.get("load_best_args") or early.get("model_config") == "best"
     row = find_row(model_class.NAME, choice.dataset, early.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
-    places = {"command line": given, "config file": choice.stated, "best_args": stored, "method": fixed}
-    places |= {"dataset": dataset_class.DEFAULTS}
+    places = {"command line": given, "config file": choice.stated, "best_args": stored}
+    places |= {"method": fixed, "dataset": dataset_class.DEFAULTS}
     origin = next((place for place, layer in places.items() if layer.get("backbone")), None)
     if origin is None:
         raise UserError(f"--backbone is missing, and the DEFAULTS of '{dataset_class.NAME}' have none: give it")
