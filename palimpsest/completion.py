@@ -3,6 +3,7 @@
 import argparse
 from contextlib import suppress
 
+from palimpsest.backbone.utils.timm_nets import TimmNet
 from palimpsest.utils import registry
 from palimpsest.utils.args import ArgumentParser, base_parser
 from palimpsest.utils.errors import UserError
@@ -34,6 +35,7 @@ def completion_script(shell: str) -> str:
         for name in registry.names(kind):
             with suppress(UserError):  # one file that cannot be read hides no others
                 _add(parser, declared_options(registry.load(kind, name)))
+    _add(parser, declared_options(TimmNet))
     for action in parser._actions:
         action.help = (action.help or "").partition("\n")[0]
         if action.dest in registry.FOLDERS:

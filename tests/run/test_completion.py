@@ -44,6 +44,7 @@ def test_bash_completes_options_names_and_files(script, tmp_path):
     assert completed("--model er_") == ["er_ace"]
     assert completed("--model er --dataset seq-dig") == ["seq-digits"]
     assert completed("--config mi") == ["mine.yaml"]
+    assert completed("--backbone timm:resnet18 --pretrained_p") == ["--pretrained_path"]
 
 
 def test_another_shell_is_one_line(script, capsys):
