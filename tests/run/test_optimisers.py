@@ -147,7 +147,7 @@ def test_the_proximal_step_refuses_at_the_start_what_it_does_not_know(given):
 DAMPED = "--optim_mom 0.9 --optim_args dampening=0.5"
 
 
-@pytest.mark.parametrize("given", [DAMPED, "--optimizer adam --optim_args amsgrad=true"])
+@pytest.mark.parametrize("given", [DAMPED, "--optimizer adam --optim_args amsgrad=true betas=0.9,0.5"])
 def test_the_proximal_step_knows_dampening_and_amsgrad(given):
     model = small(EWC, *given.split())
     for scale in (3.0, *[1.0] * 200):  # the largest second moment of Adam is that of the first steps
