@@ -9,6 +9,7 @@ from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
+from palimpsest.utils.config_file import as_yaml
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
 from palimpsest.utils.run import config as configuration
@@ -42,6 +43,12 @@ def main(argv: list[str]) -> int:
             from palimpsest.commands import use
 
             use(argv)
+        elif choice.print_completion:
+            from palimpsest.completion import completion_script
+
+            print(completion_script(choice.print_completion))
+        elif choice.print_config:
+            print_config(argv)
         elif choice.rerun:
             from palimpsest.utils.run.rerun import rerun
 
@@ -86,6 +93,13 @@ def run(argv: list[str]) -> None:
         execute(config)
 
 
+def print_config(argv: list[str]) -> None:
+    """The resolved options as YAML that `--config` takes back: those that have an effect on the method."""
+    config = configuration.resolve(argv)
+    unused = getattr(config.model_class, "UNUSED", ())
+    print(as_yaml({name: value for name, value in vars(config.args).items() if name not in unused}), end="")
+
+
 def print_help(choice) -> None:
     """Options, those of the chosen files included."""
     backbone = choice.backbone
@@ -103,6 +117,7 @@ def print_list() -> None:
         print(f"{kind}s:")
         for name in names:
             print(f"  {name:<{width}}  {registry.first_line(kind, name)}")
+    print(f"  {registry.TIMM}NAME  {registry.first_line('backbone', registry.TIMM)}")
     from palimpsest.utils.run.best_args import list_rows
 
     print("stored hyperparameters (--load_best_args):")

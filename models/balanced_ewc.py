@@ -29,7 +29,7 @@ from palimpsest.datasets.utils.vision.kinds import VisionTask
 from palimpsest.models.utils.continual_model import ContinualModel
 from palimpsest.models.utils.fisher import fisher_diagonal
 from palimpsest.models.utils.kept_images import raw_images, select_exemplars
-from palimpsest.models.utils.quadratic import Quadratic, add_update_argument, regularised_step
+from palimpsest.models.utils.quadratic import Quadratic, add_update_argument, refuse_proximal, regularised_step
 from palimpsest.models.utils.snapshot import Snapshot
 from palimpsest.utils import panels
 from palimpsest.utils.args import add_bool, non_negative_float, number, positive_float, positive_int
@@ -66,6 +66,8 @@ class BalancedEWC(ContinualModel):
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
+        if args.ewc_update == "prox":
+            refuse_proximal(self.opt)
         if args.start_from and not args.loadcheck:
             raise UserError("--start_from: balanced-ewc needs what the tasks before left: add --loadcheck")
         self.penalty = Quadratic()  # of all old tasks

@@ -24,7 +24,7 @@ HIDDEN, LAYERS, TEMPERATURE = 16, 1, 2.0
 
 class Hyper(GeneratedHeads):
     NAME = "hyper"
-    UNUSED = ("lr", "optimizer", "optim_mom", "optim_nesterov", "clip_grad", "multi_head")
+    UNUSED = ("lr", "optimizer", "optim_args", "optim_mom", "optim_nesterov", "clip_grad", "multi_head")
 
     @staticmethod
     def get_parser(parser):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from palimpsest.models.utils.exemplars import Exemplars, class_means, features_of, nearest_mean_scores
 from palimpsest.utils.args import non_negative_float
+from palimpsest.utils.errors import UserError
 
 
 class ICaRL(Exemplars):
@@ -39,6 +40,8 @@ class ICaRL(Exemplars):
     def get_optimizer(self, params=None, lr=None):
         optimizer = super().get_optimizer(params, lr)
         for group in optimizer.param_groups:
+            if self.args.opt_wd and "weight_decay" not in group:
+                raise UserError(f"--optimizer {self.args.optimizer} has no weight decay: give --opt_wd 0 with it")
             group["weight_decay"] = self.args.opt_wd
         return optimizer
 

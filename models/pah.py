@@ -37,7 +37,7 @@ REFERENCE_WINDOWS = {5: 13, 10: 11, 16: 8, 20: 6, 30: 1}
 
 class PAH(GeneratedHeads):
     NAME = "pah"
-    UNUSED = ("lr", "optimizer", "optim_wd", "optim_mom", "optim_nesterov", "clip_grad", "multi_head")
+    UNUSED = ("lr", "optimizer", "optim_args", "optim_wd", "optim_mom", "optim_nesterov", "clip_grad", "multi_head")
     PRESETS = {
         "pah_preset": {
             "reference": {

@@ -163,6 +163,8 @@ class Learned(Predictor):
         self.folder = path.parent
         facts = read_config(self.folder / "config.yaml")
         options = facts["options"] | {"device": device, "resume": False, "loadcheck": None, "inference_only": False}
+        start = {"pretrained": False, "pretrained_path": None}  # the weights it began with are not those it has now
+        options |= {name: value for name, value in start.items() if name in options}
         argv = ["--disable_log", "--non_verbose"]
         argv += ["--base_path", str(base_path or options.get("base_path", "data"))]
         for kind, fact in zip(("model", "dataset", "backbone"), identity.FILES, strict=True):

@@ -8,9 +8,11 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.optimise import OWN_OPTIMIZERS, OWN_SCHEDULES, optimizer_name, schedule_name, setting, settings_of
 
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
@@ -55,7 +57,8 @@ class ArgumentParser(argparse.ArgumentParser):
             token = tokens.pop(0)
             name, _, first = token.partition("=")
             action = self._option_string_actions.get(name)
-            one, several = getattr(action, "type", None) in LISTS, getattr(action, "nargs", None) == "+"
+            kind = getattr(action, "type", None)
+            one, several = kind in LISTS, getattr(action, "nargs", None) == "+" and kind is not setting
             if not (one or several):
                 out.append(token)
                 continue
@@ -222,9 +225,12 @@ def _choose(group) -> None:
     add("--version", action="store_true", default=False, help="show the version and exit")
     add("--model", metavar="NAME", help="method: a file of models/, or a path ending in .py")
     add("--dataset", metavar="NAME", help="stream of tasks: a file of datasets/")
-    add("--backbone", metavar="NAME", help="network: a file of backbone/ (default: the dataset's)")
+    add("--backbone", metavar="NAME", help="network: a file of backbone/, or timm:NAME (default: the dataset's)")
     add_bool(group, "--load_best_args", help="take the stored hyperparameters of best_args/<model>.yaml")
     add("--model_config", choices=["best", "default"], default="default", help="'best' means --load_best_args")
+    add("--config", metavar="FILE", help="take options from a YAML file, or those of a run from its config.yaml")
+    add("--print_config", action="store_true", default=False, help="print the resolved options as YAML and exit")
+    add("--print_completion", metavar="SHELL", help="print what makes bash or zsh complete options and names, and exit")
     add("--list", action="store_true", default=False, help="show models, datasets, backbones, stored rows")
     add("--rerun", metavar="FOLDER", help="repeat the run in FOLDER and say whether the result is identical")
     add("--predict", nargs="+", metavar=("RUN", "FILE"), help="what the run in the folder RUN says of images; --task T")
@@ -235,12 +241,30 @@ def _choose(group) -> None:
 def _optimise(group) -> None:
     add = group.add_argument
     add("--lr", type=positive_float, required=True, help="learning rate (default: the dataset's)")
-    add("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="update rule")
+    add(
+        "--optimizer",
+        type=optimizer_name,
+        default="sgd",
+        metavar="NAME",
+        help=f"update rule: {', '.join(OWN_OPTIMIZERS)}, or another of torch.optim",
+    )
+    add(
+        "--optim_args",
+        type=setting,
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="further arguments of the optimiser, as betas=0.9,0.99",
+    )
     add("--optim_wd", type=non_negative_float, default=0.0, help="weight decay")
-    add("--optim_mom", type=fraction, default=0.0, help="momentum of sgd")
+    add("--optim_mom", type=fraction, default=0.0, help="momentum, of an optimiser that has it")
     add_bool(group, "--optim_nesterov", help="Nesterov momentum of sgd")
-    schedule = "learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task"
-    add("--lr_scheduler", choices=["none", "multisteplr", "cosine"], default="none", help=schedule)
+    own = ", ".join(OWN_SCHEDULES)
+    schedule = "learning-rate schedule over the epochs of a task, restarted with a fresh optimiser at each task: "
+    schedule += f"{own}, or another of torch.optim.lr_scheduler"
+    add("--lr_scheduler", type=schedule_name, default="none", metavar="NAME", help=schedule)
+    what = "arguments of a schedule of torch.optim, as step_size=10"
+    add("--sched_args", type=setting, nargs="+", default=[], metavar="K=V", help=what)
     warmup = "share of a task's epochs, its first ones, over which the learning rate rises in equal steps to --lr"
     add("--lr_warmup", type=fraction, default=0.0, metavar="SHARE", help=warmup)
     add("--lr_milestones", type=non_negative_int, nargs="+", default=[], help="epochs at which multisteplr decays")
@@ -348,6 +372,33 @@ def _run(group) -> None:
     add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
     levels = "0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile"
     add("--code_optimization", type=int, choices=[0, 1, 2, 3], default=0, help=levels)
+
+
+def converted(action: argparse.Action, value: Any, origin: str) -> Any:
+    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
+    line refuses.
+
+    Raises:
+        UserError: in one line, whatever the value says.
+    """
+    convert, several = action.type or str, action.nargs not in (None, "?", 0)
+    try:
+        if value is None:
+            if action.default is not None:
+                raise ValueError("nothing is given")
+            return None
+        if action.nargs == 0:
+            return boolean(value)
+        if several:
+            value = settings_of(value) if isinstance(value, dict) else value
+            value = [convert(str(part)) for part in (value if isinstance(value, list) else [value])]
+        else:  # one argument may hold a list, as 3,1,2
+            value = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"'{value}': expected one of {', '.join(map(str, action.choices))}")
+    except (argparse.ArgumentTypeError, ValueError) as e:
+        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {one_line(e)}") from None
+    return value
 
 
 def refuse_repeats(argv: list[str], parser: ArgumentParser) -> None:

@@ -53,6 +53,35 @@ def read_config(path: Path) -> dict[str, Any]:
     return facts
 
 
+def read_options(path: Path) -> tuple[dict[str, Any], bool]:
+    """The options of a YAML file, names with `_`, and whether the file is a run's `config.yaml`, of which the facts
+    beside the options are left out. What has no value is not given.
+
+    Raises:
+        UserError: it cannot be read, or is no mapping of names to values.
+    """
+    try:
+        large = path.stat().st_size > LARGEST
+    except OSError as e:
+        raise UserError(f"--config {path} cannot be read: {e.strerror or e}") from None
+    facts = {} if large else plain_yaml(path) or {}
+    a_run = isinstance(facts, dict) and isinstance(facts.get("options"), dict)
+    options = facts["options"] if a_run else facts
+    if large or not isinstance(options, dict) or not all(type(name) is str for name in options):
+        raise UserError(f"--config {path} holds no options: expected lines as 'model: er' and 'lr: 0.1'")
+    named = {name.replace("-", "_"): value for name, value in options.items() if value is not None}
+    if len(named) < sum(value is not None for value in options.values()):
+        raise UserError(f"--config {path} gives an option twice, with - and with _: keep one")
+    return named, a_run
+
+
+def as_yaml(options: dict[str, Any]) -> str:
+    """Options as `read_options` reads them: those that are given, what is trained on what first."""
+    given = {name: value for name, value in options.items() if value is not None}
+    first = {name: given.pop(name) for name in ("model", "dataset", "backbone") if name in given}
+    return yaml.safe_dump(first | dict(sorted(given.items())), sort_keys=False, allow_unicode=True)
+
+
 def plain_yaml(path: Path, data: bytes | None = None) -> Any:
     """The plain values of a YAML file, None of an empty one.
 

@@ -10,10 +10,7 @@ REPLACED = {
     **dict.fromkeys(("wandb", "use_wandb", "wandb_entity", "wandb_project", "wandb_mode", "wandb_group"), NO_WANDB),
     **dict.fromkeys(("nowand", "no_wandb", "nowandb"), "there is no Weights & Biases logging here: drop the option"),
     "wandb_name": "there is no Weights & Biases logging here: use --exp_name",
-    **dict.fromkeys(
-        ("config", "config_file", "cfg", "yaml", "dataset_config"),
-        "give the options one by one, or --load_best_args; --rerun FOLDER repeats a run from its config.yaml",
-    ),
+    "dataset_config": "give the options in the file of --config FILE, or one by one",
     "ignore_other_metrics": "backward transfer and forgetting are always computed: drop it",
     **dict.fromkeys(
         ("distributed", "gpus", "num_gpus", "world_size"),
@@ -57,6 +54,9 @@ MEANT = {
      "result_path", "output_path"): ("results_path",),
     ("name", "experiment_name", "run_name", "tag", "exp"): ("exp_name",),
     ("debug", "dry_run", "smoke_test", "fast_dev_run"): ("debug_mode",),
+    ("config_file", "cfg", "yaml", "yaml_file", "conf"): ("config",),
+    ("optimizer_args", "opt_args", "optim_kwargs", "optimizer_kwargs"): ("optim_args",),
+    ("scheduler_args", "lr_scheduler_args", "sched_kwargs", "scheduler_kwargs"): ("sched_args",),
     ("load", "checkpoint", "ckpt", "ckpt_path", "resume_from", "load_checkpoint", "pretrained_path"): ("loadcheck",),
     ("save", "save_checkpoint", "save_model", "save_models"): ("savecheck",),
     ("continue", "restart", "auto_resume"): ("resume",),

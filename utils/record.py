@@ -20,8 +20,8 @@ class Run:
     Attributes:
         folder: where the run writes; None under `--disable_log`.
         config: every resolved option by name.
-        origins: option name -> where its value came from ('command line', 'preset', 'best_args', 'dataset',
-        'default').
+        origins: option name -> where its value came from ('command line', 'config file', 'preset',
+        'best_args', 'dataset', 'default').
         matrices: scenario -> score matrix R (T, T) in percent; R[i, j] is the score on task j after training task i,
             nan where nothing was evaluated. Higher is better.
         baselines: scenario -> scores (T,) of the untrained network, or None without `--enable_other_metrics`.

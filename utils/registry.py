@@ -20,6 +20,7 @@ from palimpsest.utils import identity
 from palimpsest.utils.errors import UserError, one_line
 
 FOLDERS = {"model": "models", "dataset": "datasets", "backbone": "backbone"}
+TIMM = "timm:"  # a backbone of that package, by its name there
 ALIASES = {"multi-scale": "derpp-single"}  # names under which a method's authors published it
 
 
@@ -55,6 +56,10 @@ def load(kind: str, name: str) -> type:
             that NAME.
     """
     path = find(kind, name)
+    if _is_timm(kind, name):
+        module = importlib.import_module("palimpsest.backbone.utils.timm_nets")
+        identity.note(found := module.timm_class(normalise(name)), path, module)
+        return found
     stem = path.stem
     with import_errors(path):
         if kind == "model" and _of("signs").written_for_mammoth(path):
@@ -84,6 +89,8 @@ def find(kind: str, name: str) -> Path:
     Raises:
         UserError: no such file (the nearest name is given).
     """
+    if _is_timm(kind, name):
+        return ROOT / "backbone" / "utils" / "timm_nets.py"
     if name.endswith(".py"):
         path = Path(name).resolve()
         if not path.is_file():
@@ -96,6 +103,10 @@ def find(kind: str, name: str) -> Path:
     raise UserError(
         f"unknown {kind} '{name}'{nearest(normalise(name), choices)} (--list shows all {len(choices)} {kind}s)"
     )
+
+
+def _is_timm(kind: str, name: str) -> bool:
+    return kind == "backbone" and normalise(name).startswith(TIMM)
 
 
 def _of(room: str):

@@ -12,9 +12,8 @@ from palimpsest.backbone.utils.precision import mixed_precision
 from palimpsest.datasets.utils.task import ClassTask, Task
 from palimpsest.models.utils.contract import Count, checked_loss, refuse_hidden, reserved_names
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.optimise import make_optimizer
 from palimpsest.utils.panels import Report
-
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class ContinualModel(nn.Module):
@@ -258,19 +257,17 @@ class ContinualModel(nn.Module):
         return self.net.parameters()
 
     def get_optimizer(self, params=None, lr: float | None = None) -> torch.optim.Optimizer | None:
-        """The optimiser that `--optimizer`, `--lr`, `--optim_wd`, `--optim_mom` describe, over `get_parameters()`
-        by default.
+        """The optimiser that `--optimizer`, `--lr`, `--optim_wd`, `--optim_mom`, `--optim_args` describe, over
+        `get_parameters()` by default.
+
+        Raises:
+            UserError: it cannot train these parameters.
         """
         params = list(self.get_parameters() if params is None else params)
         if not params:
             return None
         args = self.args
-        options = {"lr": args.lr if lr is None else lr, "weight_decay": args.optim_wd}
-        if args.optimizer == "sgd":
-            options |= {"momentum": args.optim_mom, "nesterov": args.optim_nesterov}
-        else:
-            options["fused"] = True  # one pass over many small tensors
-        optimizer = OPTIMIZERS[args.optimizer](params, **options)
+        optimizer = make_optimizer(args, params, args.lr if lr is None else lr)
         optimizer.made_by_runner = True
         if args.clip_grad:
             # Under a number that torch gives to no other hook, in this process or in one that reads a checkpoint.

@@ -88,34 +88,54 @@ def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -
 def step_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> float | Tensor:
     """What the optimiser multiplies a lasting gradient by in one step: one number, or one per parameter (P,).
 
-    SGD: lr / (1 - momentum), Nesterov or not. Adam, AdamW: lr / (sqrt(v) + eps). Both times the factor of the last
-    clipping. A proximal step of this length rests where the gradients of loss and penalty cancel, which is the
-    minimiser of their sum; one of lr alone would hold parameters 1 / (1 - momentum) times too weakly, and hardly at all
-    against Adam.
+    SGD: lr (1 - dampening) / (1 - momentum), Nesterov or not. Adam, AdamW: lr / (sqrt(v) + eps), v the largest so far
+    under AMSGrad. Both times the factor of the last clipping. A proximal step of this length rests where the gradients
+    of loss and penalty cancel, which is the minimiser of their sum; one of lr alone would hold parameters
+    1 / (1 - momentum) times too weakly, and hardly at all against Adam.
 
     Raises:
         UserError: another kind of optimiser, of which this is not known.
     """
+    refuse_proximal(optimizer)
     groups = optimizer.param_groups
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         size = _adam_sizes(optimizer, net)
-    elif not isinstance(optimizer, torch.optim.SGD):
-        raise UserError(f"no proximal step is known for {type(optimizer).__name__}: give --ewc_update explicit")
     elif len(groups) == 1:
-        size = groups[0]["lr"] / (1 - groups[0]["momentum"])
+        size = _sgd_size(groups[0])
     else:
-        sizes = {p: group["lr"] / (1 - group["momentum"]) for group in groups for p in group["params"]}
+        sizes = {p: _sgd_size(group) for group in groups for p in group["params"]}
         size = torch.cat([torch.full_like(p, sizes.get(p, 0.0)).flatten() for p in net.parameters()])
     for hook in optimizer._optimizer_step_pre_hooks.values():
         size = size * getattr(hook, "factor", 1.0)
     return size
 
 
+def refuse_proximal(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UserError for an optimiser whose step sizes are not known."""
+    known = isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW)
+    if not known or any(group.get("maximize") for group in optimizer.param_groups):
+        what = type(optimizer).__name__ + " with maximize" * known
+        raise UserError(f"no proximal step is known for {what}: give --ewc_update explicit")
+
+
+def _sgd_size(group: dict) -> float:
+    damped = 1 - group["dampening"] if group["momentum"] else 1  # torch damps the momentum only
+    return group["lr"] * damped / (1 - group["momentum"])
+
+
 def _adam_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> Tensor:
     """lr / (sqrt(v) + eps) per parameter (P,), 0 where it never moved; in place, since P is large."""
     groups, state = {p: group for group in optimizer.param_groups for p in group["params"]}, optimizer.state
     params = list(net.parameters())
-    sizes = torch.cat([(state[p]["exp_avg_sq"] if state.get(p) else torch.zeros_like(p)).flatten() for p in params])
+
+    def second_moment(p: Tensor) -> Tensor:
+        return (
+            state[p]["max_exp_avg_sq" if groups[p]["amsgrad"] else "exp_avg_sq"]
+            if state.get(p)
+            else torch.zeros_like(p)
+        )
+
+    sizes = torch.cat([second_moment(p).flatten() for p in params])
     pieces = zip(params, sizes.split([p.numel() for p in params]), strict=True)
     moved = [(piece, state[p]["step"], groups[p]) for p, piece in pieces if state.get(p)]
     if moved:
@@ -134,6 +154,8 @@ class Regularised(ContinualModel):
     def __init__(self, backbone, loss, args, transform, dataset=None):
         super().__init__(backbone, loss, args, transform, dataset)
         self.penalty = Quadratic()
+        if getattr(args, "ewc_update", None) == "prox" and self.opt is not None:
+            refuse_proximal(self.opt)
 
     def report(self, dataset, tasks):
         return super().report(dataset, tasks).show(panels.importance(self.penalty.weight))

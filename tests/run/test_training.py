@@ -17,10 +17,10 @@ from palimpsest.utils.evaluation import evaluate
 from palimpsest.utils.log.events import FLUSH_EVERY
 from palimpsest.utils.log.loggers import Logger
 from palimpsest.utils.log.report import summarise_run
+from palimpsest.utils.optimise import set_learning_rate
 from palimpsest.utils.record import Position
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.training import train
-from palimpsest.utils.schedule import set_learning_rate
 from tests.models.helpers import experiment, finished
 
 

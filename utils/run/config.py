@@ -1,7 +1,7 @@
 """From a command line to the resolved options of a run, each with where its value came from.
 
-Precedence: command line > best_args > dataset defaults > defaults of the method, backbone and runner. A method's
-preset (a named group of values) ranks just below the place that names it.
+Precedence: command line > config file > best_args > dataset defaults > defaults of the method, backbone and runner.
+A method's preset (a named group of values) ranks just below the place that names it.
 """
 
 import argparse
@@ -10,12 +10,15 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from palimpsest.utils import registry
-from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, boolean, canonical, refuse_repeats
-from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, canonical, converted, refuse_repeats
+from palimpsest.utils.config_file import read_options
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
+from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
 
@@ -27,6 +30,9 @@ NO_FACTS = (
     "rerun",
     "predict",
     "export",
+    "config",
+    "print_config",
+    "print_completion",
     "model_config",
 )  # options that are no part of a configuration
 
@@ -37,7 +43,8 @@ class Config:
 
     Attributes:
         args: every option as an attribute.
-        origins: option name -> 'command line', 'preset NAME', 'best_args', 'dataset', or 'default'.
+        origins: option name -> 'command line', 'config file', 'preset NAME', 'best_args', 'dataset', 'torch.optim' or
+            'default'.
         row: the best-args row in use, or None.
     """
 
@@ -50,16 +57,26 @@ class Config:
 
 
 def chosen(argv: list[str]) -> argparse.Namespace:
-    """The options that decide which files are read: model, dataset, backbone, help, list, check."""
+    """The options that decide which files are read, model, dataset and backbone, and what is done: help, list, check...
+
+    What the file of `--config` says of the former counts where the command line does not; `stated` is all that it says,
+    None without a file.
+    """
     parser = ArgumentParser(add_help=False)
-    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun"):
+    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun", "--config", "--print_completion"):
         parser.add_argument(name)
     parser.add_argument("-h", "--help", action="store_true")
     for name in ("--predict", "--export"):
         parser.add_argument(name, nargs="+")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--version", action="store_true")
-    return parser.parse_known_args(argv)[0]
+    parser.add_argument("--print_config", action="store_true")
+    choice = parser.parse_known_args(argv)[0]
+    choice.stated, choice.of_a_run = read_options(Path(choice.config)) if choice.config else ({}, False)
+    for kind in registry.FOLDERS:
+        if getattr(choice, kind) is None and kind in choice.stated:
+            setattr(choice, kind, str(choice.stated[kind]))
+    return choice
 
 
 def build_parser(choice: argparse.Namespace, backbone: str | None) -> ArgumentParser:
@@ -99,16 +116,18 @@ def resolve(argv: list[str]) -> Config:
     refuse_setting(model_class, dataset_class)
 
     # The row may name the backbone, whose options must exist before the strict parse.
-    given, _ = _explicit(build_parser(choice, None), argv, strict=False)
+    given, actions = _explicit(build_parser(choice, None), argv, strict=False)
+    early = {n: converted(actions[n], v, choice.config) for n, v in choice.stated.items() if n in actions} | given
     fixed, unused = getattr(model_class, "DEFAULTS", {}), getattr(model_class, "UNUSED", ())
-    best = given.get("load_best_args") or given.get("model_config") == "best"
-    row = find_row(model_class.NAME, choice.dataset, given.get("buffer_size")) if best else None
+    best = early.get("load_best_args") or early.get("model_config") == "best"
+    row = find_row(model_class.NAME, choice.dataset, early.get("buffer_size")) if best else None
     stored = dict(row["args"]) if row else {}
-    places = {"command line": given, "best_args": stored, "method": fixed, "dataset": dataset_class.DEFAULTS}
+    places = {"command line": given, "config file": choice.stated, "best_args": stored}
+    places |= {"method": fixed, "dataset": dataset_class.DEFAULTS}
     origin = next((place for place, layer in places.items() if layer.get("backbone")), None)
     if origin is None:
         raise UserError(f"--backbone is missing, and the DEFAULTS of '{dataset_class.NAME}' have none: give it")
-    backbone = places[origin]["backbone"]
+    backbone = str(places[origin]["backbone"])
     classes = model_class, dataset_class, registry.load("backbone", backbone)
     refuse_input(classes[2], dataset_class)
     parser = build_parser(choice, backbone)
@@ -117,11 +136,15 @@ def resolve(argv: list[str]) -> Config:
     for dest in unused:
         if dest in given:
             raise UserError(f"--{dest} has no effect on {choice.model}: drop it (--help shows its own options)")
+    file = _of_file(choice, parser, actions, unused)
     layers = [
         ("dataset", dataset_class.DEFAULTS),
         ("method", fixed),
         *_presets(model_class, stored),
         ("best_args", stored),
+        *_presets(dataset_class, file, unused),
+        *_presets(model_class, file),
+        ("config file", file),
         *_presets(dataset_class, given, unused),
         *_presets(model_class, given),
     ]
@@ -159,11 +182,14 @@ def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
         raise UserError(f"{'; '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}, or use --load_best_args")
     if args.debug_mode:
         origins |= dict.fromkeys(shorten(vars(args)), "debug_mode")
+    set_by_somebody = {dest for dest, origin in origins.items() if origin != "default"}
+    origins |= dict.fromkeys(adopt_defaults(vars(args), set_by_somebody), "torch.optim")
     if getattr(args, "minibatch_size", 0) is None:
         args.minibatch_size, origins["minibatch_size"] = args.batch_size, "batch_size"
     for dest in NO_FACTS:
         delattr(args, dest), origins.pop(dest)
     refuse_impossible(args)
+    refuse_optimiser(args, args.n_epochs if args.fitting_mode != "iters" else 1)
     return config
 
 
@@ -261,7 +287,7 @@ def refuse_impossible(args: argparse.Namespace) -> None:
 
 def describe(config: Config) -> str:
     """The resolved configuration with its origins: a line for each option somebody chose, the defaults together."""
-    rank = {"command line": 0, "best_args": 2, "dataset": 3}
+    rank = {"command line": -1, "config file": 0, "best_args": 2, "dataset": 3}
     chosen = [n for n in config.origins if config.origins[n] != "default"]
     chosen.sort(key=lambda n: (rank.get(config.origins[n], 1), n))
     width = max(map(len, chosen))
@@ -330,6 +356,32 @@ def _explicit(
     return vars(namespace), actions
 
 
+def _of_file(
+    choice: argparse.Namespace, parser: ArgumentParser, actions: dict[str, argparse.Action], unused: Iterable[str]
+) -> dict[str, Any]:
+    """What the file of `--config` sets, by destination and converted.
+
+    Raises:
+        UserError: an unknown name, an impossible value, an option without effect. A run's own file names all options,
+            those without effect on its method included.
+    """
+    out = {}
+    for name, value in choice.stated.items():
+        action = parser._option_string_actions.get(f"--{name}")
+        if action is None or action.dest not in actions or action.const is False:
+            own = choice.backbone and registry.load("backbone", choice.stated.get("backbone", choice.backbone))
+            if own and name in {a.dest for a in declared_options(own)._actions}:
+                continue  # of the file's network, in whose place the command line has put another
+            raise UserError(f"{choice.config}: {explain_unknown([f'--{name}'], parser._option_string_actions, unused)}")
+        if action.dest in {*NO_FACTS} - {"model_config"}:
+            raise UserError(f"{choice.config}: '{name}' is for the command line: drop it")
+        if action.dest in unused and not choice.of_a_run:
+            raise UserError(f"{choice.config}: '{name}' has no effect on {choice.model}: drop it")
+        if action.dest not in unused:
+            out[action.dest] = converted(action, value, choice.config)
+    return out
+
+
 def _for_network(layer: dict[str, Any], backbone: str) -> dict[str, Any]:
     """What a layer sets, without the options of its own network where another one is used."""
     if "backbone" not in layer or registry.normalise(backbone) == registry.normalise(layer["backbone"]):
@@ -353,32 +405,6 @@ def _presets(cls: type, source: dict, unused: tuple[str, ...] = ()) -> list[tupl
     return layers
 
 
-def converted(action: argparse.Action, value: Any, origin: str) -> Any:
-    """A stored value through the option's own type and choices, so that YAML cannot smuggle in what the command
-    line refuses.
-
-    Raises:
-        UserError: in one line, whatever the value says.
-    """
-    convert, several = action.type or str, action.nargs not in (None, "?", 0)
-    try:
-        if value is None:
-            if action.default is not None:
-                raise ValueError("nothing is given")
-            return None
-        if action.nargs == 0:
-            return boolean(value)
-        if several:
-            value = [convert(str(part)) for part in (value if isinstance(value, list) else [value])]
-        else:  # one argument may hold a list, as 3,1,2
-            value = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
-        if action.choices is not None and value not in action.choices:
-            raise ValueError(f"'{value}': expected one of {', '.join(map(str, action.choices))}")
-    except (argparse.ArgumentTypeError, ValueError) as e:
-        raise UserError(f"{origin} sets --{action.dest} to an impossible value: {one_line(e)}") from None
-    return value
-
-
 def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
     """The configuration of an earlier run; `argv` may only say where data and results are and how it is shown.
 
@@ -386,7 +412,7 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
         UserError: a stored value is impossible, or `argv` would make it another run.
     """
     for kind in registry.FOLDERS:
-        if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+", options[kind]):
+        if not isinstance(options.get(kind), str) or not re.fullmatch(r"[\w-]+|timm:[\w.-]+", options[kind]):
             raise UserError(f"{where}: options.{kind} is not a name")
     choice = argparse.Namespace(**{kind: options[kind] for kind in registry.FOLDERS})
     given, _ = _explicit(base_parser(), argv, strict=True)

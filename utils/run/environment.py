@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def prepare(args) -> torch.device:
 def describe(device: torch.device) -> dict[str, str]:
     """Versions, commit, device, threads, as stored with a run."""
     facts = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *({"timm"} & {*sys.modules})):
         try:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

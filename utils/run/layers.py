@@ -7,6 +7,8 @@ void what lower ones set (it counts epochs, they counted iterations), theirs is 
 from collections.abc import Sequence
 from typing import Any
 
+from palimpsest.utils.optimise import OWN_OPTIMIZERS
+
 Layer = tuple[str, dict[str, Any]]
 EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
 
@@ -18,8 +20,10 @@ def merge(layers: Sequence[Layer]) -> list[Layer]:
         layers: lowest rank first; the values are converted.
     """
     kept: list[Layer] = []
+    below: dict[str, Any] = {}
     for place, values in layers:
-        void = made_void(values)
+        void = made_void(values) | without_their_class(values, below)
+        below |= values
         kept = [(lower, {name: v for name, v in own.items() if name not in void}) for lower, own in kept]
         kept.append((place, values))
     return kept
@@ -39,6 +43,18 @@ def made_void(values: dict[str, Any]) -> set[str]:
         void.add("optim_nesterov")
     if values.get("lr_scheduler", "multisteplr") != "multisteplr":
         void.add("lr_milestones")
+    return void
+
+
+def without_their_class(values: dict[str, Any], below: dict[str, Any]) -> set[str]:
+    """The options that belong to the optimiser or the schedule of lower layers, where this one names another; weight
+    decay and momentum mean the same to ours, and are an own matter of each of PyTorch's.
+    """
+    void: set[str] = set()
+    if (name := values.get("optimizer")) and name != (before := below.get("optimizer", "sgd")):
+        void |= {"optim_args"} if {name, before} <= {*OWN_OPTIMIZERS} else {"optim_args", "optim_wd", "optim_mom"}
+    if (name := values.get("lr_scheduler")) and name != below.get("lr_scheduler", "none"):
+        void.add("sched_args")
     return void
 
 

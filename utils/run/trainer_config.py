@@ -8,6 +8,7 @@ from torch import nn
 from palimpsest.utils import registry
 from palimpsest.utils.args import ArgumentParser, add_bool, base_parser, positive_int
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.config import converted, declared_options
 
 # Keys that are called otherwise on the command line.
@@ -50,9 +51,10 @@ WITHOUT_REPLAY = {
     "slda": "takes every example once",
 }
 OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
-             "nesterov": "optim_nesterov", "clip_grad": "clip_grad"}  # fmt: skip
+             "nesterov": "optim_nesterov", "clip_grad": "clip_grad", "args": "optim_args"}  # fmt: skip
 STOPPING = {key: f"early_stopping_{key}" for key in ("patience", "metric", "freq", "epsilon")}
-SCHEDULER = {"type": "lr_scheduler", "milestones": "lr_milestones", "gamma": "sched_multistep_lr_gamma"}
+SCHEDULER = {"type": "lr_scheduler", "milestones": "lr_milestones", "gamma": "sched_multistep_lr_gamma",
+             "args": "sched_args"}  # fmt: skip
 PNN_SIZES = ("input_size", "hidden_sizes", "output_size")
 
 
@@ -79,6 +81,8 @@ def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[s
     values |= ({"buffer_size": MEMORY} if "buffer_size" in own else {}) | DEFAULTS.get(strategy, {})
     for where, names in (("optimizer", OPTIMIZER), ("scheduler", SCHEDULER), ("early_stopping", STOPPING)):
         _read_section(config.get(where) or {}, where, names, actions, values)
+    adopt_defaults(values, {OPTIMIZER[key] for key in config.get("optimizer") or {}})
+    refuse_optimiser(argparse.Namespace(**values), 1)
     values["fitting_mode"] = "epochs" if config.get("early_stopping") is None else "early_stopping"
     section = {key: value for key, value in strategies.get(strategy, {}).items() if key != "enabled"}
     sizes = {key: section.pop(key) for key in PNN_SIZES if key in section} if strategy == "pnn" else {}

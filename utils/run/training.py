@@ -8,8 +8,8 @@ import numpy as np
 
 from palimpsest.models.utils.continual_model import ContinualModel
 from palimpsest.utils.evaluation import evaluate, predictions, scenarios
+from palimpsest.utils.optimise import restart_schedule, set_learning_rate
 from palimpsest.utils.record import Evaluation, Experiment, Position
-from palimpsest.utils.schedule import restart_schedule, set_learning_rate
 
 
 def train(exp: Experiment, at: Position | None = None) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from palimpsest.datasets.utils.loaders import TrainLoader
 from palimpsest.datasets.utils.transforms import to_float
-from palimpsest.models.utils.continual_model import OPTIMIZERS, ContinualModel
+from palimpsest.models.utils.continual_model import ContinualModel
 from palimpsest.models.utils.mammoth.stream import NotHere, Stream, TaskLoader, TaskRows, with_names
 from palimpsest.utils.errors import TrainingFailed, UserError
+from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 
 class Arguments(argparse.Namespace):
@@ -153,7 +154,7 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
         original_transform, weak_transform: `transform`.
     """
 
-    AVAIL_OPTIMS = list(OPTIMIZERS)
+    AVAIL_OPTIMS = list(OWN_OPTIMIZERS)
 
     def __init__(self, backbone=None, loss=None, args=None, transform=None, dataset=None):
         backbone = given.backbone if backbone is None else backbone
