@@ -129,11 +129,9 @@ def _adam_sizes(optimizer: torch.optim.Optimizer, net: Backbone) -> Tensor:
     params = list(net.parameters())
 
     def second_moment(p: Tensor) -> Tensor:
-        return (
-            state[p]["max_exp_avg_sq" if groups[p]["amsgrad"] else "exp_avg_sq"]
-            if state.get(p)
-            else torch.zeros_like(p)
-        )
+        if not state.get(p):
+            return torch.zeros_like(p)
+        return state[p]["max_exp_avg_sq" if groups[p]["amsgrad"] else "exp_avg_sq"]
 
     sizes = torch.cat([second_moment(p).flatten() for p in params])
     pieces = zip(params, sizes.split([p.numel() for p in params]), strict=True)

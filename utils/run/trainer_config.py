@@ -6,10 +6,10 @@ from typing import Any
 from torch import nn
 
 from palimpsest.utils import registry
-from palimpsest.utils.args import ArgumentParser, add_bool, base_parser, positive_int
+from palimpsest.utils.args import ArgumentParser, add_bool, base_parser, converted, positive_int
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
-from palimpsest.utils.run.config import converted, declared_options
+from palimpsest.utils.run.config import declared_options
 
 # Keys that are called otherwise on the command line.
 OTHER_NAMES: dict[str, dict[str, str]] = {
