@@ -9,6 +9,7 @@ from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
+from palimpsest.utils.args import REPORTS
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
 from palimpsest.utils.run import config as configuration
@@ -42,6 +43,10 @@ def main(argv: list[str]) -> int:
             from palimpsest.commands import use
 
             use(argv)
+        elif choice.report and choice.report not in REPORTS and not choice.model:
+            from palimpsest.utils.run.redraw import redraw
+
+            redraw(argv)
         elif choice.rerun:
             from palimpsest.utils.run.rerun import rerun
 

@@ -18,8 +18,11 @@ class SetScore(ClassScore):
         super().__init__()
         self.classes = classes
 
-    def answers(self, logits: Tensor) -> Tensor:
-        return self.classes[logits[:, self.classes].argmax(1)]
+    def among(self, logits: Tensor) -> Tensor:
+        return logits[:, self.classes]
+
+    def named(self, places: Tensor) -> Tensor:
+        return self.classes[places]
 
 
 class SetTask(ClassTask):

@@ -52,7 +52,7 @@ class Config:
 def chosen(argv: list[str]) -> argparse.Namespace:
     """The options that decide which files are read: model, dataset, backbone, help, list, check."""
     parser = ArgumentParser(add_help=False)
-    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun"):
+    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun", "--report"):
         parser.add_argument(name)
     parser.add_argument("-h", "--help", action="store_true")
     for name in ("--predict", "--export"):
