@@ -14,10 +14,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#888888")
+DEEP = "#0b559f"  # the darkest cell of a heat map on a page, the others are it half transparent
 HEAT = ("#f7fbff", "#9ecae1", "#2171b5", "#08306b")  # 0, 33, 67 and 100 percent
 INK = "#222222"
 FAINT = "#80808040"  # grids, and cells with nothing in them
@@ -85,6 +87,14 @@ def task_ticks(n: int, most: int = 25, first: int = 1) -> list[int]:
     return [k for k in range(first, first + n) if k == first or k % stride == 0]
 
 
+def heat_colours() -> Colormap:
+    """From nothing to `DEEP`: light on a white page, dark on a black one, so that INK is read on its weaker part."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("heat", [f"{DEEP}00", DEEP])
+    return colours.with_extremes(bad=FAINT)  # where there is nothing
+
+
 def heat_map(
     values: np.ndarray,
     title: str,
@@ -104,24 +114,20 @@ def heat_map(
         limits: values of the lightest and of the darkest colour.
         label: of the colour bar.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     n, (low, high) = len(values), limits
     ticks = [k - first for k in task_ticks(n, MAX_NUMBERED, first)]
     rows = np.flatnonzero(~np.isnan(values).all(axis=1))
     rows, row_ticks = (rows, [0]) if len(rows) == 1 else (np.arange(n), ticks)
     shown, cell = values[rows], min((3.3 if n <= WIDE else 7.5) / n, 0.7)
     figure, axes = figure_of(cell * n + 0.7, cell * len(rows) + 0.85, title, xlabel, ylabel)
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
-    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=heat_colours(), vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(shown if n <= MAX_NUMBERED else np.empty(0)):
         if not np.isnan(value):
-            colour = "w" if value - low > (high - low) / 2 else HEAT[-1]
+            colour = "w" if value - low > 0.7 * (high - low) else INK
             axes.text(column, row, number(value), ha="center", va="center", color=colour)
     axes.set_xticks(ticks, [str(k + first) for k in ticks])
     axes.set_yticks(row_ticks, [str(rows[k] + first) for k in row_ticks])
     axes.grid(False)
-    axes.set_facecolor(FAINT)  # seen where there is nothing
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if label or n > MAX_NUMBERED:

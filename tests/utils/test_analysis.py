@@ -1,12 +1,9 @@
 """The look at the network at a run's end: what it finds, and that it leaves no trace."""
 
-from copy import deepcopy
-
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
 
 import main as entry
 from palimpsest.utils import panels
@@ -38,23 +35,13 @@ def test_confusion_is_that_of_the_class_il_score(er):
         assert 100 * hits / rows.sum() == pytest.approx(er.run.matrices["class-il"][2, task])
 
 
-def test_embedding_is_of_what_the_classifier_reads(er):
-    points, tasks, labels, shares = analyse(er.model, er.dataset, 2).embedding
-    assert points.shape == (len(tasks), 2) and len(labels) == len(tasks) <= 1.5 * analysis.EMBEDDED
-    assert set(tasks.tolist()) == {0, 1, 2} and (labels // 2 == tasks).all()
-    inputs = next(iter(er.dataset.test_loaders[0]))[0][:3]
-    with torch.no_grad():
-        assert torch.equal(analysis._features(er.model.eval(), inputs, 0), er.model.net.features(inputs))
-    assert 0 < shares[1] <= shares[0] <= 1
-
-
 def test_the_look_leaves_no_trace(er):
     er.model.train()
     before = checkpoint.fingerprint([er.model.state_dict(), random_state(), er.dataset.state_dict()])
     first, again = analyse(er.model, er.dataset, 2), analyse(er.model, er.dataset, 2)
     assert checkpoint.fingerprint([er.model.state_dict(), random_state(), er.dataset.state_dict()]) == before
     assert all(part.training for part in er.model.modules())
-    assert (first.embedding[0] == again.embedding[0]).all() and (first.confusion == again.confusion).all()
+    assert (first.confusion == again.confusion).all()
 
 
 def test_costs_by_hand():
@@ -91,33 +78,10 @@ def test_what_is_something_else_under_the_name_report():
         assert analysis.report_of(model, None, range(1)) == Report()
 
 
-def test_which_features_are_shown():
-    model = small(load("model", "sgd"))
-    inputs = torch.rand(3, 1, 1, 2)
-    assert torch.equal(analysis._features(model, inputs, 0), inputs.flatten(1))
-    model.net = nn.Sequential(nn.Flatten(), nn.Linear(2, 4))
-    assert analysis._features(model, inputs, 0) is None
-    model.net = net = experiment("sgd").model.net
-    inputs = torch.rand(3, 1, 8, 8)
-    vars(model)["predict"] = lambda x, task: (
-        net(x, returnt="features") @ torch.ones(net.feature_dim, 4)
-    )  # a head of its own
-    assert torch.equal(analysis._features(model, inputs, 0), net.features(inputs))
-    columns = [deepcopy(net), deepcopy(net)]
-    vars(model)["predict"] = lambda x, task: columns[task](x)  # the network itself has no part in it
-    assert analysis._features(model, inputs, 0) is None
-    assert not any(part._forward_pre_hooks for part in net.modules())
-
-
 @pytest.mark.parametrize("dataset", ["perm-digits", "digits-360"])
-def test_streams_of_other_settings(dataset):
+def test_streams_of_other_settings_have_no_confusion_of_tasks(dataset):
     exp = experiment("sgd", "--n_epochs", "1", dataset=dataset)
-    found = analyse(exp.model, exp.dataset, 0)
-    assert found.confusion is None and len(found.embedding[0]) > 100
-    labels = torch.zeros(2, 5, dtype=torch.int64)  # not one per example
-    loader = type("Loader", (list,), {"dataset": range(2)})([(torch.rand(2, 1, 8, 8), labels)])
-    exp.dataset.test_loaders = [loader]
-    assert analysis.look_at_tests(exp.model, exp.dataset, range(1)) == (None, None)
+    assert analyse(exp.model, exp.dataset, 0).confusion is None
 
 
 def test_a_run_leaves_its_costs_and_plots(tmp_path, undrawn):

@@ -19,7 +19,7 @@ CONFUSION = (
     "classes that the network names too often, mostly those of the last tasks."
 )
 STAGES = "Loss and held-out score over the epochs of each stage; a star is the epoch that early stopping went back to."
-LOSS = "Terms of the loss over training; a grey line is the end of a task."
+LOSS = "Terms of the loss over training; a dotted line is the end of a task."
 FINAL = "Accuracy on each task at the end, one mark per seed. Where the marks lie apart, the seed decides."
 
 

@@ -54,26 +54,37 @@ def svg(picture: Picture):
     from markupsafe import Markup, escape
 
     text = drawn(picture.figure, "svg").decode()
-    head, text = text[text.index("<svg") :].split(">", 1)
+    text = text[text.index("<svg") :].split(">", 1)[1]
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # names that every picture has would be several times in a page
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(f"{INK}|#000000", "currentColor", text)
-    box = re.search(r"[\d.]+ [\d.]+ ([\d.]+) [\d.]+", head)
+    left, top, width, height = _extent(picture.figure)
+    box = f"{left:.1f} {top:.1f} {width:.1f} {height:.1f}"
     label = escape(picture.name.replace("_", " "))
-    return Markup(f'<svg viewBox="{box[0]}" width="{float(box[1]) * UNIT:.0f}" role="img" aria-label="{label}">{text}')
+    return Markup(f'<svg viewBox="{box}" width="{width * UNIT:.0f}" role="img" aria-label="{label}">{text}')
+
+
+def _extent(figure: "Figure") -> tuple[float, float, float, float]:
+    """Left, top, width and height of all that a figure shows, in its units: a legend may lie outside of it."""
+    from matplotlib.backends.backend_svg import RendererSVG
+
+    figure.set_dpi(72)
+    (left, bottom), (right, top) = figure.get_tightbbox(RendererSVG(1, 1, io.StringIO())).get_points() * 72
+    return left - 2, figure.get_figheight() * 72 - top - 2, right - left + 4, top - bottom + 4
 
 
 def drawn(figure: "Figure", kind: str) -> bytes:
-    """A figure as 'svg', 'png' or 'pdf', cut where its outermost text ends; equal figures are equal bytes."""
+    """A figure as 'svg', or as 'png' or 'pdf' that are cut where its outermost text ends, which takes a second drawing;
+    equal figures are equal bytes.
+    """
     import matplotlib
 
     dates = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",), "png": ("Software",)}[kind]
     look = {"svg.hashsalt": "palimpsest", "svg.fonttype": "none", "pdf.fonttype": 42}  # no random names inside
-    ground = {"facecolor": "none"} if kind == "svg" else {}
+    more = {"facecolor": "none"} if kind == "svg" else {"dpi": 110, "bbox_inches": "tight", "pad_inches": 0.04}
     data = io.BytesIO()
     with matplotlib.rc_context(look):
-        margins = {"bbox_inches": "tight", "pad_inches": 0.04}
-        figure.savefig(data, format=kind, dpi=110, metadata=dict.fromkeys(dates), **margins, **ground)
+        figure.savefig(data, format=kind, metadata=dict.fromkeys(dates), **more)
     return data.getvalue()
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from palimpsest.utils.charts import (
     CYCLE,
-    FAINT,
     HEAT,
     INK,
     MARKERS,
@@ -54,14 +53,14 @@ def accuracy_curves(matrix: np.ndarray, title: str = "Accuracy of each task", sc
     figure, axes = _score_figure(score, title, "after training task", "accuracy (%)")
     colours = task_colours(n)
     for i in range(n):
-        steps, scores, label = np.arange(i + 1, n + 1), matrix[i:, i], f"task {i + 1}"
+        steps, scores, label = np.arange(i + 1, n + 1), matrix[i:, i], f"{i + 1}" if i else "task 1"
         if not np.isnan(scores).all():
             axes.plot(steps, scores, "-o", color=colours[i], markersize=4, linewidth=1.6, label=label)
     _fit_axes(axes, matrix)
     if n > MAX_LABELLED:
         task_colour_bar(figure, axes, colours)
     elif axes.lines:
-        legend(axes, ncols=4, columnspacing=1.0, handlelength=1.4)
+        legend(axes, ncols=8, columnspacing=0.9, handlelength=1.1, handletextpad=0.4)
     return figure
 
 
@@ -200,12 +199,13 @@ def loss_curves(
         low, high = min(low, values.min()), max(high, values.max())
         sizes.append(np.median(np.abs(values)))
     for end in task_ends:
-        axes.axvline(end, color=FAINT, linewidth=0.8, zorder=0)
+        axes.axvline(end, color=CYCLE[-1], linestyle=":", linewidth=1, zorder=0)
+    axes.grid(False, axis="x")
     if low > 0 and high > 30 * low and not shares:
         axes.set_yscale("log")
     elif low < 0 and (sizes := [size for size in sizes if size]) and max(sizes) > 30 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e4))
-    if low <= high:
+    if len(names) > 1:
         legend(axes, beside=True)
     return figure
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from palimpsest.utils.charts import CYCLE, HEAT, INK, SMALL, figure_of
+from palimpsest.utils.charts import CYCLE, INK, SMALL, figure_of, heat_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Figure:
     """Share of each class's images (row, percent) that keep each filter (column), lines between the agents."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     figure, axes = figure_of(8.5, 1.4 + 0.2 * len(classes), "Filters in use", "filter, by agent", "class")
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    colours = heat_colours()
     image = axes.imshow(100 * rates, cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     for place in slices[1:-1]:
         axes.axvline(place - 0.5, color=CYCLE[1], linewidth=1.2)

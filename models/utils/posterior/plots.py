@@ -13,13 +13,13 @@ import numpy as np
 from palimpsest.utils.charts import (
     CYCLE,
     FAINT,
-    HEAT,
     INK,
     MARKERS,
     MAX_LABELLED,
     SMALL,
     confusion_matrix,
     figure_of,
+    heat_colours,
     legend,
     style,
 )
@@ -172,11 +172,9 @@ def entropy_maps(entropies: np.ndarray, extent: tuple[float, ...], points: Point
         entropies: (J, n, n) in [0, 1], rows from the bottom.
         extent, points: as of `class_map`.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     n = min(len(entropies), MOST_PANELS)
     figure, panels = _panels(1, n, 1.6 + 2.7 * n, 3.3, sharex=True, sharey=True)
-    heat = LinearSegmentedColormap.from_list("heat", HEAT)
+    heat = heat_colours()
     for task, axes in enumerate(panels):
         style(axes, f"Entropy, posterior of task {task + 1}", "first input", "" if task else "second input")
         image = axes.imshow(entropies[task], cmap=heat, vmin=0, vmax=1, extent=extent, **PLANE)
