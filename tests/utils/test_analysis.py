@@ -1,5 +1,8 @@
 """The look at the network at a run's end: what it finds, and that it leaves no trace."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +10,14 @@ import yaml
 
 import main as entry
 from palimpsest.utils import panels
+from palimpsest.utils.evaluation import evaluate
 from palimpsest.utils.log import analysis
 from palimpsest.utils.log.analysis import analyse, costs
 from palimpsest.utils.panels import Report
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.registry import load
 from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.finished import load_run
 from tests.models.helpers import experiment, finished, small
 
 SHORT = ["--n_epochs", "1", "--stop_after", "3", "--lr", "0.05"]
@@ -26,6 +31,12 @@ def er():
 
 def test_confusion_is_that_of_the_class_il_score(er):
     counts = analyse(er.model, er.dataset, 2).confusion
+    found: dict = {}
+    evaluate(er.model, er.dataset, range(3), 1, found)  # of three tasks two are trained: the third is not counted
+    assert found["class-il"].confusion.shape == (4, 4) and [*found["task-il"].tasks] == [0, 1]
+    hits, totals = found["task-il"].tasks[1]
+    assert totals.sum() == totals[2:4].sum() == len(er.dataset.test_loaders[1].dataset)
+    assert 100 * hits.sum() / totals.sum() == pytest.approx(er.run.matrices["task-il"][2, 1])
     assert counts.shape == (6, 6)
     for task in range(3):
         low, high = er.dataset.task_classes(task)
@@ -84,14 +95,14 @@ def test_streams_of_other_settings_have_no_confusion_of_tasks(dataset):
     assert analyse(exp.model, exp.dataset, 0).confusion is None
 
 
-def test_a_run_leaves_its_costs_and_plots(tmp_path, undrawn):
+def test_a_run_leaves_its_costs_and_its_page(tmp_path, undrawn, capsys):
     argv = ["--model", "er", "--dataset", "seq-digits", *SHORT, *ER, "--num_threads", "1", "--results_path"]
     assert entry.main([*argv, str(tmp_path / "a")]) == 0
     (folder,) = (tmp_path / "a").glob("*/*/*/2*")
     facts = yaml.safe_load((folder / "timing.yaml").read_text())
     assert facts["buffer_bytes"] == facts["method_bytes"] == 50 * (64 + 8) and facts["network_bytes"] > 10_000
     assert facts["seconds"] > 0 and facts["peak_memory_bytes"] > 1 << 20 and facts["from_iteration"] == 0
-    assert {"confusion.png", "embedding.png", "loss.png"} <= {p.name for p in (folder / "plots").iterdir()}
+    assert 'aria-label="confusion"' in (folder / "report.html").read_text() and not (folder / "plots").exists()
     # Resumed when it had trained everything and not yet told so: the same page.
     assert entry.main([*argv, str(tmp_path / "b"), "--resume"]) == 0
     (folder,) = (tmp_path / "b").glob("*/*/*/2*")
@@ -101,3 +112,34 @@ def test_a_run_leaves_its_costs_and_plots(tmp_path, undrawn):
     assert (folder / "report.html").read_bytes() == page
     facts = yaml.safe_load((folder / "timing.yaml").read_text())
     assert facts["from_iteration"] > 0
+    # Drawn later, from what the folder holds: the same page once more.
+    (folder / "report.html").unlink()
+    assert entry.main(["--report", str(folder), "--figures", "png"]) == 0
+    assert (folder / "report.html").read_bytes() == page
+    assert {"confusion.png", "loss.png"} <= {p.name for p in (folder / "plots").iterdir()}
+    # A panel of a record that names anything else to call than a picture of ours is not drawn.
+    record = json.loads((folder / "record.json").read_text())
+    record["report"]["analysis"]["panels"] = [
+        {"name": "x", "shows": "x", "draw": draw, "data": {"command": "exit 1"}, "wide": False}
+        for draw in ("os:system", "palimpsest.utils.log.plots:os.system", "subprocess:getoutput")
+    ]
+    (folder / "record.json").write_text(json.dumps(record))
+    assert load_run(folder).analysis.panels == []
+    for name, line in (("nowhere", "no such folder"), (".", "no folder of a finished run")):
+        assert entry.main(["--report", str(tmp_path / name)]) == 2
+        assert line in capsys.readouterr().err
+
+
+def test_the_page_of_several_seeds_is_drawn_again(tmp_path, undrawn):
+    argv = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2", "--num_threads", "1"]
+    argv += ["--seeds", "0", "1", "--report", "off", "--non_verbose", "--results_path", str(tmp_path)]
+    assert entry.main(argv) == 0 and not [*tmp_path.rglob("report.html")]
+    (summary,) = tmp_path.rglob("summary.json")
+    facts = json.loads(summary.read_text())
+    for name in facts["runs"]:
+        assert entry.main(["--report", str(summary.parents[1] / name)]) == 0
+    assert entry.main(["--report", str(summary.parent)]) == 0
+    told = (summary.parent / "report.html").read_text()
+    assert f"{facts['metrics']['class-il']['acc']['mean']:.2f}" in told
+    for link in re.findall(r'href="([^"]*)"', told):
+        assert (summary.parent / link).is_file()

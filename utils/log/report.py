@@ -53,7 +53,7 @@ def write_report(run: Run, summary: Summary, refresh: int = 0) -> Path:
     Raises:
         UserError: a file cannot be written.
     """
-    pictures = list(_pictures(run))
+    pictures = list(pictures_of(run))
     first = [picture for picture in pictures if picture.name in _first_screen(run)]
     rows = criterion.of_run(run)
     judged = {
@@ -202,7 +202,7 @@ def _first_screen(run: Run) -> tuple[str, str]:
     return f"matrix_{next(iter(run.matrices), '')}", "average_accuracy"
 
 
-def _pictures(run: Run) -> Iterator[Picture]:
+def pictures_of(run: Run) -> Iterator[Picture]:
     """Every picture that the run has the numbers for."""
     curves = {name: metrics.seen_means(matrix)[None] for name, matrix in run.matrices.items()}
     several = any((~np.isnan(curve)).sum() > 1 for curve in curves.values())
