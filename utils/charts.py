@@ -132,6 +132,7 @@ def heat_map(
     axes.tick_params(length=0)
     if label or n > MAX_NUMBERED:
         bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=30, label=label)
+        bar.ax.set_facecolor("none")
         bar.outline.set_visible(False)
     return figure
 

@@ -25,6 +25,7 @@ from palimpsest.utils.log.report import excluded_terms, summarise_run, write_rep
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.record import Evaluation, Run, Summary
 
+DEFAULTS = ("default", "method", "dataset")  # origins of an option's value that nobody chose for this run
 REFRESH = 10  # seconds between two looks of a browser at the page of a running run
 
 
@@ -262,7 +263,7 @@ class TensorBoardLogger(Logger):
         options = {"model": run.model_name, "dataset": run.dataset_name, "seed": run.seed} | {
             name: value
             for name, value in run.config.items()
-            if name not in NEUTRAL and run.origins.get(name, "default") not in ("default", "dataset")
+            if name not in NEUTRAL and run.origins.get(name, "default") not in DEFAULTS
         }
         options = {name: v if isinstance(v, bool | int | float) else _utf8(v) for name, v in options.items()}
         metrics = {

@@ -26,7 +26,8 @@ def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Fig
     axes.set_yticks(range(0, len(classes), step), [str(c) for c in classes[::step]])
     axes.grid(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, aspect=20, label="% kept")
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, aspect=20, label="% kept")
+    bar.ax.set_facecolor("none")
     return figure
 
 

@@ -183,7 +183,10 @@ def entropy_maps(entropies: np.ndarray, extent: tuple[float, ...], points: Point
             colour, label = (OTHER, "own task's training examples") if own else ("#bbbbbb", "other tasks'")
             axes.scatter(*inputs.T, 12, color=colour, edgecolors=INK, linewidths=0.4, label=label, zorder=2 + own)
         axes.grid(False)
-    figure.colorbar(image, ax=list(panels), pad=0.01, fraction=0.03, aspect=30, label="entropy, share of the largest")
+    bar = figure.colorbar(
+        image, ax=list(panels), pad=0.01, fraction=0.03, aspect=30, label="entropy, share of the largest"
+    )
+    bar.ax.set_facecolor("none")
     entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     return figure
