@@ -35,8 +35,7 @@ class ClassScore:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (B, C), labels (B,)."""
-        among, size = self.among(logits), logits.shape[1]
-        answers = self.named(among.argmax(1))
+        answers, among, size = self.answers(logits), self.among(logits), logits.shape[1]
         self.correct = self.correct + (answers == labels).sum()
         self.n += len(labels)
         if among.shape[1] > MANY:
@@ -47,6 +46,10 @@ class ClassScore:
         known = (labels >= 0) & (labels < size)
         # bincount would wait for the device
         self.counts.view(-1).index_add_(0, torch.where(known, labels * size + answers, 0), known.long())
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """The class (B,) of the largest logit among those that compete."""
+        return self.named(self.among(logits).argmax(1))
 
     def among(self, logits: Tensor) -> Tensor:
         """The logits of the classes that compete."""
