@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING, HELD_OUT = CYCLE[0], "#C62828"
-RIGHT, WRONG, FAINT = "#00785A", "#B23A00", "#777777"
+RIGHT, WRONG, FAINT = CYCLE[2], CYCLE[1], CYCLE[-1]
 VOID = 255
 COLOURS = [c for c in (*range(0, 20, 2), *range(1, 20, 2)) if c not in (14, 15)]  # of tab20, without its greys
 SIDE, ABOVE = 1.6, 0.75  # of an image, above the first row: inches
