@@ -9,6 +9,7 @@ from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
+from palimpsest.utils.args import REPORTS
 from palimpsest.utils.config_file import as_yaml
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
@@ -49,6 +50,10 @@ def main(argv: list[str]) -> int:
             print(completion_script(choice.print_completion))
         elif choice.print_config:
             print_config(argv)
+        elif choice.report and choice.report not in REPORTS and not choice.model:
+            from palimpsest.utils.run.redraw import redraw
+
+            redraw(argv)
         elif choice.rerun:
             from palimpsest.utils.run.rerun import rerun
 

@@ -1,7 +1,7 @@
 """Kills a run with SIGKILL at random moments, resumes it each time, and compares the end with an undisturbed run.
 
-Compared bit for bit: every value of the final checkpoint, metrics.csv, accuracy_matrix.csv, report.html,
-the fingerprints in result.yaml, the row in mean_accs.csv, and every TensorBoard scalar as a reader sees it.
+Compared bit for bit: every value of the final checkpoint, the CSV files, report.html, the fingerprints in result.yaml,
+the row in mean_accs.csv, and every TensorBoard scalar as a reader sees it.
 
 Each life of the run is a forked process, so that 30 lives take seconds and not minutes of imports.
 """
@@ -23,7 +23,7 @@ from palimpsest.utils.check.case_runs import differing_entries
 from palimpsest.utils.run import checkpoint
 
 PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
-FILES = ("metrics.csv", "accuracy_matrix.csv", "report.html", "result.yaml")
+FILES = ("metrics.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv", "report.html", "result.yaml")
 
 
 def command(model: str, results: Path) -> list[str]:

@@ -18,7 +18,7 @@ from palimpsest.utils.optimise import OWN_OPTIMIZERS, OWN_SCHEDULES, optimizer_n
 NEUTRAL = (
     "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "mlflow",
     "disable_log", "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
-    "num_workers", "cache_mb",
+    "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
 
@@ -127,6 +127,16 @@ positive_int = number(int, 1)
 non_negative_int = number(int, 0)
 seed_int = number(int, 0, 2**63 - 1)
 fraction = number(float, 0, 1)
+
+
+REPORTS = ("end", "live", "off")  # when report.html is written
+
+
+def report_moment(text: str) -> str:
+    """`end`, `live` or `off`; a folder, whose report is drawn alone, is no option of a run."""
+    if text not in REPORTS:
+        raise argparse.ArgumentTypeError(f"'{text}': expected end, live or off, or a folder and no other option")
+    return text
 
 
 def save_moment(text: str) -> str | int:
@@ -348,6 +358,9 @@ def _run(group) -> None:
     add_bool(group, "--non_verbose", help="no progress bar, no line per evaluation")
     add_bool(group, "--debug_mode", help="one epoch of a few iterations per task, to see whether a command runs")
     add_bool(group, "--disable_log", help="write nothing")
+    when = "write report.html at the end, also after every task, or not; --report FOLDER draws that of a finished run"
+    add("--report", type=report_moment, default="end", metavar="end|live|off", help=when)
+    add("--figures", choices=["png", "pdf"], help="also write the report's pictures as files")
     add_bool(group, "--csv_log", default=True, help="CSV files")
     add_bool(group, "--tensorboard", default=True, help="TensorBoard events")
     add(

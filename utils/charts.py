@@ -1,5 +1,7 @@
 """The common style of all pictures, and the kinds of picture that more than one family draws.
 
+A picture is read on a white and on a black page: what is drawn in `INK` takes the colour of the page's text, grids and
+empty cells are half transparent, and data have colours that both grounds show. All text has matplotlib's one size.
 matplotlib is imported only when something is drawn.
 """
 
@@ -12,22 +14,30 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#888888")
+DEEP = "#0b559f"  # the darkest cell of a heat map on a page, the others are it half transparent
 HEAT = ("#f7fbff", "#9ecae1", "#2171b5", "#08306b")  # 0, 33, 67 and 100 percent
 INK = "#222222"
+FAINT = "#80808040"  # grids, and cells with nothing in them
+SMALL = (4.6, 3.0)  # inches of a picture that shares its row with another one
 MAX_LABELLED = 12  # tasks with an entry of their own in a legend; more get a colour bar
 MAX_NUMBERED = 25  # tasks up to which a matrix has room for its numbers
+WIDE = 10  # tasks or classes above which a matrix takes a row of the page
 MARKERS = "os^DvP*X<>"  # of the classes, in turn
 
 
 def figure_of(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """An empty figure (inches) in the common style."""
+    """An empty figure (inches, labels included) in the common style. Its layout is fixed, which is quicker than one
+    that is searched for; `utils.log.page.drawn` cuts the picture where its outermost text ends.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.65 / width, 0.55 / height, 1 - 0.05 / width, 1 - 0.3 / height)
     axes = figure.add_subplot()
     style(axes, title, xlabel, ylabel)
     return figure, axes
@@ -35,19 +45,27 @@ def figure_of(width: float, height: float, title: str, xlabel: str, ylabel: str)
 
 def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     """Bring axes into the common style."""
-    axes.set_title(title, fontsize=11, loc="left", color=INK)
-    axes.set_xlabel(xlabel, fontsize=10)
-    axes.set_ylabel(ylabel, fontsize=10)
-    axes.tick_params(labelsize=9)
+    axes.set_title(title, fontsize="medium", loc="left", color=INK)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.tick_params(colors=INK)
+    axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def legend(axes: Axes, beside: bool = False, **more) -> None:
+    """A legend below the axes, or beside them."""
+    place = {"bbox_to_anchor": (1.01, 1)} if beside else {"bbox_to_anchor": (0, -0.2), "ncols": 2}
+    axes.legend(loc="upper left", frameon=False, borderaxespad=0, labelcolor=INK, **{**place, **more})
 
 
 def task_colours(n: int) -> np.ndarray:
     from matplotlib import colormaps
 
-    return colormaps["viridis"](np.linspace(0, 0.92, n))
+    return colormaps["viridis"](np.linspace(0.3, 0.85, n))
 
 
 def task_colour_bar(figure: Figure, axes: Axes, colours: np.ndarray, label: str = "task", first: int = 1) -> None:
@@ -59,6 +77,7 @@ def task_colour_bar(figure: Figure, axes: Axes, colours: np.ndarray, label: str 
     norm = BoundaryNorm(np.arange(first - 0.5, n + first), n)
     bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, label=label, pad=0.02)
     bar.set_ticks(task_ticks(n, 10, first))
+    bar.outline.set_visible(False)
     bar.minorticks_off()
 
 
@@ -71,6 +90,14 @@ def task_ticks(n: int, most: int = 25, first: int = 1) -> list[int]:
 def short(name: str, most: int = 18) -> str:
     """A name that leaves room for others."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def heat_colours() -> Colormap:
+    """From nothing to `DEEP`: light on a white page, dark on a black one, so that INK is read on its weaker part."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("heat", [f"{DEEP}00", DEEP])
+    return colours.with_extremes(bad=FAINT)  # where there is nothing
 
 
 def heat_map(
@@ -94,28 +121,27 @@ def heat_map(
         label: of the colour bar.
         names: of rows and columns, in place of numbers.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     n, (low, high) = len(values), limits
     ticks = [k - first for k in task_ticks(n, MAX_NUMBERED, first)]
     rows = np.flatnonzero(~np.isnan(values).all(axis=1))
     rows, row_ticks = (rows, [0]) if len(rows) == 1 else (np.arange(n), ticks)
-    shown, cell = values[rows], min(8 / n, 0.62)
-    figure, axes = figure_of(max(cell * n + 1.9, 4.2), max(cell * len(rows) + 1.3, 1.8), title, xlabel, ylabel)
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
-    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    shown, cell = values[rows], min((3.3 if n <= WIDE else 7.5) / n, 0.7)
+    figure, axes = figure_of(cell * n + 0.7, cell * len(rows) + 0.85, title, xlabel, ylabel)
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=heat_colours(), vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(shown if n <= MAX_NUMBERED else np.empty(0)):
         if not np.isnan(value):
-            look = {"fontsize": 9 if n <= 10 else 7.5, "color": "w" if value - low > (high - low) / 2 else INK}
-            axes.text(column, row, number(value), ha="center", va="center", **look)
+            colour = "w" if value - low > 0.7 * (high - low) else INK
+            axes.text(column, row, number(value), ha="center", va="center", color=colour)
     named = [short(names[k]) if k < len(names) else str(k + first) for k in range(n)]
     axes.set_xticks(ticks, [named[k] for k in ticks], **({"rotation": 30, "ha": "right"} if names else {}))
     axes.set_yticks(row_ticks, [named[rows[k]] for k in row_ticks])
     axes.grid(False)
-    axes.set_facecolor("#f0f0f0")  # seen where there is nothing
+    axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    if len(rows) > 1 or label:
-        figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=30, label=label)
+    if label or n > MAX_NUMBERED:
+        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=30, label=label)
+        bar.ax.set_facecolor("none")
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -127,7 +153,5 @@ def confusion_matrix(
     """
     counts = np.asarray(counts, dtype=np.float64)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    words = (title, f"predicted {what}", f"true {what}")
-    return heat_map(
-        percent, *words, lambda v: f"{v:.0f}" if v >= 0.5 else "", first=first, label=f"% of the true {what}"
-    )
+    words = (f"{title} (% of the row)", f"predicted {what}", f"true {what}")
+    return heat_map(percent, *words, lambda v: f"{v:.0f}" if v >= 0.5 else "", first=first)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from palimpsest.utils.randomness import preserve_rng
+from palimpsest.utils.record import Counts
 
 Scores = dict[str, list[float]]  # scenario -> one value per task
 
@@ -24,7 +25,9 @@ def scenarios(model, dataset) -> list[str]:
 
 
 @torch.no_grad()
-def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores, dict[str, Scores]]:
+def evaluate(
+    model, dataset, tasks: Iterable[int], trained: int, counts: dict[str, Counts] | None = None
+) -> tuple[Scores, dict[str, Scores]]:
     """The score on each of `tasks`, per scenario, and every further number by name: nan where a task has none.
 
     class-IL: the outputs of all tasks up to `trained` compete (up to the task itself, where that is later). task-IL:
@@ -35,9 +38,11 @@ def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores
         model, dataset: as trained so far; the test loaders of `tasks` must exist.
         tasks: tasks to evaluate.
         trained: last task trained, -1 for none.
+        counts: filled with the answers by true class in each scenario, over the tasks up to `trained`, where scores
+            count them.
     """
     names, last = scenarios(model, dataset), dataset.tasks[max(trained, 0)]
-    running, extra = [], []
+    running, extra, tallies = [], [], {name: _Tally() for name in names}
     with eval_mode(model):
         for task in tasks:
             scores = {name: dataset.tasks[task].score(last if name == "class-il" else None) for name in names}
@@ -49,7 +54,11 @@ def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores
                 for metric, (name, value) in more.items():
                     sums[metric, name] = sums.get((metric, name), 0) + value.double()
             running.append(scores)
+            for name, score in scores.items() if counts is not None and task <= trained else ():
+                tallies[name].take(task, score)
             extra.append({key: value / len(dataset.test_loaders[task].dataset) for key, value in sums.items()})
+    if counts is not None:
+        counts.update({name: tally.result() for name, tally in tallies.items() if tally.tasks})
     rows = [{name: score.result() for name, score in scores.items()} for scores in running]
     firsts = [next(iter(row[names[0]])) for row in rows]
     scores = {name: [row[name][first] for row, first in zip(rows, firsts, strict=True)] for name in names}
@@ -60,6 +69,29 @@ def evaluate(model, dataset, tasks: Iterable[int], trained: int) -> tuple[Scores
         if all((metric, name) in row for row in shown):  # defined for each of the tasks
             others.setdefault(metric, {})[name] = [float(row.get((metric, name), math.nan)) for row in extra]
     return scores, others
+
+
+class _Tally:
+    """Sums on the device of what the scores of several tasks counted."""
+
+    def __init__(self):
+        self.total, self.tasks = torch.zeros(0, 0, dtype=torch.int64), {}
+
+    def take(self, task: int, score) -> None:
+        """Take a task's counts out of its score: those of many tasks and classes would not fit beside each other."""
+        if (counts := getattr(score, "counts", None)) is None:
+            return
+        grown = max(len(counts) - len(self.total), 0)  # the network may have grown
+        self.total = torch.nn.functional.pad(self.total.to(counts.device), (0, grown, 0, grown))
+        self.total[: len(counts), : len(counts)] += counts
+        self.tasks[task] = torch.stack((counts.diagonal(), counts.sum(1)))
+        score.counts = None
+
+    def result(self) -> Counts:
+        total = self.total.cpu().numpy()
+        used = max((int(part.nonzero()[0].max()) for part in (total.sum(0), total.sum(1)) if part.any()), default=-1)
+        tasks = {task: tuple(part.cpu().numpy()) for task, part in self.tasks.items()}
+        return Counts(total[: used + 1, : used + 1], tasks)
 
 
 @torch.no_grad()

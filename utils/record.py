@@ -40,6 +40,8 @@ class Run:
         score: name of what R holds: 'accuracy', or 'r2' of a regression stream.
         published: the best-args row in use, or None.
         analysis: a look at the network at the end of the run, None before and under `--disable_log`.
+        counts: scenario -> answers by true class at the latest end of a task, empty where tasks have no classes.
+        classes: original label and name of every class, by its label in the stream.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 
@@ -69,6 +71,8 @@ class Run:
     position: int | None = None
     seconds: float | None = None
     analysis: "Analysis | None" = None
+    counts: dict[str, "Counts"] = field(default_factory=dict)
+    classes: list[tuple[int, str]] = field(default_factory=list)
     group: str | None = None
 
 
@@ -151,20 +155,30 @@ class Evaluation:
 
 
 @dataclass
+class Counts:
+    """Test examples by true class and answer, of one evaluation in one scenario.
+
+    Attributes:
+        confusion: (C, C), row the true class, column the answer.
+        tasks: task -> (right answers (N,), examples (N,)) by true class.
+    """
+
+    confusion: np.ndarray
+    tasks: dict[int, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
 class Analysis:
     """What became of the network, as far as it can be told of this method and this stream; None otherwise.
 
     Attributes:
         costs: parameters; bytes of the network, of the replay buffers, and of all the method keeps besides the network.
-        embedding: (points (n, 2), task of each (n,), label of each (n,), the axes' shares of the variance (2,)):
-            features of test examples on their first two principal axes.
         confusion: (C, C) counts, row the true class, column the predicted one, over the classes of the tasks trained.
         numbers, panels: those of `ContinualModel.report`.
         figures: (file name, what it shows, matplotlib Figure, whether it is wide) of the stream's pictures.
     """
 
     costs: dict[str, int]
-    embedding: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
     confusion: np.ndarray | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     panels: list[Panel] = field(default_factory=list)

@@ -21,8 +21,11 @@ class SetScore(ClassScore):
     def competing(self, n: int) -> list[int]:
         return self.classes.tolist()
 
-    def answers(self, logits: Tensor) -> Tensor:
-        return self.classes[logits[:, self.classes].argmax(1)]
+    def among(self, logits: Tensor) -> Tensor:
+        return logits[:, self.classes]
+
+    def named(self, places: Tensor) -> Tensor:
+        return self.classes[places]
 
 
 class SetTask(ClassTask):

@@ -13,23 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MANY = 20  # classes, above which the five best answers are looked at, too
 IGNORED = -100  # the label of a position that is not scored, as in torch's cross-entropy
 
 
 class ClassScore:
-    """One label per example: the share of examples whose class has the largest logit.
+    """One label per example: the share of examples whose class has the largest logit; where more than `MANY` classes
+    compete also of those whose class is among the five largest.
 
     Args:
         low, high: classes low..high-1 compete; all by default.
+
+    Attributes:
+        counts: (C, C) int64, examples by true class (row) and answer (column) over all C outputs; None before any.
     """
 
     def __init__(self, low: int = 0, high: int | None = None):
         self.low, self.high, self.correct, self.n = low, high, 0, 0
+        self.top5: Tensor | None = None
+        self.counts: Tensor | None = None
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (B, C), labels (B,)."""
-        self.correct = self.correct + (self.answers(logits) == labels).sum()
+        answers, among, size = self.answers(logits), self.among(logits), logits.shape[1]
+        self.correct = self.correct + (answers == labels).sum()
         self.n += len(labels)
+        if among.shape[1] > MANY:
+            hits = (self.named(among.topk(5, 1).indices) == labels.unsqueeze(1)).sum()
+            self.top5 = hits if self.top5 is None else self.top5 + hits
+        if self.counts is None:
+            self.counts = torch.zeros(size, size, dtype=torch.int64, device=logits.device)
+        known = (labels >= 0) & (labels < size)
+        # bincount would wait for the device
+        self.counts.view(-1).index_add_(0, torch.where(known, labels * size + answers, 0), known.long())
 
     def competing(self, n: int) -> list[int]:
         """Those of n classes that compete."""
@@ -37,11 +53,20 @@ class ClassScore:
 
     def answers(self, logits: Tensor) -> Tensor:
         """The class (B,) of the largest logit among those that compete."""
-        return logits[:, self.low : self.high].argmax(1) + self.low
+        return self.named(self.among(logits).argmax(1))
+
+    def among(self, logits: Tensor) -> Tensor:
+        """The logits of the classes that compete."""
+        return logits[:, self.low : self.high]
+
+    def named(self, places: Tensor) -> Tensor:
+        """The classes at these places of `among`."""
+        return places + self.low
 
     def result(self) -> dict[str, float]:
-        """'accuracy' in percent."""
-        return {"accuracy": 100 * int(self.correct) / self.n if self.n else math.nan}
+        """'accuracy' in percent, and 'top-5' of many classes."""
+        hits = {"accuracy": self.correct} if self.top5 is None else {"accuracy": self.correct, "top-5": self.top5}
+        return {name: 100 * int(n) / self.n if self.n else math.nan for name, n in hits.items()}
 
 
 class TokenScore:

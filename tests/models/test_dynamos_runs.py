@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from palimpsest.utils import registry
 from palimpsest.utils.check.cases import Interrupted
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.log.report import _figures
+from palimpsest.utils.log.report import pictures_of
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.training import Position, train
@@ -182,7 +182,7 @@ def test_findings(trained):
     assert 0.3 < numbers["kept by agent 4"] <= 1 and 0.5 < numbers["multiply-accumulates / without gates"] <= 1.1
     for panel in report.panels:
         panel.figure().canvas.draw()
-    drawn = {name: [line.get_label() for line in figure.axes[0].lines] for name, figure, *_ in _figures(trained.run)}
+    drawn = {p.name: [line.get_label() for line in p.figure.axes[0].lines] for p in pictures_of(trained.run)}
     names = ["loss", "ce", "policy", "prototype", "logits", "vectors", "replay", "replay_policy", "replay_prototype"]
     assert [name for name in drawn["loss"] if not name.startswith("_")] == names
     assert [name for name in drawn["shares"] if not name.startswith("_")] == list(report.shares)

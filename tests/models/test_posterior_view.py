@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import main as entry
 from palimpsest.models.utils.posterior import plots as posterior_plots
 from palimpsest.models.utils.posterior import view as posterior_view
 from palimpsest.models.utils.posterior.base import Look
@@ -132,8 +133,10 @@ def test_a_report_has_the_findings(tmp_path):
     done, _ = execute(resolve([*argv, "--no_tensorboard", "--non_verbose", "--results_path", str(tmp_path)]))
     findings = json.loads((done.folder / "metrics.json").read_text())["extra_metrics"]
     assert {"weights of the hypernetwork / of the network", "drift of the hypernetwork's outputs"} <= {*findings}
-    assert {path.stem for path in (done.folder / "plots").glob("*.png")} >= LINE
     told = (done.folder / "report.html").read_text()
+    assert all(f'aria-label="{name.replace("_", " ")}"' in told for name in LINE)
+    report = done.folder / "report.html"
+    assert entry.main(["--report", str(done.folder)]) == 0 and report.read_text() == told  # panels are data, too
     assert "Findings of pr_bbb" in told and "Average R² (ACC)" in told and "Average accuracy" not in told
 
 

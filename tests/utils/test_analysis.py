@@ -1,21 +1,23 @@
 """The look at the network at a run's end: what it finds, and that it leaves no trace."""
 
-from copy import deepcopy
+import json
+import re
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
 
 import main as entry
 from palimpsest.utils import panels
+from palimpsest.utils.evaluation import evaluate
 from palimpsest.utils.log import analysis
 from palimpsest.utils.log.analysis import analyse, costs
 from palimpsest.utils.panels import Report
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.registry import load
 from palimpsest.utils.run import checkpoint
+from palimpsest.utils.run.finished import load_run
 from tests.models.helpers import experiment, finished, small
 
 SHORT = ["--n_epochs", "1", "--stop_after", "3", "--lr", "0.05"]
@@ -29,6 +31,12 @@ def er():
 
 def test_confusion_is_that_of_the_class_il_score(er):
     counts = analyse(er.model, er.dataset, 2).confusion
+    found: dict = {}
+    evaluate(er.model, er.dataset, range(3), 1, found)  # of three tasks two are trained: the third is not counted
+    assert found["class-il"].confusion.shape == (4, 4) and [*found["task-il"].tasks] == [0, 1]
+    hits, totals = found["task-il"].tasks[1]
+    assert totals.sum() == totals[2:4].sum() == len(er.dataset.test_loaders[1].dataset)
+    assert 100 * hits.sum() / totals.sum() == pytest.approx(er.run.matrices["task-il"][2, 1])
     assert counts.shape == (6, 6)
     for task in range(3):
         low, high = er.dataset.task_classes(task)
@@ -38,23 +46,13 @@ def test_confusion_is_that_of_the_class_il_score(er):
         assert 100 * hits / rows.sum() == pytest.approx(er.run.matrices["class-il"][2, task])
 
 
-def test_embedding_is_of_what_the_classifier_reads(er):
-    points, tasks, labels, shares = analyse(er.model, er.dataset, 2).embedding
-    assert points.shape == (len(tasks), 2) and len(labels) == len(tasks) <= 1.5 * analysis.EMBEDDED
-    assert set(tasks.tolist()) == {0, 1, 2} and (labels // 2 == tasks).all()
-    inputs = next(iter(er.dataset.test_loaders[0]))[0][:3]
-    with torch.no_grad():
-        assert torch.equal(analysis._features(er.model.eval(), inputs, 0), er.model.net.features(inputs))
-    assert 0 < shares[1] <= shares[0] <= 1
-
-
 def test_the_look_leaves_no_trace(er):
     er.model.train()
     before = checkpoint.fingerprint([er.model.state_dict(), random_state(), er.dataset.state_dict()])
     first, again = analyse(er.model, er.dataset, 2), analyse(er.model, er.dataset, 2)
     assert checkpoint.fingerprint([er.model.state_dict(), random_state(), er.dataset.state_dict()]) == before
     assert all(part.training for part in er.model.modules())
-    assert (first.embedding[0] == again.embedding[0]).all() and (first.confusion == again.confusion).all()
+    assert (first.confusion == again.confusion).all()
 
 
 def test_costs_by_hand():
@@ -91,43 +89,20 @@ def test_what_is_something_else_under_the_name_report():
         assert analysis.report_of(model, None, range(1)) == Report()
 
 
-def test_which_features_are_shown():
-    model = small(load("model", "sgd"))
-    inputs = torch.rand(3, 1, 1, 2)
-    assert torch.equal(analysis._features(model, inputs, 0), inputs.flatten(1))
-    model.net = nn.Sequential(nn.Flatten(), nn.Linear(2, 4))
-    assert analysis._features(model, inputs, 0) is None
-    model.net = net = experiment("sgd").model.net
-    inputs = torch.rand(3, 1, 8, 8)
-    vars(model)["predict"] = lambda x, task: (
-        net(x, returnt="features") @ torch.ones(net.feature_dim, 4)
-    )  # a head of its own
-    assert torch.equal(analysis._features(model, inputs, 0), net.features(inputs))
-    columns = [deepcopy(net), deepcopy(net)]
-    vars(model)["predict"] = lambda x, task: columns[task](x)  # the network itself has no part in it
-    assert analysis._features(model, inputs, 0) is None
-    assert not any(part._forward_pre_hooks for part in net.modules())
-
-
 @pytest.mark.parametrize("dataset", ["perm-digits", "digits-360"])
-def test_streams_of_other_settings(dataset):
+def test_streams_of_other_settings_have_no_confusion_of_tasks(dataset):
     exp = experiment("sgd", "--n_epochs", "1", dataset=dataset)
-    found = analyse(exp.model, exp.dataset, 0)
-    assert found.confusion is None and len(found.embedding[0]) > 100
-    labels = torch.zeros(2, 5, dtype=torch.int64)  # not one per example
-    loader = type("Loader", (list,), {"dataset": range(2)})([(torch.rand(2, 1, 8, 8), labels)])
-    exp.dataset.test_loaders = [loader]
-    assert analysis.look_at_tests(exp.model, exp.dataset, range(1)) == (None, None)
+    assert analyse(exp.model, exp.dataset, 0).confusion is None
 
 
-def test_a_run_leaves_its_costs_and_plots(tmp_path, undrawn):
+def test_a_run_leaves_its_costs_and_its_page(tmp_path, undrawn, capsys):
     argv = ["--model", "er", "--dataset", "seq-digits", *SHORT, *ER, "--num_threads", "1", "--results_path"]
     assert entry.main([*argv, str(tmp_path / "a")]) == 0
     (folder,) = (tmp_path / "a").glob("*/*/*/2*")
     facts = yaml.safe_load((folder / "timing.yaml").read_text())
     assert facts["buffer_bytes"] == facts["method_bytes"] == 50 * (64 + 8) and facts["network_bytes"] > 10_000
     assert facts["seconds"] > 0 and facts["peak_memory_bytes"] > 1 << 20 and facts["from_iteration"] == 0
-    assert {"confusion.png", "embedding.png", "loss.png"} <= {p.name for p in (folder / "plots").iterdir()}
+    assert 'aria-label="confusion"' in (folder / "report.html").read_text() and not (folder / "plots").exists()
     # Resumed when it had trained everything and not yet told so: the same page.
     assert entry.main([*argv, str(tmp_path / "b"), "--resume"]) == 0
     (folder,) = (tmp_path / "b").glob("*/*/*/2*")
@@ -137,3 +112,34 @@ def test_a_run_leaves_its_costs_and_plots(tmp_path, undrawn):
     assert (folder / "report.html").read_bytes() == page
     facts = yaml.safe_load((folder / "timing.yaml").read_text())
     assert facts["from_iteration"] > 0
+    # Drawn later, from what the folder holds: the same page once more.
+    (folder / "report.html").unlink()
+    assert entry.main(["--report", str(folder), "--figures", "png"]) == 0
+    assert (folder / "report.html").read_bytes() == page
+    assert {"confusion.png", "loss.png"} <= {p.name for p in (folder / "plots").iterdir()}
+    # A panel of a record that names anything else to call than a picture of ours is not drawn.
+    record = json.loads((folder / "record.json").read_text())
+    record["report"]["analysis"]["panels"] = [
+        {"name": "x", "shows": "x", "draw": draw, "data": {"command": "exit 1"}, "wide": False}
+        for draw in ("os:system", "palimpsest.utils.log.plots:os.system", "subprocess:getoutput")
+    ]
+    (folder / "record.json").write_text(json.dumps(record))
+    assert load_run(folder).analysis.panels == []
+    for name, line in (("nowhere", "no such folder"), (".", "no folder of a finished run")):
+        assert entry.main(["--report", str(tmp_path / name)]) == 2
+        assert line in capsys.readouterr().err
+
+
+def test_the_page_of_several_seeds_is_drawn_again(tmp_path, undrawn):
+    argv = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--stop_after", "2", "--num_threads", "1"]
+    argv += ["--seeds", "0", "1", "--report", "off", "--non_verbose", "--results_path", str(tmp_path)]
+    assert entry.main(argv) == 0 and not [*tmp_path.rglob("report.html")]
+    (summary,) = tmp_path.rglob("summary.json")
+    facts = json.loads(summary.read_text())
+    for name in facts["runs"]:
+        assert entry.main(["--report", str(summary.parents[1] / name)]) == 0
+    assert entry.main(["--report", str(summary.parent)]) == 0
+    told = (summary.parent / "report.html").read_text()
+    assert f"{facts['metrics']['class-il']['acc']['mean']:.2f}" in told
+    for link in re.findall(r'href="([^"]*)"', told):
+        assert (summary.parent / link).is_file()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.log.loggers import (
@@ -16,7 +17,7 @@ from palimpsest.utils.log.loggers import (
     make_loggers,
 )
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
-from palimpsest.utils.record import Evaluation, Run
+from palimpsest.utils.record import Counts, Evaluation, Run
 
 SCORES = [
     {"class-il": [90.0], "task-il": [95.0]},
@@ -72,13 +73,25 @@ def test_files_of_a_whole_run(tmp_path):
     run = a_run(tmp_path)
     run.baselines = {"class-il": [10.0, np.nan, 12.0]}
     go(run, CSVLogger())
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
-        "step,task_trained,task_evaluated,scenario,metric,value,epoch",
-        *("100,0,0,class-il,accuracy,90.0,", "100,0,0,task-il,accuracy,95.0,"),
-        *("150,1,0,class-il,accuracy,70.0,0", "150,1,0,task-il,accuracy,90.0,0", "150,1,1,task-il,accuracy,50.0,0"),
-        *("200,1,0,class-il,accuracy,60.0,", "200,1,1,class-il,accuracy,80.0,"),
-        *("200,1,0,task-il,accuracy,90.0,", "200,1,1,task-il,accuracy,97.5,"),
-        *("200,1,,class-il,acc,70.0,", "200,1,,class-il,forgetting,30.0,", "200,1,,task-il,acc,93.75,"),
+    head, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert head == "step,task_trained,task_evaluated,scenario,metric,value,epoch,model,dataset,seed"
+    assert rows == [
+        f"{row},er,seq-mnist,0"
+        for row in (
+            *("100,0,0,class-il,accuracy,90.0,", "100,0,0,task-il,accuracy,95.0,"),
+            *(
+                "150,1,0,class-il,accuracy,70.0,0",
+                "150,1,0,task-il,accuracy,90.0,0",
+                "150,1,1,task-il,accuracy,50.0,0",
+            ),
+            *("200,1,0,class-il,accuracy,60.0,", "200,1,1,class-il,accuracy,80.0,"),
+            *("200,1,0,task-il,accuracy,90.0,", "200,1,1,task-il,accuracy,97.5,"),
+            *(
+                "200,1,,class-il,acc,70.0,",
+                "200,1,,class-il,forgetting,30.0,",
+                "200,1,,task-il,acc,93.75,",
+            ),
+        )
     ]
     assert (tmp_path / "accuracy_matrix.csv").read_text().splitlines() == [
         "scenario,after_task,task_0,task_1,task_2",
@@ -183,36 +196,60 @@ def test_tensorboard_of_two_scenarios(tmp_path):
     assert "_hparams_/session_start_info" in found.summary_metadata
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_tensorboard_of_one_scenario_has_plain_tags_and_the_plots_of_the_report(tmp_path):
-    run = a_run(tmp_path, ("domain-il",))
-    loggers = [ReportLogger(), TensorBoardLogger()]
-    for logger in loggers:
-        logger.run_started(run)
+def test_tensorboard_of_one_scenario_has_plain_tags_and_the_options_that_somebody_chose(tmp_path):
+    run, logger = a_run(tmp_path, ("domain-il",)), TensorBoardLogger()
+    run.origins |= {"lr": "command line", "buffer_size": "dataset"}
+    logger.run_started(run)
     for task, scores in enumerate([[90.0, 10.0, np.nan], [60.0, 80.0]]):
-        evaluate(run, loggers, task, {"domain-il": scores})
-    run.seconds = 3.0
-    for logger in loggers:
-        logger.run_ended(run, {"domain-il": {"acc": 70.0}})
+        evaluate(run, [logger], task, {"domain-il": scores})
+    logger.run_ended(run, {"domain-il": {"acc": 70.0}})
     found = events(tmp_path)
     assert set(found.Tags()["scalars"]) == {"acc_mean", "acc_task01", "acc_task02", "metrics/acc"}
     assert found.Scalars("acc_mean")[0].value == 90
-    plots = {f"plots/{path.stem}" for path in (tmp_path / "plots").glob("*.png")}
-    assert {"plots/forgetting", "plots/matrix_domain-il"} < plots
-    assert set(found.Tags()["images"]) == {"accuracy_matrix", *plots}
-    assert [e.step for e in found.Images("plots/forgetting")] == [200]
+    assert found.Tags()["images"] == ["accuracy_matrix"]
+    start = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    content = plugin_data_pb2.HParamsPluginData.FromString(start).session_start_info.hparams
+    assert set(content) == {"model", "dataset", "seed", "lr"} and content["model"].string_value == "er"
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_report_now_and_then_and_at_the_end(tmp_path):
-    run = a_run(tmp_path)
+def test_report_at_the_end_and_live(tmp_path):
+    run, page = a_run(tmp_path), tmp_path / "report.html"
     go(run, ReportLogger(), end=False)
-    assert not (tmp_path / "report.html").exists()
-    go(a_run(tmp_path), ReportLogger(interval=0), end=False)
-    assert "not finished" in (tmp_path / "report.html").read_text()
+    assert not page.exists()
+    live = ReportLogger(live=True)
+    go(run, live, end=False)
+    assert "not finished" in page.read_text() and 'http-equiv="refresh"' in page.read_text()
+    live.run_stopped(run, KeyboardInterrupt())
+    assert "not finished" in page.read_text() and "refresh" not in page.read_text()
     run.seconds = 3.0
     ReportLogger().run_ended(run, SUMMARY)
-    assert "not finished" not in (tmp_path / "report.html").read_text()
+    assert "not finished" not in page.read_text() and "refresh" not in page.read_text()
+
+
+COUNTS = {"class-il": Counts(np.array([[3, 1], [0, 2]]), {0: (np.array([3, 2]), np.array([4, 2]))})}
+
+
+def test_answers_by_class_are_kept_of_the_tasks_that_a_resumed_run_knows(tmp_path):
+    run, logger = a_run(tmp_path), CSVLogger()
+    run.classes, run.counts = [(7, "seven, or so"), (3, "three")], COUNTS
+    logger.run_started(run)
+    for task in range(2):
+        evaluate(run, [logger], task, SCORES[task])
+    whole = {name: (tmp_path / name).read_text() for name in ("per_class.csv", "confusion.csv")}
+    assert whole["per_class.csv"].splitlines()[:3] == [
+        "step,task_trained,task_evaluated,scenario,class,name,accuracy,examples",
+        *('100,0,0,class-il,7,"seven, or so",75.0,4', "100,0,0,class-il,3,three,100.0,2"),
+    ]
+    assert whole["confusion.csv"].splitlines()[:4] == [
+        "step,task_trained,scenario,class,predicted,examples",
+        *("100,0,class-il,7,7,3", "100,0,class-il,7,3,1", "100,0,class-il,3,3,2"),
+    ]
+    run.history, again = run.history[:1], CSVLogger()
+    again.run_started(run)
+    assert len((tmp_path / "confusion.csv").read_text().splitlines()) == 4
+    evaluate(run, [again], 1, SCORES[1])
+    assert {name: (tmp_path / name).read_text() for name in whole} == whole
 
 
 @pytest.mark.parametrize(
@@ -221,13 +258,22 @@ def test_report_now_and_then_and_at_the_end(tmp_path):
         ({}, [CSVLogger, ConsoleLogger, ReportLogger, TensorBoardLogger]),
         ({"csv_log": False}, [ConsoleLogger, ReportLogger, TensorBoardLogger]),
         ({"tensorboard": False}, [CSVLogger, ConsoleLogger, ReportLogger]),
+        ({"report": "off"}, [CSVLogger, ConsoleLogger, TensorBoardLogger]),
         ({"mlflow": "local"}, [CSVLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, MLflowLogger]),
         ({"disable_log": True, "mlflow": "local"}, [ConsoleLogger]),
     ],
 )
 def test_make_loggers(tmp_path, options, kinds):
     args = argparse.Namespace(
-        **{"csv_log": True, "tensorboard": True, "disable_log": False, "non_verbose": True, "mlflow": None, **options}
+        **{
+            "csv_log": True,
+            "tensorboard": True,
+            "disable_log": False,
+            "non_verbose": True,
+            "mlflow": None,
+            "report": "end",
+            **options,
+        }
     )
     loggers = make_loggers(args, a_run(tmp_path))
     assert [type(logger) for logger in loggers] == kinds

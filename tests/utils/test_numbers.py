@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from palimpsest.datasets.utils.class_sets import SetScore
 from palimpsest.datasets.utils.scores import ClassScore, RegressionScore, TokenScore
 from palimpsest.datasets.utils.vision.scores import BoxScore, MultiLabelScore, SegmentationScore, TopScore
 from palimpsest.utils import evaluation, metrics
 from palimpsest.utils.log.mean_accs import summary_row
-from palimpsest.utils.log.report import _seeds_table, summarise_seeds
+from palimpsest.utils.log.seeds import seeds_table, summarise_seeds
 from palimpsest.utils.record import Run
 
 NAN = float("nan")
@@ -31,6 +32,17 @@ def a_run(R, score="accuracy"):
 @pytest.mark.parametrize("score", EMPTY, ids=lambda s: type(s).__name__)
 def test_nothing_scored_is_nan(score):
     assert all(map(math.isnan, score.result().values()))
+
+
+def test_the_five_best_of_many_classes_and_who_is_taken_for_whom():
+    few, many = ClassScore(0, 20), ClassScore(0, 21)
+    logits, labels = torch.arange(25.0).repeat(4, 1), torch.tensor([20, 16, 15, 0])  # best first: 20, 19, 18, ...
+    few.add(logits, labels), many.add(logits, labels)
+    assert few.result() == {"accuracy": 0.0} and many.result() == {"accuracy": 25.0, "top-5": 50.0}
+    assert many.counts.nonzero().tolist() == [[0, 20], [15, 20], [16, 20], [20, 20]] and many.counts.sum() == 4
+    among = SetScore(torch.tensor([1, 3]))
+    among.add(logits, labels - 15)
+    assert among.counts[:, 3].sum() == 3 and among.counts.sum() == 3  # a label that is no class is none of them
 
 
 def test_only_void_pixels_and_unscored_tokens_are_nan():
@@ -154,5 +166,5 @@ def test_the_seeds_page():
     runs = [a_run([[R]]) for R in (99.0, 100.0, 95.0)]
     for n, told in ((1, "needs 3 seeds"), (2, "needs 3 seeds"), (3, "to 100.00")):
         summaries = [{"class-il": metrics.summarise(run.matrices["class-il"])} for run in runs[:n]]
-        text = _seeds_table("class-il", runs[:n], summaries, summarise_seeds(summaries)["class-il"])
-        assert told in text and "nan" not in text and ("±" in text.split("</thead>")[1]) == (n > 1)
+        _, rows, _ = seeds_table("class-il", runs[:n], summaries, summarise_seeds(summaries)["class-il"])
+        assert told in repr(rows) and "nan" not in repr(rows) and ("±" in repr(rows)) == (n > 1)

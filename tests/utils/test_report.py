@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from palimpsest.utils import panels
-from palimpsest.utils.log.report import summarise_run, summarise_seeds, write_report, write_seeds_report
+from palimpsest.utils.log.report import summarise_run, write_report
+from palimpsest.utils.log.seeds import summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.record import Analysis, Evaluation, Run
 
@@ -22,28 +24,30 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.text, self.rows, self.images = [], [], "", [], []
+        self.open, self.tags, self.text, self.rows, self.images, self.links = [], [], "", [], [], []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag == "img":
-            self.images.append(dict(attrs))
+        if tag == "svg":
+            self.images.append(dict(attrs)["aria-label"])
+        if tag == "a":
+            self.links.append(dict(attrs)["href"])
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-        if tag == "small":
+        if tag == "span":
             self.rows[-1][-1] += " | "
-        if tag not in ("meta", "img"):
+        if tag != "meta":
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data.replace("\n", "")
         if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += data
 
@@ -71,25 +75,31 @@ def test_report_of_a_run(tmp_path):
     run.history = [Evaluation(100, 0, None, {"class-il": [90.0], "task-il": [90.0]})]
     found = page(run)
     assert "er on seq-mnist, seed 4" in found.text
-    assert "setting class-il · 89,610 parameters · 3 tasks · finished" in found.text
+    assert "class-il · 89,610 parameters · 3 tasks · finished" in found.text
+    assert (
+        "Average accuracy, class-il73.33 %Forgetting, class-il20.00 pointsAverage accuracy, task-il73.33 %"
+        in found.text
+    )
+    assert "Task 1 lost most: 90.0 to 70.0." in found.text
+    assert found.images[:2] == ["matrix class-il", "average accuracy"]
     # By hand: forgetting (20 + 20) / 2 with the last row in the maximum, as well as without; BWT (-20 - 20) / 2.
     assert found.row("Average accuracy (ACC)")[1:] == ["73.33", "73.33"]
     assert found.row("Backward transfer")[1:] == ["-20.00", "-20.00"]
     assert found.row("Forgetting (Chaudhry)")[1:] == ["20.00", "20.00"]
-    assert found.row("Forward transfer")[1] == "not defined | needs --enable_other_metrics"
-    assert found.row("Minimum accuracy")[1] == "not defined | needs --eval_epochs"
+    assert found.row("Forward transfer")[1] == "needs --enable_other_metrics"
+    assert found.row("Minimum accuracy")[1] == "needs --eval_epochs"
+    assert found.text.index("Stability") < found.text.index("6 more that this run does not define")
     assert found.row("evaluation mode") == ["evaluation mode", "eval()"]
     assert found.row("buffer_size") == ["buffer_size", "200", "command line"]
     assert found.row("torch") == ["torch", "2.15"]
-    options = [row[0] for row in found.rows if len(row) == 3 and row[0] in run.config]
-    assert options[:2] == ["buffer_size", "lr"]  # what somebody chose comes first
-    assert len(found.images) == 8
+    assert found.row("debug_mode") == ["debug_mode", "False"]  # folded: nobody chose it
+    assert found.text.index("buffer_size") < found.text.index("3 options at their defaults")
+    assert len(found.images) == 7
 
 
 ANALYSIS = Analysis(
     costs={"parameters": 89610, "network_bytes": 358440, "buffer_bytes": 500, "method_bytes": 3 * 2**20},
     panels=[panels.capacity([500, 200, 100], 1000), panels.importance(torch.tensor([0.0, 1e-4, 1e-2, 0.1]))],
-    embedding=(np.arange(12.0).reshape(6, 2), np.repeat([0, 1, 2], 2), np.arange(6), np.array([0.7, 0.2])),
     confusion=np.arange(36).reshape(6, 6),
 )
 
@@ -107,13 +117,14 @@ def test_everything_is_escaped_and_nothing_is_fetched(tmp_path):
     for path in tmp_path.rglob("report.html"):
         text = path.read_text()
         assert "script" not in Page(text).tags
-        assert not re.search(r'(src|href)="(?!data:)', text) and "@import" not in text and "url(" not in text
+        assert not re.search(r'(src|href)="(?!data:|#|\.\./)', text) and "@import" not in text
+        assert not re.search(r"url\((?!#)", text)
 
 
 @pytest.mark.parametrize(
     "matrix, reason, images",
     [
-        (STOPPED, None, 7),
+        (STOPPED, None, 6),
         (JOINT, "needs a score after every task", 2),
         (np.full((3, 3), np.nan), "nothing evaluated yet", 2),
         (np.array([[80.0]]), "needs two trained tasks", 2),
@@ -122,7 +133,7 @@ def test_everything_is_escaped_and_nothing_is_fetched(tmp_path):
 def test_partial_runs_render(tmp_path, matrix, reason, images):
     found = page(a_run(tmp_path, matrix, seconds=None))
     row = found.row("Backward transfer")
-    assert row[1] == (f"not defined | {reason}" if reason else "-30.00")
+    assert row[1] == (reason or "-30.00")
     assert len(found.images) == images
     assert "not finished" in found.text and not (tmp_path / "plots").exists()
     assert "Nothing evaluated yet." in page(a_run(tmp_path, matrices={}, seconds=None)).text
@@ -182,12 +193,12 @@ def test_metrics_over_the_evaluations_during_tasks(tmp_path):
 def test_report_of_a_look_at_the_network(tmp_path):
     run = a_run(tmp_path, scenarios=("class-il",), analysis=ANALYSIS, baselines={"class-il": [10.0, 20.0, np.nan]})
     run.matrices["class-il"][0, 1] = 45.0
+    run.config["figures"] = "pdf"
     found = page(run)
-    shown = [image["alt"] for image in found.images]
-    names = {"average_accuracy", "forgetting", "accuracy_class-il", "matrix_class-il", "confusion", "embedding",
-             "backward_transfer", "forward_transfer", "capacity", "importance"}  # fmt: skip
-    assert {p.name for p in (tmp_path / "plots").iterdir()} == {f"{name}.png" for name in names}
-    assert len(shown) == len(names) and {"confusion matrix", "features of test examples"} <= set(shown)
+    names = {"average_accuracy", "forgetting", "accuracy_class-il", "matrix_class-il", "confusion",
+             "forward_transfer", "capacity", "importance"}  # fmt: skip
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {f"{name}.pdf" for name in names}
+    assert {name.replace("_", " ") for name in names} == set(found.images)
     assert found.row("Forward transfer")[1] == "25.00 | 1 undefined term left out"
     assert found.row("network") == ["network", "350.0 KiB"]
     assert found.row("replay") == ["replay buffers", "500 bytes"]
@@ -215,10 +226,19 @@ def test_seeds_report(tmp_path):
     row = found.row("Average accuracy")
     assert row[1:] == ["74.33 ± 1.00", "71.85 to 76.82", "73.33", "74.33", "75.33"]
     assert found.row("class-il", "Average")[2:] == ["75.00 ± 1.67", "74.33", "-0.67", "yes"]
-    assert len(found.images) == 1
+    assert found.images == ["average accuracy", "final accuracy"]
+    assert found.links == [f"../{k}/report.html" for k in range(3)]
     assert not any(row[0] == "seed" and len(row) == 3 for row in found.rows)
+    write_seeds_summary(path.parent, runs, table)
+    facts = json.loads((path.parent / "summary.json").read_text())
+    assert facts["seeds"] == [10, 11, 12] and facts["runs"] == ["0", "1", "2"]
+    acc = facts["metrics"]["class-il"]["acc"]
+    assert [acc["mean"], acc["std"], acc["n"], acc["low"]] == pytest.approx([74.333333, 1.0, 3, 71.849219])
+    head, first, *_ = (path.parent / "summary.csv").read_text().splitlines()
+    assert head == "model,dataset,scenario,metric,mean,std,n,low,high"
+    assert first == "er,seq-mnist,class-il,acc," + ",".join(str(acc[k]) for k in ("mean", "std", "n", "low", "high"))
     run = a_run(tmp_path, JOINT)
     path = write_seeds_report(tmp_path / "s", [run], summarise_seeds([summarise_run(run)]))
     found = Page(path.read_text(encoding="utf-8"))
     assert found.row("Average accuracy (ACC)")[1:] == ["73.33", "needs 3 seeds", "73.33"]
-    assert found.row("Forgetting")[1] == "not defined | needs a score after every task"
+    assert found.row("Forgetting")[1] == "needs a score after every task"

@@ -19,7 +19,7 @@ from palimpsest.utils.args import NEUTRAL
 from palimpsest.utils.atomic import write_text
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.log import plots
-from palimpsest.utils.log.page import count, escape, images, page, section, table
+from palimpsest.utils.log.page import Picture, count, render
 from palimpsest.utils.metrics import METRICS, plus_minus, spread
 
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
@@ -84,34 +84,37 @@ def measured(rows: Sequence[Row]) -> dict[str, Spread]:
 
 def write_comparison(tables: dict[tuple[str, str], list[tuple[str, Row]]], path: Path) -> None:
     """Write the page: per stream and scenario the bars and a table, best final accuracy first."""
-    parts = []
+    streams = []
     for (scenario, dataset), rows in tables.items():
         found = {name: measured(mine) for name, mine in entries(rows).items()}
         found = {name: values for name, values in found.items() if "final accuracy" in values}
         found = dict(sorted(found.items(), key=lambda item: -item[1]["final accuracy"][0]))
         if found:
-            parts.append(section(f"{dataset}, {scenario}", _bars(found) + _numbers(found) + _versions(rows)))
+            head = ["method", "runs", *MEASURES]
+            streams.append((f"{dataset}, {scenario}", _bars(found), head, _numbers(found), _versions(rows)))
     head = f"{count(sum(map(len, tables.values())), 'row')} of {count(len(tables), 'table')}"
-    write_text(path, page("Comparison of methods", head, parts))
+    text = render("comparison.html", title="Comparison of methods", headline=head, refresh=0, streams=streams)
+    write_text(path, text)
 
 
-def _bars(found: dict[str, dict[str, Spread]]) -> str:
-    figures = []
+def _bars(found: dict[str, dict[str, Spread]]) -> list[Picture]:
+    pictures = []
     for measure, unit, highest in (("final accuracy", "%", 112), ("forgetting", "points", None)):
         bars = {name: values[measure][:2] for name, values in found.items() if measure in values}
         if bars:
             title = f"{measure.capitalize()}: mean and standard deviation over runs"
-            figures.append((plots.comparison_bars(bars, f"{measure} ({unit})", title, highest), measure, False))
-    return images(figures)
+            figure = plots.comparison_bars(bars, f"{measure} ({unit})", title, highest)
+            better = "Longer is better." if measure == "final accuracy" else "Shorter is better."
+            pictures.append(Picture(measure, figure, f"{better} A whisker is one standard deviation over seeds."))
+    return pictures
 
 
-def _numbers(found: dict[str, dict[str, Spread]]) -> str:
+def _numbers(found: dict[str, dict[str, Spread]]) -> list[list]:
     rows = []
     for name, values in found.items():
         cells = [plus_minus(*values[m][:2]) if m in values else "-" for m in MEASURES]
         rows.append([name, values["final accuracy"][2], *cells])
-    note = "<p class=dim>Percent and points; ±: sample standard deviation over runs, none of a single run.</p>"
-    return table(["method", "runs", *MEASURES], rows, texts=1, dense=True) + note
+    return rows
 
 
 def _versions(rows: Sequence[tuple[str, Row]]) -> str:
@@ -121,8 +124,8 @@ def _versions(rows: Sequence[tuple[str, Row]]) -> str:
         return ""
     parts = [dict.fromkeys(versions.split(", ")) for versions in sorted(found)]
     differing = [", ".join(p for p in mine if not all(p in other for other in parts)) for mine in parts]
-    said = " | ".join(escape(text or "the same without more") for text in differing)
-    return f"<p class=dim>The runs differ in versions or device: {said}.</p>"
+    said = " | ".join(text or "the same without more" for text in differing)
+    return f"The runs differ in versions or device: {said}."
 
 
 def _last_task(row: Row) -> str:

@@ -8,14 +8,15 @@ import io
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from palimpsest.utils import criterion
+from palimpsest.utils.args import NEUTRAL
 from palimpsest.utils.atomic import file_errors, write_text
 from palimpsest.utils.config_file import write_config
 from palimpsest.utils.log import plots
@@ -24,9 +25,13 @@ from palimpsest.utils.log.report import excluded_terms, summarise_run, write_rep
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.record import Evaluation, Run, Summary
 
+DEFAULTS = ("default", "method", "dataset")  # origins of an option's value that nobody chose for this run
+REFRESH = 10  # seconds between two looks of a browser at the page of a running run
+
 
 class CSVLogger(Logger):
-    """`config.yaml`, `metrics.csv`, `accuracy_matrix.csv` and, at the end, `metrics.json` in the run's folder.
+    """`config.yaml`, `metrics.csv`, `accuracy_matrix.csv`, `per_class.csv`, `confusion.csv` and, at the end,
+    `metrics.json` in the run's folder.
 
     On a vision stream also `epochs.jsonl`, the records of `Run.epochs`, and `criterion` in metrics.json.
 
@@ -34,9 +39,26 @@ class CSVLogger(Logger):
     it is a perplexity, `epoch` empty at a task's end. Rows are on their way to the disk when the event returns, so a
     killed run keeps them; a resumed run rewrites those of its history, so that nothing is there twice. The run's
     metrics come last, with `task_evaluated` empty.
+
+    per_class.csv and confusion.csv have the answers at every end of a task, where tasks have classes; a class is
+    written as its original label. In confusion.csv a pair that did not occur has no row.
     """
 
     COLUMNS = ("step", "task_trained", "task_evaluated", "scenario", "metric", "value", "epoch")
+    COLUMNS += ("model", "dataset", "seed")
+    COUNTED = {
+        "per_class.csv": (
+            "step",
+            "task_trained",
+            "task_evaluated",
+            "scenario",
+            "class",
+            "name",
+            "accuracy",
+            "examples",
+        ),
+        "confusion.csv": ("step", "task_trained", "scenario", "class", "predicted", "examples"),
+    }
 
     def run_started(self, run: Run) -> None:
         if not run.position:
@@ -45,12 +67,18 @@ class CSVLogger(Logger):
             about |= {"environment": run.environment, "notes": run.notes}
             write_config(run.folder / "config.yaml", plain(about))
         rows = [row for evaluation in run.history for row in self._rows(run, evaluation)]
-        write_text(run.folder / "metrics.csv", _csv([self.COLUMNS, *rows]))
+        write_text(run.folder / "metrics.csv", csv_text([self.COLUMNS, *rows]))
+        known = {str(evaluation.step) for evaluation in run.history if evaluation.epoch is None}
+        for name in self.COUNTED:
+            self._keep(run.folder / name, known)
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        self._append(run, self._rows(run, evaluation))
+        self._append(run.folder / "metrics.csv", self._rows(run, evaluation))
         if evaluation.epoch is None:
             self._write_matrix(run)
+            for name, rows in self._counted(run, evaluation).items():
+                path, new = run.folder / name, not (run.folder / name).exists()
+                self._append(path, [self.COUNTED[name], *rows] if new else rows)
             if run.tasks:
                 lines = [json.dumps(_defined(record)) for record in run.epochs]
                 write_text(run.folder / "epochs.jsonl", "".join(f"{line}\n" for line in lines))
@@ -58,11 +86,11 @@ class CSVLogger(Logger):
     def run_ended(self, run: Run, summary: Summary) -> None:
         at = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
         rows = [
-            (*at, "", scenario, metric, float(value), "")
+            (*at, "", scenario, metric, float(value), "", run.model_name, run.dataset_name, run.seed)
             for scenario, metrics in summary.items()
             for metric, value in metrics.items()
         ]
-        self._append(run, rows)
+        self._append(run.folder / "metrics.csv", rows)
         self._write_matrix(run)
         write_text(run.folder / "metrics.json", json.dumps(_defined(self._facts(run, summary)), indent=1) + "\n")
 
@@ -87,16 +115,39 @@ class CSVLogger(Logger):
     @staticmethod
     def _rows(run: Run, evaluation: Evaluation) -> list[tuple]:
         epoch = "" if evaluation.epoch is None else evaluation.epoch
+        about = (run.model_name, run.dataset_name, run.seed)
         return [
-            (evaluation.step, evaluation.task, task, scenario, metric, value, epoch)
+            (evaluation.step, evaluation.task, task, scenario, metric, value, epoch, *about)
             for metric, scenario, task, value in evaluation.values(run.score)
         ]
 
     @staticmethod
-    def _append(run: Run, rows: Iterable[tuple]) -> None:
-        path = run.folder / "metrics.csv"
+    def _counted(run: Run, evaluation: Evaluation) -> dict[str, list[tuple]]:
+        """Rows of the files of `COUNTED`, none where tasks have no classes."""
+        at, per_class, pairs = (evaluation.step, evaluation.task), [], []
+        for scenario, counts in run.counts.items():
+            named = dict(enumerate(run.classes)) or {c: (c, str(c)) for c in range(len(counts.confusion))}
+            for task, (hits, totals) in counts.tasks.items():
+                for c in np.flatnonzero(totals):
+                    share = 100 * int(hits[c]) / int(totals[c])
+                    per_class.append((*at, task, scenario, *named[c], share, int(totals[c])))
+            for c, predicted in np.argwhere(counts.confusion):
+                n = int(counts.confusion[c, predicted])
+                pairs.append((*at, scenario, named[c][0], named[predicted][0], n))
+        return {"per_class.csv": per_class, "confusion.csv": pairs} if run.counts else {}
+
+    @staticmethod
+    def _keep(path: Path, steps: set[str]) -> None:
+        """Leave the rows of these steps alone: those of a killed run's later ones are written again."""
+        if path.is_file():
+            with file_errors(path), open(path, newline="", encoding="utf-8") as f:
+                head, *rows = list(csv.reader(f)) or [[]]
+            write_text(path, csv_text([head, *(row for row in rows if row and row[0] in steps)]))
+
+    @staticmethod
+    def _append(path: Path, rows: Iterable[tuple]) -> None:
         with file_errors(path), open(path, "a", newline="", encoding="utf-8") as f:
-            f.write(_csv(rows))
+            f.write(csv_text(rows))
 
     @staticmethod
     def _write_matrix(run: Run) -> None:
@@ -105,7 +156,7 @@ class CSVLogger(Logger):
         for scenario, matrix in run.matrices.items():
             for t, scores in enumerate(matrix):
                 rows.append((scenario, t, *("" if np.isnan(score) else float(score) for score in scores)))
-        write_text(run.folder / "accuracy_matrix.csv", _csv(rows))
+        write_text(run.folder / "accuracy_matrix.csv", csv_text(rows))
 
 
 class ConsoleLogger(Logger):
@@ -157,8 +208,9 @@ class TensorBoardLogger(Logger):
     """TensorBoard events in the run's folder, against training iterations.
 
     Text `config`; scalars `acc_mean`, `acc_task01`..., `perplexity_task01`... of token streams, `loss/<term>`, `lr`;
-    image `accuracy_matrix` after each task; at the end the metrics as HParams. With two scenarios the tags of a score
-    start with the scenario: `class-il/acc_mean`.
+    image `accuracy_matrix` after each task; at the end the metrics as HParams of the model, the dataset, the seed and
+    the options that somebody chose. With two scenarios the tags of a score start with the scenario:
+    `class-il/acc_mean`.
     """
 
     def run_started(self, run: Run) -> None:
@@ -206,10 +258,14 @@ class TensorBoardLogger(Logger):
             self.writer.flush()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
-        from PIL import Image
         from torch.utils.tensorboard.summary import hparams
 
-        options = {name: v if isinstance(v, bool | int | float) else _utf8(v) for name, v in run.config.items()}
+        options = {"model": run.model_name, "dataset": run.dataset_name, "seed": run.seed} | {
+            name: value
+            for name, value in run.config.items()
+            if name not in NEUTRAL and run.origins.get(name, "default") not in DEFAULTS
+        }
+        options = {name: v if isinstance(v, bool | int | float) else _utf8(v) for name, v in options.items()}
         metrics = {
             f"metrics/{_prefix(summary, scenario)}{metric}": value
             for scenario, values in summary.items()
@@ -217,9 +273,6 @@ class TensorBoardLogger(Logger):
         }
         step = run.history[-1].step if run.history else 0
         with file_errors(self.folder):
-            for path in sorted((run.folder / "plots").glob("*.png")):
-                image = np.asarray(Image.open(path).convert("RGB"))
-                self.writer.add_image(f"plots/{path.stem}", image, step, dataformats="HWC")
             # The writer's own add_hparams would open a second event file in a folder below.
             for part in hparams(options, metrics):
                 self.writer.file_writer.add_summary(part)
@@ -245,24 +298,22 @@ def _without_writers(hook: Callable) -> Callable:
 
 
 class ReportLogger(Logger):
-    """`report.html`, at the end and now and then after a task.
+    """`report.html`, at the end.
 
     Args:
-        interval: seconds between two reports; drawing takes about a second, which a run of a few seconds should not pay
-        per task.
+        live: also after every task, as a page that a browser reads again by itself until the run ends.
     """
 
-    def __init__(self, interval: float = 30.0):
-        self.interval = interval
-        self.last = 0.0
-
-    def run_started(self, run: Run) -> None:
-        self.last = time.monotonic()
+    def __init__(self, live: bool = False):
+        self.live = live
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        if evaluation.epoch is None and time.monotonic() - self.last >= self.interval:
+        if self.live and evaluation.epoch is None:
+            write_report(run, summarise_run(run), refresh=REFRESH)
+
+    def run_stopped(self, run: Run, error: BaseException) -> None:
+        if self.live and run.history:
             write_report(run, summarise_run(run))
-            self.last = time.monotonic()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
         write_report(run, summary)
@@ -277,8 +328,8 @@ def make_loggers(args: Any, run: Run) -> list[Logger]:
     if args.disable_log or run.folder is None:
         return [console]
     loggers: list[Logger] = [CSVLogger()] if args.csv_log else []
-    loggers += [console, ReportLogger()]
-    loggers += [TensorBoardLogger()] if args.tensorboard else []  # which takes over the report's plots
+    loggers += [console, *([] if args.report == "off" else [ReportLogger(live=args.report == "live")])]
+    loggers += [TensorBoardLogger()] if args.tensorboard else []
     if args.mlflow:
         from palimpsest.utils.log.mlflow_logger import MLflowLogger
 
@@ -312,7 +363,8 @@ def _prefix(scenarios: dict, scenario: str) -> str:
     return f"{scenario}/" if len(scenarios) > 1 else ""
 
 
-def _csv(rows: Iterable[Iterable]) -> str:
+def csv_text(rows: Iterable[Iterable]) -> str:
+    """Rows as the text of a CSV file."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

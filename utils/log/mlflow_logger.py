@@ -26,7 +26,7 @@ LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"
 PAUSE, SHARE = 5.0, 20  # a message that took s seconds is followed by a pause of PAUSE seconds, or SHARE x s if longer
 METRICS_AT_ONCE, PARAMS_AT_ONCE, LONGEST_PARAM, LONGEST_TAG = 1000, 100, 6000, 5000  # limits of MLflow
-FILES = ("config.yaml", "metrics.csv", "accuracy_matrix.csv", "report.html")
+FILES = ("config.yaml", "metrics.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv", "report.html")
 # MLflow's own defaults wait for minutes on a server that does not answer, and report its use to its makers.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -108,7 +108,7 @@ class MLflowLogger(Logger):
 
     Parameters are the resolved options; tags tell the environment. Metrics: `class-il/acc_task01`... and
     `class-il/acc_mean` at every evaluation (the same of a perplexity), `loss/<term>`, `lr`, and at the end
-    `class-il/acc`, `class-il/forgetting`, ... Files: config.yaml, metrics.csv, accuracy_matrix.csv, report.html.
+    `class-il/acc`, `class-il/forgetting`, ... Files: those of `FILES`.
 
     A run that is resumed finds its MLflow run by the tag `palimpsest.run_id`, compares all it knows with what the store
     has, and sends the rest: a run that was not tracked from its beginning is complete as well. Metrics are collected

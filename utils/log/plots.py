@@ -19,8 +19,10 @@ from palimpsest.utils.charts import (
     MARKERS,
     MAX_LABELLED,
     MAX_NUMBERED,
+    SMALL,
     figure_of,
     heat_map,
+    legend,
     short,
     task_colour_bar,
     task_colours,
@@ -36,7 +38,6 @@ COLOURS = dict(zip(("class-il", "task-il", "domain-il", "general-continual"), CY
 SCORES = {"r2": "R²"}  # how a score is written, where not by its name
 BARS = {
     "forgetting": ("Forgetting", "best minus last accuracy (points)"),
-    "bwt": ("Backward transfer", "change of accuracy (points)"),
     "fwt": ("Forward transfer", "change of accuracy (points)"),
 }
 
@@ -56,14 +57,14 @@ def accuracy_curves(
     colours = task_colours(n)
     for i in range(n):
         steps, scores = np.arange(i + 1, n + 1), matrix[i:, i]
-        label = short(names[i]) if i < len(names) else f"task {i + 1}"
+        label = short(names[i]) if i < len(names) else f"{i + 1}" if i else "task 1"
         if not np.isnan(scores).all():
             axes.plot(steps, scores, "-o", color=colours[i], markersize=4, linewidth=1.6, label=label)
     _fit_axes(axes, matrix)
     if n > MAX_LABELLED:
         task_colour_bar(figure, axes, colours)
     elif axes.lines:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+        legend(axes, ncols=8, columnspacing=0.9, handlelength=1.1, handletextpad=0.4)
     return figure
 
 
@@ -83,11 +84,12 @@ def average_curves(curves: Mapping[str, np.ndarray], score: str = "accuracy") ->
         label = f"{name}: last {known[-1]:.2f}" if known.size else f"{name}: not evaluated"
         if seeds > 1:
             std = values.std(0, ddof=1)
-            axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(steps, values.T, color=colour, alpha=0.35, linewidth=0.7)
+            low, high = np.clip([mean - std, mean + std], *_range(values))  # no accuracy is above 100
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(steps, values.T, color=colour, alpha=0.5, linewidth=0.8)
         axes.plot(steps, mean, "-o", color=colour, markersize=4, label=label)
     _fit_axes(axes, np.concatenate(list(curves.values())))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    legend(axes)
     return figure
 
 
@@ -96,7 +98,7 @@ def accuracy_matrix(
 ) -> Figure:
     """The score matrix as a heat map with its numbers; a matrix of one row (joint training) is drawn as that row."""
     words = [worded(text, score) for text in (title, "accuracy (%) on task", "after training task")]
-    digits = 1 if len(matrix) <= 10 else 0
+    digits = 1 if len(matrix) <= 6 else 0  # as many as there is room for
     return heat_map(matrix, *words, lambda value: f"{value:.{digits}f}", _range(matrix), names=names)
 
 
@@ -104,7 +106,7 @@ def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accura
     """What became of each task: a group of bars, one colour per scenario.
 
     Args:
-        metric: 'forgetting', 'bwt' or 'fwt'.
+        metric: 'forgetting' or 'fwt'.
         terms: scenario -> the metric's terms as in `metrics.terms`, nan where one is not defined; not all of them are.
     """
     title, ylabel = BARS[metric]
@@ -115,8 +117,8 @@ def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accura
         known = np.flatnonzero(~np.isnan(values))
         places = known + first + (k - (len(terms) - 1) / 2) * width
         bars = axes.bar(places, values[known], width * 0.92, color=_colour(name, k), label=name)
-        if len(known) * len(terms) <= 20:
-            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        if len(known) * len(terms) <= 10:
+            axes.bar_label(bars, fmt="%.1f", padding=2, color=INK)
         tasks, heights = [*tasks, *(known + first).tolist()], [*heights, *values[known].tolist()]
     low, high = min(0.0, *heights), max(0.0, *heights)
     reach = max(0.12 * (high - low), 0.5)
@@ -124,7 +126,29 @@ def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accura
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlim(min(tasks) - 0.6, max(tasks) + 0.6)
     axes.set_xticks([task for task in task_ticks(max(tasks)) if task >= min(tasks)])
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    legend(axes)
+    return figure
+
+
+def final_scores(rows: Mapping[int, np.ndarray], scenario: str, score: str = "accuracy") -> Figure:
+    """Score on each task at the end of training: a mark per seed, a line at their mean.
+
+    Args:
+        rows: seed -> (1, T), or (0, T) of a run without scores.
+    """
+    figure, axes = _score_figure(score, f"Accuracy at the end: {scenario}", "task", "accuracy (%)")
+    found = {seed: row[0] for seed, row in rows.items() if len(row)}
+    for k, (seed, values) in enumerate(found.items()):
+        places = np.arange(1, len(values) + 1) + 0.5 * ((k + 0.5) / len(found) - 0.5)
+        look = {"marker": MARKERS[k % len(MARKERS)], "color": CYCLE[k % len(CYCLE)], "linestyle": "", "markersize": 5}
+        axes.plot(places, values, label=f"seed {seed}", **look)
+    if found:
+        values = np.stack(list(found.values()))
+        axes.hlines(values.mean(0), np.arange(1, values.shape[1] + 1) - 0.35, np.arange(1, values.shape[1] + 1) + 0.35,
+                    color=INK, linewidth=1)  # fmt: skip
+        _fit_axes(axes, values)
+        axes.set_xlim(0.4, values.shape[1] + 0.6)
+        legend(axes, ncols=4, columnspacing=1.0, handletextpad=0.2)
     return figure
 
 
@@ -145,7 +169,7 @@ def comparison_bars(
     deviations = np.nan_to_num(deviations)
     for place, mean, deviation in zip(places, means, deviations, strict=True):
         end = (max(mean + deviation, 0.0), place)
-        axes.annotate(f"{mean:.1f}", end, (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(f"{mean:.1f}", end, (4, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(places, [name if len(name) <= 44 else f"{name[:43]}…" for name in values])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
@@ -170,7 +194,7 @@ def loss_curves(
         task_ends: iterations at which a task ended, drawn as vertical lines.
     """
     title, ylabel = ("Shares in training", "share") if shares else ("Training loss", "loss")
-    figure, axes = figure_of(8.5, 3.2, title, "training iteration", ylabel)
+    figure, axes = figure_of(8.6, 2.8, title, "training iteration", ylabel)
     low, high, sizes = np.inf, -np.inf, []
     for k, name in enumerate(names):
         points = np.array([(step, terms[name]) for step, terms, _ in losses if name in terms], dtype=np.float64)
@@ -181,31 +205,32 @@ def loss_curves(
         low, high = min(low, values.min()), max(high, values.max())
         sizes.append(np.median(np.abs(values)))
     for end in task_ends:
-        axes.axvline(end, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.axvline(end, color=CYCLE[-1], linestyle=":", linewidth=1, zorder=0)
+    axes.grid(False, axis="x")
     if low > 0 and high > 30 * low and not shares:
         axes.set_yscale("log")
     elif low < 0 and (sizes := [size for size in sizes if size]) and max(sizes) > 30 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e4))
-    if low <= high:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+    if len(names) > 1:
+        legend(axes, beside=True)
     return figure
 
 
 def capacity_bars(owned: Sequence[int], total: int) -> Figure:
     """Parameters owned after each task: by earlier tasks and by the task itself; the line is what there is to own."""
-    figure, axes = figure_of(5.8, 3.5, "Parameters in use", "after training task", "parameters")
+    figure, axes = figure_of(*SMALL, "Parameters in use", "after training task", "parameters")
     new, tasks = np.asarray(owned, dtype=np.float64), np.arange(1, len(owned) + 1)
     before = np.cumsum(new) - new
-    axes.bar(tasks, before, 0.7, color="#c8c8c8", label="owned by earlier tasks")
+    axes.bar(tasks, before, 0.7, color=CYCLE[-1], label="owned by earlier tasks")
     bars = axes.bar(tasks, new, 0.7, bottom=before, color=CYCLE[0], label="owned by the task itself")
     if len(new) <= MAX_LABELLED:
-        axes.bar_label(bars, [f"{100 * n / max(total, 1):.1f} %" for n in new], fontsize=8, padding=2)
+        axes.bar_label(bars, [f"{100 * n / max(total, 1):.1f} %" for n in new], padding=2, color=INK)
     axes.axhline(total, color=INK, linestyle="--", linewidth=1, label=f"all there are: {total:,}")
     axes.set_ylim(0, max(total, *np.cumsum(new)) * 1.1 or 1)
     axes.set_xlim(0.4, len(new) + 0.6)
     axes.set_xticks(task_ticks(len(new)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    legend(axes)
     return figure
 
 
@@ -216,44 +241,11 @@ def importance_histogram(counts: np.ndarray, edges: np.ndarray, zeros: float) ->
         counts, edges: (B,) and, in powers of ten, (B + 1,).
         zeros: share of the parameters whose importance is 0; they are in no bin.
     """
-    figure, axes = figure_of(5.8, 3.5, "Importance of the parameters", "importance", "parameters")
+    figure, axes = figure_of(*SMALL, "Importance of the parameters", "importance", "parameters")
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=CYCLE[0])
     axes.xaxis.set_major_formatter(lambda value, _: f"1e{value:g}")
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
-    axes.text(0.99, 0.97, f"{100 * zeros:.1f} % are 0", ha="right", va="top", fontsize=9, transform=axes.transAxes)
-    return figure
-
-
-def embedding(points: np.ndarray, tasks: np.ndarray, labels: np.ndarray, shares: Sequence[float]) -> Figure:
-    """Test examples by the network's features, on two principal axes: colour is the task, marker the class.
-
-    In a stream of one task the colour is the class.
-
-    Args:
-        points: (n, 2).
-        tasks, labels: (n,), from 0.
-        shares: of the variance, of each axis.
-    """
-    axis = [f"principal axis {k} ({100 * share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
-    figure, axes = figure_of(6.4, 4.4, "Features of test examples", *axis)
-    several = len(np.unique(tasks)) > 1
-    groups, word, first = (tasks, "task", 1) if several else (labels, "class", 0)
-    colours, classes = task_colours(int(groups.max()) + 1), np.unique(labels)
-    for k in np.unique(classes % len(MARKERS)):
-        chosen = labels % len(MARKERS) == k
-        axes.scatter(*points[chosen].T, 16, colours[groups[chosen]], marker=MARKERS[k], linewidths=0, alpha=0.75)
-    place = {"bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
-    if len(colours) > MAX_LABELLED:
-        task_colour_bar(figure, axes, colours, word, first)
-        place = {"bbox_to_anchor": (0, -0.13), "ncols": 5}  # the colour bar is beside
-    else:
-        for group in np.unique(groups):
-            axes.scatter([], [], 30, color=colours[group], label=f"{word} {group + first}")
-    if several and len(classes) <= len(MARKERS):
-        for label in classes:
-            axes.scatter([], [], 22, color="#777777", marker=MARKERS[label % len(MARKERS)], label=f"class {label}")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", frameon=False, fontsize=8, **place)
+    axes.text(0.99, 0.97, f"{100 * zeros:.1f} % are 0", ha="right", va="top", color=INK, transform=axes.transAxes)
     return figure
 
 
@@ -277,7 +269,7 @@ def matrix_image(matrix: np.ndarray) -> np.ndarray:
 
 def _score_figure(score: str, *words: str) -> tuple[Figure, Axes]:
     """An empty figure, its title and its axes in the words of the score."""
-    return figure_of(5.8, 3.5, *(worded(text, score) for text in words))
+    return figure_of(*SMALL, *(worded(text, score) for text in words))
 
 
 def _fit_axes(axes: Axes, curves: np.ndarray) -> None:

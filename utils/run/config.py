@@ -63,8 +63,8 @@ def chosen(argv: list[str]) -> argparse.Namespace:
     None without a file.
     """
     parser = ArgumentParser(add_help=False)
-    for name in ("--model", "--dataset", "--backbone", "--check", "--rerun", "--config", "--print_completion"):
-        parser.add_argument(name)
+    for name in ("model", "dataset", "backbone", "check", "rerun", "report", "config", "print_completion"):
+        parser.add_argument(f"--{name}")
     parser.add_argument("-h", "--help", action="store_true")
     for name in ("--predict", "--export"):
         parser.add_argument(name, nargs="+")

@@ -41,7 +41,8 @@ def prepare(args) -> torch.device:
         torch.set_num_threads(args.num_threads)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(args.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != args.deterministic:  # setting it imports torch's compiler: 1 s
+        torch.use_deterministic_algorithms(args.deterministic)
     tf32 = args.code_optimization >= 1
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, which torch leaves on

@@ -29,7 +29,8 @@ from palimpsest.utils.log.events import Log
 from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
-from palimpsest.utils.log.report import summarise_run, summarise_seeds, write_seeds_report
+from palimpsest.utils.log.report import summarise_run
+from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import FEWEST, interval, plus_minus
 from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Experiment, Position, Run
@@ -114,6 +115,7 @@ def build(config: Config) -> Experiment:
         notes=notes,
         environment=facts,
         published=config.row,
+        classes=name_classes(dataset),
     )
     log = Log(run, bar=not args.non_verbose)
     if compiled:
@@ -126,6 +128,13 @@ def name_scores(tasks) -> tuple[str, str]:
     """What to call the numbers of R, and what a reader must know of them; 'score' where they are different numbers."""
     metrics, notes = ({getattr(task, name): None for task in tasks} for name in ("METRIC", "NOTE"))
     return next(iter(metrics)) if len(metrics) == 1 else "score", "; ".join(note for note in notes if note)
+
+
+def name_classes(dataset) -> list[tuple[int, str]]:
+    """Original label and name of every class of a stream, by its label there."""
+    order = getattr(dataset, "class_order", None) or range(getattr(dataset, "N_CLASSES", 0))
+    names = getattr(dataset, "class_names", None)
+    return [(int(label), str(names[label] if names else label)) for label in order]
 
 
 def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:
@@ -185,7 +194,7 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
     if run.folder is not None and run.history:
-        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures)
+        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
     summary = summarise_run(run)
     for logger in loggers:
         logger.run_ended(run, summary)
@@ -360,8 +369,12 @@ def execute_seeds(config: Config) -> list[tuple[Run, dict[str, dict[str, float]]
             ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
             print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
     if runs[0].folder is not None:
-        page = write_seeds_report(runs[0].folder.parent / runs[0].group, runs, table)
-        print(f"report over seeds: {page}")
+        folder = runs[0].folder.parent / runs[0].group
+        write_seeds_summary(folder, runs, table)
+        page = folder / SUMMARY
+        if config.args.report != "off":
+            page = write_seeds_report(folder, runs, table)
+            print(f"report over seeds: {page}")
         if config.args.mlflow:
             MLflowLogger(config.args).seeds_ended(runs, table, page)
     return list(zip(runs, summaries, strict=True))

@@ -1,6 +1,7 @@
 """What a finished run leaves, so that it can be shown again: its record, and fingerprints of all it learned."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import yaml
 
 from palimpsest.models.utils.state import describe
 from palimpsest.utils.atomic import write_text
-from palimpsest.utils.config_file import plain_yaml
+from palimpsest.utils.config_file import plain_yaml, read_config
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.record import Evaluation, Experiment, Run
+from palimpsest.utils.panels import Panel
+from palimpsest.utils.record import Analysis, Evaluation, Experiment, Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.checkpoint_checks import check_scores
 
 RESULT = "result.yaml"  # written last: a run that has it is finished
 RECORD = "record.json"  # scores and losses as they are in memory
+# What a record may name to draw a panel: our own pictures, and nothing else that can be imported.
+DRAWN_AGAIN = re.compile(r"palimpsest(\.\w+)+\.(plots|charts):[a-z]\w*")
 KEYS = {"environment": dict, "matrices": dict, "baselines": dict, "history": list, "losses": list, "epochs": list}
 
 
@@ -31,6 +35,7 @@ def write_result(exp: Experiment) -> None:
         "history": [vars(e) for e in run.history],
         "losses": run.losses,
         "epochs": run.epochs,
+        "report": _for_report(run),
     }
     write_text(run.folder / RECORD, json.dumps(record) + "\n")
     facts = {
@@ -80,6 +85,78 @@ def restore_record(run: Run) -> None:
         ) from None
     run.history, run.matrices, run.epochs = history, matrices, record["epochs"]
     run.position = history[-1].step if history else 0
+
+
+def load_run(folder: Path) -> Run:
+    """A finished run as its folder has it: what `write_report` needs to write the same page again, but for the
+    predictions on a vision stream's images.
+
+    Raises:
+        UserError: no folder of a finished run, or its files are not what a run writes.
+    """
+    if not (folder / RESULT).is_file():
+        raise UserError(f"{folder} is no folder of a finished run: there is no {RESULT}")
+    facts, record = read_config(folder / "config.yaml"), read_record(folder)
+    more = record.get("report", {})
+    try:
+        run = Run(
+            model_name=facts["model"],
+            dataset_name=facts["dataset"],
+            setting=facts["setting"],
+            n_tasks=len(next(iter(record["matrices"].values()), ())),
+            seed=facts["seed"],
+            config=facts["options"],
+            origins=facts["origins"],
+            results_path=folder.parent,
+            folder=folder,
+            parameters=facts["parameters"],
+            score=more.get("score", "accuracy"),
+            shares=tuple(more.get("shares", ())),
+            tasks=dict(more.get("tasks", {})),
+            notes=facts["notes"],
+            environment=record["environment"],
+            published=more.get("published"),
+            seconds=0.0,
+        )
+        if found := _unpacked(more.get("analysis")):
+            found["panels"] = [Panel(**panel) for panel in found["panels"] if DRAWN_AGAIN.fullmatch(panel["draw"])]
+            run.analysis = Analysis(**found)
+    except (*checkpoint.MALFORMED, StopIteration) as e:
+        raise UserError(f"{folder} does not hold what a run writes ({type(e).__name__})") from None
+    restore_record(run)
+    return run
+
+
+def _for_report(run: Run) -> dict[str, Any]:
+    """What the page says besides scores and configuration; of pictures the numbers, but not those of a vision stream's
+    images.
+    """
+    facts = {"score": run.score, "shares": run.shares, "tasks": run.tasks, "published": run.published}
+    if found := run.analysis:
+        panels = [vars(panel) for panel in found.panels]
+        facts["analysis"] = {"costs": found.costs, "confusion": found.confusion, "numbers": found.numbers}
+        facts["analysis"]["panels"] = panels
+    return _packed(facts)
+
+
+def _packed(value: Any) -> Any:
+    """A value as JSON can hold it, an array as its type and its numbers."""
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "type": str(value.dtype)}
+    if isinstance(value, dict):
+        return {str(name): _packed(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_packed(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"array", "type"}:
+            return np.array(value["array"], dtype=value["type"])
+        return {name: _unpacked(item) for name, item in value.items()}
+    return [_unpacked(item) for item in value] if isinstance(value, list) else value
 
 
 def _fingerprint(history: list[Evaluation]) -> str:

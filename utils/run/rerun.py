@@ -12,6 +12,7 @@ from palimpsest.utils.run.experiment import execute
 from palimpsest.utils.run.finished import RESULT
 
 SHOWN = 5
+KEY = ("step", "task_trained", "task_evaluated", "scenario", "metric", "epoch")
 
 
 def rerun(folder: str, argv: list[str]) -> bool:
@@ -61,13 +62,15 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _scores(folder: Path) -> dict[tuple[str, ...], str]:
-    """metrics.csv as (step, task trained, task evaluated, scenario, metric, epoch) -> value."""
+    """metrics.csv as (step, task trained, task evaluated, scenario, metric, epoch) -> value. What is in older files and
+    newer ones alike: the model, the dataset and the seed are the configuration's.
+    """
     path = folder / "metrics.csv"
     try:
         with open(path, newline="", encoding="utf-8") as f:
             rows = list(csv.DictReader(f, strict=True))
         if any(type(text) is not str for row in rows for text in (*row, *row.values())):
             raise ValueError("a row with too many or too few columns")
-        return {tuple(v for k, v in row.items() if k != "value"): row["value"] for row in rows}
+        return {tuple(row[name] for name in KEY): row["value"] for row in rows}
     except (OSError, csv.Error, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} cannot be read: {e}") from None

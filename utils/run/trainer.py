@@ -283,7 +283,7 @@ class Trainer:
         return summarise(self.matrix(scenario)).get("forgetting_chaudhry", float("nan"))
 
     def report(self, folder: str | Path) -> Path:
-        """Write report.html with its plots into a folder: metrics, matrix, forgetting, confusion, embedding, and what
+        """Write report.html with its plots into a folder: metrics, matrix, forgetting, confusion, and what
         the strategy has to show. Needs `evaluate_all_tasks` after each task.
 
         Raises:

@@ -106,8 +106,11 @@ def evaluate_run(exp: Experiment, at: Position, epoch: int | None = None) -> Eva
     trained = stream.stages[at.task][-1]
     n = stream.EVAL_TASKS if exp.args.enable_other_metrics else trained + 1
     stream.extend_test_loaders(n - 1)
-    evaluation = Evaluation(at.step, trained, epoch, *evaluate(model, stream, range(n), trained))
+    counts = {} if epoch is None and run.folder else None
+    evaluation = Evaluation(at.step, trained, epoch, *evaluate(model, stream, range(n), trained, counts))
     run.history.append(evaluation)
+    if epoch is None:
+        run.counts = counts or {}
     if epoch is None and (shown := predictions(model, stream)):
         run.pictures.append((trained, shown))
     for name in scenarios(model, stream):

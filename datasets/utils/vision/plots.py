@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING, HELD_OUT = CYCLE[0], "#C62828"
-RIGHT, WRONG, FAINT = "#00785A", "#B23A00", "#777777"
+RIGHT, WRONG, FAINT = CYCLE[2], CYCLE[1], CYCLE[-1]
 VOID = 255
 COLOURS = [c for c in (*range(0, 20, 2), *range(1, 20, 2)) if c not in (14, 15)]  # of tab20, without its greys
 SIDE, ABOVE = 1.6, 0.75  # of an image, above the first row: inches
@@ -52,7 +52,7 @@ def stage_curves(epochs: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], 
             _curve(axes[1], records, "held_out_score", HELD_OUT, "held out")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
     handles = {name: h for axes in panels.flat for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
     return figure
 
 
@@ -109,11 +109,11 @@ def predictions(task, images, labels, columns: Mapping[str, Mapping[str, Any]]) 
     below = 0.2 * -(-len(legend) // len(titles)) + 0.1
     height = ABOVE + SIDE * len(images) + below
     figure = Figure(figsize=(SIDE * len(titles), height))
-    figure.suptitle(task.TITLE.format(task.name), x=0.02, y=1 - 0.1 / height, ha="left", fontsize=11, color=INK)
+    figure.suptitle(task.TITLE.format(task.name), x=0.02, y=1 - 0.1 / height, ha="left", fontsize="medium", color=INK)
     figure.subplots_adjust(0.01, below / height, 0.99, 1 - ABOVE / height, wspace=0.08, hspace=0.08)
     cells = figure.subplots(len(images), len(titles), squeeze=False)
     for cell, title in zip(cells[0], titles, strict=True):
-        cell.set_title(title, fontsize=9, color=INK)
+        cell.set_title(title, fontsize="medium", color=INK)
     for i, (row, image) in enumerate(zip(cells, images, strict=True)):
         answers = [{name: values[i].numpy() for name, values in column.items()} for column in columns.values()]
         if words:
@@ -129,7 +129,7 @@ def predictions(task, images, labels, columns: Mapping[str, Mapping[str, Any]]) 
         cell.set_axis_off()
     names = {c: "void" if c == VOID else task.class_names[c] for c in legend}
     handles = [Patch(color=_colour(c), label=name) for c, name in names.items()]
-    look = {"loc": "lower left", "ncols": len(titles), "frameon": False, "fontsize": 8, "handlelength": 1}
+    look = {"loc": "lower left", "ncols": len(titles), "frameon": False, "labelcolor": INK, "handlelength": 1}
     figure.legend(handles=handles, **look)
     return figure
 

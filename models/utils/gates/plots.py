@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from palimpsest.utils.charts import CYCLE, HEAT, INK, figure_of
+from palimpsest.utils.charts import CYCLE, INK, SMALL, figure_of, heat_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Figure:
     """Share of each class's images (row, percent) that keep each filter (column), lines between the agents."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     figure, axes = figure_of(8.5, 1.4 + 0.2 * len(classes), "Filters in use", "filter, by agent", "class")
-    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    colours = heat_colours()
     image = axes.imshow(100 * rates, cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     for place in slices[1:-1]:
         axes.axvline(place - 0.5, color=CYCLE[1], linewidth=1.2)
@@ -28,7 +26,8 @@ def gate_rates(rates: np.ndarray, classes: np.ndarray, slices: list[int]) -> Fig
     axes.set_yticks(range(0, len(classes), step), [str(c) for c in classes[::step]])
     axes.grid(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, aspect=20, label="% kept")
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, aspect=20, label="% kept")
+    bar.ax.set_facecolor("none")
     return figure
 
 
@@ -36,7 +35,7 @@ def gate_overlap(overlap: np.ndarray, similarity: np.ndarray, classes: np.ndarra
     """Soft Jaccard index of the rates of two classes against the cosine of their mean images, a point per pair."""
     first, second = np.triu_indices(len(classes), 1)
     title = "Shared filters and likeness of classes"
-    figure, axes = figure_of(5.8, 3.5, title, "cosine of the mean images", "overlap of the filters")
+    figure, axes = figure_of(*SMALL, title, "cosine of the mean images", "overlap of the filters")
     axes.scatter(similarity[first, second], overlap[first, second], 18, CYCLE[0], linewidths=0, alpha=0.8)
     names = [f"{classes[i]}-{classes[j]}" for i, j in zip(first, second, strict=True)]
     _label(axes, similarity[first, second], overlap[first, second], names)
@@ -47,7 +46,7 @@ def gate_accuracy(curve: list[tuple[float, float, float, float]], images: int) -
     """Accuracy on so many images against the share of multiply-accumulates, a point per threshold."""
     title = f"Accuracy and computation by threshold tau, {images:,} images"
     xlabel = "multiply-accumulates (% of the plain network)"
-    figure, axes = figure_of(5.8, 3.5, title, xlabel, "accuracy (%)")
+    figure, axes = figure_of(*SMALL, title, xlabel, "accuracy (%)")
     thresholds, _, macs, accuracy = np.array(curve).T
     axes.plot(100 * macs, accuracy, "-o", color=CYCLE[0], markersize=4)
     axes.margins(0.08, 0.15)
@@ -69,5 +68,5 @@ def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
     for k in np.argsort(-np.hypot(u - np.median(u), v - np.median(v))):
         if all(abs(u[k] - u[other]) > 0.09 or abs(v[k] - v[other]) > 0.06 for other in placed):
             placed.append(k)
-            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
+            look = {"textcoords": "offset points", "ha": "center", "color": INK}
             axes.annotate(names[k], (x[k], y[k]), (0, 5), **look)

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from palimpsest.utils.charts import CYCLE, HEAT, INK, MARKERS, MAX_LABELLED, confusion_matrix, figure_of, style
+from palimpsest.utils.charts import (
+    CYCLE,
+    FAINT,
+    INK,
+    MARKERS,
+    MAX_LABELLED,
+    SMALL,
+    confusion_matrix,
+    figure_of,
+    heat_colours,
+    legend,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +50,7 @@ def uncertainty_histogram(own: np.ndarray, other: np.ndarray, what: str) -> Figu
         low, high = (low, values.max()) if np.isfinite(low) else (1e-3, 1.0)
         edges, label = np.geomspace(low / 1.01, high * 1.01, BINS + 1), "spread of the predictions"
         own, other = own.clip(low), other.clip(low)
-    figure, axes = figure_of(5.8, 3.5, f"{what.capitalize()} on own and on other tasks' data", label, "examples (%)")
+    figure, axes = figure_of(*SMALL, f"{what.capitalize()} on own and on other tasks' data", label, "examples (%)")
     axes.set_xscale("linear" if what == "entropy" else "log")
     for values, colour, name in ((own, OWN, "own task"), (other, OTHER, "other tasks")):
         shares = 100 * np.histogram(values, edges)[0] / max(len(values), 1)
@@ -47,7 +59,7 @@ def uncertainty_histogram(own: np.ndarray, other: np.ndarray, what: str) -> Figu
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(0, 130)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    legend(axes)
     return figure
 
 
@@ -69,7 +81,7 @@ def reliability(bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -
         counts.stairs(share, edges, linewidth=1.3, **look)
     axes.set_xlim(-2, 102)
     axes.set_ylim(-3, 103)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+    legend(axes, beside=True)
     return figure
 
 
@@ -107,9 +119,9 @@ def functions(
         for task in range(n):
             axes = panels[r * n + task]
             style(axes, f"Task {task + 1}, {moment}", "x" if r == len(rows) - 1 else "", "" if task else "y")
-            axes.axvspan(*domains[task], color="#f2f2f2", zorder=0, label="interval of the task")
+            axes.axvspan(*domains[task], color=FAINT, zorder=0, label="interval of the task")
             if curves[task] is None:
-                axes.text(0.5, 0.5, "not trained in this run", ha="center", transform=axes.transAxes, fontsize=9)
+                axes.text(0.5, 0.5, "not trained in this run", ha="center", transform=axes.transAxes)
                 continue
             mean, std = curves[task][0], np.sqrt(curves[task][1] ** 2 + noise**2)
             for width, alpha, label in ((2, 0.18, "± 2 standard deviations"), (1, 0.32, "± 1 standard deviation")):
@@ -122,7 +134,7 @@ def functions(
     panels[0].set_xlim(x[0], x[-1])
     panels[0].set_ylim(known.min() - 0.6 * reach, known.max() + 0.6 * reach)
     entries = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
     return figure
 
 
@@ -139,7 +151,7 @@ def class_map(predicted: np.ndarray, extent: tuple[float, ...], points: Points, 
 
     n = int(max(predicted.max(), *(labels.max() for _, labels in points))) + 1
     colours = CYCLE[:n] if n <= len(CYCLE) else colormaps["turbo"](np.linspace(0.02, 0.95, n))
-    figure, axes = figure_of(5.8, 4.4, title, "first input", "second input")
+    figure, axes = figure_of(4.6, 3.8, title, "first input", "second input")
     norm = BoundaryNorm(np.arange(-0.5, n), n)
     axes.imshow(predicted, cmap=ListedColormap(colours), norm=norm, alpha=0.4, extent=extent, **PLANE)
     for task, (inputs, labels) in enumerate(points):
@@ -149,7 +161,7 @@ def class_map(predicted: np.ndarray, extent: tuple[float, ...], points: Points, 
             axes.scatter(*inputs[labels == label].T, 22, linewidths=0.6, label=name, **look)
     axes.grid(False)
     if len(axes.collections) <= MAX_LABELLED:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0, fontsize=9)
+        legend(axes, beside=True)
     return figure
 
 
@@ -160,11 +172,9 @@ def entropy_maps(entropies: np.ndarray, extent: tuple[float, ...], points: Point
         entropies: (J, n, n) in [0, 1], rows from the bottom.
         extent, points: as of `class_map`.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     n = min(len(entropies), MOST_PANELS)
     figure, panels = _panels(1, n, 1.6 + 2.7 * n, 3.3, sharex=True, sharey=True)
-    heat = LinearSegmentedColormap.from_list("heat", HEAT)
+    heat = heat_colours()
     for task, axes in enumerate(panels):
         style(axes, f"Entropy, posterior of task {task + 1}", "first input", "" if task else "second input")
         image = axes.imshow(entropies[task], cmap=heat, vmin=0, vmax=1, extent=extent, **PLANE)
@@ -173,9 +183,12 @@ def entropy_maps(entropies: np.ndarray, extent: tuple[float, ...], points: Point
             colour, label = (OTHER, "own task's training examples") if own else ("#bbbbbb", "other tasks'")
             axes.scatter(*inputs.T, 12, color=colour, edgecolors=INK, linewidths=0.4, label=label, zorder=2 + own)
         axes.grid(False)
-    figure.colorbar(image, ax=list(panels), pad=0.01, fraction=0.03, aspect=30, label="entropy, share of the largest")
+    bar = figure.colorbar(
+        image, ax=list(panels), pad=0.01, fraction=0.03, aspect=30, label="entropy, share of the largest"
+    )
+    bar.ax.set_facecolor("none")
     entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     return figure
 
 
