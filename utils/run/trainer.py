@@ -82,6 +82,7 @@ class ContinualTrainer:
             raise UserError(f"setting is {setting!r}: expected one of {', '.join(SETTINGS)}")
         self.config, self.device = config, pick_device(device)
         self.strategy, self.args, self.replay = read_config(config)
+        self._replays_as_many = getattr(self.args, "minibatch_size", 0) is None  # as the task's batches have
         self.net = build_network(model, self.strategy, config).to(self.device)
         self.experiment_name = experiment_name
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
@@ -163,7 +164,7 @@ class ContinualTrainer:
         method.n_tasks = tasks.N_TASKS
         tasks.loss_fn = loss_fn
         args.n_epochs, args.batch_size = num_epochs, tasks.train_loader.batch_size
-        if getattr(args, "minibatch_size", 0) is None:
+        if self._replays_as_many:
             args.minibatch_size = args.batch_size
         method.train()
         log = _MeanLosses(self._run(), self._store)
