@@ -5,7 +5,7 @@ import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.backbone.utils.precision import mixed_precision
 from palimpsest.datasets.utils.loaders import TrainLoader
 from palimpsest.datasets.utils.transforms import to_float
 from palimpsest.models.utils.continual_model import OPTIMIZERS, ContinualModel
@@ -216,7 +217,7 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
         if self._single:
             inputs, labels, raw = inputs[0], labels[0], raw[0]
         self._facade._stream.begin_batch(self.net)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+        with mixed_precision(self.device.type) if self._autocast else nullcontext():
             loss = self.observe(inputs, labels, raw, **further)
         self._task_iteration += 1
         self._epoch_iteration += 1
