@@ -1,4 +1,4 @@
-"""Every strategy of `ContinualTrainer` on split digits: five tasks of two classes each, as plain PyTorch loaders.
+"""Strategies of `ContinualTrainer` on split digits: five tasks of two classes each, as plain PyTorch loaders.
 
 python examples/strategies.py ewc
 """
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that an example runs from anywhere
 
-from palimpsest.utils.trainer import ContinualTrainer  # noqa: E402
+from palimpsest.trainer import ContinualTrainer  # noqa: E402
 
 torch.set_num_threads(1)  # a network this small is slower with more
 SGD, ADAM = {"type": "sgd", "lr": 0.1}, {"type": "adam", "lr": 0.001}
@@ -32,6 +32,9 @@ EXAMPLES = {
         "class-il",
         {"optimizer": SGD, "continual_strategy": {"derpp": {"memory_size": 100, "alpha": 0.5, "beta": 0.5}}},
     ),
+    "icarl": ("class-il", {"optimizer": SGD, "continual_strategy": {"icarl": {"memory_size": 100}}}),
+    "gdumb": ("class-il", {"optimizer": SGD, "continual_strategy": {"gdumb": {"fitting_epochs": 30}}}),
+    "slda": ("class-il", {"optimizer": SGD, "continual_strategy": {"slda": {}}}),
     "pnn": ("task-il", {"optimizer": ADAM, "continual_strategy": {"pnn": {}}}),
     "packnet": ("task-il", {"optimizer": ADAM, "continual_strategy": {"packnet": {"prune_percentage": 0.75}}}),
     "hat": ("task-il", {"optimizer": SGD, "continual_strategy": {"hat": {}}}),

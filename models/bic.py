@@ -54,13 +54,21 @@ class BiC(Exemplars):
     def split(self, labels):
         """(training, held-out) positions of each class of a task, shuffled by the seed."""
         parts, classes = [], labels.unique().tolist()
-        quota = max(self.sizes) if self.sizes else share(self.buffer, len(classes))
         for c in classes:
             rows = (labels == c).nonzero().squeeze(1)
             rows = rows[permutation(len(rows), self.args.seed, "exemplars", c).to(rows.device)]
-            held_out = int(self.held_out(min(quota, len(rows))).sum())
+            held_out = self.n_held_out(len(rows), self.sizes, len(classes))
             parts.append((rows[held_out:], rows[:held_out]))
         return parts
+
+    def n_held_out(self, n, sizes, n_classes):
+        """How many of n examples of a new class are for validation, given the exemplars of the classes before."""
+        quota = max(sizes) if sizes else share(self.buffer, n_classes)
+        return int(self.held_out(min(quota, n)).sum())
+
+    def union_size(self, counts, sizes):
+        own = sum(n - self.n_held_out(n, sizes, len(counts)) for n in counts)
+        return own + sum(int((~self.held_out(n)).sum()) for n in sizes)
 
     def training_rows(self, data):
         return torch.cat([training for training, _ in self.split(data.targets)])

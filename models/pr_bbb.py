@@ -49,6 +49,8 @@ class PRBBB(MetaReplay):
         super().__init__(backbone, loss, args, transform, dataset)
         if args.coreset_size and self.regression:
             raise UserError("--coreset_size needs classes: other tasks' examples get uniform labels")
+        if args.coreset_size and args.start_from and not args.loadcheck:
+            raise UserError("--start_from: --coreset_size needs examples of the tasks before: add --loadcheck")
         if args.coreset_size and self.n_tasks == 1:
             raise UserError("--coreset_size tells tasks apart, here is one alone: drop it (or --joint)")
         if args.coreset_size and args.coreset_size >= (least := min(dataset.train_sizes)):

@@ -40,6 +40,10 @@ class _ShortNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         spec.loader_state = module.__spec__
         return module
 
+    def get_code(self, name):
+        """For `python -m utils.log.compare`."""
+        return importlib.util.find_spec(f"palimpsest.{name}").loader.get_code(f"palimpsest.{name}")
+
     def exec_module(self, module):
         module.__spec__ = module.__spec__.loader_state  # the import system put the short name's there
 

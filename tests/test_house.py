@@ -16,10 +16,10 @@ FLOORS = [
     ["utils.log"],
     ["utils.run"],
     ["utils.check"],
-    ["api", "commands", "export", "learned", "trainer"],
+    ["api", "commands", "export", "learned", "trainer", "vision"],
     ["main", "__main__"],
 ]
-WINGS = ["models.utils.posterior", "models.utils.gates", "datasets.utils.vision"]
+WINGS = ["models.utils.posterior", "models.utils.gates", "datasets.utils.vision", "datasets.utils.own"]
 # Scripts of users name the trainer by this path: it hands on what utils/run/ has.
 DOORS = {"utils.trainer"}
 PRODUCT = ("main.py", "palimpsest", "models", "datasets", "backbone", "utils")

@@ -1,5 +1,6 @@
 """The installed package lives beside other people's code; in a checkout every module has one identity."""
 
+import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,7 @@ def test_a_module_of_a_checkout_is_one_under_both_its_names():
         "assert models.er.__spec__.name == models.er.__name__ == 'palimpsest.models.er'"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert importlib.util.find_spec("utils.log.compare").loader.get_code("utils.log.compare").co_consts
 
 
 @pytest.mark.slow

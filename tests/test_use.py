@@ -86,7 +86,14 @@ def test_a_run_from_python_and_its_files_from_the_command_line(tmp_path, capsys,
     assert entry.main(["--predict", str(result.folder), str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith(str(tmp_path))][:3] == expected.labels_by_name
-    by_other_ways = [images.float() / 255, images.numpy(), images.permute(0, 2, 3, 1), list(images), images[:, 0]]
+    by_other_ways = [
+        images.float() / 255,
+        images.numpy() / 255,
+        images.numpy(),
+        images.permute(0, 2, 3, 1),
+        list(images),
+        images[:, 0],
+    ]
     assert all(np.allclose(learned.predict(way).outputs, expected.outputs, atol=1e-6) for way in by_other_ways)
 
 

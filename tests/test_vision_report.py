@@ -75,7 +75,9 @@ STOPPING = (
 def test_early_stopping_marks_the_epoch_it_goes_back_to(monkeypatch):
     asked = []
 
-    def scores(model, dataset, task):
+    def scores(model, dataset, task, batches=None):
+        if batches is not None:  # training images, for the curve
+            return {"accuracy": 0.0, "loss": 2.0}
         asked.append(task)
         return {"accuracy": (10.0, 30.0, 20.0)[len(asked) % 3 - 1], "loss": 1.0}
 
@@ -84,6 +86,21 @@ def test_early_stopping_marks_the_epoch_it_goes_back_to(monkeypatch):
     assert asked == [0] * 3 + [1] * 3 + [2] * 3  # once per epoch, although two ask
     assert [r["kept"] for r in run.epochs] == [False, True, False] * 3
     assert [r["held_out_score"] for r in run.epochs] == [10.0, 30.0, 20.0] * 3
+    assert {(r["held_out_loss"], r["training_loss"]) for r in run.epochs} == {(1.0, 2.0)}
+
+
+def test_both_curves_are_the_loss_of_the_task():
+    """Not what the method minimises, which is divided by its mean at the beginning."""
+    exp = trained("balanced-ewc", "--holdout", "25", "--n_epochs", "1", "--stop_after", "1", "--no_finetune")
+    (record,), task, data = exp.run.epochs, exp.dataset.tasks[0], exp.dataset.held_out_loader
+    n, losses = len(data.dataset), {}
+    exp.model.eval()
+    for name, batches in (("held_out_loss", data), ("training_loss", exp.dataset.examples(n, 0))):
+        with torch.no_grad():
+            sums = [len(x) * float(task.loss(exp.model.net(x, task.branch), y)) for x, y, *_ in batches]
+        losses[name] = sum(sums) / n
+        assert record[name] == pytest.approx(losses[name], rel=1e-5)
+    assert record["loss"] != pytest.approx(record["training_loss"], rel=0.01)
 
 
 def test_a_resumed_run_leaves_the_same_to_look_at():
@@ -149,8 +166,13 @@ def test_pictures_of_every_kind_of_task(kind):
 def test_curves_with_and_without_a_held_out_part():
     tasks = {"seg": "mIoU", "det": "mAP_cls"}
     plain = [{"task": t, "epoch": e, "loss": 1.0, "kept": False} for t in (0, 1) for e in range(3)]
-    watched = [{**r, "held_out_loss": 2.0, "held_out_score": 50.0, "kept": r["epoch"] == 1} for r in plain]
+    more = {"held_out_loss": 2.0, "held_out_score": 50.0, "training_loss": 1.5}
+    watched = [{**r, **more, "kept": r["epoch"] == 1} for r in plain]
     assert len(stage_curves(plain, tasks).axes) == 2 and len(stage_curves(watched, tasks).axes) == 4
+    lines = stage_curves(watched, tasks).axes[0].get_lines()
+    assert {line.get_label(): line.get_ydata()[0] for line in lines if len(line.get_ydata()) == 3} == {
+        "training": 1.5, "held out": 2.0,
+    }  # fmt: skip
     (joint,) = stage_curves(plain[:3], tasks, joint=True).axes
     assert joint.get_title(loc="left") == "All tasks at once"
 

@@ -71,12 +71,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def canonical(argv: list[str]) -> list[str]:
-    """Option names with `_` for `-`; values are left as they are."""
+    """Option names with `_` for `-`, and `--dataset hf:NAME` as `--dataset hf --hf_name=NAME`; other values are left as
+    they are.
+    """
     out = []
     for token in argv:
         if token.startswith("--") and len(token) > 2:
             name, eq, value = token.partition("=")
             token = "--" + name[2:].replace("-", "_") + eq + value
+        before = out[-1] if out else ""
+        if token.startswith("hf:") and before == "--dataset" or token.startswith("--dataset=hf:"):
+            name = token.partition("hf:")[2]
+            token, extra = token.removesuffix(f":{name}"), [f"--hf_name={name}"]
+            out += [token, *extra]
+            continue
         out.append(token)
     return out
 
@@ -270,6 +278,8 @@ def _stream(group) -> None:
     )
     add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
     add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
+    add("--init_cls", type=positive_int, metavar="A", help="classes of the first task (default: --increment)")
+    add("--increment", type=positive_int, metavar="B", help="classes of every task after it; the last may have fewer")
     add("--custom_task_order", type=int_list, metavar="T,T,...", help="order of the tasks, as 2,0,1")
     add_bool(group, "--multi_head", help="softmax of each example over its own task's classes only: task-IL training")
     add_bool(group, "--joint", help="train once on the data of all tasks together")

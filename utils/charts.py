@@ -5,7 +5,7 @@ matplotlib is imported only when something is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,11 @@ def task_ticks(n: int, most: int = 25, first: int = 1) -> list[int]:
     return [k for k in range(first, first + n) if k == first or k % stride == 0]
 
 
+def short(name: str, most: int = 18) -> str:
+    """A name that leaves room for others."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def heat_map(
     values: np.ndarray,
     title: str,
@@ -77,6 +82,7 @@ def heat_map(
     limits: tuple[float, float] = (0.0, 100.0),
     first: int = 1,
     label: str = "",
+    names: Sequence[str] = (),
 ) -> Figure:
     """A square matrix in colours with its numbers, its rows and columns numbered from `first`; of a matrix with one row
     that is not nan that row alone.
@@ -86,6 +92,7 @@ def heat_map(
         number: value -> what is written in its cell, where there is room for it.
         limits: values of the lightest and of the darkest colour.
         label: of the colour bar.
+        names: of rows and columns, in place of numbers.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -101,8 +108,9 @@ def heat_map(
         if not np.isnan(value):
             look = {"fontsize": 9 if n <= 10 else 7.5, "color": "w" if value - low > (high - low) / 2 else INK}
             axes.text(column, row, number(value), ha="center", va="center", **look)
-    axes.set_xticks(ticks, [str(k + first) for k in ticks])
-    axes.set_yticks(row_ticks, [str(rows[k] + first) for k in row_ticks])
+    named = [short(names[k]) if k < len(names) else str(k + first) for k in range(n)]
+    axes.set_xticks(ticks, [named[k] for k in ticks], **({"rotation": 30, "ha": "right"} if names else {}))
+    axes.set_yticks(row_ticks, [named[rows[k]] for k in row_ticks])
     axes.grid(False)
     axes.set_facecolor("#f0f0f0")  # seen where there is nothing
     axes.tick_params(length=0)

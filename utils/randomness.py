@@ -31,6 +31,13 @@ def permutation(n: int, seed: int, *names) -> torch.Tensor:
     return torch.randperm(n, generator=generator(seed, *names))
 
 
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch, of every device, of numpy and of Python."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - methods written elsewhere draw from it
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """The states of the global generators of torch, numpy and Python as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - methods written elsewhere draw from it

@@ -28,9 +28,11 @@ class Run:
         history: every evaluation in order, those during tasks included.
         losses: (step, mean of each loss term since the last flush, learning rate).
         shares: names of the terms that are shares, not losses, and drawn apart.
+        task_names: how the tasks are called in pictures; by their numbers where there are none.
         tasks: of a vision stream, name of each task -> of its score, in order; empty elsewhere.
         epochs: of a vision stream, a record per epoch: task, epoch, start (steps before it), steps, loss (mean over
-            them), kept (early stopping went back to it), and held_out_loss, held_out_score where there is such a part.
+            them), kept (early stopping went back to it), and held_out_loss, held_out_score and training_loss (that of
+            the task, measured as the held-out one) where there is such a part.
         pictures: of a vision stream, (last task trained, what was said then of the images shown, for each task).
         position: iteration at which this process took the run over from a checkpoint, or None.
         notes: what a reader of the numbers must know (evaluation mode, unsupported scenario, ...).
@@ -60,6 +62,7 @@ class Run:
     baselines: dict[str, np.ndarray | None] = field(default_factory=dict)
     history: list["Evaluation"] = field(default_factory=list)
     losses: list[tuple[int, dict[str, float], float]] = field(default_factory=list)
+    task_names: list[str] = field(default_factory=list)
     tasks: dict[str, str] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)

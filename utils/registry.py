@@ -160,13 +160,42 @@ def import_errors(path: Path) -> Iterator[None]:
         if isinstance(e, SyntaxError):
             place, what = f"{e.filename or path}, line {e.lineno or 1}", e.msg
         else:
-            frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).is_file()]
-            frames = [f for f in frames if not {"importlib", "site-packages"} & set(Path(f.filename).parts)]
-            own = next((f for f in reversed(frames) if Path(f.filename) == path), None)
-            last = frames[-1] if frames and frames[-1].filename != __file__ else own
-            place = ", line ".join(map(str, (last.filename, last.lineno) if last else (path, 1)))
-            what = one_line(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {one_line(e)}"
-        if not place.startswith(str(path)):
-            place += f" (imported by {path.name})"
-        advice = "install or correct what it imports" if isinstance(e, ImportError) else "correct the file"
-        raise UserError(f"{place}: {what}: {advice}") from None
+            place, what = _place(e, path), _what(e)
+        raise _correct(place, what, path, e) from None
+
+
+@contextmanager
+def errors_of(cls: type) -> Iterator[None]:
+    """Turn what goes wrong in the file of a class that lies outside this folder into a UserError that names the line;
+    what goes wrong without it is a defect of ours.
+    """
+    path = Path(identity.place(identity.of_class(cls)))
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if Path(f.filename) == path]
+        if not path.is_absolute() or not lines:
+            raise
+        raise _correct(f"{path}, line {lines[-1]}", _what(e), path, e) from None
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """'file, line' of the last line of somebody's own that an error came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
+    frames = [f for f in frames if not {"importlib", "site-packages"} & set(Path(f.filename).parts)]
+    own = next((f for f in reversed(frames) if Path(f.filename) == path), None)
+    last = frames[-1] if frames and frames[-1].filename != __file__ else own
+    return ", line ".join(map(str, (last.filename, last.lineno) if last else (path, 1)))
+
+
+def _what(error: BaseException) -> str:
+    return one_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _correct(place: str, what: str, path: Path, error: BaseException) -> UserError:
+    if not place.startswith(str(path)):
+        place += f" (imported by {path.name})"
+    advice = "install or correct what it imports" if isinstance(error, ImportError) else "correct the file"
+    return UserError(f"{place}: {what}: {advice}")

@@ -1,5 +1,5 @@
 """The trainer where scripts of a checkout look for it; `palimpsest.trainer` is the same."""
 
-from palimpsest.utils.run.trainer import ContinualTrainer
+from palimpsest.trainer import ContinualTrainer
 
 __all__ = ["ContinualTrainer"]

@@ -28,6 +28,7 @@ class Backbone(nn.Module):
         plain_layers: names of the linear layers, the classifier last, where the network is nothing but these with ReLU
             between them on the flattened input; else None.
         input_size: (C, H, W) that the network is tied to, or None when it takes any height and width.
+        head_name: of the classifier among the network's parts.
     """
 
     NAME: str
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
     feature_dim: int
     num_classes: int
     classifier: nn.Module
+    head_name = "classifier"
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)

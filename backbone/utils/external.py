@@ -45,14 +45,16 @@ class ExternalWeights(nn.Module):
         self.plain_layers, self.mixed = template.plain_layers, template.plain_layers is not None
         self.statistics_of = _externalise_batchnorm(template)
         names = [name for name, _ in template.named_parameters()]
-        if not names[-1].startswith("classifier."):
-            raise UserError(f"the network {net.NAME} does not end in its classifier, which this method needs")
+        self.head = f"{net.head_name}."
+        if not names[-1].startswith(self.head):
+            name = type(getattr(net, "net", net)).__name__
+            raise UserError(f"the network {name} does not end in its classifier, which this method needs")
         self._template = (template,)  # only its structure is used: it is no child
         self.shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.size = sum(self.sizes)
-        self.n_outputs, self.feature_dim = self.shapes["classifier.weight"]
-        self.head_at = sum(shape.numel() for name, shape in self.shapes.items() if not name.startswith("classifier."))
+        self.n_outputs, self.feature_dim = self.shapes[f"{self.head}weight"]
+        self.head_at = sum(shape.numel() for name, shape in self.shapes.items() if not name.startswith(self.head))
         self.n_statistics = 2 * sum(self.statistics_of.values())
         gains = [len(shape) == 1 and name.endswith("weight") for name, shape in self.shapes.items()]
         centre = [torch.full((size,), float(gain)) for size, gain in zip(self.sizes, gains, strict=True)]
@@ -109,7 +111,7 @@ class ExternalWeights(nn.Module):
         return torch.cat([torch.zeros(self.n_statistics // 2), torch.ones(self.n_statistics // 2)])
 
     def _plain(self, parts: dict[str, Tensor], x: Tensor) -> Tensor:
-        h = x.flatten(1).expand(len(parts["classifier.weight"]), -1, -1)
+        h = x.flatten(1).expand(len(parts[f"{self.head}weight"]), -1, -1)
         for name in self.plain_layers:
             h = torch.baddbmm(parts[f"{name}.bias"].unsqueeze(1), h, parts[f"{name}.weight"].transpose(1, 2))
             if name != "classifier":
@@ -184,7 +186,7 @@ class ExternalWeights(nn.Module):
 
     def head_parts(self, values: Tensor) -> list[Tensor]:
         """Views of the classifier's weight (..., C, F) and bias (..., C) in values (..., P)."""
-        return [part for name, part in self.split(values).items() if name.startswith("classifier.")]
+        return [part for name, part in self.split(values).items() if name.startswith(self.head)]
 
     def own_sum(self, values: Tensor, own: Tensor | None = None) -> Tensor:
         """Sum over the weights that a task uses: all but the classifier rows of other tasks' heads.
@@ -216,7 +218,7 @@ class ExternalWeights(nn.Module):
         parts = self.split(weights)
         if head is not None and head != (0, self.n_outputs):
             for name in parts:
-                if name.startswith("classifier."):
+                if name.startswith(self.head):
                     parts[name] = parts[name][:, head[0] : head[1]]
         return parts
 

@@ -50,6 +50,10 @@ class Wrapped(Backbone):
     def classifier(self) -> nn.Module:
         return nn.Identity() if self._head is None else self.net.get_submodule(self._head)
 
+    @property
+    def head_name(self) -> str:
+        return f"net.{self._head}"
+
     def __setattr__(self, name: str, value) -> None:
         """A new `classifier` takes the old one's place in the network."""
         if name != "classifier":

@@ -1,6 +1,8 @@
 """What a source of data or a stream of somebody's own gives, looked at once, where it enters."""
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +149,9 @@ def checked_split(where: str, split: Any, task: type[Task], kind: str, size: tup
     return Split(x.contiguous(), y)
 
 
-def refuse_counts(stream: Any) -> None:
-    """Refuse a stream whose numbers of tasks and classes do not fit together, before its data are read.
+def refuse_declared(stream: Any) -> None:
+    """Refuse a stream whose class attributes are not what they should be, or whose numbers of tasks and classes do not
+    fit together, before its data are read.
 
     Args:
         stream: its class, or an object of it that is being made.
@@ -163,9 +166,20 @@ def refuse_counts(stream: Any) -> None:
     if absent:
         raise UserError(f"{name}: the class does not set {', '.join(absent)}, see docs/add_a_dataset.md")
     per_task, n = stream.N_CLASSES_PER_TASK, stream.N_TASKS
-    sizes = [per_task] * n if isinstance(per_task, int) else list(per_task)
-    if len(sizes) != n or min(sizes, default=0) < 1:
-        raise UserError(f"{name}: N_CLASSES_PER_TASK is {per_task}: expected {n} numbers above 0, one for each task")
+    for what, value in (("N_TASKS", n), ("N_CLASSES", stream.N_CLASSES)):
+        if not _is_count(value):
+            raise UserError(f"{name}: {what} is {value!r}: expected a whole number above 0")
+    sizes = [per_task] * n if type(per_task) is int else per_task
+    if isinstance(sizes, str) or not np.iterable(sizes) or len(sizes) != n or not all(map(_is_count, sizes)):
+        raise UserError(
+            f"{name}: N_CLASSES_PER_TASK is {per_task!r}: expected a whole number above 0, or a list of {n} "
+            "numbers above 0, one for each task"
+        )
+    size = getattr(stream, "SIZE", None)  # a stream may learn it with its data
+    if size is not None and not (isinstance(size, tuple | list) and size and all(map(_is_count, size))):
+        raise UserError(f"{name}: SIZE is {size!r}: expected the shape of an example, as (C, H, W) of an image")
+    for what in ("MEAN", "STD"):
+        _refuse_statistics(f"{name}: {what}", getattr(stream, what, None), positive=what == "STD")
     if stream.SETTING == "class-il" and sum(sizes) != stream.N_CLASSES:
         raise UserError(
             f"{name}: the sum of N_CLASSES_PER_TASK over {n} tasks is {sum(sizes)} and N_CLASSES {stream.N_CLASSES}: "
@@ -173,9 +187,22 @@ def refuse_counts(stream: Any) -> None:
         )
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+
+
+def _refuse_statistics(where: str, values: Any, positive: bool) -> None:
+    if values is None:
+        return
+    numbers = isinstance(values, Sequence) and all(isinstance(v, Real) and math.isfinite(v) for v in values)
+    if not numbers or not len(values) or (positive and min(values) <= 0):
+        kind = "numbers above 0" if positive else "numbers"
+        raise UserError(f"{where} is {values!r}: expected a tuple of {kind}, one for each channel")
+
+
 def tensor_of(where: Path | str, what: str, values: Any) -> Tensor:
     """A tensor on the host of a tensor, a numpy array or a list of numbers."""
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor) and values.layout == torch.strided:
         return (values.detach() if values.requires_grad else values).cpu()
     try:
         array = np.asarray(values) if isinstance(values, np.ndarray | Sequence) else None
@@ -183,7 +210,8 @@ def tensor_of(where: Path | str, what: str, values: Any) -> Tensor:
             return torch.from_numpy(np.require(array, requirements="CW"))
     except (TypeError, ValueError):
         pass  # of unequal lengths, or of a dtype that torch does not have
-    raise UserError(f"{where}: {what} are {type(values).__name__}: expected a torch tensor or a numpy array of numbers")
+    given = f"a {values.layout} tensor" if isinstance(values, Tensor) else type(values).__name__
+    raise UserError(f"{where}: {what} are {given}: expected a torch tensor or a numpy array of numbers")
 
 
 def _refuse_not_finite(where: str, what: str, x: Tensor) -> None:

@@ -18,6 +18,9 @@ class SetScore(ClassScore):
         super().__init__()
         self.classes = classes
 
+    def competing(self, n: int) -> list[int]:
+        return self.classes.tolist()
+
     def answers(self, logits: Tensor) -> Tensor:
         return self.classes[logits[:, self.classes].argmax(1)]
 

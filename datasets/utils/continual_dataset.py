@@ -4,13 +4,14 @@ A dataset file names its source and its numbers; the subclasses in `datasets.uti
 Class orders, permutations, rotations, validation splits and label noise are functions of the seed alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palimpsest.datasets.utils.checks import checked_data, refuse_counts
+from palimpsest.datasets.utils.checks import checked_data, refuse_declared
 from palimpsest.datasets.utils.label_noise import noisy_labels
 from palimpsest.datasets.utils.loaders import EvalLoader, Split, TaskData, TrainLoader
 from palimpsest.datasets.utils.source_files import RawData
@@ -59,6 +60,11 @@ class ContinualDataset(TaskStream):
         checksum: of the data read, before anything is done to them.
         stages: the tasks that are trained together: one at a time, all under `--joint`.
         train_sizes: examples to train on in every stage.
+        class_names: of the original labels, None where they are only numbers.
+        class_order: the original label of every label.
+        task_names: of the tasks in the order they have without `--custom_task_order`, None where they are only
+            numbered.
+        notes: what a reader of the results must know of the data.
         train_loader: loader of the task that is being trained.
         test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
     """
@@ -79,12 +85,15 @@ class ContinualDataset(TaskStream):
     STD: tuple[float, ...] | None = None
     AUGMENT: dict | None = None
     DEFAULTS: dict
+    class_names: Sequence[str] | None = None
+    task_names: Sequence[str] | None = None
+    notes: dict[str, str] = {}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         source = vars(cls).get("SOURCE")
         if isinstance(source, Source):
-            for name in ("SIZE", "MEAN", "STD"):
+            for name in ("SIZE", "MEAN", "STD", "class_names"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(source, name))
             if not hasattr(cls, "N_CLASSES"):
@@ -95,8 +104,10 @@ class ContinualDataset(TaskStream):
                 cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
-        refuse_counts(self)
         self.args, self.seed = args, args.seed
+        self._cut_classes()
+        refuse_declared(self)
+        self.class_order = [*range(self.N_CLASSES)]
         self.train_device = torch.device(device)
         if args.data_device == "cuda" and self.train_device.type != "cuda":
             raise UserError(f"--data_device cuda needs training on a GPU, this run trains on {self.train_device}")
@@ -127,6 +138,15 @@ class ContinualDataset(TaskStream):
 
     # ---- what a kind of stream defines
 
+    def _cut_classes(self) -> None:
+        """Set N_TASKS and N_CLASSES_PER_TASK where options say how many classes a task has."""
+        if self.args.init_cls or self.args.increment:
+            raise UserError(f"{self.NAME} is no stream whose classes are cut into tasks: drop --init_cls, --increment")
+
+    def _set_shares(self, sizes: list[int]) -> None:
+        """So many classes in each task; one number where it is the same for all."""
+        self.N_TASKS, self.N_CLASSES_PER_TASK = len(sizes), sizes if len({*sizes}) > 1 else sizes[0]
+
     def _prepare(self) -> None:
         """Read the source and build what `_train_part` and `_test_part` need."""
         raise NotImplementedError
@@ -142,6 +162,11 @@ class ContinualDataset(TaskStream):
     def _train_size(self, task: int) -> int:
         """Examples that `_train_part` gives."""
         return len(self._train_part(task)[1])
+
+    def split_parts(self, task: int) -> Iterator[tuple[Tensor, Any]]:
+        """Rows, and labels of these rows, of the training part and of what a task is scored on."""
+        for split, rows in (self._train_part(task), self._test_part(task, held_out=bool(self.args.validation))):
+            yield rows, split.targets[rows]
 
     def _make_tasks(self) -> None:
         """Make `tasks`, what is asked on each part of the stream."""
@@ -166,7 +191,7 @@ class ContinualDataset(TaskStream):
 
     def task_data(self, task: int) -> TaskData:
         """Training examples of any task, without augmentation, in storage order."""
-        return TaskData(*self._stage_part(task), self._normalize)
+        return TaskData(*self._stage_part(task), self.get_normalization_transform())
 
     def all_test_loaders(self) -> list[EvalLoader]:
         """Test loaders of every task of the stream, trained or not."""
@@ -228,11 +253,18 @@ class ContinualDataset(TaskStream):
         """Batch size of this run."""
         return self.args.batch_size
 
+    def get_minibatch_size(self) -> int:
+        """Replay batch size of this run; a name that method files know."""
+        return getattr(self.args, "minibatch_size", None) or self.args.batch_size
+
     # ---- shared pieces for the kinds of stream
 
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
-        raw = type(self).SOURCE(self.args.base_path)
+        source = getattr(type(self), "SOURCE", None)
+        if not callable(source):
+            raise UserError(f"{self.NAME}: SOURCE is {source!r}: expected a function of the data folder")
+        raw = source(self.args.base_path)
         if not hasattr(self, "SIZE"):
             raise UserError(f"{self.NAME}: the class does not set SIZE, (C, H, W) of an image")
         raw = checked_data(self.NAME, raw, self.SIZE, self.SOURCE_CLASSES or self.N_CLASSES)
@@ -275,7 +307,7 @@ class ContinualDataset(TaskStream):
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
         size = self.size_of_batch(task)
-        return TrainLoader(split, rows, size, self._transform, order, self.train_device, drop_last, limit, task)
+        return TrainLoader(split, rows, size, self.get_transform(), order, self.train_device, drop_last, limit, task)
 
     def size_of_batch(self, task: int) -> int:
         """Batch size of a task."""
@@ -296,7 +328,7 @@ class ContinualDataset(TaskStream):
                 raise UserError(f"{name}, less than a batch: lower --batch_size, or train without --drop_last")
 
     def _make_test_loader(self, split: Split, rows: Tensor) -> EvalLoader:
-        return EvalLoader(split, rows, self.args.eval_batch_size, self._normalize, self.train_device)
+        return EvalLoader(split, rows, self.args.eval_batch_size, self.get_normalization_transform(), self.train_device)
 
     def _stage_part(self, stage: int) -> tuple[Split, Tensor]:
         return _concatenate([self._train_part(t) for t in self.stages[stage]])

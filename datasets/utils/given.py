@@ -1,7 +1,7 @@
 """A stream whose tasks are handed over one by one as loaders, with no number of them known in advance."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,27 +25,76 @@ from palimpsest.utils.randomness import preserve_rng
 KINDS = {kind.NAME: kind for kind in (ClassTask, TokenTask, RegressionTask)}
 
 
+class GivenData:
+    """The examples of a loader in memory, on the training device: read by one pass when they are first asked for. What
+    a loader draws at random for an example is drawn once here.
+    """
+
+    def __init__(self, loader: "GivenLoader"):
+        self.loader = loader
+
+    @cached_property
+    def _read(self) -> tuple[Tensor, Tensor]:
+        with preserve_rng():
+            inputs, labels, _ = zip(*self.loader, strict=True)
+        return torch.cat(inputs), torch.cat(labels)
+
+    @property
+    def data(self) -> Tensor:
+        """Inputs (n, ...)."""
+        return self._read[0]
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels (n, ...)."""
+        return self._read[1]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
 class GivenLoader:
     """Batches of anybody's loader on the training device, as methods expect them.
 
     Args:
         loader: iterable of (inputs, labels) batches; what can be gone through only once is kept in memory.
         read: (a batch, whether the labels' values are looked at) -> (inputs, labels), see `GivenTasks.read`.
-        join: (inputs, labels) -> the same with more examples, for the batches that are trained on.
+        with_old: (inputs, labels) -> the same with more examples, for the batches that are trained on.
 
     Attributes:
         batch_size: the loader's, 0 where it has none.
+        dataset: its examples, for methods that choose among them.
+        chosen: (inputs, labels) to train on in place of the loader's own, in a random order; None for the loader's.
     """
 
-    dataset: Sequence | None = None
-
-    def __init__(self, loader: Iterable, read: Callable, join: Callable | None = None):
-        self.loader, self.read, self.join, self.looked = repeatable(loader), read, join, False
+    def __init__(self, loader: Iterable, read: Callable, with_old: Callable | None = None):
+        self.loader, self.read, self.with_old, self.looked = repeatable(loader), read, with_old, False
         size = getattr(loader, "batch_size", None)
         self.batch_size = size if isinstance(size, int) and size > 0 else 0
+        self.dataset = GivenData(self)
+        self.chosen: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.loader) if self.chosen is None else -(-len(self.chosen[1]) // self.batch_size)
+
+    def keep(self, rows: Tensor) -> None:
+        """Train only on these of the task's examples, given as positions (k,)."""
+        self.chosen = self.dataset.data[rows], self.dataset.targets[rows]
+
+    def join(self, inputs: Tensor, labels: Tensor) -> None:
+        """Train on these examples, too."""
+        own = self.chosen or (self.dataset.data, self.dataset.targets)
+        more = inputs.to(own[0].device), labels.to(own[1].device)
+        self.chosen = torch.cat((own[0], more[0])), torch.cat((own[1], more[1]))
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass of training."""
+        if self.chosen is None:
+            yield from ((inputs, labels) for inputs, labels, _ in self)
+            return
+        inputs, labels = self.chosen
+        for rows in torch.randperm(len(labels)).to(labels.device).split(self.batch_size):
+            yield inputs[rows], labels[rows]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in self.loader:
@@ -55,9 +104,9 @@ class GivenLoader:
 
     def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """A pass of training; its order is the loader's affair."""
-        for inputs, labels, _ in self:
-            if self.join:
-                inputs, labels = self.join(inputs, labels)
+        for inputs, labels in self._batches():
+            if self.with_old:
+                inputs, labels = self.with_old(inputs, labels)
             yield inputs, labels, inputs
 
 
@@ -71,11 +120,10 @@ class TestLoader(GivenLoader):
         UserError: there is nothing to score, or nothing of the task.
     """
 
-    dataset = range(0)
-
     def __init__(self, loader: Iterable, read: Callable, task: int, classes: list[int] | None):
         super().__init__(loader, read)
         self.task, self.classes = task, classes
+        self.dataset = range(0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n, scored, found = 0, 0, []
@@ -128,7 +176,10 @@ class GivenTasks(TaskStream):
         self.multi_head = multi_head and setting == "task-il"
         self.classes: list[Classes] = []  # of each task
         self.train_loader: GivenLoader | None = None
+        self.held_out_loader: TestLoader | None = None
         self.test_loaders: dict[int, TestLoader] = {}
+        self.SIZE: tuple[int, ...] = ()  # of an input, from the first task on
+        self.floats = True  # inputs are no whole numbers
         self.loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None  # of the current task, in place of its own
         self._make_tasks()
 
@@ -175,20 +226,29 @@ class GivenTasks(TaskStream):
         """The loader of the latest task."""
         return self.train_loader
 
-    def add_task(self, loader: Iterable, classes: Any = None, join: Callable | None = None) -> Tensor:
+    def task_data(self, task: int) -> GivenData:
+        """Training examples of the latest task."""
+        return self.train_loader.dataset
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the tasks' classes, one after the other, are 0, 1, 2, ..."""
+        return self.SETTING != "class-il" or in_order(self.classes)
+
+    def add_task(self, loader: Iterable, classes: Any = None, with_old: Callable | None = None) -> Tensor:
         """Begin the next task; returns the inputs of a first batch.
 
         Args:
             loader: its training batches.
             classes: a tuple (its first class, one past its last), or a set of them; found by a pass over the loader by
                 default.
-            join: see `GivenLoader`.
+            with_old: see `GivenLoader`.
 
         Raises:
             UserError: labels that are no output of the network, or that an earlier task has.
         """
         task, declared = len(self.classes), None if classes is None else self._declared(classes)
-        self.train_loader = GivenLoader(loader, partial(self.read, task=task, declared=declared), join)
+        self.train_loader = GivenLoader(loader, partial(self.read, task=task, declared=declared), with_old)
         if self.kind == RegressionTask.NAME:
             if declared is not None:
                 raise UserError(f"classes is {classes!r}: a regression has none, drop it")
@@ -202,6 +262,8 @@ class GivenTasks(TaskStream):
         if self.SETTING == "class-il":
             self._refuse_shared(task, classes)
         self.classes.append(classes)
+        self.SIZE = tuple(first.shape[1:])
+        self.floats = first.is_floating_point()
         self._make_tasks()
         return first
 
@@ -300,11 +362,15 @@ class GivenTasks(TaskStream):
         """Test loaders are given, not made."""
 
     def state_dict(self) -> dict:
-        return {"setting": self.setting, "kind": self.kind, "classes": [labels_in(part) for part in self.classes]}
+        classes = [labels_in(part) for part in self.classes]
+        inputs = {"size": [*self.SIZE], "floats": self.floats}
+        return {"setting": self.setting, "kind": self.kind, "classes": classes, "inputs": inputs}
 
     def load_state_dict(self, state: dict) -> None:
         self.setting, self.kind = state["setting"], state["kind"]
         self.classes = [as_classes({*map(int, part)}) for part in state["classes"]]
+        if inputs := state.get("inputs"):  # files of before have none
+            self.SIZE, self.floats = tuple(map(int, inputs["size"])), bool(inputs["floats"])
         self._make_tasks()
 
 

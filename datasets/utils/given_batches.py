@@ -70,7 +70,7 @@ def split_batch(batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         keys = f" with {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
         raise UserError(f"the loader gives {type(batch).__name__}{keys}: {FORM}")
-    inputs, labels = (_tensor(part, what) for part, what in zip(batch, ("inputs", "labels"), strict=False))
+    inputs, labels = (as_tensor(part, what) for part, what in zip(batch, ("inputs", "labels"), strict=False))
     if not inputs.dim() or not labels.dim():
         raise UserError(
             f"the loader gives inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)}: expected batches of "
@@ -153,7 +153,12 @@ def are_numbers(labels: Tensor, outputs: torch.Size) -> bool:
     return labels.shape == outputs and not one_hot
 
 
-def _tensor(value: Any, what: str) -> Tensor:
+def as_tensor(value: Any, what: str) -> Tensor:
+    """A tensor, an array or a list of numbers as a tensor.
+
+    Raises:
+        UserError: something else, named by `what`.
+    """
     if isinstance(value, Tensor):
         return value
     try:
@@ -166,5 +171,5 @@ def _tensor(value: Any, what: str) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(
-            f"the loader's {what} are {type(value).__name__}: expected a tensor or an array of numbers ({one_line(e)})"
+            f"{what} are {type(value).__name__}: expected a tensor or an array of numbers ({one_line(e)})"
         ) from None

@@ -31,6 +31,10 @@ class ClassScore:
         self.correct = self.correct + (self.answers(logits) == labels).sum()
         self.n += len(labels)
 
+    def competing(self, n: int) -> list[int]:
+        """Those of n classes that compete."""
+        return [*range(n)][self.low : self.high]
+
     def answers(self, logits: Tensor) -> Tensor:
         """The class (B,) of the largest logit among those that compete."""
         return logits[:, self.low : self.high].argmax(1) + self.low
@@ -49,6 +53,8 @@ class TokenScore:
 
     def __init__(self, low: int = 0, high: int | None = None):
         self.low, self.high, self.sums = low, high, torch.zeros(3, dtype=torch.float64)
+
+    competing = ClassScore.competing
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (B, L, C), labels (B, L), < 0: not scored."""

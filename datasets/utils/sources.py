@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from palimpsest.datasets.utils.checks import checked
+from palimpsest.datasets.utils.classes import CIFAR10, CIFAR100, DIGITS, FASHION, KUZUSHIJI
 from palimpsest.datasets.utils.source_files import REPLACE, RawData, fetch, present, reading
 from palimpsest.datasets.utils.tinyimagenet import read_tinyimagenet
 from palimpsest.utils.errors import UserError
@@ -52,6 +53,7 @@ class Source:
         SIZE: (C, H, W).
         N_CLASSES: number of classes.
         MEAN, STD: per-channel statistics of inputs in [0, 1], None for inputs that are only scaled to [0, 1].
+        class_names: by label, None where they are only numbers.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source:
     N_CLASSES: int
     MEAN: tuple[float, ...] | None = None
     STD: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __call__(self, base_path: str) -> RawData:
         """Both splits, from below `base_path` or downloaded to it.
@@ -218,29 +221,29 @@ def has_fashion_mnist(base_path: str) -> bool:
 
 # Grey levels 0..16 become round(v * 255 / 16). 1347 training and 450 test images, split alike for every seed; reads no
 # file.
-digits = Source("digits", _read_digits, "scikit-learn's embedded digits", (1, 8, 8), 10, (0.5,), (0.5,))
+digits = Source("digits", _read_digits, "scikit-learn's embedded digits", (1, 8, 8), 10, (0.5,), (0.5,), DIGITS)
 
 # 60000 / 10000: idx files, plain or .gz, in `<base_path>/<name>/raw`; Fashion-MNIST's else where Debian installs them.
 # Scaled to [0, 1] and not normalised further: the published protocol.
-mnist = Source("MNIST", _read_idx_family, "LeCun et al. 1998", (1, 28, 28), 10)
-fashion_mnist = Source("FashionMNIST", _read_idx_family, "Xiao et al. 2017", (1, 28, 28), 10)
-kmnist = Source("KMNIST", _read_idx_family, "Clanuwat et al. 2018", (1, 28, 28), 10)
+mnist = Source("MNIST", _read_idx_family, "LeCun et al. 1998", (1, 28, 28), 10, class_names=DIGITS)
+fashion_mnist = Source(*("FashionMNIST", _read_idx_family, "Xiao et al. 2017", (1, 28, 28), 10), class_names=FASHION)
+kmnist = Source("KMNIST", _read_idx_family, "Clanuwat et al. 2018", (1, 28, 28), 10, class_names=KUZUSHIJI)
 
 # 50000 / 10000: Python batches in `<base_path>/cifar-10-batches-py` or `cifar-100-python` (its 100 fine labels); the
 # official archive in `<base_path>` is unpacked when the folder is incomplete.
 cifar10 = Source(
     *("CIFAR10", _read_cifar, "Krizhevsky 2009", (3, 32, 32), 10),
-    *((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)),
+    *((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615), CIFAR10),
 )
 cifar100 = Source(
     *("CIFAR100", _read_cifar, "Krizhevsky 2009", (3, 32, 32), 100),
-    *((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    *((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), CIFAR100),
 )
 
 # 73257 / 26032 cropped digits, digit 0 being class 0: two .mat in `<base_path>`.
 svhn = Source(
     *("SVHN", _read_svhn, "Netzer et al. 2011", (3, 32, 32), 10),
-    *((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    *((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), DIGITS),
 )
 
 # 100000 / 10000 (its validation split), classes in the order of their WordNet ids: `<base_path>/tiny-imagenet-200` or

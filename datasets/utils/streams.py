@@ -2,11 +2,14 @@
 rotating without boundaries.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from palimpsest.datasets.utils.checks import PARTS, checked_data, refuse_missing
+from palimpsest.datasets.utils.classes import chosen_shares
 from palimpsest.datasets.utils.continual_dataset import ContinualDataset, checked_order
 from palimpsest.datasets.utils.loaders import Split, TrainLoader
 from palimpsest.datasets.utils.source_files import RawData
@@ -26,7 +29,7 @@ class Collection(ContinualDataset):
         self._test = self._on_device(raw.test_x, label_of[raw.test_y])
         # Held-out examples are chosen by original class, so that the class order does not change them.
         self._held_out = self._held_out_mask(self._clean).to(self.device)
-        self._true = Split(self._train.images, label_of[self._clean].to(self.device))
+        self._true = self._on_device(self._train.images, label_of[self._clean])
 
     def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
         low, high = self.task_classes(task)
@@ -47,17 +50,26 @@ class ClassIncremental(Collection):
 
     SETTING = "class-il"
 
-    def _prepare(self) -> None:
-        order = torch.arange(self.N_CLASSES)
+    def _cut_classes(self) -> None:
+        if hasattr(self, "N_CLASSES") and (sizes := chosen_shares(self.args, self.N_CLASSES)):
+            self._set_shares(sizes)
+
+    def _class_order(self) -> Tensor:
+        """Original labels (N_CLASSES,) in the order of the tasks."""
         if self.args.permute_classes:
-            order = permutation(self.N_CLASSES, self.seed, "class order")
+            return permutation(self.N_CLASSES, self.seed, "class order")
         if self.args.custom_class_order:
-            order = torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
+            return torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
+        return torch.arange(self.N_CLASSES)
+
+    def _prepare(self) -> None:
+        order = self._class_order()
         sizes, tasks = [self.cpt(t) for t in range(self.N_TASKS)], self._task_order()
         blocks = order.split(sizes)
         order = torch.cat([blocks[t] for t in tasks])
         if not isinstance(self.N_CLASSES_PER_TASK, int):
             self.N_CLASSES_PER_TASK = [sizes[t] for t in tasks]
+        self.class_order = order.tolist()
         self._load(label_of=order.argsort())
 
 
@@ -115,6 +127,13 @@ class DomainIncremental(Collection):
     def _train_size(self, task: int) -> int:
         return int((~self._held_out).sum()) if self.KEEPS_IMAGES else super()._train_size(task)
 
+    def split_parts(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As they are before `transformed`, which would take long."""
+        tested = (self._true, task, self._held_out) if self.args.validation else (self._test, task)
+        for part in ((self._train, task, ~self._held_out), tested):
+            split, rows = super()._rows(*part)
+            yield rows, split.targets[rows]
+
     def _refuse_too_few(self) -> None:
         super()._refuse_too_few()
         for task in range(0 if self.KEEPS_IMAGES else self.EVAL_TASKS):
@@ -139,21 +158,26 @@ class SeparateDomains(Collection):
 
     def _prepare(self) -> None:
         _refuse_class_order(self)
-        self._order, parts = self._task_order(), []
+        self._order = self._task_order()
+        raw, train, test = self._read_domains()
+        refuse_missing(self.NAME, raw.train_y, raw.test_y, self.N_CLASSES)
+        raw = self._labelled(raw)
+        train = train[self._kept]
+        self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
+        self._true = self._on_device(self._train.images, self._clean)
+        self._held_out = self._held_out_mask(self._clean + self.N_CLASSES * train).to(self.device)
+        self._domains = {"train": train.to(self.device), "test": test.to(self.device)}
+
+    def _read_domains(self) -> tuple[RawData, Tensor, Tensor]:
+        """The data of all domains together, and the domain of every training (N,) and test (M,) image."""
+        parts = []
         for d in range(self.N_TASKS):
             where = f"{self.NAME}, domain {d}"
             parts.append(checked_data(where, self.domain_data(d), self.SIZE, self.N_CLASSES, complete=False))
         raw = RawData(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))
-        refuse_missing(self.NAME, raw.train_y, raw.test_y, self.N_CLASSES)
         self.checksum = raw.checksum
         sizes = torch.tensor([(len(part.train_y), len(part.test_y)) for part in parts])
-        train, test = map(torch.repeat_interleave, sizes.unbind(1))
-        raw = self._labelled(raw)
-        train = train[self._kept]
-        self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
-        self._true = Split(self._train.images, self._clean.to(self.device))
-        self._held_out = self._held_out_mask(self._clean + self.N_CLASSES * train).to(self.device)
-        self._domains = {"train": train.to(self.device), "test": test.to(self.device)}
+        return raw, *map(torch.repeat_interleave, sizes.unbind(1))
 
     def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
         domains = self._domains["test" if split is self._test else "train"]

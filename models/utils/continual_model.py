@@ -1,7 +1,7 @@
 """What every method is: the contract between a method file, the training loop and the streams."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from palimpsest.backbone.utils.precision import mixed_precision
 from palimpsest.datasets.utils.task import ClassTask, Task
 from palimpsest.models.utils.contract import Count, checked_loss, refuse_hidden, reserved_names
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.panels import Report
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -87,7 +88,10 @@ class ContinualModel(nn.Module):
         self.dataset = dataset
         if dataset is not None:
             dataset.shape_network(backbone)
-        self.device = next(iter(backbone.parameters())).device
+        first = next(iter(backbone.parameters()), None)
+        if first is None:
+            raise UserError(f"the network of {self.NAME} has nothing to train besides its classifier: take another one")
+        self.device = first.device
         self.normalization_transform = dataset.get_normalization_transform() if dataset is not None else None
         self.n_tasks = dataset.N_TASKS if dataset is not None else 1
         self.num_classes = dataset.N_CLASSES if dataset is not None else backbone.num_classes
@@ -173,6 +177,12 @@ class ContinualModel(nn.Module):
         Must not change within a task, since a resumed run asks again.
         """
         return None
+
+    def epoch_sizes(self, dataset, tasks: Sequence[int]) -> list[int]:
+        """Examples that an epoch of each of these tasks will go over. Asked before training, at the first of them."""
+        if (rows := self.training_rows(dataset.train_loader.dataset)) is None:
+            return [dataset.train_sizes[task] for task in tasks]
+        return [len(rows), *(len(self.training_rows(dataset.task_data(task))) for task in tasks[1:])]
 
     def begin_task(self, dataset) -> None:
         """Called before a task's first epoch."""

@@ -139,7 +139,6 @@ class Exemplars(Distillation, Rehearsal):
     """
 
     BUFFER_SHARES = "classes"
-    ALONE = "first task"
 
     @staticmethod
     def get_parser(parser):
@@ -151,6 +150,19 @@ class Exemplars(Distillation, Rehearsal):
 
     def extra_examples(self):
         return self.buffer.get_all_data()[:2] if self.sizes else None
+
+    def epoch_sizes(self, dataset, tasks):
+        out, sizes = [], []
+        for task in tasks:
+            low, high = dataset.get_offsets(task)
+            counts = torch.bincount(dataset.task_data(task).targets - low, minlength=high - low).tolist()
+            out.append(self.union_size(counts, sizes))
+            sizes = [min(size, share(self.buffer, high)) for size in (*sizes, *counts)]
+        return out
+
+    def union_size(self, counts: list[int], sizes: list[int]) -> int:
+        """Examples of an epoch, given those of each class of the task and the exemplars of each class before."""
+        return sum(counts) + sum(sizes)
 
     def end_task(self, dataset):
         """Refill the buffer with the herded exemplars of the task's classes: normalised features, no augmentation."""

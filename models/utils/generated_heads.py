@@ -70,7 +70,7 @@ class GeneratedHeads(ContinualModel):
         Masking the columns of other tasks leaves the task's own head, which is the method's prediction; without a
         mask heads compete that were never trained against each other.
         """
-        logits = x.new_full((len(x), self.num_classes), -torch.inf)
+        logits = x.new_full((x.shape[0], self.num_classes), -torch.inf)
         tasks = self.n_seen_classes // self.cpt
         if tasks:
             scores = torch.einsum("bf,tcf->btc", self.net.features(x), self.heads(tasks)).flatten(1)

@@ -40,7 +40,7 @@ REPLAY = "--buffer_size 20 --minibatch_size 5"
 METHODS = [
     f"er {REPLAY}", f"derpp --alpha 1 --beta 1 {REPLAY}", "ewc --e_lambda 1", "lwf", "icarl --buffer_size 20",
     "lucir --buffer_size 20 --fitting_epochs 1", "slda", f"hal {REPLAY}", f"xder --alpha 1 --beta 1 {REPLAY}",
-    f"xder_rpc --alpha 1 --beta 1 {REPLAY}", "packnet", "pah",
+    f"xder_rpc --alpha 1 --beta 1 {REPLAY}", "packnet", "pah", "vcl",
 ]  # fmt: skip
 
 
@@ -50,7 +50,15 @@ def test_methods_run_with_it(path, method):
     assert len(scores) == 2 and scores[0] > 60
 
 
-@pytest.mark.parametrize("method", ["hat", "pnn", "pr_bbb"])
+def test_a_network_without_features_is_one_line(tmp_path):
+    layers = "self.f = nn.Flatten()\n        self.fc = nn.Linear(64, num_classes)"
+    file = tmp_path / "my_cnn.py"
+    file.write_text(re.sub(r"self\.f = .*?\n\s+self\.fc = [^\n]*", layers, FILE, flags=re.S))
+    with pytest.raises(UserError, match="the network of pah has nothing to train besides its classifier"):
+        experiment("pah", "--backbone", str(file))
+
+
+@pytest.mark.parametrize("method", ["hat", "pnn"])
 def test_what_it_cannot_do_is_one_line_at_the_start(path, method, capsys, tmp_path):
     results = tmp_path / "results"
     argv = ["--model", method, "--dataset", "seq-digits", *SHORT, "--backbone", path, "--results_path", str(results)]

@@ -73,6 +73,7 @@ def test_what_says_the_same_is_converted(convert):
         ({"y": lambda y: torch.nn.functional.one_hot(y)}, "they look one-hot, give labels.argmax(1)"),
         ({"y": lambda y: y.unsqueeze(1)}, "labels.squeeze(1)"),
         ({"y": torch.Tensor.float}, "labels are (20,) float32"),
+        ({"train_x": torch.Tensor.to_sparse}, "images are a torch.sparse_coo tensor"),
         ({"y": lambda y: y[1:]}, "20 images but 19 labels"),
         ({"y": lambda y: y.clamp(max=2)}, "no training image of class 3, 3 classes found and 4 declared"),
         ({"train_y": lambda y: y.clamp(max=2)}, "no training image of class 3"),
@@ -106,13 +107,25 @@ class Mine(ClassIncremental):
     [
         ({"N_TASKS": 3}, "over 3 tasks is 6 and N_CLASSES 4"),
         ({"N_CLASSES_PER_TASK": [1, 2]}, "over 2 tasks is 3 and N_CLASSES 4"),
-        ({"N_CLASSES_PER_TASK": [4, 0]}, "expected 2 numbers above 0"),
-        ({"N_CLASSES_PER_TASK": [4]}, "expected 2 numbers above 0"),
+        ({"N_CLASSES_PER_TASK": [4, 0]}, "a list of 2 numbers above 0"),
+        ({"N_CLASSES_PER_TASK": [4]}, "a list of 2 numbers above 0"),
+        ({"N_CLASSES_PER_TASK": 2.0}, "N_CLASSES_PER_TASK is 2.0: expected a whole number above 0"),
+        ({"N_CLASSES_PER_TASK": "22"}, "N_CLASSES_PER_TASK is '22': expected"),
+        ({"N_TASKS": 2.0}, "N_TASKS is 2.0: expected a whole number"),
+        ({"N_TASKS": 0}, "N_TASKS is 0: expected a whole number above 0"),
+        ({"N_CLASSES": 4.0}, "N_CLASSES is 4.0: expected a whole number"),
         ({"N_CLASSES": 5, "N_CLASSES_PER_TASK": [3, 2]}, "no training image of class 4"),
         ({"SIZE": (3, 4, 4)}, "images are (20, 1, 4, 4) uint8, expected (N, 3, 4, 4)"),
+        ({"SIZE": 16}, "SIZE is 16: expected the shape of an example"),
+        ({"SIZE": (1, 4, 4.0)}, "SIZE is (1, 4, 4.0): expected"),
+        ({"MEAN": 0.5, "STD": 0.2}, "MEAN is 0.5: expected a tuple of numbers"),
+        ({"MEAN": (0.5,), "STD": (0.0,)}, "STD is (0.0,): expected a tuple of numbers above 0"),
+        ({"MEAN": (float("nan"),), "STD": (1.0,)}, "MEAN is (nan,): expected a tuple of numbers"),
+        ({"SOURCE": "digits"}, "SOURCE is 'digits': expected a function"),
+        ({"SOURCE": None}, "SOURCE is None: expected a function"),
     ],
 )
-def test_declared_counts_must_fit(changes, words):
+def test_what_is_declared_must_fit(changes, words):
     with pytest.raises(UserError, match=re.escape(words)):
         stream(type("Mine", (Mine,), changes))
 
@@ -153,6 +166,22 @@ def test_vectors_and_numbers_are_looked_at_like_images():
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             stream(vectors(base, **changes))
+
+
+def test_transforms_of_a_stream_reach_all_its_loaders():
+    class Own(Mine):
+        def get_transform(self):
+            return lambda raw: -raw.float()
+
+        def get_normalization_transform(self):
+            return lambda raw: raw.float() + 1
+
+    made = stream(Own)
+    train, test = made.get_data_loaders()
+    inputs, _, raw = next(iter(train))
+    assert torch.equal(inputs, -raw.float())
+    assert torch.equal(next(iter(test))[0], test.dataset.data.float() + 1)
+    assert torch.equal(made.task_data(0)[0][0], made.task_data(0).data[0].float() + 1)
 
 
 # ---- domains with images of their own
@@ -222,18 +251,29 @@ def test_what_a_domain_shows_is_looked_at_before_training(transformed, words):
         stream(type("Shifted", (Shifted,), {"transformed": transformed}))
 
 
+OWN = "class Own(SequentialDigits):\n    NAME = 'own'"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         ("class Own(ClassIncremental):\n    NAME = 'own'\n    N_TASKS = 2", "does not set DEFAULTS"),
         ("class Own(ClassIncremental):\n    NAME = 'own'\n    DEFAULTS = {'lr': 1}", "--backbone is missing"),
         ("class Own(SequentialDigits):\n    NAME = 'own'\n    SIZE = (1, 4, 4)", "expected (N, 1, 4, 4)"),
+        (f"{OWN}\n    SOURCE = {{}}['frames']", "line 7: KeyError: 'frames': correct the file"),
+        (f"{OWN}\n    def SOURCE(base_path):\n        return open('nothing.npz')", "line 8: FileNotFoundError"),
+        (f"{OWN}\n    def SOURCE(base_path):\n        return sources.digits(1)", "line 8: TypeError"),
+        (f"{OWN}\n    def get_transform(self):\n        return None", "get_transform() returns NoneType: expected"),
+        (f"{OWN}\n    def get_loss(self):\n        return torch.nn.MSELoss()", "(B, 10) and labels (B,), fails: The"),
+        (f"{OWN}\n    def get_loss(self):\n        return torch.nn.CrossEntropyLoss(reduction='none')", "shape (11,)"),
+        (f"{OWN}\n    def get_loss(self):\n        return lambda f, y: 1.0", "gives float: expected a tensor"),
         ("class Own:\n    NAME = 'own'", "does not set SETTING, TASK, INPUT, DEFAULTS: derive it from one of"),
     ],
 )
 def test_a_stream_file_that_cannot_be_used_is_one_line_and_leaves_no_folder(tmp_path, capsys, body, words):
-    imports = "from datasets.seq_digits import SequentialDigits\nfrom datasets.utils.streams import ClassIncremental"
-    (tmp_path / "own.py").write_text(f"{imports}\n\n\n{body}\n")
+    imports = "import torch\nfrom datasets.seq_digits import SequentialDigits\nfrom datasets.utils import sources\n"
+    imports += "from datasets.utils.streams import ClassIncremental"
+    (tmp_path / "own.py").write_text(f"{imports}\n{body}\n")
     argv = ["--model", "sgd", "--dataset", str(tmp_path / "own.py"), "--results_path", str(tmp_path / "results")]
     assert entry.main(argv) == 2
     err = capsys.readouterr().err

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from palimpsest.utils.run.trainer import ContinualTrainer
+from palimpsest.trainer import ContinualTrainer
 
 SPLIT = {
     "naive": (None, {}),

@@ -162,6 +162,10 @@ def test_packnet_may_rank_by_gradient_times_weight():
     owned_by_first(model, [0.1, 5.0])
     model.prune(0.5, model.dataset)  # the second input is always 0
     assert model.owner.tolist() == [1, 0]
+    model.dataset.train_loader = [(torch.tensor([[1.0, 0.5]]), torch.tensor([0]), None)]
+    owned_by_first(model, [0.1, 5.0])
+    model.prune(0.5, model.dataset)  # half the gradient, fifty times the weight
+    assert model.owner.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -262,19 +266,20 @@ def named_layers(model):
     return [(n, p) for n, p in model.net.named_parameters() if not n.startswith("net.4")]
 
 
-def test_hat_step_by_hand():
+@pytest.mark.parametrize("used", [[False, True], [False, False]])
+def test_hat_step_by_hand(used):
     model = method(HAT, sequential(1, 2, 4), 2, 2, "--hat_lambda", "2", "--hat_smax", "4")
     model.dataset.train_loader = [None] * 5
     enter(model, model.dataset, 0)
     model._epoch_iteration = 2  # the third of five batches: s = 1/4 + (4 - 1/4) / 2
     s, e = 2.125, torch.tensor([0.5, -1.0])
     model.embeddings[0].data.copy_(e)
-    model.used = torch.tensor([False, True])
+    model.used = torch.tensor(used)
     w = [p.detach().clone() for p in model.net.parameters()]
     leaf = e.clone().requires_grad_()
     a = torch.sigmoid(s * leaf)
     logits = F.linear(F.relu(F.linear(torch.ones(3, 1), w[0], w[1])) * a, w[2], w[3])[:, :2]
-    expected = F.cross_entropy(logits, torch.tensor([0, 1, 1])) + 2 * a[0]  # only the first unit is free
+    expected = F.cross_entropy(logits, torch.tensor([0, 1, 1])) + 2 * a[~model.used].mean()  # over the free units
     expected.backward()
     factor = 4 * (torch.cosh(s * e) + 1) / (s * (torch.cosh(e) + 1))
     terms = model.observe(torch.ones(3, 1), torch.tensor([0, 1, 1]), None)

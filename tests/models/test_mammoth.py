@@ -120,6 +120,15 @@ def test_replay_in_the_old_frame_learns_the_same_weights_as_ours(tmp_path, strea
     assert torch.equal(*(model.net.get_params() for model in models))
 
 
+def test_a_ranking_loss_takes_flat_targets_in_such_a_file_alone(tmp_path):
+    observe = "loss = nn.MarginRankingLoss(margin=0.5)(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3))"
+    exp = experiment(given_file(tmp_path, "import torch\nfrom torch import nn", observe=observe), *SHORT)
+    batch = next(iter(exp.dataset.enter_task(0)))
+    assert exp.model.meta_observe(*batch, 0) == 1.5
+    with pytest.raises(RuntimeError):
+        nn.MarginRankingLoss()(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3))
+
+
 def test_missing_names_and_packages_in_one_line(tmp_path):
     for imports, words in [
         ("from utils.prompt_templates import templates", "given.py cannot run: it imports utils.prompt_templates"),
@@ -136,7 +145,7 @@ def test_missing_names_and_packages_in_one_line(tmp_path):
     [
         ("init", "self.args.clip_model", UserError, "given.py cannot run: there is no option --clip_model"),
         ("init", "assert args.batch_size == 1, 'one at a time'", UserError, "given.py, line 21: one at a time"),
-        ("end", "dataset.class_names", UserError, "the stream seq-digits has no 'class_names'"),
+        ("end", "dataset.templates", UserError, "the stream seq-digits has no 'templates'"),
         ("end", "from utils.checkpoints import save", UserError, "it imports utils.checkpoints"),
         ("end", "dataset.train_loader = None", UserError, "sets dataset.train_loader"),
         ("observe", "assert loss < 0", TrainingFailed, "given.py, line 36: assert loss < 0"),

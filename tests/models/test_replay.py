@@ -83,6 +83,15 @@ def test_mir_chooses_what_the_step_hurts_most():
     assert (F.cross_entropy(net(x), y, reduction="none") - old).argmax() == 2
 
 
+def test_mir_does_not_choose_what_is_merely_known_worst():
+    model = small(MIR, "--buffer_size", "2", "--minibatch_size", "1", "--batch_size", "1", "--subsample", "2")
+    model.buffer.add_data(examples=image(0, 5, 5, 0), labels=torch.tensor([3, 1]))
+    with torch.no_grad():
+        model.net.classifier.weight[0, 1] = 2.0  # (0, 5) is taken for class 0, and the step does not change much of it
+    raw, labels = model.most_interfered(image(1, 0), torch.tensor([0]))
+    assert raw.flatten().tolist() == [5, 0] and labels.tolist() == [1]
+
+
 def test_gss_scores_are_cosines_with_stored_gradients():
     model = small(GSS, "--buffer_size", "3", "--minibatch_size", "1", "--batch_size", "1")
     scores, _ = model.scores(image(1, 0), torch.tensor([0]))
@@ -148,6 +157,24 @@ def test_hal_anchors_are_held_against_the_coming_step():
     torch.testing.assert_close(model.net.get_params(), weights - lr * net.get_grads())
     net.set_params(weights)
     torch.testing.assert_close(model.phi, net.features(batch[0]).mean(0))
+
+
+def test_hal_keeps_the_anchors_of_all_past_tasks():
+    exp = experiment("hal", "--buffer_size", "60", "--backbone", "mnistmlp", "--n_epochs", "1")
+    first = first_batch(exp, task=1)[0].anchors.clone()
+    model, _ = first_batch(exp, task=2)
+    assert model.anchors.shape == (4, 1, 8, 8) and torch.equal(model.anchors[:2], first)
+
+
+def test_hal_beta_is_the_share_of_the_old_mean():
+    exp = experiment("hal", "--buffer_size", "60", "--backbone", "mnistmlp", "--beta", "0.2")
+    model, batch = first_batch(exp)
+    model.buffer.empty()
+    model.meta_observe(*batch, 0)
+    model.buffer.empty()
+    old, new = model.phi.clone(), model.net.features(batch[0]).detach().mean(0)
+    model.meta_observe(*batch, 0)
+    torch.testing.assert_close(model.phi, 0.2 * old + 0.8 * new)
 
 
 def test_hal_anchors_climb_towards_forgetting():

@@ -100,3 +100,13 @@ def test_lucirs_last_tuning_leaves_classes_to_come_alone():
     after = model.net.classifier.weight.detach()
     moved = (after != before).any(1).tolist()
     assert moved == [True] * 4 + [False] * 6
+
+
+def test_lucirs_last_tuning_goes_on_at_a_tenth_after_half_of_its_epochs(monkeypatch):
+    exp = experiment("lucir", *MLP, "--buffer_size", "20", "--fitting_epochs", "3", "--lr_finetune", "0.2")
+    learn_task(exp, 0)
+    model, _ = first_batch(exp, task=1)
+    rates, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda opt: rates.append(opt.param_groups[0]["lr"]) or step(opt))
+    model.meta_end_task(exp.dataset)
+    assert rates == pytest.approx([0.2, 0.2, 0.02])

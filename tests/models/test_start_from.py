@@ -40,3 +40,5 @@ def test_a_method_that_needs_the_past_says_so():
     (case,) = cases.cases("balanced_ewc")
     with pytest.raises(UserError, match="--start_from.*--loadcheck"):
         build(case.config("--start_from", "1"))
+    with pytest.raises(UserError, match="--start_from: --coreset_size.*--loadcheck"):
+        experiment("pr_bbb", "--coreset_size", "3", "--start_from", "1")

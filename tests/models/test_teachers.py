@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from palimpsest.models.utils.snapshot import Distillation
+from palimpsest.models.utils.snapshot import Distillation, Snapshot
 from palimpsest.utils import registry
 from palimpsest.utils.check import cases
 from tests.models.helpers import experiment, first_batch
@@ -42,3 +42,12 @@ def test_pah_keeps_batch_statistics():
     exp = experiment("pah", "--backbone", "resnet18", "--num_filters", "4", "--label_perc", "0.1")
     method, _ = first_batch(exp, task=1)
     assert method.teacher.copy.training
+
+
+def test_a_snapshot_in_train_mode_normalises_by_the_batch_and_remembers_none():
+    net, snapshot = nn.Sequential(nn.BatchNorm1d(2)), Snapshot()
+    snapshot.take(net)
+    snapshot.train()
+    x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
+    assert snapshot(x).mean(0).abs().max() < 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(snapshot.copy.buffers(), net.buffers(), strict=True))

@@ -11,6 +11,7 @@ from palimpsest.models.gdumb import GDumb
 from palimpsest.models.hal import HAL
 from palimpsest.utils.run.config import resolve
 from palimpsest.utils.run.experiment import build, execute
+from palimpsest.utils.run.training import train
 from tests.models.helpers import QUIET, finished
 
 DIGITS = ["--dataset", "seq-digits", "--n_epochs", "1"]
@@ -116,7 +117,7 @@ def test_a_last_batch_of_one_image_under_batchnorm(tmp_path, capsys, stream_of):
 def test_replayed_images_keep_an_image_company(tmp_path, capsys, stream_of):
     replay, derpp = ["--buffer_size", "20"], ["--alpha", "1", "--beta", "1"]
     stream_of(8, 8, 9, 8)  # the second task
-    for model in ("er", "icarl", "lucir", "gss", "mer --beta 1 --gamma 1"):
+    for model in ("er", "gss", "mer --beta 1 --gamma 1"):
         built("--model", *model.split(), *replay, *DIGITS, *BATCHNORM)
     assert "task 2/2" in alone(tmp_path, capsys, "--model", "derpp", *derpp, *replay, *BATCHNORM)
     stream_of(9, 8, 8, 8)  # the first one: exemplars are chosen at its end, a reservoir begins with the first batch
@@ -129,6 +130,41 @@ def test_replayed_images_keep_an_image_company(tmp_path, capsys, stream_of):
     gem = ["--model", "gem", "--buffer_size", "3", *BATCHNORM]
     assert "memory of each of 2 tasks" in alone(tmp_path, capsys, *gem)
     built(*gem, *DIGITS, "--stop_after", "2")
+
+
+def test_exemplars_that_leave_one_image_of_the_union_alone(tmp_path, capsys, stream_of):
+    stream_of(8, 8, 8, 8)  # 16 images and 8 or 9 exemplars
+    argv = ["--buffer_size", "9", *BATCHNORM]
+    for model in ("icarl", "lucir"):
+        built("--model", model, *argv, *DIGITS)
+    stream_of(8, 8, 9, 8)
+    for model in ("icarl", "lucir"):
+        assert "task 2/2 has 25 examples" in alone(tmp_path, capsys, "--model", model, *argv)
+        built("--model", model, *argv, *DIGITS, "--stop_after", "1")
+    stream_of(10, 9, 9, 10)  # the prototype image of each class is not trained on
+    for size in (8, 16):
+        err = alone(tmp_path, capsys, "--model", "pah", *BATCHNORM[:2], "--batch_size", str(size))
+        assert "task 1/2 has 17 examples" in err
+    built("--model", "pah", *DIGITS, *BATCHNORM[:2], "--batch_size", "18")
+
+
+@pytest.mark.parametrize(
+    "model", ["sgd", "icarl", "lucir --fitting_epochs 1", "bic --bic_epochs 1", "pah", "pr_bbb --coreset_size 3"]
+)
+@pytest.mark.parametrize("more", [[], ["--start_from", "1"], ["--stop_after", "2"], ["--label_perc", "0.6"]])
+def test_the_length_of_every_epoch_is_known_at_the_start(stream_of, model, more):
+    if "coreset" in model and "--start_from" in more:
+        pytest.skip("is refused")
+    stream_of(30, 21, 20, 11, 9, 40)
+    buffer = [] if model.split()[0] in ("sgd", "pah", "pr_bbb") else ["--buffer_size", "67"]
+    exp = built("--model", *model.split(), *buffer, *DIGITS, "--backbone", "mnistmlp", *more)
+    tasks = range(exp.args.start_from, exp.args.stop_after or 3)
+    told, found, begin_task = exp.model.epoch_sizes(exp.dataset, tasks), [], exp.model.meta_begin_task
+    vars(exp.model)["meta_begin_task"] = lambda stream: (
+        begin_task(stream) or found.append(len(stream.train_loader.dataset))
+    )
+    train(exp)
+    assert told == found and len(set(found)) > 1
 
 
 def test_passes_through_the_memory_are_known_by_their_length(stream_of):

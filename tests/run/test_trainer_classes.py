@@ -7,11 +7,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from palimpsest.datasets.utils.continual_dataset import MultiHeadLoss
 from palimpsest.datasets.utils.task import ClassTask
+from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.run.trainer_config import STRATEGIES
-from palimpsest.utils.trainer import ContinualTrainer
-from tests.run.test_trainer import X, Y, config
+from palimpsest.utils.log import plots
+from palimpsest.utils.run.trainer_config import COUNTS_CLASSES
+from tests.run.test_trainer import NEEDED, STRATEGIES, X, Y, config
 
+IN_ANY_ORDER = [strategy for strategy in STRATEGIES if strategy not in COUNTS_CLASSES]
 SETS = [{0, 5}, {1, 2}, {4, 9}]
 
 
@@ -34,7 +36,7 @@ def network(rows=None):
 
 
 def trained(net, data, strategy, setting, classes=None, **more):
-    options = {"hat": {"lambda": 0.1}, "ewc": {"n_fisher": 50}, "mas": {"lambda": 0.1}}.get(strategy, {})
+    options = NEEDED.get(strategy, {}) | ({"n_fisher": 50} if strategy == "ewc" else {})
     trainer = ContinualTrainer(net, config(strategy, **options), setting=setting, device="cpu", **more)
     torch.manual_seed(1)
     for task, loader in enumerate(data):
@@ -45,7 +47,7 @@ def trained(net, data, strategy, setting, classes=None, **more):
 
 @pytest.mark.parametrize(
     "strategy, setting",
-    [*((strategy, "task-il") for strategy in (None, *STRATEGIES)), (None, "class-il"), ("mas", "class-il")],
+    [*((strategy, "task-il") for strategy in (None, *IN_ANY_ORDER)), (None, "class-il"), ("mas", "class-il")],
 )
 def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     """Outputs have no order: with labels and units renamed to 0, 1, 2, ... everything is the same."""
@@ -62,17 +64,34 @@ def test_any_classes_are_learned_as_renamed_ones(strategy, setting):
     assert torch.allclose(mine.net[2].weight[renamed], plain.net[2].weight, atol=2e-3)
 
 
+def watch(monkeypatch, name):
+    """What stands at the axes and in the legend of the figures that a function draws from now on."""
+    texts, drawn = set(), getattr(plots, name)
+
+    def look(*args, **more):
+        figure = drawn(*args, **more)
+        axes = figure.axes[0]
+        legend = axes.get_legend().get_texts() if axes.get_legend() else ()
+        texts.update(text.get_text() for text in (*axes.get_xticklabels(), *axes.get_yticklabels(), *legend))
+        return figure
+
+    monkeypatch.setattr(plots, name, look)
+    return texts
+
+
 @pytest.mark.parametrize("strategy", ["ewc", "packnet", "pnn"])
-def test_class_sets_are_saved_and_reported(strategy, tmp_path):
+def test_class_sets_are_saved_and_reported(strategy, tmp_path, monkeypatch):
     whole = trained(network(), loaders(SETS), strategy, "task-il", checkpoint_dir=tmp_path)
     second = ContinualTrainer(network(), whole.config, setting="task-il", device="cpu")
     second.load(tmp_path / "experiment_task1.pt")
     second.evaluate_all_tasks(loaders(SETS))
-    second.train_task(loaders(SETS)[2])
+    second.train_task(loaders(SETS)[2], task_name="swans")
     second.evaluate_all_tasks(loaders(SETS))
     assert second.R == whole.R and second.tasks.classes == whole.tasks.classes
     if strategy == "ewc":
+        named = {name: watch(monkeypatch, name) for name in ("accuracy_curves", "accuracy_matrix")}
         text = second.report(tmp_path / "report").read_text()
+        assert all({"task 0", "task 1", "swans"} <= texts for texts in named.values()), named
         words = ("forgetting of each task", "confusion matrix", "importance", "task-il")
         assert not [word for word in words if word not in text]
         assert len(list((tmp_path / "report" / "plots").glob("*.png"))) > 5
@@ -157,3 +176,11 @@ def test_heads_of_any_classes():
     assert torch.equal(loss.others, MultiHeadLoss([(0, 5)], "cpu").others ^ loss.others)
     plain = MultiHeadLoss([(0, 2), (2, 5), frozenset()], "cpu").others
     assert torch.equal(plain, MultiHeadLoss([(0, 2), (2, 5)], "cpu").others) and plain[0].tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("strategy", COUNTS_CLASSES)
+def test_who_counts_classes_asks_for_their_order(strategy):
+    trainer = ContinualTrainer(network(), config(strategy, **NEEDED.get(strategy, {})), device="cpu")
+    with pytest.raises(UserError, match=f"{strategy} counts the classes seen: number the labels 0, 1, 2"):
+        trainer.train_task(loaders(SETS)[0])
+    assert trainer.method is None

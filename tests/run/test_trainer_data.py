@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
+from palimpsest.datasets.utils.given import GivenLoader
+from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.run.trainer_config import STRATEGIES
-from palimpsest.utils.trainer import ContinualTrainer
+from tests.run.test_trainer import NEEDED, STRATEGIES
 
 X, Y = (t[:60] for t in (torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2))
 X = X + 4 * nn.functional.one_hot(Y, 6)
@@ -232,10 +233,10 @@ def test_a_network_of_one_number_per_example():
     assert trainer.evaluate(batches(y=X[:, 0]), 0)["domain-il"] > 50
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {*REGRESSION, "agem_r"}))
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {*REGRESSION, "agem_r", "sgd"}))
 def test_a_strategy_without_regression_says_so(strategy):
     with pytest.raises(UserError, match=f"'{strategy}' is for classification"):
-        trainer_of(net(1), strategy, "regression").train_task(batches(y=X[:, 0]))
+        trainer_of(net(1), strategy, "regression", **NEEDED.get(strategy, {})).train_task(batches(y=X[:, 0]))
 
 
 def test_what_does_not_fit_a_regression():
@@ -307,3 +308,17 @@ def test_what_is_replayed_follows_each_loader_before_and_after_a_file(tmp_path):
         trainer.train_task([(X[:30], Y[:30] + 2), (X[30:], Y[30:] + 2)])
     assert whole.args.minibatch_size == second.args.minibatch_size == 30
     assert torch.equal(whole.net.weight, second.net.weight)
+
+
+def test_examples_are_chosen_and_joined():
+    """What icarl, lucir and bic do to the loader of a task."""
+    loader = GivenLoader(DataLoader(TensorDataset(X, torch.arange(60)), 20), lambda batch, look: tuple(batch))
+    assert loader.chosen is None and len(loader) == 3 and len(loader.dataset) == 60
+    loader.keep(torch.arange(50))
+    loader.join(X[:7], torch.arange(100, 107))
+    torch.manual_seed(0)
+    inputs, labels, raw = (torch.cat(parts) for parts in zip(*loader.epoch(0), strict=True))
+    assert sorted(labels.tolist()) == [*range(50), *range(100, 107)] and labels.tolist() != sorted(labels.tolist())
+    assert torch.equal(inputs, raw) and torch.equal(inputs, X[torch.where(labels < 100, labels, labels - 100)])
+    assert [len(y) for _, y, _ in loader.epoch(1)] == [20, 20, 17] and len(loader) == 3
+    assert sum(len(y) for _, y, _ in loader) == 60  # a pass of a method's own is through the task's examples

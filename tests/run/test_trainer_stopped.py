@@ -9,11 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from palimpsest.models.utils.state import describe
+from palimpsest.trainer import ContinualTrainer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.run.checkpoint import fingerprint
-from palimpsest.utils.run.trainer_config import STRATEGIES
-from palimpsest.utils.trainer import ContinualTrainer
+from palimpsest.utils.run.trainer_config import COUNTS_CLASSES
+from tests.run.test_trainer import NEEDED, STRATEGIES
 
 
 class Broken(Exception):
@@ -37,7 +38,7 @@ def trainer_of(strategy, **more):
                         nn.Dropout(0.2), nn.Linear(12, 6))  # fmt: skip
     config = {"optimizer": {"type": "adam", "lr": 0.01}}
     if strategy:
-        config["continual_strategy"] = {strategy: {"lambda": 0.1} if strategy == "hat" else {}}
+        config["continual_strategy"] = {strategy: NEEDED.get(strategy, {})}
     if strategy in (None, "ewc", "si"):
         config["replay"] = {"size": 20}
     return ContinualTrainer(net, config, setting="task-il", device="cpu", **more)
@@ -92,10 +93,12 @@ def test_a_stopped_task_is_learned_again_here_and_by_who_loads_the_trainer(strat
         try_in_vain(parts, data, 1, KeyboardInterrupt, 1)
     parts.save(tmp_path / "one.pt")
     learn(parts, data, 1)
-    assert all(a is b for a, b in zip(held, parts.net.parameters(), strict=True))
+    if strategy not in ("lucir", "rpc"):  # which put a classifier of their own in place of the last layer
+        assert all(a is b for a, b in zip(held, parts.net.parameters(), strict=True))
     assert parts.R == whole.R and state_of(parts) == state_of(whole)
     again, data = trainer_of(strategy), loaders(2)
-    try_in_vain(again, data, 1, Broken, 0)  # what is loaded must not depend on what was tried before
+    first = 0 if strategy in COUNTS_CLASSES else 1
+    try_in_vain(again, data, first, Broken, 0)  # what is loaded must not depend on what was tried before
     again.load(tmp_path / "one.pt")
     learn(again, data, 1)
     assert again.R == whole.R and state_of(again) == state_of(whole)

@@ -28,6 +28,11 @@ def test_one_entry_per_configuration(results):
     assert "final accuracy" not in found["sgd"]
 
 
+def test_the_last_of_many_tasks_is_the_last_by_number():
+    row = {f"task{t}": str(float(t)) for t in range(1, 13)}
+    assert compare.measured([row])["final accuracy"][0] == 12
+
+
 def test_the_page(results, capsys):
     assert compare.main([str(results), "--out", str(results / "page.html")]) == 0
     text = (results / "page.html").read_text()

@@ -128,7 +128,7 @@ def test_the_newest_run_that_can_be_gone_on_with_goes_first(run):
 
 
 def test_finished_seeds_are_not_repeated(run):
-    argv = [*SGD, "--eval_epochs", "1", "--seeds", "0", "1"]
+    argv = [*SGD, "--eval_epochs", "1", "--savecheck", "no", "--seeds", "0", "1"]
     plain = run(*argv)
     assert len(run.folders()) == 2 and not list(run.folders()[0].parent.glob("*.pt"))
     again = run(*argv, "--resume")

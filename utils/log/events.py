@@ -96,6 +96,7 @@ class Log:
         records = [record for record in self.run.epochs if record["task"] == at.task]
         if records:
             records[-1] |= {"held_out_loss": held_out["loss"], "held_out_score": held_out["accuracy"]}
+            records[-1] |= {"training_loss": held_out["training_loss"]}
         if records and kept:
             for record in records:
                 record["kept"] = record is records[-1]

@@ -21,6 +21,7 @@ from palimpsest.utils.charts import (
     MAX_NUMBERED,
     figure_of,
     heat_map,
+    short,
     task_colour_bar,
     task_colours,
     task_ticks,
@@ -46,13 +47,16 @@ def worded(text: str, score: str) -> str:
     return text.replace("accuracy", name).replace("Accuracy", name[0].upper() + name[1:])
 
 
-def accuracy_curves(matrix: np.ndarray, title: str = "Accuracy of each task", score: str = "accuracy") -> Figure:
-    """Accuracy (or another score) of each task over training, from the task itself on."""
+def accuracy_curves(
+    matrix: np.ndarray, title: str = "Accuracy of each task", score: str = "accuracy", names: Sequence[str] = ()
+) -> Figure:
+    """Accuracy (or another score) of each task over training, from the task itself on; the legend has its name."""
     n = len(matrix)
     figure, axes = _score_figure(score, title, "after training task", "accuracy (%)")
     colours = task_colours(n)
     for i in range(n):
-        steps, scores, label = np.arange(i + 1, n + 1), matrix[i:, i], f"task {i + 1}"
+        steps, scores = np.arange(i + 1, n + 1), matrix[i:, i]
+        label = short(names[i]) if i < len(names) else f"task {i + 1}"
         if not np.isnan(scores).all():
             axes.plot(steps, scores, "-o", color=colours[i], markersize=4, linewidth=1.6, label=label)
     _fit_axes(axes, matrix)
@@ -87,11 +91,13 @@ def average_curves(curves: Mapping[str, np.ndarray], score: str = "accuracy") ->
     return figure
 
 
-def accuracy_matrix(matrix: np.ndarray, title: str = "Accuracy matrix", score: str = "accuracy") -> Figure:
+def accuracy_matrix(
+    matrix: np.ndarray, title: str = "Accuracy matrix", score: str = "accuracy", names: Sequence[str] = ()
+) -> Figure:
     """The score matrix as a heat map with its numbers; a matrix of one row (joint training) is drawn as that row."""
     words = [worded(text, score) for text in (title, "accuracy (%) on task", "after training task")]
     digits = 1 if len(matrix) <= 10 else 0
-    return heat_map(matrix, *words, lambda value: f"{value:.{digits}f}", _range(matrix))
+    return heat_map(matrix, *words, lambda value: f"{value:.{digits}f}", _range(matrix), names=names)
 
 
 def term_bars(metric: str, terms: Mapping[str, np.ndarray], score: str = "accuracy") -> Figure:

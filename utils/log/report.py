@@ -25,6 +25,7 @@ SeedsTable = dict[str, dict[str, tuple[float, float, float, int]]]
 PROTOCOL = (
     *("validation", "holdout", "joint", "label_perc", "noise_rate", "start_from", "stop_after", "debug_mode"),
     *("custom_class_order", "custom_task_order", "permute_classes", "normalize", "fitting_mode", "backbone"),
+    *("init_cls", "increment"),
 )
 
 
@@ -216,10 +217,10 @@ def _figures(run: Run) -> Iterator[tuple[str, Any, str, bool]]:
     if several:
         yield "average_accuracy", plots.average_curves(curves, run.score), "average accuracy over training", False
     for name, matrix in run.matrices.items() if several else ():
-        figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score)
+        figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score, run.task_names)
         yield f"accuracy_{name}", figure, f"accuracy of each task, {name}", False
     for name, matrix in run.matrices.items():
-        figure = plots.accuracy_matrix(matrix, f"Accuracy matrix: {name}", run.score)
+        figure = plots.accuracy_matrix(matrix, f"Accuracy matrix: {name}", run.score, run.task_names)
         yield f"matrix_{name}", figure, f"accuracy matrix, {name}", run.n_tasks > 10
     terms = {scenario: metrics.terms(*_measured(run, scenario)) for scenario in run.matrices}
     for metric, (title, _) in plots.BARS.items():

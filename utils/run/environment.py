@@ -2,16 +2,15 @@
 
 import os
 import platform
-import random
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from palimpsest import ROOT, __version__
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.randomness import seed_all
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
 
@@ -45,9 +44,7 @@ def prepare(args) -> torch.device:
     tf32 = args.code_optimization >= 1
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, which torch leaves on
-    random.seed(args.seed)
-    np.random.seed(args.seed % 2**32)  # noqa: NPY002 - methods written elsewhere draw from the global generator
-    torch.manual_seed(args.seed)
+    seed_all(args.seed)
     return pick_device(args.device)
 
 

@@ -1,6 +1,7 @@
 """One run from a resolved configuration: dataset, backbone, method, training, results."""
 
 import argparse
+import json
 import sys
 import time
 import traceback
@@ -16,9 +17,10 @@ import torch
 import yaml
 
 from palimpsest.backbone.utils.wrapped import make_network
+from palimpsest.datasets.utils.classes import facts_of
 from palimpsest.models.utils.contract import check_constructed
 from palimpsest.models.utils.state import origin_of
-from palimpsest.utils import identity
+from palimpsest.utils import identity, registry
 from palimpsest.utils.atomic import write_text
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
@@ -36,7 +38,13 @@ from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
-from palimpsest.utils.run.refusals import NO_STATISTICS, refuse_few_examples, refuse_lone_example, refuse_small_buffer
+from palimpsest.utils.run.refusals import (
+    NO_STATISTICS,
+    refuse_few_examples,
+    refuse_lone_example,
+    refuse_small_buffer,
+    refuse_stream_functions,
+)
 from palimpsest.utils.run.saving import Saver, Signals
 from palimpsest.utils.run.stopping import make_stopper
 from palimpsest.utils.run.training import evaluate_run, last_task, train
@@ -50,7 +58,9 @@ def build(config: Config) -> Experiment:
     """
     args = config.args
     device = environment.prepare(args)
-    dataset = config.dataset_class(args, device)
+    with registry.errors_of(config.dataset_class):
+        dataset = config.dataset_class(args, device)
+    refuse_stream_functions(dataset)
     refuse_setting(config.model_class, dataset)  # which an option of the stream may have decided
     for option in ("start_from", "stop_after"):
         value = getattr(args, option)
@@ -81,7 +91,7 @@ def build(config: Config) -> Experiment:
     files = dict(zip(identity.FILES, map(identity.of_class, classes), strict=True))
     facts = environment.describe(device) | files | {"code": identity.shared_code(), "data": dataset.checksum}
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
-    notes = report.notes | ({"score": note} if note else {})
+    notes = dataset.notes | report.notes | ({"score": note} if note else {})
     if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.debug_mode:
@@ -152,6 +162,8 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
     """Train, or score what a checkpoint holds, and write the results."""
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
+    if run.folder is not None:
+        write_text(run.folder / "classes.json", json.dumps(facts_of(dataset)) + "\n")
     loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)

@@ -3,13 +3,15 @@
 Each function that refuses something raises UserError.
 """
 
+import warnings
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from palimpsest.datasets.utils.task import ClassTask, TaskStream
 from palimpsest.models.utils.continual_model import ContinualModel
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.run.training import last_task
 
 NO_STATISTICS = "Expected more than 1 value per channel"  # torch's words for a batch that BatchNorm cannot normalise
@@ -26,6 +28,28 @@ def refuse_small_buffer(model_class: type, dataset, args) -> None:
             f"--buffer_size {args.buffer_size} leaves no example for each of {n} {kind}, among which "
             f"{model_class.NAME} divides it: give {n} or more"
         )
+
+
+def refuse_stream_functions(dataset) -> None:
+    """The transforms and the loss that a stream gives can be called, and the loss is one number."""
+    for name in ("get_transform", "get_normalization_transform"):
+        if not callable(given := getattr(dataset, name)()):
+            raise UserError(
+                f"{dataset.NAME}: {name}() returns {type(given).__name__}: expected a function of a raw batch of images"
+            )
+    if dataset.TASK is not ClassTask:
+        return
+    n, criterion = dataset.N_CLASSES, dataset.get_loss()
+    logits = torch.zeros(n + 1, n, device=dataset.train_device)  # as many rows as columns could be taken for each other
+    where = f"{dataset.NAME}: the loss of get_loss(), given logits (B, {n}) and labels (B,),"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            loss = criterion(logits, torch.zeros(n + 1, dtype=torch.int64, device=logits.device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        raise UserError(f"{where} fails: {one_line(e)}") from None
+    if not isinstance(loss, Tensor) or loss.dim():
+        given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"{where} gives {given}: expected a tensor of one number, the mean over the batch")
 
 
 def refuse_few_examples(model_class: type, dataset, args) -> None:
@@ -70,8 +94,8 @@ def _lone_example(model: ContinualModel, dataset, args) -> tuple[str, str] | Non
     alone = model.ALONE if dataset.MIXED else "always"
     if alone in ("first task", "first batch"):
         tasks = tasks[:1]
-    for task in tasks if alone != "never" else ():
-        n, size = _examples(model, dataset, task, args), dataset.size_of_batch(task)
+    for task, n in zip(tasks, model.epoch_sizes(dataset, tasks), strict=True) if alone != "never" else ():
+        size = dataset.size_of_batch(task)
         n_batches = -(-n // size)
         whole = args.debug_mode or (args.fitting_mode == "iters" and args.n_iters < n_batches)
         last = n % size == 1 and not args.drop_last and not whole and alone != "first batch"
@@ -83,12 +107,6 @@ def _lone_example(model: ContinualModel, dataset, args) -> tuple[str, str] | Non
     passes = model.other_batches(dataset, last_task(args, dataset))
     lone = next((what for what, size in passes if size == 1), None)
     return lone and (f"one example of {lone} comes", "change --buffer_size or --batch_size")
-
-
-def _examples(model: ContinualModel, dataset, task: int, args) -> int:
-    """Examples to train on in a task; in the first one without those that the method holds out."""
-    rows = model.training_rows(dataset.train_loader.dataset) if task == args.start_from else None
-    return dataset.train_sizes[task] if rows is None else len(rows)
 
 
 def _takes_one_example(make_network, dataset) -> bool:

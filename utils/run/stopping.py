@@ -18,7 +18,7 @@ class Stopper:
     def end_epoch(self, exp: Experiment, at: Position) -> bool:
         """Whether the task ends after this epoch. A stream that wants its curves has the held-out data scored here."""
         if exp.dataset.RECORDS_EPOCHS and exp.dataset.held_out_loader is not None:
-            exp.log.end_epoch(at, held_out_scores(exp.model, exp.dataset, at.task))
+            exp.log.end_epoch(at, _held_out(exp, at))
         return False
 
     def end_task(self, model) -> None:
@@ -51,7 +51,7 @@ class EarlyStopping(Stopper):
         args = self.args
         if (at.epoch + 1) % args.early_stopping_freq:
             return super().end_epoch(exp, at)
-        held_out = held_out_scores(exp.model, exp.dataset, at.task)
+        held_out = _held_out(exp, at)
         value = held_out["accuracy"] if args.early_stopping_metric == "accuracy" else -held_out["loss"]
         if value > self.best + args.early_stopping_epsilon:
             self.best, self.waited = value, 0
@@ -72,6 +72,18 @@ class EarlyStopping(Stopper):
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         if state:
             self.best, self.waited, self.weights = state["best"], state["waited"], state["weights"]
+
+
+def _held_out(exp: Experiment, at: Position) -> dict[str, float]:
+    """Held-out score and loss; for a stream that wants its curves also 'training_loss', the same loss of the same
+    network on as many training images.
+    """
+    model, stream = exp.model, exp.dataset
+    found = held_out_scores(model, stream, at.task)
+    if stream.RECORDS_EPOCHS:
+        images = stream.examples(len(stream.held_out_loader.dataset), at.task)
+        found["training_loss"] = held_out_scores(model, stream, at.task, images)["loss"]
+    return found
 
 
 def _learned(model) -> list[torch.Tensor]:

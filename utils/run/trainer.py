@@ -4,9 +4,8 @@ example.
 The strategies are the method files of models/; this module translates a configuration into their options.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,27 @@ from palimpsest.backbone.utils.base import Backbone
 from palimpsest.backbone.utils.wrapped import Wrapped, output_shape
 from palimpsest.datasets.utils.given import GivenLoader, GivenTasks, kind_of
 from palimpsest.datasets.utils.given_batches import ReadOnce, read_inputs, repeatable, split_batch
+from palimpsest.datasets.utils.task import ClassTask
 from palimpsest.models.utils.contract import check_constructed
 from palimpsest.models.utils.state import Origin, origin_of
 from palimpsest.utils import registry
 from palimpsest.utils.atomic import file_errors
 from palimpsest.utils.buffer import Buffer
-from palimpsest.utils.errors import TrainingFailed, UserError
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.evaluation import evaluate, scenarios
 from palimpsest.utils.log.analysis import analyse
 from palimpsest.utils.log.events import Log
 from palimpsest.utils.log.report import summarise_run, write_report
 from palimpsest.utils.metrics import summarise
+from palimpsest.utils.randomness import derive, preserve_rng, seed_all
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.config import refuse_setting
 from palimpsest.utils.run.environment import pick_device
 from palimpsest.utils.run.rollback import all_or_nothing
 from palimpsest.utils.run.stopping import Stopper
-from palimpsest.utils.run.trainer_config import build_network, flat, read_config
+from palimpsest.utils.run.trainer_config import COUNTS_CLASSES, build_network, flat, read_config
+from palimpsest.utils.run.trainer_log import Epochs, MeanLosses
 from palimpsest.utils.run.training import train_task as run_task
 
 SETTINGS = ("class-il", "task-il", "domain-il", "regression")
@@ -43,7 +45,7 @@ FACTS = {"n_classes": int, "task_names": list, "R": dict}  # what a checkpoint s
 LEFT = (GivenLoader, ReadOnce, Origin)  # the data, and what a method was when it was made
 
 
-class ContinualTrainer:
+class Trainer:
     """Trains a network on one task after the other with one strategy.
 
     Args:
@@ -52,13 +54,18 @@ class ContinualTrainer:
             'pnn' given by its sizes.
         config: 'optimizer' (type, lr, weight_decay, momentum, nesterov, clip_grad), 'scheduler' (type, milestones,
             gamma), 'continual_strategy' ({name: {'enabled': bool, option: value}}, at most one enabled), 'replay'
-            (size, batch_size, task_balanced, every). Keys of a strategy are its command-line options.
+            (size, batch_size, task_balanced, every), 'early_stopping' (patience, metric, epsilon, freq; {} for their
+            defaults). Keys of a strategy are its command-line options.
         device: 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'.
         experiment_name: stands in the checkpoints and in their names.
         checkpoint_dir: a checkpoint is written there after each task; nothing is written without it.
         setting: 'class-il', 'task-il', 'domain-il' or 'regression'; from the labels of the first task by default, see
             `GivenTasks`.
         n_tasks: number of tasks, for strategies that share something out beforehand (packnet's equal_share).
+        seed: of everything random while a task is learned, but for loaders that have generators of their own; by
+            default the global generators are used as they are. They are not moved by a trainer that has a seed.
+        class_names: label -> name, or the names of labels 0, 1, 2, ...; for predictions and exports.
+        progress: whether a bar is shown while a task is learned, where stderr is a terminal.
 
     Attributes:
         method: the method (a `ContinualModel`), from the first task on.
@@ -77,7 +84,12 @@ class ContinualTrainer:
         checkpoint_dir: str | Path | None = None,
         setting: str | None = None,
         n_tasks: int | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+        class_names: Sequence[str] | dict[int, str] | None = None,
     ):
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise UserError(f"seed is {seed!r}: expected an integer of at least 0, or None")
         if setting not in (None, *SETTINGS):
             raise UserError(f"setting is {setting!r}: expected one of {', '.join(SETTINGS)}")
         self.config, self.device = config, pick_device(device)
@@ -86,7 +98,9 @@ class ContinualTrainer:
         self.net = build_network(model, self.strategy, config).to(self.device)
         self.experiment_name = experiment_name
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
-        self.setting, self.n_tasks = setting, n_tasks
+        self.setting, self.n_tasks, self.seed, self.progress = setting, n_tasks, seed, progress
+        self.args.seed = seed or 0
+        self.class_names = _names(class_names)
         self.method = None
         self.tasks: GivenTasks | None = None
         self.task_names: list[str] = []
@@ -102,7 +116,7 @@ class ContinualTrainer:
         task_name: str | None = None,
         num_epochs: int = 1,
         loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
-        callbacks: Sequence[Callable[["ContinualTrainer", dict], None]] = (),
+        callbacks: Sequence[Callable[["Trainer", dict], None]] = (),
         classes: tuple[int, int] | Set[int] | None = None,
     ) -> dict[str, Any]:
         """Learn the next task.
@@ -112,9 +126,9 @@ class ContinualTrainer:
 
         Args:
             train_loader: batches (inputs, labels), see `datasets.utils.given_batches`. An iterator is kept in memory.
-            val_loader: scored after each epoch, never trained on.
+            val_loader: scored after each epoch, never trained on; early stopping looks at it.
             task_id: the tasks' count so far; checked, since tasks come in order.
-            task_name: for the record.
+            task_name: for the record and the pictures.
             num_epochs: passes over the loader.
             loss_fn: (logits, labels) -> scalar; cross-entropy by default, the mean squared error for a regression.
             callbacks: called after each epoch with the trainer and the epoch's facts.
@@ -122,7 +136,9 @@ class ContinualTrainer:
                 the loader.
 
         Returns:
-            {'task_id', 'task_name', 'epochs': [{'epoch', 'loss', every other term, 'val': {scenario: percent}}]}.
+            {'task_id', 'task_name', 'epochs': [{'epoch', 'loss', every other term, 'val': {scenario: percent}}]}; with
+            early stopping also 'val_loss', and 'kept' of the epochs that were the best so far: the weights of the last
+            of them are those at the end.
 
         Raises:
             UserError: loaders, labels or numbers that do not fit.
@@ -135,19 +151,42 @@ class ContinualTrainer:
             if self._kept is None or self._kept.source is not train_loader:
                 self._kept = repeatable(train_loader)
             train_loader = self._kept  # what an interrupted call has read is not lost
+        if val_loader is None and self.args.fitting_mode == "early_stopping":
+            raise UserError("config: early_stopping looks at val_loader, which train_task was not given")
         if self.checkpoint_dir:
             _make_folder(self.checkpoint_dir)
+
+        def tell(facts: dict) -> None:
+            for callback in callbacks:
+                callback(self, facts)
+
         with all_or_nothing(self, loss_fn, *_generators(train_loader), leave=LEFT):
             self._training = True
-            epochs = _Epochs(self, val_loader, callbacks)
-            out = self._train_task(train_loader, task_id, task_name, num_epochs, loss_fn, classes, epochs)
+            score = None if val_loader is None else lambda task: self.evaluate(val_loader, task)
+            epochs = Epochs(self.args, score, tell)
+            with self._seeded():
+                out = self._train_task(
+                    train_loader, val_loader, task_id, task_name, num_epochs, loss_fn, classes, epochs
+                )
             self._training = False
             if self.checkpoint_dir:
                 self.save(self.checkpoint_dir / f"{self.experiment_name}_task{out['task_id']}.pt")
         self._kept = None
         return out
 
-    def _train_task(self, train_loader, task_id, task_name, num_epochs, loss_fn, classes, epochs) -> dict[str, Any]:
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Within: the global generators are those of the seed and the task, where there is a seed."""
+        if self.seed is None:
+            yield
+            return
+        with preserve_rng():
+            seed_all(derive(self.seed, "task", self._learned()))
+            yield
+
+    def _train_task(
+        self, train_loader, val_loader, task_id, task_name, num_epochs, loss_fn, classes, epochs
+    ) -> dict[str, Any]:
         done = self._learned()
         if task_id is not None and task_id != done:
             raise UserError(f"task_id is {task_id}: tasks are learned in order, the next one is {done}")
@@ -161,13 +200,18 @@ class ContinualTrainer:
             raise UserError(f"{self.strategy} gives every task outputs of its own: all tasks have the same labels here")
         if self.replay and self.strategy == "lwf" and tasks.SETTING == "class-il":
             raise UserError("config: replay is not defined with lwf, whose loss has no place for old classes: drop it")
+        if not tasks.in_order and self.strategy in COUNTS_CLASSES:
+            raise UserError(
+                f"{self.strategy} counts the classes seen: number the labels 0, 1, 2, ... in the order of the tasks"
+            )
         method.n_tasks = tasks.N_TASKS
         tasks.loss_fn = loss_fn
         args.n_epochs, args.batch_size = num_epochs, tasks.train_loader.batch_size
         if self._replays_as_many:
             args.minibatch_size = args.batch_size
         method.train()
-        log = _MeanLosses(self._run(), self._store)
+        tasks.held_out_loader = None if val_loader is None else tasks.test_loader(val_loader, done)
+        log = MeanLosses(self._run(), self.progress, self._store)
         at = Position(task=done, step=self.step)
         run_task(Experiment(method, tasks, args, log, epochs), at)
         self._new = None
@@ -252,7 +296,7 @@ class ContinualTrainer:
         run.parameters = sum(p.numel() for p in self.method.parameters())
         run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
         run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
-        run.score = self.tasks.TASK.METRIC
+        run.score, run.task_names = self.tasks.TASK.METRIC, self.task_names
         _make_folder(folder)
         return write_report(run, summarise_run(run))
 
@@ -263,11 +307,10 @@ class ContinualTrainer:
         Raises:
             UserError: before the first task, inside of one, or the file cannot be written.
         """
-        self._refuse_inside("save")
-        if self.method is None:
-            raise UserError("nothing to save: no task was learned yet")
+        self.learned_tasks("save")
         state = checkpoint.capture(self._experiment(), Position(task=self._learned(), step=self.step))
-        state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "task_names": self.task_names, "R": self.R}
+        names = {"task_names": self.task_names, "class_names": [[*pair] for pair in self.class_names.items()]}
+        state["trainer"] = {"n_classes": self.tasks.N_CLASSES, "R": self.R, **names}
         _make_folder(Path(path).parent)
         checkpoint.save(state, Path(path))
 
@@ -292,8 +335,20 @@ class ContinualTrainer:
             self._make(facts["n_classes"])
             self.step = checkpoint.restore(state, self._experiment()).step
             self.task_names, self.R = facts["task_names"], facts["R"]
+            self.class_names = self.class_names or {int(c): name for c, name in facts.get("class_names", ())}
 
     save_checkpoint, load_checkpoint = save, load
+
+    def learned_tasks(self, call: str) -> int:
+        """How many tasks were learned.
+
+        Raises:
+            UserError: none, or one is being learned; names what was called.
+        """
+        self._refuse_inside(call)
+        if not self._learned():
+            raise UserError(f"nothing to {call}: no task was learned yet")
+        return self._learned()
 
     def _learned(self) -> int:
         """Tasks learned so far, the one in training included."""
@@ -309,12 +364,13 @@ class ContinualTrainer:
     def _run(self) -> Run:
         """The trainer as the checkpoint's code sees it."""
         config = {f"config.{key}": value for key, value in flat(self.config).items()} | {"setting": self.setting}
+        config |= {} if self.seed is None else {"seed": self.seed}
         return Run(
             model_name=self.strategy,
             dataset_name=GivenTasks.NAME,
             setting=self.tasks.SETTING if self.tasks else "given",
             n_tasks=self._learned() or 1,
-            seed=0,
+            seed=self.seed or 0,
             config=config,
             origins={},
             results_path=Path(),
@@ -334,10 +390,13 @@ class ContinualTrainer:
         """Of the network's weights."""
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
-    def _make(self, n_classes: int, kind: str = "classification") -> None:
+    def _make(self, n_classes: int, kind: str = ClassTask.NAME) -> None:
         cls = registry.load("model", self.strategy)
         heads = "multi_head" not in cls.UNUSED
-        self.tasks = GivenTasks(self.setting, n_classes, self.n_tasks, self.device, self._dtype, heads, kind)
+        setting = "domain-il" if self.setting is None and kind != ClassTask.NAME else self.setting
+        self.tasks = GivenTasks(setting, n_classes, self.n_tasks, self.device, self._dtype, heads, kind)
+        if self.tasks.SETTING:
+            refuse_setting(cls, self.tasks)
         self.args.multi_head = self.tasks.multi_head
         backbone = self.net if isinstance(self.net, Backbone) else Wrapped(self.net, n_classes)
         method = cls(backbone, self.tasks.get_loss(), self.args, self.tasks.get_transform(), self.tasks)
@@ -346,6 +405,16 @@ class ContinualTrainer:
             method.replay_buffer = Buffer(self.replay["size"], self.device)
         self.method = method.to(self.device)
         origin_of(self.method, free=("n_epochs", "batch_size", "minibatch_size"))
+
+
+def _names(given: Sequence[str] | dict[int, str] | None) -> dict[int, str]:
+    """Label -> name."""
+    if isinstance(given, str) or not isinstance(given, Sequence | dict | None):
+        raise UserError(f"class_names is {given!r}: expected a list of names, or a dict {{label: name}}")
+    named = given if isinstance(given, dict) else dict(enumerate(given or ()))
+    if bad := [label for label, name in named.items() if type(label) is not int or not isinstance(name, str)]:
+        raise UserError(f"class_names has {bad[0]!r}: {named[bad[0]]!r}: expected integers as labels, texts as names")
+    return dict(named)
 
 
 def _make_folder(path: Path) -> None:
@@ -358,57 +427,3 @@ def _generators(loader: Iterable) -> list[torch.Generator]:
     samplers = getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)
     found = [getattr(part, "generator", None) for part in (loader, *samplers)]
     return [part for part in found if isinstance(part, torch.Generator)]
-
-
-class _MeanLosses(Log):
-    """The mean of each loss term over an epoch, added up on the device."""
-
-    def __init__(self, run: Run, after_step: Callable[[], None]):
-        super().__init__(run)
-        self.store = after_step
-
-    def progress(self, *_) -> nullcontext:
-        return nullcontext()
-
-    def begin_epoch(self, at: Position) -> None:
-        self.totals: dict[str, Any] = {}
-        self.counts: dict[str, int] = {}
-
-    def step(self, losses: Any, at: Position) -> None:
-        for name, value in (losses if isinstance(losses, dict) else {"loss": losses}).items():
-            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
-            self.totals[name] = self.totals.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-        self.store()
-
-    def means(self, at: Position) -> dict[str, float]:
-        """Term -> mean.
-
-        Raises:
-            UserError: there was no batch.
-            TrainingFailed: a mean is not finite.
-        """
-        if not self.totals:
-            raise UserError(f"the loader of task {at.task} gives no batch in epoch {at.epoch}: is it read only once?")
-        means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingFailed(f"{bad[0]} is {means[bad[0]]} in epoch {at.epoch} of task {at.task}: try a smaller lr")
-        return means
-
-
-class _Epochs(Stopper):
-    """Scores the validation data after each epoch and calls back; never stops."""
-
-    def __init__(self, trainer: ContinualTrainer, val_loader: Iterable | None, callbacks: Sequence[Callable]):
-        self.trainer, self.val_loader, self.callbacks = trainer, val_loader, callbacks
-        self.facts: list[dict[str, Any]] = []
-
-    def end_epoch(self, exp: Experiment, at: Position) -> bool:
-        facts = {"epoch": at.epoch, **exp.log.means(at)}
-        if self.val_loader is not None:
-            facts["val"] = self.trainer.evaluate(self.val_loader, at.task)
-        self.facts.append(facts)
-        for callback in self.callbacks:
-            callback(self.trainer, facts)
-        return False

@@ -11,32 +11,47 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.run.config import converted, declared_options
 
 # Keys that are called otherwise on the command line.
-STRATEGIES: dict[str, dict[str, str]] = {
+OTHER_NAMES: dict[str, dict[str, str]] = {
     "ewc": {"lambda": "e_lambda", "fisher": "ewc_fisher", "normalize": "ewc_normalize", "update": "ewc_update",
             "mode": "ewc_mode"},
     "si": {"update": "ewc_update"},
     "mas": {"lambda": "mas_lambda", "update": "ewc_update"},
     "rwalk": {"lambda": "e_lambda", "update": "ewc_update"},
     "lwf": {"temperature": "softmax_temp"},
-    "gem": {"memory_size": "buffer_size", "margin": "gamma", "eps_rel": "gem_eps", "eps_abs": "gem_eps_abs"},
-    "agem": {"memory_size": "buffer_size", "ref_batch": "minibatch_size"},
-    "agem_r": {"memory_size": "buffer_size", "ref_batch": "minibatch_size"},
-    "er": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
-    "der": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
-    "derpp": {"memory_size": "buffer_size", "batch_size": "minibatch_size"},
+    "ewc_on": {"lambda": "e_lambda", "fisher": "ewc_fisher", "update": "ewc_update"},
+    "gem": {"margin": "gamma", "eps_rel": "gem_eps", "eps_abs": "gem_eps_abs"},
+    "agem": {"ref_batch": "minibatch_size"},
+    "agem_r": {"ref_batch": "minibatch_size"},
+    "hal": {"lambda": "hal_lambda"},
     "pnn": {"adapter": "pnn_adapter"},
     "packnet": {"bias": "packnet_bias", "bn": "packnet_bn"},
     "hat": {"lambda": "hat_lambda", "smax": "hat_smax"},
 }  # fmt: skip
 DEFAULTS = {"gem": {"buffer_size": 200}, "agem": {"buffer_size": 200}, "agem_r": {"buffer_size": 200},
-            "er": {"buffer_size": 500}, "der": {"buffer_size": 500, "alpha": 0.5},
-            "derpp": {"buffer_size": 500, "alpha": 0.5, "beta": 0.5}}  # fmt: skip
+            "der": {"alpha": 0.5}, "derpp": {"alpha": 0.5, "beta": 0.5}}  # fmt: skip
+MEMORY = 500  # examples, where a method keeps any and nothing else is said
+# Every other file of models/ is a strategy.
+_AHEAD = "makes the outputs of all tasks beforehand, whose number and sizes are known of a stream only"
+_GATED = "gates the channels of a network of its own, gated-resnet"
+NO_STRATEGY = {
+    "joint": "trains on all tasks at once: give train_task one loader of all of them, without a strategy",
+    "joint_gcl": "trains on a stream without tasks",
+    "balanced_ewc": "is for the vision stream: use palimpsest.vision.BalancedContinualLearner",
+    **dict.fromkeys(("dynamos", "dynamos_sgd"), _GATED),
+    **dict.fromkeys(("hyper", "pah", "vcl", "ewc_post", "pf_avb", "pf_ssge", "pr_avb", "pr_bbb", "pr_dirac",
+                     "pr_radial", "pr_ssge", "xder", "xder_ce", "xder_rpc"), _AHEAD),
+}  # fmt: skip
+ONE_TASK_EACH = ("pnn", "packnet", "hat")
+# Methods to which the outputs in use are the first so many.
+COUNTS_CLASSES = ("bic", "er_ace", "gdumb", "hal", "icarl", "lucir", "lwf_mc", "rpc")
 WITHOUT_REPLAY = {
-    **dict.fromkeys(("er", "der", "derpp", "agem_r"), "keeps a replay buffer of its own"),
-    **dict.fromkeys(("pnn", "packnet", "hat"), "reaches weights by the task alone, and old examples have none here"),
+    **dict.fromkeys(ONE_TASK_EACH, "reaches weights by the task alone, and old examples have none here"),
+    "gdumb": "learns from its memory alone",
+    "slda": "takes every example once",
 }
 OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
              "nesterov": "optim_nesterov", "clip_grad": "clip_grad"}  # fmt: skip
+STOPPING = {key: f"early_stopping_{key}" for key in ("patience", "metric", "freq", "epsilon")}
 SCHEDULER = {"type": "lr_scheduler", "milestones": "lr_milestones", "gamma": "sched_multistep_lr_gamma"}
 PNN_SIZES = ("input_size", "hidden_sizes", "output_size")
 
@@ -47,9 +62,10 @@ def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[s
     Raises:
         UserError: unknown keys, two strategies, impossible values; the line names the key.
     """
-    _known(config, {"optimizer", "scheduler", "continual_strategy", "replay"}, "config")
+    _known(config, {"optimizer", "scheduler", "continual_strategy", "replay", "early_stopping"}, "config")
     strategies = config.get("continual_strategy") or {}
-    _known(strategies, set(STRATEGIES), "continual_strategy")
+    files = {str(name) for name in strategies if str(name).endswith(".py")}  # methods kept elsewhere
+    _known(strategies, {*names_of_strategies(), *files}, "continual_strategy")
     for name, section in strategies.items():
         if not isinstance(section, dict) or not isinstance(section.get("enabled", True), bool):
             raise UserError(f"config: continual_strategy.{name} must be a dict with 'enabled': True or False")
@@ -60,16 +76,30 @@ def read_config(config: dict[str, Any]) -> tuple[str, argparse.Namespace, dict[s
     actions = {a.dest: a for a in base_parser()._actions}
     own = {a.dest: a for a in declared_options(registry.load("model", strategy))._actions}
     values = {dest: action.default for dest, action in (actions | own).items()} | {"lr": 0.01, "batch_size": 1}
-    values |= DEFAULTS.get(strategy, {})
-    for where, names in (("optimizer", OPTIMIZER), ("scheduler", SCHEDULER)):
+    values |= ({"buffer_size": MEMORY} if "buffer_size" in own else {}) | DEFAULTS.get(strategy, {})
+    for where, names in (("optimizer", OPTIMIZER), ("scheduler", SCHEDULER), ("early_stopping", STOPPING)):
         _read_section(config.get(where) or {}, where, names, actions, values)
+    values["fitting_mode"] = "epochs" if config.get("early_stopping") is None else "early_stopping"
     section = {key: value for key, value in strategies.get(strategy, {}).items() if key != "enabled"}
     sizes = {key: section.pop(key) for key in PNN_SIZES if key in section} if strategy == "pnn" else {}
     if sizes and len(sizes) < len(PNN_SIZES):
         raise UserError(f"config: continual_strategy.pnn needs all of {', '.join(PNN_SIZES)}, or none of them")
-    names = {**{dest: dest for dest in own}, **STRATEGIES.get(strategy, {})}
+    usual = {"memory_size": "buffer_size", "batch_size": "minibatch_size"}
+    names = {key: dest for key, dest in usual.items() if dest in own} | {dest: dest for dest in own}
+    names |= OTHER_NAMES.get(strategy, {})
     _read_section(section, f"continual_strategy.{strategy}", names, own, values)
+    if missing := [dest for dest, action in own.items() if action.required and values[dest] is None]:
+        raise UserError(f"config: continual_strategy.{strategy} needs {', '.join(missing)}: give numbers")
     return strategy, argparse.Namespace(**values), _read_replay(config.get("replay"), strategy)
+
+
+def names_of_strategies() -> list[str]:
+    """Of the methods that need no stream, sorted."""
+    return [name for name in registry.names("model") if name not in NO_STRATEGY]
+
+
+def _keeps_examples(strategy: str) -> bool:
+    return any(action.dest == "buffer_size" for action in declared_options(registry.load("model", strategy))._actions)
 
 
 def _read_section(section: dict, where: str, names: dict[str, str], actions: dict, values: dict) -> None:
@@ -82,8 +112,9 @@ def _read_section(section: dict, where: str, names: dict[str, str], actions: dic
 def _read_replay(section: dict | None, strategy: str) -> dict[str, Any] | None:
     if section is None:
         return None
-    if strategy in WITHOUT_REPLAY:
-        raise UserError(f"config: replay is not defined with {strategy}, which {WITHOUT_REPLAY[strategy]}: drop it")
+    own = "keeps examples of its own" if strategy not in ("gem", "agem") and _keeps_examples(strategy) else None
+    if why := WITHOUT_REPLAY.get(strategy, own):
+        raise UserError(f"config: replay is not defined with {strategy}, which {why}: drop it")
     parser = ArgumentParser(add_help=False)
     for option, default in (("--size", 1000), ("--batch_size", None), ("--every", 1)):
         parser.add_argument(option, type=positive_int, default=default)
@@ -98,6 +129,8 @@ def _known(section: Any, allowed: set[str], where: str) -> None:
     if not isinstance(section, dict):
         raise UserError(f"config: {where} is {type(section).__name__}: expected a dict")
     for key in section:
+        if where == "continual_strategy" and key in NO_STRATEGY:
+            raise UserError(f"config: continual_strategy.{key} is not for a ContinualTrainer: {key} {NO_STRATEGY[key]}")
         if key not in allowed:
             hint = registry.nearest(str(key), sorted(allowed)) or f": expected {', '.join(sorted(allowed))}"
             raise UserError(f"config: {where} has an unknown key {key!r}{hint}")

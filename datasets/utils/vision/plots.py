@@ -25,8 +25,8 @@ NAMED = 5  # classes named for an image
 
 
 def stage_curves(epochs: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], joint: bool = False) -> Figure:
-    """A panel per stage: training loss per epoch, and where there is a held-out part its loss and, below, its score; a
-    star at the epoch that early stopping went back to.
+    """A panel per stage: per epoch the loss that the method minimises; where there is a held-out part the task's loss
+    on it and on training images, and below the held-out score; a star at the epoch that early stopping went back to.
 
     Args:
         epochs, tasks: those of a `Run`.
@@ -42,7 +42,9 @@ def stage_curves(epochs: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], 
     for column, axes in enumerate(panels.T):
         records = [record for record in epochs if record["task"] == stages[column]]
         style(axes[0], names[column].capitalize(), "" if scored else "epoch", "" if column else "loss")
-        _curve(axes[0], records, "loss", TRAINING, "training")
+        # Beside a held-out loss the same loss on training images; what the method minimises has terms of its own.
+        both = any("training_loss" in record for record in records)
+        _curve(axes[0], records, "training_loss" if both else "loss", TRAINING, "training")
         _curve(axes[0], records, "held_out_loss", HELD_OUT, "held out")
         if scored:
             metric = list(tasks.values())[stages[column]]
@@ -62,7 +64,7 @@ def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], what: str, colour: 
     for epoch, value, kept in known:
         if kept:
             axes.axvline(epoch, color="#999999", linestyle=":", linewidth=1, zorder=0)
-            if what != "loss":
+            if colour == HELD_OUT:
                 star = {"color": CYCLE[5], "ms": 11, "mec": INK, "mew": 0.6, "ls": "", "zorder": 4}
                 axes.plot(epoch, value, "*", label="epoch kept", **star)
 

@@ -203,6 +203,11 @@ class VisionStream(ContinualDataset):
             return train, self._held_out_rows(task).nonzero().squeeze(1)
         return test, torch.arange(len(test))
 
+    def split_parts(self, task: int) -> Iterator[tuple[Tensor, list[str]]]:
+        """Rows, and names of their files."""
+        for data, rows in (self._train_part(task), self._test_part(task, held_out=bool(self.args.validation))):
+            yield rows, [data.examples.files[row].name for row in rows.tolist()]
+
     def shown(self, task: int) -> tuple[Tensor, Any]:
         """Raw images (n, 3, S, S) uint8 and labels of `SHOWN` test images of a task, always the same."""
         data, rows = self._test_part(task, held_out=bool(self.args.validation))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsest.backbone.utils.precision import mixed_precision
@@ -107,7 +108,7 @@ def guarded(hook: Callable) -> Callable:
     def call(self, *args, **kwargs):
         given.args, given.stream, given.backbone = self.args, self._facade, self.net
         given.transform, given.loss = self.transform, self.loss
-        with explained(type(self)), without_waits():
+        with explained(type(self)), without_waits(), with_pairs():
             return hook(self, *args, **kwargs)
 
     return call
@@ -123,6 +124,24 @@ def without_waits() -> Iterator[None]:
         yield
     finally:
         torch.cuda.synchronize = own
+
+
+@contextmanager
+def with_pairs() -> Iterator[None]:
+    """Inside, a ranking loss takes a flat target (N,) for inputs (N, 1), as PyTorch did until 1.10."""
+    own = F.margin_ranking_loss
+
+    @functools.wraps(own)
+    def paired(input1: Tensor, input2: Tensor, target: Tensor, *args, **kwargs) -> Tensor:
+        return own(
+            input1, input2, target.view_as(input1) if target.numel() == input1.numel() else target, *args, **kwargs
+        )
+
+    F.margin_ranking_loss = paired
+    try:
+        yield
+    finally:
+        F.margin_ranking_loss = own
 
 
 class MammothModel(ContinualModel, metaclass=OldSignature):

@@ -103,6 +103,8 @@ class Stream:
             current = getattr(stream, "train_loader", None)
             same = task == stream.c_task and isinstance(current, TrainLoader)
             self._loaders = {task: current if same else stream._make_train_loader(*stream._stage_part(task), task)}
+            if not isinstance(self._loaders[task].dataset.source, Split):
+                raise UserError(f"the method reads all images of {stream.NAME} at once: give more --resident_mb")
         return self._loaders[task]
 
 
