@@ -15,8 +15,6 @@ from palimpsest.utils.check.sync import SyncDetector
 from palimpsest.utils.run.compiling import CompiledForward
 
 METHODS = registry.names("model")
-# It trains after the steps, which collect images.
-WITHOUT = {"gdumb"}
 
 
 def first(name):
@@ -63,8 +61,7 @@ def test_level_2_of_every_method(name, monkeypatch):
         n for n, v in describe(exp.model).items() if isinstance(v, Tensor) and v.dtype in (torch.bfloat16, torch.half)
     ]
     assert not low
-    if name not in WITHOUT:
-        assert (torch.bfloat16 in passes.products) == ("mixed precision" not in exp.run.notes)
+    assert (torch.bfloat16 in passes.products) == ("mixed precision" not in exp.run.notes)
 
 
 @pytest.mark.parametrize("name", ["plain_replay", "gradient_cone"])

@@ -5,7 +5,7 @@ import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsest.backbone.utils.precision import mixed_precision
 from palimpsest.datasets.utils.loaders import TrainLoader
 from palimpsest.datasets.utils.transforms import to_float
 from palimpsest.models.utils.continual_model import OPTIMIZERS, ContinualModel
@@ -236,7 +235,7 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
         if self._single:
             inputs, labels, raw = inputs[0], labels[0], raw[0]
         self._facade._stream.begin_batch(self.net)
-        with mixed_precision(self.device.type) if self._autocast else nullcontext():
+        with self.training_precision():
             loss = self.observe(inputs, labels, raw, **further)
         self._task_iteration += 1
         self._epoch_iteration += 1
