@@ -52,7 +52,8 @@ class GDumb(RandomExemplars):
 
     def end_task(self, dataset):
         super().end_task(dataset)
-        self.fit()
+        with self.training_precision():
+            self.fit()
 
     def fit(self):
         """Train from the first weights on the memory alone."""

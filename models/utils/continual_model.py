@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 
 import torch
@@ -252,6 +252,12 @@ class ContinualModel(nn.Module):
         loss.backward()
         return loss
 
+    def training_precision(self) -> AbstractContextManager:
+        """Inside, the network's passes are as in `observe`, for what is trained in a hook: bfloat16 at
+        `--code_optimization 2`.
+        """
+        return mixed_precision(self.device.type) if self._autocast else nullcontext()
+
     def get_parameters(self) -> Iterable[nn.Parameter]:
         """What the optimiser trains: the network's parameters."""
         return self.net.parameters()
@@ -322,7 +328,7 @@ class ContinualModel(nn.Module):
             UserError: that is no loss.
         """
         self.dataset.begin_batch(self.net)
-        with mixed_precision(self.device.type) if self._autocast else nullcontext():
+        with self.training_precision():
             loss = self.observe(inputs, labels, not_aug_inputs, **({"epoch": epoch} if self._wants_epoch else {}))
         counts = vars(self)  # not by __setattr__, which looks at every name and type: this is done at each step
         counts["_task_iteration"] += 1

@@ -1,5 +1,7 @@
 """Levels of --code_optimization: what runs in bfloat16 is the network's passes, for every method, and nothing else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,6 @@ from palimpsest.utils.check.sync import SyncDetector
 from palimpsest.utils.run.compiling import CompiledForward
 
 METHODS = registry.names("model")
-# It trains after the steps, which collect images.
-WITHOUT = {"gdumb"}
 
 
 def first(name):
@@ -61,8 +61,30 @@ def test_level_2_of_every_method(name, monkeypatch):
         n for n, v in describe(exp.model).items() if isinstance(v, Tensor) and v.dtype in (torch.bfloat16, torch.half)
     ]
     assert not low
-    if name not in WITHOUT:
-        assert (torch.bfloat16 in passes.products) == ("mixed precision" not in exp.run.notes)
+    assert (torch.bfloat16 in passes.products) == ("mixed precision" not in exp.run.notes)
+
+
+@pytest.mark.parametrize("name", ["plain_replay", "gradient_cone"])
+def test_level_2_of_files_written_for_mammoth(name, monkeypatch):
+    passes, case = Passes(monkeypatch), Case(str(Path(__file__).parent / "mammoth_style" / f"{name}.py"), "class-il")
+    losses = []
+    monkeypatch.setattr(nn.functional, "cross_entropy", noted_types(nn.functional.cross_entropy, losses))
+    try:
+        case_runs.run(case, "--code_optimization", "2", "--n_epochs", "1", share=0.1, tasks=2)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert passes.backward == {False} and torch.bfloat16 in passes.products
+    assert losses and {*losses} == {torch.float32}
+
+
+def noted_types(function, seen: list):
+    """A function that notes the type of its first argument."""
+
+    def noted(first, *args, **kwargs):
+        seen.append(first.dtype)
+        return function(first, *args, **kwargs)
+
+    return noted
 
 
 def test_generated_weights_of_a_fully_connected_network_are_mixed(monkeypatch):

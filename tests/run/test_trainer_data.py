@@ -299,6 +299,19 @@ def test_a_replayed_batch_is_as_large_as_the_loaders(strategy, classes, loader):
     assert trainer.args.minibatch_size == 20
 
 
+def test_what_is_replayed_follows_each_loader_before_and_after_a_file(tmp_path):
+    whole, second = (trainer_of(nn.Linear(6, 4), "er") for _ in range(2))
+    second.net.load_state_dict(whole.net.state_dict())
+    whole.train_task(batches())
+    whole.save(tmp_path / "a.pt")
+    second.load(tmp_path / "a.pt")
+    for trainer in (whole, second):
+        torch.manual_seed(4)
+        trainer.train_task([(X[:30], Y[:30] + 2), (X[30:], Y[30:] + 2)])
+    assert whole.args.minibatch_size == second.args.minibatch_size == 30
+    assert torch.equal(whole.net.weight, second.net.weight)
+
+
 def test_examples_are_chosen_and_joined():
     """What icarl, lucir and bic do to the loader of a task."""
     loader = GivenLoader(DataLoader(TensorDataset(X, torch.arange(60)), 20), lambda batch, look: tuple(batch))

@@ -157,6 +157,22 @@ def test_whatever_fails_leaves_nothing_behind(call, strategy, task, tmp_path, mo
         trainer.train_task(data[task], None, task)
 
 
+def test_an_interrupt_while_no_grad_is_left_does_not_switch_gradients_off():
+    trainer, data = trainer_of("ewc"), loaders()
+
+    def interrupted(logits, labels):
+        torch.set_grad_enabled(False)  # what `no_grad` had not yet undone
+        raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train_task(data[0], loss_fn=interrupted)
+        assert torch.is_grad_enabled()
+        learn(trainer, data, 0)
+    finally:
+        torch.set_grad_enabled(True)
+
+
 def test_a_network_that_no_checkpoint_can_keep_is_given_back_too():
     torch.manual_seed(0)
     net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(10, 8)), nn.ReLU(), nn.Linear(8, 6))

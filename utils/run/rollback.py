@@ -27,8 +27,8 @@ ATOMS = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleTy
 
 @contextmanager
 def all_or_nothing(*roots: Any, leave: tuple[type, ...] = ()) -> Iterator[None]:
-    """On an exception inside, an interrupt included, what can be reached from the roots, and the global random
-    generators, are as before.
+    """On an exception inside, an interrupt included, what can be reached from the roots, the global random
+    generators, and whether gradients are computed, are as before.
 
     The content of tensors waits on the host meanwhile: the memory of all of them.
 
@@ -50,6 +50,7 @@ class _Memory:
 
     def __init__(self, roots: tuple, leave: tuple[type, ...]):
         self.leave, self.random = (*ATOMS, *leave), random_state()
+        self.grad = torch.is_grad_enabled()  # an interrupt may come while a `no_grad` is being left
         self.seen: dict[int, Any] = {}  # an id is unique only while its object lives
         self.undo: list[Callable[[], None]] = []
         self.left: list[Any] = [*roots]
@@ -63,6 +64,7 @@ class _Memory:
         for undo in self.undo:
             undo()
         set_random_state(self.random)
+        torch.set_grad_enabled(self.grad)
 
     def _note(self, value: Any) -> None:
         if isinstance(value, Tensor):

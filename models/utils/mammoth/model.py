@@ -236,7 +236,7 @@ class MammothModel(ContinualModel, metaclass=OldSignature):
         if self._single:
             inputs, labels, raw = inputs[0], labels[0], raw[0]
         self._facade._stream.begin_batch(self.net)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+        with self.training_precision():
             loss = self.observe(inputs, labels, raw, **further)
         self._task_iteration += 1
         self._epoch_iteration += 1
