@@ -68,7 +68,7 @@ def test_a_coresets_loss_by_hand(random_labels):
     others = log_p[[0, 1, 4, 5]]
     if random_labels:
         low, high = -own - others.max(1).values.sum(), -own - others.min(1).values.sum()
-        assert found.std() > 0 and (found >= low - 1e-5).all() and (found <= high + 1e-5).all()
+        assert found.std() > 1e-3 and (found >= low - 1e-5).all() and (found <= high + 1e-5).all()
     else:
         torch.testing.assert_close(found, (-own - others.mean(1).sum()).expand(30))
 
