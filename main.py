@@ -3,6 +3,7 @@
 python main.py --model pah --dataset seq-digits
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
             return 0 if rerun(choice.rerun, argv) else 1
         else:
             run(argv)
-        sys.stdout.flush()
+        if sys.stdout:  # None where the caller has closed it
+            sys.stdout.flush()
     except UserError as e:
         print(f"{PROGRAM}: error: {e}", file=sys.stderr)
         return 2
@@ -71,18 +73,29 @@ def main(argv: list[str]) -> int:
         print(f"{PROGRAM}: {e}", file=sys.stderr)
         return e.status
     except BrokenPipeError:
-        # Nobody reads the output any more, as after `| head`. What Python still has for it must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        leave_output()
         if not (choice.list or choice.help):
             what = "nobody reads the output any more; a run that was saved goes on with --resume"
             print(f"{PROGRAM}: ended, since {what}", file=sys.stderr)
         return 128 + 13
+    except OSError as e:
+        if e.filename or e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        leave_output()
+        what = "free some space, or send it elsewhere; a run that was saved goes on with --resume"
+        print(f"{PROGRAM}: error: cannot write the output: {e.strerror}; {what}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             f"{PROGRAM}: interrupted; a run that had begun goes on with the same command and --resume", file=sys.stderr
         )
         return 130
     return 0
+
+
+def leave_output() -> None:
+    """Nobody takes the output any more, as after `| head`. What Python still has for it must not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(argv: list[str]) -> None:

@@ -40,6 +40,20 @@ def test_output_that_nobody_reads_ends_without_a_traceback(argv):
         assert (done.returncode, done.stderr) == (141, "" if argv == ["--list"] else told)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("argv", [["--list"], ARGV + ["--disable_log"]])
+def test_output_to_a_full_disk_is_one_line(argv):
+    with open("/dev/full", "w") as full:
+        done = started(*argv, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("main.py: error: cannot write the output: No space left on device; free some space")
+
+
+def test_a_run_needs_no_output_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    assert entry.main([*SEEDS, "--results_path", str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_run_reports_on_a_console_of_any_encoding(tmp_path, monkeypatch, encoding):
     written = io.BytesIO()

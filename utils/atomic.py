@@ -13,6 +13,12 @@ from filelock import FileLock, SoftFileLock, Timeout
 from palimpsest.utils.errors import UserError
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # how some network file systems answer
+# What to do about a refusal of the system; a path that cannot be has no remedy but another one.
+ADVICE = {
+    (errno.ENOENT, errno.ESTALE): "its folder was removed or unmounted: put it back",
+    (errno.ENOSPC, errno.EDQUOT): "free some space",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "make the folder writable",
+}
 
 
 class LockTaken(Exception):
@@ -67,9 +73,8 @@ def file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         reason = e.strerror or str(e)
-        gone = e.errno in (errno.ENOENT, errno.ESTALE)
-        advice = "its folder was removed or unmounted: put it back" if gone else "free some space"
-        raise UserError(f"cannot write {path}: {reason}; {advice} or give another --results_path") from None
+        advice = next((f"{said} or " for kinds, said in ADVICE.items() if e.errno in kinds), "")
+        raise UserError(f"cannot write {path}: {reason}; {advice}give another --results_path") from None
 
 
 @contextmanager

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 # Options that scripts written for other runners carry, and what to do about each.
 NO_WANDB = "there is no Weights & Biases logging here: use --tensorboard, --mlflow or the CSV files"
 REPLACED = {
-    **dict.fromkeys(("wandb", "use_wandb", "wandb_entity", "wandb_project", "wandb_mode", "wandb_group"), NO_WANDB),
+    **dict.fromkeys(
+        ("wandb", "use_wandb", "wandb_entity", "wandb_project", "wandb_mode", "wandb_group", "entity", "project"),
+        NO_WANDB,
+    ),
     **dict.fromkeys(("nowand", "no_wandb", "nowandb"), "there is no Weights & Biases logging here: drop the option"),
     "wandb_name": "there is no Weights & Biases logging here: use --exp_name",
     "dataset_config": "give the options in the file of --config FILE, or one by one",
@@ -20,6 +23,10 @@ REPLACED = {
     **dict.fromkeys(
         ("num_workers", "workers", "n_workers"),
         "the data live on the device as bytes and need no loader processes: drop the option",
+    ),
+    **dict.fromkeys(
+        ("amp", "fp16", "bf16", "half", "mixed_precision", "precision", "compile", "torch_compile"),
+        "use --code_optimization: 1 is TF32, 2 mixed precision, 3 compiles as well",
     ),
     "conf_jobnum": "every run has its own folder: drop the option",
     **dict.fromkeys(("verbose", "quiet"), "runs tell what they do: use --non_verbose for less"),
@@ -70,6 +77,7 @@ MEANT = {
     ("augmentation", "data_augmentation", "data_aug"): ("augment",),
     ("num_tasks", "tasks", "ntasks", "n_experiences"): ("n_tasks",),
     ("threads", "n_threads", "cpu_threads"): ("num_threads",),
+    ("noise", "label_noise"): ("noise_rate",),
 }  # fmt: skip
 SYNONYMS = {name: here for names, here in MEANT.items() for name in names}
 
@@ -107,6 +115,8 @@ def _meant(name: str, known: list[str]) -> str | None:
     """The option that a wrong name most likely means, None where there is no telling."""
     if name in known:
         return name
+    if (lower := name.lower()) != name:
+        return _meant(lower, known)
     if here := next((option for option in SYNONYMS.get(name, ()) if option in known), None):
         return here
     words = set(name.split("_"))

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from palimpsest.utils.errors import UserError
+
 MANY = 20  # classes, above which the five best answers are looked at, too
 IGNORED = -100  # the label of a position that is not scored, as in torch's cross-entropy
 
@@ -34,7 +36,16 @@ class ClassScore:
         self.counts: Tensor | None = None
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Logits (B, C), labels (B,)."""
+        """Logits (B, C), labels (B,).
+
+        Raises:
+            UserError: the logits are none, or have no column for one of the classes that compete.
+        """
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
+            raise UserError(f"the method predicts {shape} for {len(labels)} examples: expected logits (B, classes)")
+        if self.high is not None and logits.shape[1] < self.high:
+            raise UserError(f"the method predicts {shape}: expected a column for each of {self.high} classes")
         answers, among, size = self.answers(logits), self.among(logits), logits.shape[1]
         self.correct = self.correct + (answers == labels).sum()
         self.n += len(labels)

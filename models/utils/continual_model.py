@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from palimpsest.backbone.utils.precision import mixed_precision
 from palimpsest.datasets.utils.task import ClassTask, Task
-from palimpsest.models.utils.contract import Count, checked_loss, refuse_hidden, reserved_names
+from palimpsest.models.utils.contract import Count, checked_loss, checked_rows, refuse_hidden, reserved_names
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.optimise import make_optimizer
 from palimpsest.utils.panels import Report
@@ -179,8 +179,9 @@ class ContinualModel(nn.Module):
 
     def epoch_sizes(self, dataset, tasks: Sequence[int]) -> list[int]:
         """Examples that an epoch of each of these tasks will go over. Asked before training, at the first of them."""
-        if (rows := self.training_rows(dataset.train_loader.dataset)) is None:
+        if (rows := self.training_rows(data := dataset.train_loader.dataset)) is None:
             return [dataset.train_sizes[task] for task in tasks]
+        checked_rows(self, rows, len(data))
         return [len(rows), *(len(self.training_rows(dataset.task_data(task))) for task in tasks[1:])]
 
     def begin_task(self, dataset) -> None:

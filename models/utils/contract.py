@@ -75,6 +75,39 @@ def checked_loss(model: nn.Module, returned: Any) -> Any:
     return returned
 
 
+def checked_rows(model: nn.Module, rows: Any, n: int) -> Tensor:
+    """What `training_rows` returned, where it is positions (k,) of a task's n examples.
+
+    Raises:
+        UserError: it is not; the line says what was given.
+    """
+    fits = isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype == torch.int64 and len(rows) > 0
+    if not fits or int(rows.min()) < 0 or int(rows.max()) >= n:
+        ends = f", from {int(rows.min())} to {int(rows.max())}" if fits else ""
+        raise UserError(
+            f"training_rows of {_name(model)} returned {_told(rows)}{ends}: expected positions (k,) int64 from 0 to "
+            f"{n - 1}"
+        )
+    return rows
+
+
+def checked_extra(model: nn.Module, extra: Any, data: Any) -> tuple[Tensor, Tensor]:
+    """What `extra_examples` returned, where it can join a task's `data`.
+
+    Raises:
+        UserError: it cannot; the line says what was given and what is expected.
+    """
+    parts = extra if isinstance(extra, tuple | list) and len(extra) == 2 else (extra, None)
+    own = data.source.images_of(data.rows[:1]), data.source.targets_of(data.rows[:1])
+    given, expected = ([_shape(x, any_length=True) for x in both] for both in (parts, own))
+    if given != expected or len(parts[0]) != len(parts[1]):
+        told = " and ".join(_shape(x) for x in parts)
+        raise UserError(
+            f"extra_examples of {_name(model)} returned {told}: expected {' and '.join(expected)}, as many of both"
+        )
+    return parts
+
+
 def check_constructed(model: Any) -> None:
     """Refuse a method whose constructor left something that the runner cannot work with.
 
@@ -106,6 +139,14 @@ def _told(value: Any) -> str:
     if hasattr(value, "shape"):
         return f"an array of shape {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r}"[:80] if value is not None else "None"
+
+
+def _shape(value: Any, any_length: bool = False) -> str:
+    """'(n, 1, 8, 8) torch.uint8', with the first number where it matters; other things as `_told`."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return _told(value)
+    numbers = ["n" if any_length else str(len(value)), *map(str, value.shape[1:])]
+    return f"({', '.join(numbers)}{',' * (len(numbers) == 1)}) {value.dtype}"
 
 
 def _name(model: Any) -> str:

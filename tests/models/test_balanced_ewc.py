@@ -194,7 +194,7 @@ def test_without_images_beside_those_to_train_on_there_is_no_value():
 )
 def test_a_missed_target_is_fine_tuned_for(values, helped, steps):
     model, dataset = at_the_end(values, [65.0, 70.0, 80.0])
-    before, asked = model.net.get_params(), []
+    before, asked, rates = model.net.get_params(), [], []
     original = model.remembered
 
     def watched(tasks):
@@ -202,12 +202,14 @@ def test_a_missed_target_is_fine_tuned_for(values, helped, steps):
         for loss in losses:
             loss.retain_grad()
         asked.append(losses)
+        rates.append(model.opt.param_groups[0]["lr"])
         if helped and len(asked) == 10:
             values[0] = helped
         return losses, []
 
     model.remembered = watched
     model.finetune(dataset)
+    assert rates == [pytest.approx(model.args.lr / 10)] * steps
     assert len(asked) == steps and model.finetuned == bool(steps)
     assert torch.equal(model.net.get_params(), before) == (not helped)
     if steps:

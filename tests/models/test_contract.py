@@ -31,6 +31,8 @@ class Mine(ContinualModel):
 
     def end_task(self, dataset):
         {end}
+
+    {more}
 '''
 OPTIONS = ["--dataset", "seq-digits", "--n_epochs", "1", "--lr", "0.1", "--label_perc", "0.1", "--stop_after", "2"]
 OPTIONS += ["--backbone", "mnistmlp", "--disable_log", "--non_verbose", "--num_threads", "1"]
@@ -40,8 +42,8 @@ OPTIONS += ["--backbone", "mnistmlp", "--disable_log", "--non_verbose", "--num_t
 def method(tmp_path):
     """Writes a method file; returns its command line."""
 
-    def write(name="mine", top="", init="pass", returned="loss", end="pass"):
-        text = METHOD.format(name=name, top=top, init=init, returned=returned, end=end)
+    def write(name="mine", top="", init="pass", returned="loss", end="pass", more=""):
+        text = METHOD.format(name=name, top=top, init=init, returned=returned, end=end, more=more)
         (tmp_path / f"{name}.py").write_text(text)
         return ["--model", str(tmp_path / f"{name}.py"), *OPTIONS]
 
@@ -144,3 +146,40 @@ def test_a_class_that_does_not_say_what_it_supports_is_one_line(capsys, method, 
     assert "COMPATIBILITY = None" in refused(capsys, argv)
     (tmp_path / "other.py").write_text("class Other:\n    NAME = 'other'\n    COMPATIBILITY = ['class-il']\n")
     assert "'other' is no ContinualModel" in refused(capsys, [argv[0], str(tmp_path / "other.py"), *argv[2:]])
+
+
+EXTRA = "def extra_examples(self): return {}"
+ROWS = "def training_rows(self, data): return {}"
+FORWARD = "def forward(self, x): return {}"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (FORWARD.format("None"), "predicts NoneType for 91 examples: expected logits (B, classes)"),
+        (FORWARD.format("self.net(x).argmax(1)"), "predicts (91,) for 91 examples"),
+        (FORWARD.format("self.net(x)[:9]"), "predicts (9, 10) for 91 examples"),
+        (FORWARD.format("self.net(x)[:, :1]"), "predicts (91, 1): expected a column for each of 2 classes"),
+        (ROWS.format("[0, 1]"), "training_rows of mine returned list [0, 1]: expected positions (k,) int64"),
+        (ROWS.format("torch.arange(3.0)"), "returned a tensor of shape (3,): expected"),
+        (ROWS.format("torch.arange(10000)"), "a tensor of shape (10000,), from 0 to 9999: expected"),
+        (ROWS.format("torch.arange(3) - 1"), "from -1 to 1: expected"),
+        (ROWS.format("torch.arange(0)"), "a tensor of shape (0,): expected"),
+        (ROWS.format("torch.ones(len(data), dtype=torch.bool)"), "expected positions"),
+        (EXTRA.format("torch.zeros(3, 1, 8, 8), torch.zeros(3)"),
+         "extra_examples of mine returned (3, 1, 8, 8) torch.float32 and (3,) torch.float32: expected (n, 1, 8, 8) "
+         "torch.uint8 and (n,) torch.int64, as many of both"),
+        (EXTRA.format("torch.zeros(3, 1, 8, 8).byte(), torch.zeros(2).long()"), "and (2,) torch.int64: expected"),
+        (EXTRA.format("torch.zeros(3, 8, 8).byte(), torch.zeros(3).long()"), "returned (3, 8, 8) torch.uint8"),
+        (EXTRA.format("torch.zeros(3, 1, 8, 8).byte()"), "returned (3, 1, 8, 8) torch.uint8 and None: expected"),
+        (EXTRA.format("[]"), "returned list [] and None: expected"),
+    ],
+)  # fmt: skip
+def test_what_hooks_return_is_looked_at(capsys, method, more, said):
+    assert said in refused(capsys, method(more=more))
+
+
+def test_a_method_may_predict_among_the_classes_seen_alone(method):
+    exp = build(resolve(method(more=FORWARD.format("self.net(x)[:, : 2 * (self.current_task + 1)]"))))
+    train(exp)
+    assert len(exp.run.history) == 2

@@ -54,6 +54,25 @@ def test_coresets_tell_separate_posteriors_apart_too(more):
     assert ((model.phi([0, 1, 2]) - before).abs().amax(1) > 0).all()
 
 
+@pytest.mark.parametrize("random_labels", [False, True])
+def test_a_coresets_loss_by_hand(random_labels):
+    flag = ["--coreset_random_labels"] if random_labels else []
+    exp = experiment("pr_bbb", *SHORT, "--coreset_size", "2", *flag, dataset="seq-gmm2d")
+    model, _ = first_batch(exp, 2)
+    model.coreset_images = torch.arange(12.0).view(3, 2, 2) / 12
+    model.coreset_labels = torch.tensor([[0, 1], [3, 2], [4, 4]])
+    model.drawn_outputs = lambda mean, std, inputs, task: inputs.unsqueeze(0)  # two inputs, two logits
+    log_p = torch.log_softmax(model.normalization_transform(model.coreset_images.flatten(0, 1)), 1)
+    own = log_p[2, 1] + log_p[3, 0]  # labels 3 and 2 of task 1, whose first is 2
+    found = torch.stack([model._coreset_loss(model.phi([1])[0], 1).detach() for _ in range(30)])
+    others = log_p[[0, 1, 4, 5]]
+    if random_labels:
+        low, high = -own - others.max(1).values.sum(), -own - others.min(1).values.sum()
+        assert found.std() > 1e-3 and (found >= low - 1e-5).all() and (found <= high + 1e-5).all()
+    else:
+        torch.testing.assert_close(found, (-own - others.mean(1).sum()).expand(30))
+
+
 def test_coresets_leave_running_statistics_alone():
     exp = experiment("pr_bbb", "--backbone", "resnet32", "--no_hnet", "--separate", "--coreset_size", "3",
                      "--train_sample_size", "1", "--label_perc", "0.05", "--n_epochs", "1")  # fmt: skip

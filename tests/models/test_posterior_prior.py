@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal
 
 from palimpsest.models.utils.posterior.gaussian import gaussian
-from tests.models.helpers import experiment, first_batch, learn_task
+from tests.models.helpers import enter, experiment, first_batch, learn_task
 
 MLP = ["--backbone", "mnistmlp", "--mlp_hidden_size", "6", "--batch_size", "32"]
 
@@ -108,6 +108,25 @@ def test_entropy_and_prior_of_the_radial_posterior():
 
 
 AVB = [*MLP, "--hnet_arch", "4", "--imp_arch", "4", "--num_kl_samples", "5", "--prior_variance", "0.3"]
+
+
+def test_a_task_begins_with_a_fresh_discriminator():
+    model, batch = first_batch(exp := experiment("pr_avb", *AVB))
+    model.meta_observe(*batch, 0)
+    before = [p.detach().clone() for p in model.discriminator.parameters()]
+    assert model.dis_opt.state
+    model.meta_end_task(exp.dataset)
+    enter(model, exp.dataset, 1)
+    assert not model.dis_opt.state
+    assert not any(torch.equal(p, b) for p, b in zip(model.discriminator.parameters(), before, strict=True))
+
+
+def test_samples_of_the_prior_have_its_variance():
+    model, _ = first_batch(experiment("pr_avb", *AVB, "--dis_batch_size", "64"))
+    seen, loss = [], model.discriminator.loss
+    model.discriminator.loss = lambda q, p: seen.append((q, p)) or loss(q, p)
+    model.train_discriminator(model.phi([0])[0], contrast=False)
+    assert seen[0][1].std().item() == pytest.approx(0.3**0.5, rel=0.05)
 
 
 def test_the_discriminator_is_positive_on_the_posterior():

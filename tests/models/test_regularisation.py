@@ -63,6 +63,15 @@ def test_fisher_by_a_plain_loop(kind):
     torch.testing.assert_close(got, total / 7)
 
 
+def test_fisher_of_an_example_does_not_depend_on_dropout_and_leaves_modes_alone():
+    torch.manual_seed(0)
+    net, x, y = Flat(6, 3), torch.randn(4, 1, 1, 6), torch.randint(0, 3, (4,))
+    plain = fisher_diagonal(net, [(x, y)], "exact")
+    net.classifier.register_forward_pre_hook(lambda part, given: (F.dropout(given[0], 0.5, part.training),))
+    torch.testing.assert_close(fisher_diagonal(net.train(), [(x, y)], "exact"), plain)
+    assert net.training and net.classifier.training
+
+
 def test_fisher_of_one_head_leaves_the_others_out():
     torch.manual_seed(0)
     net, x, y = Flat(2, 4), torch.randn(5, 1, 1, 2), torch.tensor([2, 3, 2, 2, 3])

@@ -24,14 +24,15 @@ def said(argv):
     [("learning_rate", "lr"), ("learning-rate", "lr"), ("epochs", "n_epochs"), ("num_epochs", "n_epochs"),
      ("momentum", "optim_mom"), ("weight-decay", "optim_wd"), ("memory_size", "buffer_size"), ("gpu", "device"),
      ("data_dir", "base_path"), ("debug", "debug_mode"), ("checkpoint", "loadcheck"), ("eposhs", "n_epochs"),
-     ("bufer_size", "buffer_size"), ("nesterov", "optim_nesterov"), ("seedd", "seed")],
+     ("bufer_size", "buffer_size"), ("nesterov", "optim_nesterov"), ("seedd", "seed"),
+     ("LR", "lr"), ("Learning_Rate", "lr"), ("noise", "noise_rate")],
 )  # fmt: skip
 def test_what_was_meant(given, meant):
     assert f"--{given.replace('-', '_')}; did you mean --{meant}?" in said([*ER, f"--{given}", "3"])
     assert f"did you mean --{meant}?" in said([*ER, f"--{given}=3"])
 
 
-@pytest.mark.parametrize("name", ["wandb", "dataset_config", "nowand", "distributed"])
+@pytest.mark.parametrize("name", ["wandb", "entity", "dataset_config", "nowand", "distributed", "amp", "compile"])
 def test_what_there_is_not(name):
     text = said([*SGD, f"--{name}", "x"])
     assert text.startswith(f"--{name} does not exist: {REPLACED[name]}") and "did you mean" not in text

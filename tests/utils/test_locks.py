@@ -2,12 +2,14 @@
 
 import errno
 import multiprocessing
+import os
 
 import pytest
 from filelock import FileLock
 
 import main as entry
-from palimpsest.utils.atomic import LockTaken, locked
+from palimpsest.utils.atomic import LockTaken, file_errors, locked
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.log.mean_accs import append_row
 
 ARGV = ["--model", "sgd", "--dataset", "seq-digits", "--n_epochs", "1", "--label_perc", "0.1", "--stop_after", "1"]
@@ -79,3 +81,15 @@ def test_what_is_no_want_of_locks_is_told_as_it_is(tmp_path, monkeypatch, number
     with pytest.raises(OSError) as told, locked(tmp_path / "a.lock"):
         raise AssertionError("not refused")
     assert told.value.errno == number
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "free some space or give"), (errno.EDQUOT, "free some space or give"),
+     (errno.EROFS, "make the folder writable or give"), (errno.EACCES, "make the folder writable or give"),
+     (errno.ENOENT, "put it back or give"), (errno.ENOTDIR, "directory; give"), (errno.ENAMETOOLONG, "too long; give")],
+)  # fmt: skip
+def test_the_advice_is_about_what_is_wrong(tmp_path, number, advice):
+    with pytest.raises(UserError, match=f"{advice} another --results_path") as told, file_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(told.value).count(";") == 1

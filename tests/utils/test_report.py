@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from palimpsest.utils import panels
-from palimpsest.utils.log.report import summarise_run, write_report
+from palimpsest.utils.log.report import excluded_terms, summarise_run, write_report
 from palimpsest.utils.log.seeds import summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.record import Analysis, Evaluation, Run
@@ -188,6 +188,9 @@ def test_metrics_over_the_evaluations_during_tasks(tmp_path):
     assert found["fwt"] == pytest.approx((30 - 20 + 50 - 30) / 2)
     assert found["min_acc"] == pytest.approx((40 + 60) / 2)  # of two evaluations at one iteration the later counts
     assert set(found) == set(METRICS)
+    assert not excluded_terms(run)[
+        "domain-il"
+    ]  # the look at the untrained network is no evaluation of tasks seen so far
 
 
 def test_report_of_a_look_at_the_network(tmp_path):

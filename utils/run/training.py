@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 
 from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.contract import checked_extra, checked_rows
 from palimpsest.utils.evaluation import evaluate, predictions, scenarios
 from palimpsest.utils.optimise import restart_schedule, set_learning_rate
 from palimpsest.utils.record import Evaluation, Experiment, Position
@@ -83,10 +84,10 @@ def enter_task(model: ContinualModel, stream, task: int) -> None:
     loader = stream.enter_task(task)
     rows = model.training_rows(loader.dataset)
     if rows is not None:
-        loader.keep(rows)
+        loader.keep(checked_rows(model, rows, len(loader.dataset)))
     extra = model.extra_examples()
     if extra is not None:
-        loader.join(*extra)
+        loader.join(*checked_extra(model, extra, loader.dataset))
 
 
 def batches_per_epoch(args, loader) -> list[int]:
