@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         elif choice.print_config:
             print_config(argv)
         elif choice.report and choice.report not in REPORTS and not choice.model:
-            from palimpsest.utils.run.redraw import redraw
+            from palimpsest.redraw import redraw
 
             redraw(argv)
         elif choice.rerun:

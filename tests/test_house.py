@@ -16,7 +16,7 @@ FLOORS = [
     ["utils.log"],
     ["utils.run"],
     ["utils.check"],
-    ["api", "commands", "completion", "export", "learned", "trainer", "vision"],
+    ["api", "commands", "completion", "export", "learned", "redraw", "trainer", "vision"],
     ["main", "__main__"],
 ]
 WINGS = ["models.utils.posterior", "models.utils.gates", "datasets.utils.vision", "datasets.utils.own"]

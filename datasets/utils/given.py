@@ -39,6 +39,10 @@ class GivenData:
             inputs, labels, _ = zip(*self.loader, strict=True)
         return torch.cat(inputs), torch.cat(labels)
 
+    def first(self) -> tuple[Tensor, Tensor]:
+        """Input and label of the first example, as a batch of one."""
+        return self.data[:1], self.targets[:1]
+
     @property
     def data(self) -> Tensor:
         """Inputs (n, ...)."""

@@ -51,6 +51,10 @@ class TaskData:
         raw, label = self.source.example(int(self.rows[i]))
         return self.transform(raw), label, raw
 
+    def first(self) -> tuple[Tensor, Any]:
+        """Raw image and label of the first example, as a batch of one."""
+        return self.source.images_of(self.rows[:1]), self.source.targets_of(self.rows[:1])
+
     @property
     def data(self) -> Tensor:
         """Raw images of the task (n, C, H, W), uint8."""

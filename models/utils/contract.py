@@ -98,8 +98,7 @@ def checked_extra(model: nn.Module, extra: Any, data: Any) -> tuple[Tensor, Tens
         UserError: it cannot; the line says what was given and what is expected.
     """
     parts = extra if isinstance(extra, tuple | list) and len(extra) == 2 else (extra, None)
-    own = data.source.images_of(data.rows[:1]), data.source.targets_of(data.rows[:1])
-    given, expected = ([_shape(x, any_length=True) for x in both] for both in (parts, own))
+    given, expected = ([_shape(x, any_length=True) for x in both] for both in (parts, data.first()))
     if given != expected or len(parts[0]) != len(parts[1]):
         told = " and ".join(_shape(x) for x in parts)
         raise UserError(
