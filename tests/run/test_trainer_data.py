@@ -259,8 +259,7 @@ class Endless(IterableDataset):
 
 @pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"hat"}))
 def test_a_loader_of_unknown_length(strategy):
-    setting = "task-il" if strategy in ("packnet", "pnn") else "domain-il"
-    trainer = trainer_of(strategy=strategy, setting=setting)
+    trainer = trainer_of(strategy=strategy, setting="task-il", **NEEDED.get(strategy, {}))
     trainer.train_task(DataLoader(Endless(), 16))
     assert trainer.step == 3
 
