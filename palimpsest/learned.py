@@ -163,7 +163,8 @@ class Learned(Predictor):
         self.folder = path.parent
         facts = read_config(self.folder / "config.yaml")
         options = facts["options"] | {"device": device, "resume": False, "loadcheck": None, "inference_only": False}
-        start = {"pretrained": False, "pretrained_path": None}  # the weights it began with are not those it has now
+        # The weights it began with are not those it has now.
+        start = {"pretrained": "none" if isinstance(options.get("pretrained"), str) else False, "pretrained_path": None}
         options |= {name: value for name, value in start.items() if name in options}
         argv = ["--disable_log", "--non_verbose"]
         argv += ["--base_path", str(base_path or options.get("base_path", "data"))]

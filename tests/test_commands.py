@@ -72,7 +72,7 @@ def is_command(line: str) -> bool:
 
 def argv_of(command: str) -> list[str] | None:
     """What main.py is given; None for other programs."""
-    match = re.search(r"(?:python main\.py|\bpalimpsest) (.*)", command.partition("||")[0])
+    match = re.search(r"(?:python main\.py|\bpalimpsest) ([^>]*)", command.partition("||")[0])
     return shlex.split(match[1].replace("...", BASE).replace("[options]", "")) if match else None
 
 
@@ -109,6 +109,7 @@ def place(tmp_path_factory):
         (folder / "my_texts" / language).mkdir(parents=True)
         for name in "abcd":
             (folder / "my_texts" / language / f"{name}.txt").write_text(alphabet * 200)
+    (folder / "my_run.yaml").write_text("{model: er, dataset: seq-digits, buffer_size: 100}")
     (folder / "my_images").mkdir()
     Image.new("L", (20, 20), 90).save(folder / "my_images" / "a.png")
     with pytest.MonkeyPatch.context() as patch:
@@ -132,13 +133,13 @@ def test_it_parses(command, place, monkeypatch, capsys):
     folder, run = place
     monkeypatch.chdir(folder)
     argv = filled(command, run)
-    if "--model" in argv and "--help" not in argv:
+    if {"--model", "--config"} & set(argv) and "--help" not in argv:
         assert resolve(argv).args.model
     elif "--check" in argv:
         name = argv[argv.index("--check") + 1]
         assert name == "my_method" or find("model", name).is_file()
     else:
-        assert {"--list", "--help", "--rerun", "--predict", "--export"} & set(argv)
+        assert {"--list", "--help", "--rerun", "--predict", "--export", "--report", "--print_completion"} & set(argv)
 
 
 @pytest.mark.parametrize("command", RUN, ids=str)

@@ -282,9 +282,13 @@ class Trainer:
         """Mean forgetting (Chaudhry et al. 2018) in percent points; nan before the second task."""
         return summarise(self.matrix(scenario)).get("forgetting_chaudhry", float("nan"))
 
-    def report(self, folder: str | Path) -> Path:
-        """Write report.html with its plots into a folder: metrics, matrix, forgetting, confusion, and what
-        the strategy has to show. Needs `evaluate_all_tasks` after each task.
+    def report(self, folder: str | Path, figures: str | None = None) -> Path:
+        """Write report.html into a folder: metrics, matrix, forgetting, confusion, and what the strategy has to show.
+        Needs `evaluate_all_tasks` after each task.
+
+        Args:
+            folder: it is made where it does not exist.
+            figures: 'png' or 'pdf' for files of the pictures as well, in its folder plots.
 
         Raises:
             UserError: nothing was evaluated yet, or the folder cannot be written.
@@ -297,6 +301,7 @@ class Trainer:
         run.analysis = analyse(self.method, self.tasks, self._learned() - 1)
         run.dataset_name, run.folder, run.seconds = self.experiment_name, folder, 0.0
         run.score, run.task_names = self.tasks.TASK.METRIC, self.task_names
+        run.config["figures"] = figures
         _make_folder(folder)
         return write_report(run, summarise_run(run))
 
