@@ -107,8 +107,9 @@ class Adversary:
         mean, std = moments
         ratio = self.discriminator((weights - mean) / std)
         if contrast:
+            ratio = ratio + log_gaussian(weights, mean, std.square())
             prior = log_gaussian(weights, 0.0, self.args.prior_variance)
-            ratio = ratio + log_gaussian(weights, mean, std.square()) - prior
+            ratio = ratio - prior
         return ratio.mean()
 
     @torch.no_grad()
