@@ -10,6 +10,7 @@ import contextlib
 import io
 import time
 
+from palimpsest.utils.log.seeds import summarise_seeds
 from palimpsest.utils.run.config import resolve
 from palimpsest.utils.run.experiment import execute_seeds
 
@@ -74,7 +75,7 @@ def row(method: str, command: str, metrics: list[tuple[str, str]], seeds: int) -
     """One line of the table."""
     begin, argv = time.perf_counter(), ["--model", method, *command.split(), "--seeds", *map(str, range(seeds))]
     with contextlib.redirect_stdout(io.StringIO()):
-        spreads = execute_seeds(resolve(argv))
+        spreads = summarise_seeds([summary for _, summary in execute_seeds(resolve(argv))])
     found = [spreads.get(scenario, {}).get(metric) for scenario, metric in metrics]
     cells = ["-" if e is None else f"{e[0]:.1f} ± {e[1]:.1f}" if seeds > 1 else f"{e[0]:.1f}" for e in found]
     return f"| `{method}` | {' | '.join(cells)} | {(time.perf_counter() - begin) / seeds:.0f} |"
