@@ -95,6 +95,8 @@ def test_a_run_from_python_and_its_files_from_the_command_line(tmp_path, capsys,
         images[:, 0],
     ]
     assert all(np.allclose(learned.predict(way).outputs, expected.outputs, atol=1e-6) for way in by_other_ways)
+    large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)  # is made smaller, whatever it holds
+    assert np.allclose(learned.predict(large).outputs, learned.predict(large / 255).outputs, atol=1e-5)
 
 
 @pytest.mark.parametrize(
