@@ -108,3 +108,11 @@ def test_a_picture_is_cut_nowhere():
     figure = plots.comparison_bars({"a method with a name of some length, lr 0.1": (50.0, 99.0)}, "x", "t" * 90)
     box = re.search(r'viewBox="([-\d.]+) ([-\d.]+) ([\d.]+)', svg(Picture("bars", figure, "")))
     assert float(box[1]) < -150 and float(box[3]) > 6 * 72  # beyond the figure itself on both sides
+
+
+def test_no_whisker_leaves_what_a_percentage_can_be():
+    bars = {"a": (98.0, 5.0), "b": (2.0, 3.0), "c": (50.0, np.nan)}
+    for share, ends in ((True, [(93, 100), (0, 5)]), (False, [(93, 103), (-1, 5)])):
+        (axes, *_) = plots.comparison_bars(bars, "accuracy (%)", "Comparison", share).axes
+        (lines,) = [c for c in axes.collections if len(c.get_segments()) == 3]
+        assert [tuple(part[:, 0].round(6)) for part in lines.get_segments()[:2]] == ends

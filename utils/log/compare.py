@@ -99,11 +99,11 @@ def write_comparison(tables: dict[tuple[str, str], list[tuple[str, Row]]], path:
 
 def _bars(found: dict[str, dict[str, Spread]]) -> list[Picture]:
     pictures = []
-    for measure, unit, highest in (("final accuracy", "%", 112), ("forgetting", "points", None)):
+    for measure, unit in (("final accuracy", "%"), ("forgetting", "points")):
         bars = {name: values[measure][:2] for name, values in found.items() if measure in values}
         if bars:
             title = f"{measure.capitalize()}: mean and standard deviation over runs"
-            figure = plots.comparison_bars(bars, f"{measure} ({unit})", title, highest)
+            figure = plots.comparison_bars(bars, f"{measure} ({unit})", title, share=unit == "%")
             better = "Longer is better." if measure == "final accuracy" else "Shorter is better."
             pictures.append(Picture(measure, figure, f"{better} A whisker is one standard deviation over seeds."))
     return pictures

@@ -152,30 +152,29 @@ def final_scores(rows: Mapping[int, np.ndarray], scenario: str, score: str = "ac
     return figure
 
 
-def comparison_bars(
-    values: Mapping[str, tuple[float, float]], xlabel: str, title: str, highest: float | None = None
-) -> Figure:
+def comparison_bars(values: Mapping[str, tuple[float, float]], xlabel: str, title: str, share: bool = False) -> Figure:
     """A horizontal bar per method with its standard deviation, if there is one.
 
     Args:
         values: method -> (mean, standard deviation or nan), drawn from the top.
-        highest: end of the axis, by default a little beyond the longest bar.
+        share: the values are percentages: no whisker leaves 0 to 100.
     """
     figure, axes = figure_of(6.0, 1.3 + 0.32 * len(values), title, xlabel, "")
     means, deviations = np.array(list(values.values())).T
     places = np.arange(len(values))
     whiskers = {"linewidth": 1, "ecolor": INK, "capsize": 2}
-    axes.barh(places, means, 0.7, xerr=deviations, color=CYCLE[0], error_kw=whiskers)
-    deviations = np.nan_to_num(deviations)
-    for place, mean, deviation in zip(places, means, deviations, strict=True):
-        end = (max(mean + deviation, 0.0), place)
+    ends = np.clip([means - deviations, means + deviations], *((0, 100) if share else (-np.inf, np.inf)))
+    axes.barh(places, means, 0.7, xerr=np.abs(ends - means), color=CYCLE[0], error_kw=whiskers)
+    ends = np.where(np.isnan(ends), means, ends)
+    for place, mean, highest in zip(places, means, ends[1], strict=True):
+        end = (max(highest, 0.0), place)
         axes.annotate(f"{mean:.1f}", end, (4, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(places, [name if len(name) <= 44 else f"{name[:43]}…" for name in values])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.axvline(0, color=INK, linewidth=0.8)
-    low, high = min(0.0, *(means - deviations)), max(0.0, *(means + deviations))
-    axes.set_xlim(low, high + 0.15 * max(high - low, 1.0) if highest is None else highest)
+    low, high = min(0.0, *ends[0]), max(0.0, *ends[1])
+    axes.set_xlim(low, 112 if share else high + 0.15 * max(high - low, 1.0))
     return figure
 
 
