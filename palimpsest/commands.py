@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from palimpsest.datasets.utils.own.tree import IMAGES
 from palimpsest.learned import Learned, Predictions
 from palimpsest.utils.args import ArgumentParser
 from palimpsest.utils.errors import UserError
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHOWN = 3  # classes in a line
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from palimpsest.datasets.utils.own.images import decode, pixels_of
 from palimpsest.utils import identity
 from palimpsest.utils.config_file import read_config
 from palimpsest.utils.errors import UserError, one_line
@@ -42,8 +43,8 @@ class Predictions:
 
     @property
     def labels_by_name(self) -> list[str]:
-        """N names of classes."""
-        return [self.names[i] for i in self.outputs.argmax(1)]
+        """N names of classes, of sequences N lists of them."""
+        return np.asarray(self.names)[self.outputs.argmax(-1)].tolist()
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -202,7 +203,8 @@ class Learned(Predictor):
 
         Args:
             images: paths, PIL images, or one array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), uint8 or float in
-                [0, 1]; resized to the stream's size. Of a stream of vectors or tokens (N, D), as its source gives them.
+                [0, 1]; brought to the stream's size, files and PIL images by their shorter side and a cut of the
+                centre. Of a stream of vectors or tokens (N, D), as its source gives them.
         """
         size, normalize = self.dataset.SIZE, self.dataset.get_normalization_transform()
         if self.dataset.INPUT != "images":
@@ -219,19 +221,20 @@ class Learned(Predictor):
 
 
 def _read(image: Any, size: tuple[int, int, int]) -> Tensor:
-    """One image as (C, H, W) uint8 of the stream's size."""
-    from PIL import Image, UnidentifiedImageError
+    """One image as (C, H, W) uint8 of the stream's size, files as the streams of one's own images read them."""
+    from PIL import Image
 
     if isinstance(image, np.ndarray | Tensor):
         return _as_batch(torch.as_tensor(image)[None], size, "the stream")[0]
+    channels, height, width = size
     try:
-        picture = image if isinstance(image, Image.Image) else Image.open(image)
-        picture = picture.convert("L" if size[0] == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, ValueError, AttributeError) as e:
+        if isinstance(image, Image.Image):
+            pixels = pixels_of(image, min(height, width), channels)
+        else:
+            pixels = decode(Path(image).read_bytes(), min(height, width), channels)
+    except Exception as e:  # whatever Pillow raises of what is no image
         raise UserError(f"{image} cannot be read as an image: {one_line(e)}") from None
-    if picture.size != (size[2], size[1]):
-        picture = picture.resize((size[2], size[1]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(picture)).view(*size[1:], size[0]).permute(2, 0, 1)
+    return _as_batch(torch.from_numpy(pixels.copy())[None], size, "the stream")[0]
 
 
 def _as_batch(values: Tensor, size: tuple[int, int, int], name: str) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import main as entry
 import palimpsest
+from palimpsest.datasets.utils.own.images import decode
 from palimpsest.export import export
 from palimpsest.learned import Learned
 from palimpsest.utils import registry
@@ -97,6 +98,16 @@ def test_a_run_from_python_and_its_files_from_the_command_line(tmp_path, capsys,
     assert all(np.allclose(learned.predict(way).outputs, expected.outputs, atol=1e-6) for way in by_other_ways)
     large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)  # is made smaller, whatever it holds
     assert np.allclose(learned.predict(large).outputs, learned.predict(large / 255).outputs, atol=1e-5)
+
+
+def test_a_file_is_read_as_the_streams_of_files_read_it(made, tmp_path):
+    _, learned = made(Case("er", "class-il"))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = decode((tmp_path / "a.png").read_bytes(), 8, 1)
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), [tmp_path / "a.png"]):
+        assert torch.equal(learned.inputs(given), learned.inputs(read[None]))
+    assert learned.predict([tmp_path / "a.png"]).labels_by_name[0] in "0123"
 
 
 @pytest.mark.parametrize(

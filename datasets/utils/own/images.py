@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,27 +36,34 @@ def decode(content: bytes, size: int, channels: int) -> np.ndarray:
     Raises:
         Exception: whatever Pillow raises of a file that is no image or damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
         image.draft(None, (2 * size, 2 * size))  # a JPEG much larger than that is decoded at a smaller scale
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            deep = np.asarray(image)
-            if deep.min() < 0 or deep.max() > 65535:
-                raise ValueError("32 bits a pixel, expected 8 or 16")
-            image = Image.fromarray((deep >> 8).astype(np.uint8))
-        elif image.mode == "F":
-            raise ValueError("pixels are fractions, expected 8 or 16 bits")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB" if channels == 3 else "L")
-        short = min(image.size)
-        if short != size:
-            image = image.resize([max(size, round(side * size / short)) for side in image.size], Image.BILINEAR)
-        left, top = ((side - size) // 2 for side in image.size)
-        pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+        return pixels_of(image, size, channels)
+
+
+def pixels_of(image: Any, size: int, channels: int) -> np.ndarray:
+    """A PIL image as `decode` returns it."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError("32 bits a pixel, expected 8 or 16")
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("pixels are fractions, expected 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB" if channels == 3 else "L")
+    short = min(image.size)
+    if short != size:
+        image = image.resize([max(size, round(side * size / short)) for side in image.size], Image.BILINEAR)
+    left, top = ((side - size) // 2 for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels.reshape(size, size, channels).transpose(2, 0, 1)
 
 
