@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from palimpsest.datasets.utils.checks import tensor_of
 from palimpsest.datasets.utils.own.images import decode, pixels_of
 from palimpsest.utils import identity
 from palimpsest.utils.config_file import read_config
@@ -216,7 +217,7 @@ class Learned(Predictor):
             images = [images]  # one file or picture
         if isinstance(images, Sequence):
             images = torch.stack([_read(image, size) for image in images])
-        raw = _as_batch(torch.as_tensor(images), size, self.dataset.NAME)
+        raw = _as_batch(tensor_of("predict", "images", images), size, self.dataset.NAME)
         return normalize(raw.to(self.model.device))
 
 
