@@ -10,7 +10,7 @@ from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
-from palimpsest.utils.args import REPORTS
+from palimpsest.utils.option_types import REPORTS
 from palimpsest.utils.config_file import as_yaml
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError

@@ -2,8 +2,9 @@
 
 import pytest
 
-from palimpsest.utils.args import ArgumentParser, base_parser, name_list, width_list
+from palimpsest.utils.args import ArgumentParser, base_parser
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.option_types import name_list, width_list
 from palimpsest.utils.run.config import resolve
 
 DIGITS = ["--model", "sgd", "--dataset", "seq-digits"]

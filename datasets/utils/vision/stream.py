@@ -14,8 +14,9 @@ from palimpsest.datasets.utils.streaming import JointLoader, moved
 from palimpsest.datasets.utils.vision.data import VisionData, equally_spaced
 from palimpsest.datasets.utils.vision.formats import REPAIR, Boxes, Parts
 from palimpsest.datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
-from palimpsest.utils.args import int_list, name_list, non_negative_int, number
+from palimpsest.utils.args import int_list, non_negative_int, number
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.option_types import name_list
 from palimpsest.utils.randomness import permutation
 
 TASKS = ("seg", "det", "cls")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from palimpsest.backbone.utils.task_hypernetwork import ACTIVATIONS, MLP
-from palimpsest.utils.args import add_bool, positive_float, positive_int, width_list
+from palimpsest.utils.args import add_bool, positive_float, positive_int
+from palimpsest.utils.option_types import width_list
 
 AC_SAMPLES = 100  # for the moments of the contrast
 

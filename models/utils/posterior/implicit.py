@@ -8,7 +8,8 @@ from torch import nn
 from palimpsest.backbone.utils.task_hypernetwork import ACTIVATIONS, WeightGenerator
 from palimpsest.models.utils.posterior.base import Posterior
 from palimpsest.models.utils.posterior.meta_replay import MetaReplay
-from palimpsest.utils.args import non_negative_float, non_negative_int, positive_float, positive_int, width_list
+from palimpsest.utils.args import non_negative_float, non_negative_int, positive_float, positive_int
+from palimpsest.utils.option_types import width_list
 
 
 def add_generator_args(parser):

@@ -23,9 +23,9 @@ from palimpsest.utils.args import (
     non_negative_int,
     positive_float,
     positive_int,
-    width_list,
 )
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.option_types import width_list
 
 IN_CACHE = 2**22  # weights generated in one call where there are more tasks to regularise
 MEAN_VARIANCE, RHO_VARIANCE = 0.003, 0.083  # of fresh outputs under --hnet_init gauss
