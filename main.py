@@ -10,10 +10,10 @@ from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
-from palimpsest.utils.option_types import REPORTS
 from palimpsest.utils.config_file import as_yaml
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
+from palimpsest.utils.option_types import REPORTS
 from palimpsest.utils.run import config as configuration
 
 PROGRAM = "palimpsest" if Path(sys.argv[0]).stem == "palimpsest" else "main.py"
