@@ -6,10 +6,12 @@ python main.py --model pah --dataset seq-digits
 import errno
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import palimpsest
 from palimpsest.utils import registry
+from palimpsest.utils.args import STUDIES
 from palimpsest.utils.config_file import as_yaml
 from palimpsest.utils.console import readable_anywhere
 from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int:
         choice = configuration.chosen(argv)
         if choice.version:
             print(f"palimpsest {palimpsest.__version__}")
+        elif study := next((name for name in STUDIES if getattr(choice, name) is not None), None):
+            return import_module(f"palimpsest.utils.study.{study}").command(argv)
         elif choice.list:
             print_list()
         elif choice.help or not argv:

@@ -15,6 +15,7 @@ FLOORS = [
     ["models"],
     ["utils.log"],
     ["utils.run"],
+    ["utils.study"],
     ["utils.check"],
     ["api", "commands", "completion", "export", "learned", "redraw", "trainer", "vision"],
     ["main", "__main__"],

@@ -33,6 +33,9 @@ NEUTRAL = (
     "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
+# Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
+STUDIES: dict[str, str] = {}
+
 
 class HelpFormatter(argparse.HelpFormatter):
     """Adds defaults to the help text where there is one to show."""
@@ -141,6 +144,9 @@ def base_parser() -> ArgumentParser:
     _stream(parser.add_argument_group("stream"))
     _evaluate(parser.add_argument_group("evaluate"))
     _run(parser.add_argument_group("run"))
+    study = parser.add_argument_group("study", "many runs; main.py --compare --help shows the options of a command")
+    for name, text in STUDIES.items():
+        study.add_argument(f"--{name}", nargs="*", metavar="...", help=text)
     return parser
 
 

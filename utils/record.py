@@ -42,6 +42,7 @@ class Run:
         analysis: a look at the network at the end of the run, None before and under `--disable_log`.
         counts: scenario -> answers by true class at the latest end of a task, empty where tasks have no classes.
         classes: original label and name of every class, by its label in the stream.
+        costs: what the run costs, as timing.yaml has it; filled at the end.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 
@@ -73,6 +74,7 @@ class Run:
     analysis: "Analysis | None" = None
     counts: dict[str, "Counts"] = field(default_factory=dict)
     classes: list[tuple[int, str]] = field(default_factory=list)
+    costs: dict[str, Any] = field(default_factory=dict)
     group: str | None = None
 
 

@@ -17,6 +17,7 @@ from palimpsest.utils.log.loggers import (
     make_loggers,
 )
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
+from palimpsest.utils.log.run_file import RunFileLogger
 from palimpsest.utils.record import Counts, Evaluation, Run
 
 SCORES = [
@@ -255,11 +256,11 @@ def test_answers_by_class_are_kept_of_the_tasks_that_a_resumed_run_knows(tmp_pat
 @pytest.mark.parametrize(
     "options, kinds",
     [
-        ({}, [CSVLogger, ConsoleLogger, ReportLogger, TensorBoardLogger]),
-        ({"csv_log": False}, [ConsoleLogger, ReportLogger, TensorBoardLogger]),
-        ({"tensorboard": False}, [CSVLogger, ConsoleLogger, ReportLogger]),
-        ({"report": "off"}, [CSVLogger, ConsoleLogger, TensorBoardLogger]),
-        ({"mlflow": "local"}, [CSVLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, MLflowLogger]),
+        ({}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger]),
+        ({"csv_log": False}, [RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger]),
+        ({"tensorboard": False}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger]),
+        ({"report": "off"}, [CSVLogger, RunFileLogger, ConsoleLogger, TensorBoardLogger]),
+        ({"mlflow": "local"}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, MLflowLogger]),
         ({"disable_log": True, "mlflow": "local"}, [ConsoleLogger]),
     ],
 )

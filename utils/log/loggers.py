@@ -4,7 +4,6 @@ The training loop tells every logger the same few events; each logger writes its
 """
 
 import csv
-import io
 import json
 import sys
 import threading
@@ -21,7 +20,9 @@ from palimpsest.utils.atomic import file_errors, write_text
 from palimpsest.utils.config_file import write_config
 from palimpsest.utils.log import plots
 from palimpsest.utils.log.events import Logger
+from palimpsest.utils.log.formats import csv_text, defined, plain
 from palimpsest.utils.log.report import excluded_terms, summarise_run, write_report
+from palimpsest.utils.log.run_file import RunFileLogger
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.record import Evaluation, Run, Summary
 
@@ -80,7 +81,7 @@ class CSVLogger(Logger):
                 path, new = run.folder / name, not (run.folder / name).exists()
                 self._append(path, [self.COUNTED[name], *rows] if new else rows)
             if run.tasks:
-                lines = [json.dumps(_defined(record)) for record in run.epochs]
+                lines = [json.dumps(defined(record)) for record in run.epochs]
                 write_text(run.folder / "epochs.jsonl", "".join(f"{line}\n" for line in lines))
 
     def run_ended(self, run: Run, summary: Summary) -> None:
@@ -92,7 +93,7 @@ class CSVLogger(Logger):
         ]
         self._append(run.folder / "metrics.csv", rows)
         self._write_matrix(run)
-        write_text(run.folder / "metrics.json", json.dumps(_defined(self._facts(run, summary)), indent=1) + "\n")
+        write_text(run.folder / "metrics.json", json.dumps(defined(self._facts(run, summary)), indent=1) + "\n")
 
     @staticmethod
     def _facts(run: Run, summary: Summary) -> dict[str, Any]:
@@ -327,7 +328,7 @@ def make_loggers(args: Any, run: Run) -> list[Logger]:
     console = ConsoleLogger(verbose=not args.non_verbose)
     if args.disable_log or run.folder is None:
         return [console]
-    loggers: list[Logger] = [CSVLogger()] if args.csv_log else []
+    loggers: list[Logger] = [*([CSVLogger()] if args.csv_log else []), RunFileLogger()]
     loggers += [console, *([] if args.report == "off" else [ReportLogger(live=args.report == "live")])]
     loggers += [TensorBoardLogger()] if args.tensorboard else []
     if args.mlflow:
@@ -337,37 +338,8 @@ def make_loggers(args: Any, run: Run) -> list[Logger]:
     return loggers
 
 
-def plain(value: Any) -> Any:
-    """A value as plain YAML can hold it: numbers, text, lists and dicts; anything else as its text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return value if value is None or type(value) in (bool, int, float, str) else str(value)
-
-
-def _defined(value: Any) -> Any:
-    """A value as JSON can hold it: None in place of what is not finite, lists in place of arrays."""
-    if isinstance(value, dict):
-        return {name: _defined(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_defined(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value
-
-
 def _prefix(scenarios: dict, scenario: str) -> str:
     return f"{scenario}/" if len(scenarios) > 1 else ""
-
-
-def csv_text(rows: Iterable[Iterable]) -> str:
-    """Rows as the text of a CSV file."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _utf8(value: Any) -> str:

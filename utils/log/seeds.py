@@ -11,7 +11,7 @@ import numpy as np
 from palimpsest.utils import charts, metrics
 from palimpsest.utils.atomic import file_errors, write_text
 from palimpsest.utils.log import captions, plots
-from palimpsest.utils.log.loggers import csv_text
+from palimpsest.utils.log.formats import csv_text
 from palimpsest.utils.log.page import Picture, count, render
 from palimpsest.utils.log.report import (
     about,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.utils import registry
-from palimpsest.utils.args import NEUTRAL, ArgumentParser, base_parser, canonical, converted, refuse_repeats
+from palimpsest.utils.args import NEUTRAL, STUDIES, ArgumentParser, base_parser, canonical, converted, refuse_repeats
 from palimpsest.utils.config_file import read_options
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
@@ -34,6 +34,7 @@ NO_FACTS = (
     "print_config",
     "print_completion",
     "model_config",
+    *STUDIES,
 )  # options that are no part of a configuration
 
 
@@ -68,6 +69,8 @@ def chosen(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-h", "--help", action="store_true")
     for name in ("--predict", "--export"):
         parser.add_argument(name, nargs="+")
+    for name in STUDIES:
+        parser.add_argument(f"--{name}", nargs="*")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--print_config", action="store_true")

@@ -195,11 +195,12 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
     if run.folder is not None and run.history:
         run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
+    run.costs = costs_of(run, costs)
     summary = summarise_run(run)
     for logger in loggers:
         logger.run_ended(run, summary)
     if not (args.disable_log or args.inference_only):
-        write_timing(run, costs)
+        write_text(run.folder / "timing.yaml", yaml.safe_dump(run.costs, sort_keys=False))
         write_summary(run, summary)
         write_result(exp)
     return run, summary
@@ -292,15 +293,14 @@ def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
     return run, summary
 
 
-def write_timing(run: Run, memory: dict[str, Any]) -> None:
-    """`timing.yaml`, all that a run costs; apart from what two equal runs share, since clocks differ.
+def costs_of(run: Run, more: dict[str, Any]) -> dict[str, Any]:
+    """All that a run costs; `timing.yaml` has it, apart from what two equal runs share, since clocks differ.
 
     `seconds` and the peak of memory are those of this process, which began at iteration `from_iteration`.
     """
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    facts = {"ended": ended, "seconds": round(run.seconds, 2), "from_iteration": run.position or 0, **memory}
-    facts |= run.analysis.costs if run.analysis else {}
-    write_text(run.folder / "timing.yaml", yaml.safe_dump(facts, sort_keys=False))
+    facts = {"ended": ended, "seconds": round(run.seconds, 2), "from_iteration": run.position or 0, **more}
+    return facts | (run.analysis.costs if run.analysis else {})
 
 
 @contextmanager
