@@ -20,6 +20,7 @@ from palimpsest.utils.args import NEUTRAL, converted
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown
 from palimpsest.utils.optimise import setting, settings_of
+from palimpsest.utils.option_types import boolean
 from palimpsest.utils.run import config as configuration
 
 Actions = dict[str, argparse.Action]
@@ -219,7 +220,11 @@ def options_of(argv: list[str]) -> Actions:
 
 
 def as_argv(values: dict[str, Any], actions: Actions) -> list[str]:
-    """Options as a command line gives them; what is None is not given."""
+    """Options as a command line gives them; what is None is not given.
+
+    Raises:
+        UserError: yes or no for an option that is neither.
+    """
     out = []
     for name, value in values.items():
         action = actions[name]
@@ -228,6 +233,8 @@ def as_argv(values: dict[str, Any], actions: Actions) -> list[str]:
         if action.nargs == 0:
             out.append(f"--{name}")
             continue
+        if isinstance(value, bool) and action.type is not boolean:
+            raise UserError(f"{name}: expected no yes or no; YAML takes off and no for that: quote the word")
         if isinstance(value, dict):
             value = settings_of(value)
         parts = value if isinstance(value, list) else [value]
