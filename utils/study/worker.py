@@ -37,6 +37,9 @@ MOST_KILLS = 3  # of one trial; the system kills what takes too much memory
 # twice ends at once without saving.
 BLOCKED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
 
+# What a run imports when it needs it: once for all trials. Of a second-long run it would be the larger part.
+PRELOADED = ("matplotlib.figure", "torch.utils.tensorboard", "torch._dynamo", "scipy.stats", "sklearn.datasets")
+
 
 class Pruned(Exception):
     """A trial is ended before its end, since others were better at this place."""
@@ -67,7 +70,7 @@ class Worker(Checkpointable):
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
         elif self.launcher:  # submitit hides all devices from local jobs that ask for none
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        for name in ("matplotlib.figure", "torch.utils.tensorboard"):  # once, and not in each trial
+        for name in PRELOADED:
             importlib.import_module(name)
         trials = Trials(read_plan(self.file, check=False))
         while not self.stopping:
