@@ -43,7 +43,8 @@ def tasks(folder: Path) -> int:
     return sum(any(score is not None for score in row) for row in rows)
 
 
-def test_a_requeued_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("how, workers", [("scontrol requeue", 2), ("signal before the time limit", 1)])
+def test_a_requeued_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, how, workers):
     plain, swept = tmp_path / "plain", tmp_path / "swept"
     file, profile = tmp_path / "three.yaml", tmp_path / "profile.yaml"
     profile.write_text(PROFILE)
@@ -51,14 +52,24 @@ def test_a_requeued_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
     main = [sys.executable, str(ROOT / "main.py")]
     with slurm.one_node(tmp_path / "slurm") as environment:
         environment = os.environ | environment
-        command = [*main, "--sweep", str(file), "--launcher", "slurm", "--workers", "2", "--profile", str(profile)]
+        command = [
+            *main,
+            "--sweep",
+            str(file),
+            "--launcher",
+            "slurm",
+            "--workers",
+            str(workers),
+            "--profile",
+            str(profile),
+        ]
         sweep = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         slurm.wait_for(lambda: any(1 <= tasks(f) < 5 for f in runs(swept).values()), 120, lambda: said(swept))
         interrupted = next(s for s, folder in runs(swept).items() if 1 <= tasks(folder) < 5)
-        task = (swept / "sweeps" / "three" / "submitted.txt").read_text().split()[
-            0
-        ] + f"_{worker_of(swept, interrupted)}"
-        subprocess.run(["scontrol", "requeue", task], env=environment, check=True)
+        task = (swept / "sweeps" / "three" / "submitted.txt").read_text().strip()
+        task += f"_{worker_of(swept, interrupted)}" if workers > 1 else ""
+        request = ["scontrol", "requeue"] if workers > 1 else ["scancel", "--signal=USR2"]
+        subprocess.run([*request, task], env=environment, check=True)
         slurm.wait_for(lambda: "PENDING" in state(environment, task), 60, lambda: state(environment, task))
         folder = runs(swept)[interrupted]
         saved = list(folder.glob("*.pt"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.utils import registry
-from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.args import NEUTRAL, base_parser
 from palimpsest.utils.config_file import plain_yaml
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.metrics import METRICS
@@ -133,7 +133,8 @@ def read_plan(path: Path, check: bool = True) -> Plan:
     where = path.name
     for key in facts:
         if key not in KEYS:
-            hint = nearest(key, [*KEYS])
+            option = f"--{key.replace('-', '_')}" in base_parser()._option_string_actions
+            hint = "" if option else nearest(key, [*KEYS])
             raise UserError(f"{where}: unknown key '{key}'{hint or '; an option of the runs stands below options'}")
     options = {name.replace("-", "_"): value for name, value in _mapping(facts, "options", where).items()}
     cases = _read_cases(facts, options, where)
