@@ -15,8 +15,7 @@ from palimpsest.utils.study import launch, sweep, worker
 from palimpsest.utils.study.plan import read_plan
 from palimpsest.utils.study.records import read_runs
 from palimpsest.utils.study.trials import Trials
-
-QUICK = {"debug_mode": True, "report": "off", "tensorboard": False, "num_threads": 1, "device": "cpu"}
+from tests.study.sweeps import QUICK
 
 
 @pytest.fixture
