@@ -34,7 +34,10 @@ NEUTRAL = (
 )  # fmt: skip
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
+    "export_site": "the same page as static files to publish",
+}
 
 
 class HelpFormatter(argparse.HelpFormatter):
