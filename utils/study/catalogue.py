@@ -214,7 +214,8 @@ def name_entries(records: dict[str, Record]) -> tuple[list[dict[str, str]], dict
 
     Returns:
         The entries, each with model, dataset, setting and `label`: the method, and the options, files or data in which
-        the entries of its stream and method differ. Then the place of each run's entry by the run's name.
+        the entries of its stream and method differ, those at their defaults only where two labels would be the same.
+        Then the place of each run's entry by the run's name.
     """
     entries, of_run, groups = [], {}, {}
     for name, record in records.items():
@@ -222,16 +223,22 @@ def name_entries(records: dict[str, Record]) -> tuple[list[dict[str, str]], dict
     for (dataset, setting, model), told in groups.items():
         keys = dict.fromkeys(key for facts in told.values() for key in facts)
         differing = [key for key in keys if len({facts.get(key, "") for facts in told.values()}) > 1]
-        places: dict[tuple, int] = {}
+        members: dict[tuple[str, ...], list[str]] = {}
         for name, facts in told.items():
-            values = tuple(facts.get(key, "") for key in differing)
-            if values not in places:
-                places[values] = len(entries)
-                words = [_word(key, value) for key, value in zip(differing, values, strict=True)]
-                label = ", ".join([model, *filter(None, words)])
-                entries.append({"model": model, "dataset": dataset, "setting": setting, "label": label})
-            of_run[name] = places[values]
+            members.setdefault(tuple(facts.get(key, "") for key in differing), []).append(name)
+        short = [_label(model, differing, values, records[names[0]]) for values, names in members.items()]
+        for label, (values, names) in zip(short, members.items(), strict=True):
+            label = label if short.count(label) == 1 else _label(model, differing, values)
+            of_run |= dict.fromkeys(names, len(entries))
+            entries.append({"model": model, "dataset": dataset, "setting": setting, "label": label})
     return entries, of_run
+
+
+def _label(model: str, keys: list[str], values: tuple[str, ...], record: Record | None = None) -> str:
+    """Method and values as one text; of a record, only those that somebody chose."""
+    origins = record.facts.get("origins") or {} if record else {}
+    told = [k for k, key in enumerate(keys) if key in FILES or origins.get(key, CHOSEN[0]) in CHOSEN]
+    return ", ".join([model, *filter(None, (_word(keys[k], values[k]) for k in told))])
 
 
 def _told(record: Record) -> dict[str, str]:

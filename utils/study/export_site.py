@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from palimpsest.utils.args import ArgumentParser
-from palimpsest.utils.atomic import file_errors, write_bytes, write_text
+from palimpsest.utils.atomic import file_errors, write_text
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.study.catalogue import Catalogue
 from palimpsest.utils.study.serve import PAGE, STATIC, static_files
@@ -54,7 +54,7 @@ def export_site(catalogue: Catalogue, target: Path) -> None:
             if isinstance(content, Path):
                 shutil.copyfile(content, path)
             else:
-                write_bytes(path, content)
+                path.write_bytes(content)
     for name in before - files.keys():
         _remove(target, name)
     write_text(target / MARK, json.dumps(sorted(files), indent=0) + "\n")

@@ -21,7 +21,8 @@ from palimpsest.utils.study.catalogue import Catalogue
 
 STATIC = Path(__file__).parent / "static"
 PAGE = "index.html"
-SHOWN = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".LICENSE": "text/plain"}
+SHOWN = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+SHOWN |= {".LICENSE": "text/plain"}
 # A report has its style and its pictures in it, and no scripts; the page has all in files of its own.
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 PAGE_POLICY = f"{NOTHING}; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"

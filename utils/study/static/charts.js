@@ -180,7 +180,11 @@ export function scatter(element, points, { xlabel, text }) {
     ctx.save();
     const taken = [];
     for (const point of points) {
-      for (const [x, y] of point.runs) disc(...place(x, y), 2.5, faint(colour(point.k), 0.45));
+      for (const run of point.runs) {
+        const [x, y] = place(...run);
+        disc(x, y, 2.5, faint(colour(point.k), 0.45));
+        taken.push([x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit]);
+      }
     }
     for (const point of points) {
       const [x, y] = place(point.x, point.y);
@@ -203,7 +207,7 @@ export function scatter(element, points, { xlabel, text }) {
     for (const point of points) {
       const [x, y] = place(point.x, point.y);
       const width = ctx.measureText(point.name).width;
-      for (const [dx, dy] of [[9, 0], [-9 - width / unit, 0], [9, 14], [9, -14], [-9 - width / unit, 14], [-9 - width / unit, -14]]) {
+      for (const [dx, dy] of [[9, 0], [-9 - width / unit, 0], ...[14, -14, 26, -26].flatMap((y) => [[9, y], [-9 - width / unit, y]])]) {
         const left = x + dx * unit;
         const box = [left, y + (dy - 7) * unit, left + width, y + (dy + 7) * unit];
         const inside = left > plot.bbox.left && box[2] < plot.bbox.left + plot.bbox.width;

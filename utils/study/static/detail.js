@@ -1,12 +1,13 @@
 // One run in full, in a drawer beside the table.
 import { curves, losses } from "./charts.js";
-import { COSTS, address, costOf, count, h, score } from "./format.js";
+import { COLOURS, COSTS, address, costOf, count, h, score, swatch, withoutShort } from "./format.js";
 
-let shown = ""; // name and state of the run that is open
+let shown = ""; // the run that is open
+let said = ""; // what is known of it, and how it is drawn
 let scenario = "";
 
 export function closeDetail(dialog) {
-  shown = "";
+  shown = said = "";
   if (dialog.open) dialog.close();
 }
 
@@ -14,14 +15,20 @@ export function closeDetail(dialog) {
 export async function showDetail(dialog, run, { label, marks, metrics }) {
   const answer = await fetch(address("data/run", run.name, ".json"), { cache: "no-cache" });
   if (!answer.ok) return closeDetail(dialog);
-  const detail = await answer.json();
+  const text = await answer.text();
+  const now = JSON.stringify([text, run, matchMedia("(prefers-color-scheme: dark)").matches]);
+  if (shown === run.name && said === now) return;
+  const detail = JSON.parse(text);
   const top = shown === run.name ? dialog.scrollTop : 0;
-  shown = run.name;
+  const unfolded = shown === run.name ? [...dialog.querySelectorAll("details[open] > summary")].map((e) => e.textContent) : ["Notes"];
+  [shown, said] = [run.name, now];
+  const more = (title, content) => h("details", { open: unfolded.includes(title) }, h("summary", {}, title), content);
   const names = Object.keys(detail.matrices);
   if (!names.includes(scenario)) scenario = names[0] ?? "";
   const accuracy = h("div", { class: "plot" });
   const loss = h("div", { class: "plot low" });
   const part = h("div");
+  const legend = h("p", { class: "legend dim" });
   const choose = h("div", { class: "choice", role: "group", "aria-label": "Scenario" });
   const fill = () => {
     const press = (name) => () => { scenario = name; fill(); };
@@ -34,8 +41,10 @@ export async function showDetail(dialog, run, { label, marks, metrics }) {
       points: R.map((row) => (row[task] === null ? null : { mean: row[task], sd: null })),
     })).filter((line) => line.points.some(Boolean));
     if (lines.length) curves(accuracy, lines);
+    const few = lines.length <= COLOURS.length;
+    legend.replaceChildren(...(few ? lines : []).map((line) => h("span", {}, swatch(line.k), line.name)));
   };
-  dialog.replaceChildren(
+  dialog.replaceChildren(h("div", {},
     h("form", { method: "dialog" }, h("button", { class: "close", "aria-label": "Close" }, "×")),
     h("h2", { id: "detail-title" }, label, h("span", { class: "dim" }, ` on ${run.dataset}, seed ${run.seed}`)),
     h("p", { class: `state ${run.state}` }, h("i", { class: "dot" }), `${run.state}, ${run.done} of ${count(run.tasks, "task")}`,
@@ -45,15 +54,15 @@ export async function showDetail(dialog, run, { label, marks, metrics }) {
       run.report ? h("a", { href: address("runs", run.name, "/report.html") }, "Open the report") : null,
       run.seeds_report ? h("a", { href: address("runs", run.seeds_report, "/report.html") }, "Report of all its seeds") : null),
     choose, part,
-    names.length ? h("figure", {}, h("figcaption", {}, "Score on each task, in percent"), accuracy) : null,
+    names.length ? h("figure", {}, h("figcaption", {}, "Score on each task, in percent"), accuracy, legend) : null,
     Object.keys(detail.losses).length ? h("figure", {}, h("figcaption", {}, "Loss"), loss) : null,
     detail.chosen.length ? [h("h3", {}, "Options"), table(["option", "value", "origin"], detail.chosen)] : null,
     more(count(detail.others.length, "other option"), table(["option", "value", "origin"], detail.others)),
     more("Costs", table(["what", "value"], costs(run, detail))),
     more("Environment", table(["what", "value"], Object.entries(detail.environment))),
-    Object.keys(detail.notes).length ? more("Notes", table(["about", "note"], Object.entries(detail.notes)), true) : null,
+    Object.keys(detail.notes).length ? more("Notes", table(["about", "note"], Object.entries(detail.notes))) : null,
     h("p", { class: "dim path" }, run.name),
-  );
+  ));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = top;
   fill();
@@ -65,7 +74,7 @@ function keyNumbers(run, detail, metrics) {
   const time = costOf(run, COSTS[0]);
   const numbers = found.map(([name, value]) => {
     const [title, definition] = metrics[name] ?? [name, ""];
-    return h("div", { title: definition }, h("dt", {}, title.split(" (")[0]), h("dd", {}, score(value)));
+    return h("div", { title: definition }, h("dt", {}, withoutShort(title)), h("dd", {}, score(value)));
   });
   if (time !== null) numbers.push(h("div", {}, h("dt", {}, "Time"), h("dd", {}, COSTS[0].text(time))));
   return h("dl", { class: "numbers" }, numbers);
@@ -98,8 +107,4 @@ function costs(run, detail) {
 function table(head, rows) {
   return h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head.map((name) => h("th", {}, name)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((value) => h("td", {}, value))))));
-}
-
-function more(title, content, open = false) {
-  return h("details", { open }, h("summary", {}, title), content);
 }

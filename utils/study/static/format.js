@@ -18,6 +18,13 @@ export const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "
 export const colour = (k) => COLOURS[k % COLOURS.length];
 export const dash = (k) => (k < COLOURS.length ? undefined : [6, 4]);
 
+/** The mark of the k-th entry in a legend; none without a number. */
+export function swatch(k) {
+  const mark = h("i", { class: k === undefined ? "swatch none" : dash(k) ? "swatch dashed" : "swatch" });
+  if (k !== undefined) mark.style.setProperty("--colour", colour(k));
+  return mark;
+}
+
 const UNITS = { B: 1024, FLOPs: 1000, "": 1000 };
 const PREFIXES = { 1024: ["", "Ki", "Mi", "Gi", "Ti"], 1000: ["", "k", "M", "G", "T", "P", "E"] };
 
@@ -76,6 +83,9 @@ export function spread(values) {
 }
 
 export const plusMinus = ({ mean, sd }) => score(mean) + (sd === null ? "" : ` ± ${sd.toFixed(2)}`);
+
+/** A title without its short name at the end: Average accuracy (ACC). */
+export const withoutShort = (title) => title.replace(/ \((?=[\w-]*[A-Z]{2})[\w-]+\)$/, "");
 
 export const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 

@@ -1,7 +1,7 @@
 // The page over all runs: filters, comparison, table. It reads data/runs.json, again and again where runs may change.
 import { clear, curves, forget, scatter, spark } from "./charts.js";
 import { closeDetail, showDetail } from "./detail.js";
-import { COLOURS, COSTS, address, ago, colour, costOf, count, dash, h, plusMinus, score, spread } from "./format.js";
+import { COLOURS, COSTS, address, ago, costOf, count, h, plusMinus, score, spread, swatch, withoutShort } from "./format.js";
 
 const EVERY = 4000; // milliseconds between two looks
 const AT_ONCE = 200; // rows of the table before it is asked for more
@@ -95,7 +95,7 @@ function gather(runs) {
 let scenarios = [];
 const scenario = () => (scenarios.includes(state.scenario) ? state.scenario : scenarios[0]);
 const metric = () => (state.metric in listing.metrics ? state.metric : "acc");
-const metricTitle = (name) => (name in listing.metrics ? listing.metrics[name][0].split(" (")[0] : name);
+const metricTitle = (name) => (name in listing.metrics ? withoutShort(listing.metrics[name][0]) : name);
 
 function options(select, values, chosen, none, title = (value) => value) {
   const wanted = [...(none === null ? [] : [["", none]]), ...values.map((value) => [value, title(value)])];
@@ -182,12 +182,6 @@ function warn(runs) {
   const leaking = runs.filter((run) => run.leaks.length).length;
   if (leaking) found.push(`${count(leaking, "run")} with a leak: see the marks.`);
   return found;
-}
-
-function swatch(k) {
-  const mark = h("i", { class: k === undefined ? "swatch none" : dash(k) ? "swatch dashed" : "swatch" });
-  if (k !== undefined) mark.style.setProperty("--colour", colour(k));
-  return mark;
 }
 
 /** A method and what tells its entries apart, the latter dim. */
@@ -334,8 +328,8 @@ async function look() {
       $("title").textContent = document.title = `Runs of ${listing.folder}`;
       document.querySelector("main").hidden = false;
       render();
-      await openDetail();
     }
+    await openDetail();
     document.body.classList.remove("lost");
   } catch (error) {
     document.body.classList.add("lost");
