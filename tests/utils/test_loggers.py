@@ -18,6 +18,7 @@ from palimpsest.utils.log.loggers import (
 )
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
 from palimpsest.utils.log.run_file import RunFileLogger
+from palimpsest.utils.log.wandb_logger import WandbLogger
 from palimpsest.utils.record import Counts, Evaluation, Run
 
 SCORES = [
@@ -261,7 +262,8 @@ def test_answers_by_class_are_kept_of_the_tasks_that_a_resumed_run_knows(tmp_pat
         ({"tensorboard": False}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger]),
         ({"report": "off"}, [CSVLogger, RunFileLogger, ConsoleLogger, TensorBoardLogger]),
         ({"mlflow": "local"}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, MLflowLogger]),
-        ({"disable_log": True, "mlflow": "local"}, [ConsoleLogger]),
+        ({"wandb": "p"}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, WandbLogger]),
+        ({"disable_log": True, "mlflow": "local", "wandb": "p"}, [ConsoleLogger]),
     ],
 )
 def test_make_loggers(tmp_path, options, kinds):
@@ -272,6 +274,7 @@ def test_make_loggers(tmp_path, options, kinds):
             "disable_log": False,
             "non_verbose": True,
             "mlflow": None,
+            "wandb": None,
             "report": "end",
             **options,
         }

@@ -343,6 +343,10 @@ def make_loggers(args: Any, run: Run) -> list[Logger]:
         from palimpsest.utils.log.mlflow_logger import MLflowLogger
 
         loggers.append(MLflowLogger(args))  # last: it sends the files of the others
+    if args.wandb:
+        from palimpsest.utils.log.wandb_logger import WandbLogger
+
+        loggers.append(WandbLogger(args))
     return loggers
 
 
