@@ -24,7 +24,8 @@ from tests.study.runs import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=4000"]  # fmt: skip
+         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+         "--virtual-time-budget=4000"]  # fmt: skip
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def results(tmp_path) -> Path:
     """Two seeds of er, one of sgd that failed, and the files of a whole run in the first."""
     folder = tmp_path / "results"
     first = write_run(folder, seed=0)
-    write_run(folder, seed=1, metrics={"class-il": {"acc": 74.0, "forgetting": 20.0}})
+    write_run(folder, seed=1, metrics={"class-il": {"acc": 74.0, "forgetting": 20.0}}, costs={"seconds": 200.0})
     write_run(folder, "sgd", finished=False, reason="loss is nan at step 3 <b>", metrics={}, matrices={})
     (first / "report.html").write_text("<title>the report</title>")
     (first / "losses.csv").write_text("step,term,value\n50,loss,2.0\n100,loss,1.0\n100,pen")
@@ -350,7 +351,9 @@ def test_it_is_drawn_in_a_browser(results, tmp_path):
         def look(address: str) -> str:
             command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]
             command.append(f"http://127.0.0.1:{ask.port}/{address}")
-            return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            assert "Uncaught" not in done.stderr and "Refused" not in done.stderr, done.stderr
+            return done.stdout
 
         page = look("")
         assert "3 runs · 2 finished · 1 failed" in page and page.count("<canvas") == 2
@@ -359,3 +362,4 @@ def test_it_is_drawn_in_a_browser(results, tmp_path):
         detail = look(f"#run={name}&state=finished&text=er")
         assert page.count("<dialog") == 1 and "Accuracy matrix" in detail and detail.count("<canvas") == 4
         assert "Runs: 2 of 3" in detail and ">60.0</td>" in detail
+        assert "Forgetting against parameters" in look("#metric=forgetting&cost=5")

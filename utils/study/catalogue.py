@@ -221,24 +221,39 @@ def name_entries(records: dict[str, Record]) -> tuple[list[dict[str, str]], dict
     for name, record in records.items():
         groups.setdefault((record.dataset, record.setting, record.model), {})[name] = _told(record)
     for (dataset, setting, model), told in groups.items():
-        keys = dict.fromkeys(key for facts in told.values() for key in facts)
-        differing = [key for key in keys if len({facts.get(key, "") for facts in told.values()}) > 1]
+        keys = _differing(told.values())
+        plain = [facts for name, facts in told.items() if _is_plain(records[name])]
+        few = _differing(plain)  # a debug run makes no other label longer
         members: dict[tuple[str, ...], list[str]] = {}
         for name, facts in told.items():
-            members.setdefault(tuple(facts.get(key, "") for key in differing), []).append(name)
-        short = [_label(model, differing, values, records[names[0]]) for values, names in members.items()]
-        for label, (values, names) in zip(short, members.items(), strict=True):
-            label = label if short.count(label) == 1 else _label(model, differing, values)
+            members.setdefault(tuple(facts.get(key, "") for key in keys), []).append(name)
+        short = []
+        for names in members.values():
+            mine = next(filter(_is_plain, map(records.get, names)), None)
+            short.append(_label(model, few if mine else keys, told[names[0]], mine or records[names[0]]))
+        for label, names in zip(short, members.values(), strict=True):
+            label = label if short.count(label) == 1 else _label(model, keys, told[names[0]])
             of_run |= dict.fromkeys(names, len(entries))
             entries.append({"model": model, "dataset": dataset, "setting": setting, "label": label})
     return entries, of_run
 
 
-def _label(model: str, keys: list[str], values: tuple[str, ...], record: Record | None = None) -> str:
-    """Method and values as one text; of a record, only those that somebody chose."""
+def _differing(told: Iterable[dict[str, str]]) -> list[str]:
+    """The keys of which several runs do not say the same."""
+    told = list(told)
+    return [key for key in dict.fromkeys(k for facts in told for k in facts) if len({f.get(key, "") for f in told}) > 1]
+
+
+def _is_plain(record: Record) -> bool:
+    """Whether a run's scores are those that others are compared with."""
+    return record.state != "failed" and not any(map(record.options.get, OTHER_SCORES))
+
+
+def _label(model: str, keys: list[str], facts: dict[str, str], record: Record | None = None) -> str:
+    """Method and facts as one text; of a record, only those that somebody chose."""
     origins = record.facts.get("origins") or {} if record else {}
-    told = [k for k, key in enumerate(keys) if key in FILES or origins.get(key, CHOSEN[0]) in CHOSEN]
-    return ", ".join([model, *filter(None, (_word(keys[k], values[k]) for k in told))])
+    told = [key for key in keys if key in FILES or origins.get(key, CHOSEN[0]) in CHOSEN]
+    return ", ".join([model, *filter(None, (_word(key, facts.get(key, "")) for key in told))])
 
 
 def _told(record: Record) -> dict[str, str]:
@@ -257,7 +272,9 @@ def _word(key: str, value: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _rounded(value: Any) -> Any:

@@ -91,7 +91,8 @@ export function curves(element, lines, { xlabel = "tasks trained", first = 1 } =
     series.push({ label: line.name, stroke, width: 2, dash: line.open ? [3, 4] : dash(line.k), points });
     if (line.points.some((point) => point?.sd)) {
       const none = { stroke: "transparent", width: 0, points: { show: false } };
-      data.push(at((point) => point.mean + (point.sd ?? 0)), at((point) => point.mean - (point.sd ?? 0)));
+      const floor = line.points.some((point) => point?.mean < 0) ? -Infinity : 0; // R² alone may be below 0
+      data.push(at(({ mean, sd }) => Math.min(mean + (sd ?? 0), 100)), at(({ mean, sd }) => Math.max(mean - (sd ?? 0), floor)));
       series.push({ ...none, edge: true }, { ...none, edge: true });
       bands.push({ series: [series.length - 2, series.length - 1], fill: faint(stroke, 0.14) });
     }
@@ -167,6 +168,7 @@ export function scatter(element, points, { xlabel, text }) {
   const [low, high] = [Math.min(...xs), Math.max(...xs)];
   const more = (high - low) * 0.12 || Math.abs(high) * 0.1 || 1;
   const range = wide ? [low / 1.6, high * 1.9] : [low - more < 0 && low >= 0 ? 0 : low - more, high + 1.6 * more];
+  const ys = [...all.map(([, y]) => y), ...points.flatMap(({ y, sd }) => [y - (sd ?? 0), y + (sd ?? 0)])];
   const marks = (plot) => {
     const { ctx } = plot;
     const unit = devicePixelRatio;
@@ -210,7 +212,8 @@ export function scatter(element, points, { xlabel, text }) {
       for (const [dx, dy] of [[9, 0], [-9 - width / unit, 0], ...[14, -14, 26, -26].flatMap((y) => [[9, y], [-9 - width / unit, y]])]) {
         const left = x + dx * unit;
         const box = [left, y + (dy - 7) * unit, left + width, y + (dy + 7) * unit];
-        const inside = left > plot.bbox.left && box[2] < plot.bbox.left + plot.bbox.width;
+        const { left: l0, top: t0, width: w0, height: h0 } = plot.bbox;
+        const inside = left > l0 && box[2] < l0 + w0 && box[1] > t0 - 4 && box[3] < t0 + h0 + 4;
         if (!inside || taken.some(([l, t, r, b]) => l < box[2] && r > box[0] && t < box[3] && b > box[1])) continue;
         taken.push(box);
         ctx.fillText(point.name, left, y + dy * unit);
@@ -227,6 +230,9 @@ export function scatter(element, points, { xlabel, text }) {
     const spread = nearest.sd ? ` ± ${nearest.sd.toFixed(2)}` : "";
     return [[colour(nearest.k), nearest.name], [null, `${score(nearest.y)}${spread}, ${text(nearest.x)}`]];
   };
+  // Of a logarithmic axis, 1, 2 and 5 of each power.
+  const filter = (plot, splits) => splits.map((value) => (/^[125](e|\.0*e)/.test(value.toExponential()) ? value : null));
+  const few = wide ? { space: 30, filter, grid: { stroke: ink("--line"), width: 1, filter } } : { space: 70 };
   const ticks = (plot, values) => values.map((value) => (value === null ? "" : text(value)));
   draw(
     element,
@@ -234,8 +240,14 @@ export function scatter(element, points, { xlabel, text }) {
       series: [{}, { stroke: "transparent", paths: () => null, points: { show: false } }],
       plugins: [tip(under), { hooks: { draw: marks } }],
       cursor: { x: false, y: false, drag: { x: false, y: false }, points: { show: false } },
-      scales: { x: { time: false, distr: wide ? 3 : 1, range }, y: { range: room } },
-      axes: [axis({ label: xlabel, values: ticks, size: 32, space: 70 }), axis({ size: 44 })],
+      scales: {
+        x: { time: false, distr: wide ? 3 : 1, range },
+        y: { range: room(null, Math.min(...ys), Math.max(...ys)) },
+      },
+      axes: [
+        axis({ label: xlabel, values: ticks, size: 32, ...few }),
+        axis({ size: 44 }),
+      ],
     },
     data,
   );

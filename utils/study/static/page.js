@@ -4,14 +4,14 @@ import { closeDetail, showDetail } from "./detail.js";
 import { COLOURS, COSTS, address, ago, costOf, count, h, plusMinus, score, spread, swatch, withoutShort } from "./format.js";
 
 const EVERY = 4000; // milliseconds between two looks
-const AT_ONCE = 200; // rows of the table before it is asked for more
+const AT_ONCE = { entries: 20, runs: 200 }; // rows of a table before it is asked for more
 const FILTERS = ["model", "dataset", "setting", "state"];
 const CHOICES = ["stream", "scenario", "metric", "cost", "sort"];
 const $ = (id) => document.getElementById(id);
 
 let listing = null;
 let tag = null;
-let all = false; // every row is shown
+const all = { entries: false, runs: false }; // whether every row is shown
 const ticked = new Set();
 const state = Object.fromEntries([...FILTERS, ...CHOICES, "text", "run"].map((name) => [name, ""]));
 
@@ -83,18 +83,19 @@ function gather(runs) {
       ...listing.entries[entry], entry, counted, points,
       open: !finished.length,
       value: spread(values(metric())),
-      forgetting: spread(values("forgetting")),
+      second: spread(values(second())),
       cost: spread(costs),
       runs: counted.map((run, i) => [costs[i], values(metric())[i] ?? null]).filter(([x, y]) => x !== null && y !== null),
     });
   }
   const sign = listing.metrics[metric()]?.[2] === "lower" ? 1 : -1;
-  return out.sort((a, b) => sign * ((a.value.mean ?? -sign * Infinity) - (b.value.mean ?? -sign * Infinity)));
+  return out.sort((a, b) => sign * ((a.value.mean ?? sign * Infinity) - (b.value.mean ?? sign * Infinity)));
 }
 
 let scenarios = [];
 const scenario = () => (scenarios.includes(state.scenario) ? state.scenario : scenarios[0]);
 const metric = () => (state.metric in listing.metrics ? state.metric : "acc");
+const second = () => (metric() === "forgetting" ? "acc" : "forgetting"); // stands beside the metric that is chosen
 const metricTitle = (name) => (name in listing.metrics ? withoutShort(listing.metrics[name][0]) : name);
 
 function options(select, values, chosen, none, title = (value) => value) {
@@ -148,7 +149,7 @@ function renderComparison(runs) {
   if (stream) about.push(`${stream}: ${chosen ? "the runs that are ticked" : "the runs that the filters leave"}.`);
   if (drawn.length < entries.length) about.push(`The best ${drawn.length} of ${entries.length} are drawn; tick runs for others.`);
   if (drawn.some((entry) => entry.points.some((point) => point?.sd))) about.push("Mean over seeds; band and whisker: one standard deviation.");
-  if (left) about.push(`Left out: ${count(left, "run")} with other scores (debug, validation, not all tasks).`);
+  if (left) about.push(`Left out: ${count(left, "run")} with other scores.`);
   if (!stream) about.push("No run with a score is left.");
   $("about").textContent = about.join(" ");
   const warnings = warn(mine);
@@ -168,7 +169,10 @@ function renderComparison(runs) {
       name: entry.label, k: entry.k, x: entry.cost.mean, y: entry.value.mean, sd: entry.value.sd, runs: entry.runs,
     }));
     scatter($("scatter"), shown, { xlabel: cost.title, text: cost.text });
-  } else clear($("scatter"));
+  } else {
+    clear($("scatter"));
+    $("scatter").append(h("p", { class: "dim" }, "What a run costs is known at its end."));
+  }
   renderEntries(entries, cost);
 }
 
@@ -196,22 +200,30 @@ function cell(name, className, ...content) {
 
 function renderEntries(entries, cost) {
   const title = metricTitle(metric());
-  const names = ["method", "seeds", `${title}, ${scenario() ?? ""}`, "forgetting", cost.title.toLowerCase().replace("flops", "FLOPs"), ""];
+  const names = ["method", "seeds", `${title}, ${scenario() ?? ""}`, metricTitle(second()).toLowerCase(), cost.title.toLowerCase().replace("flops", "FLOPs"), ""];
   $("entries").hidden = !entries.length;
   $("entries").tHead.replaceChildren(h("tr", {}, names.map((name, i) => h("th", { class: i && i < 5 ? "n" : null }, name))));
-  const rows = entries.map((entry) => {
+  const rows = part("entries", entries).map((entry) => {
     const marks = new Set(entry.counted.flatMap(marksOf).map((mark) => JSON.stringify(mark)));
     return h(
       "tr", {},
       cell("method", "name", swatch(entry.k), label(entry)),
       cell("seeds", "n", String(entry.counted.length), entry.open ? h("span", { class: "dim" }, " not finished") : null),
       cell(names[2], "n", h("b", {}, plusMinus(entry.value))),
-      metric() === "forgetting" ? cell("", "n", "") : cell("forgetting", "n", plusMinus(entry.forgetting)),
+      cell(names[3], "n", plusMinus(entry.second)),
       cell(names[4], "n", entry.cost.mean === null ? "–" : cost.text(entry.cost.mean)),
       cell("", "marks", [...marks].map((mark) => badge(JSON.parse(mark)))),
     );
   });
   $("entries").tBodies[0].replaceChildren(...rows);
+}
+
+/** The rows of a table that are shown at first, or all once that was asked for; a button asks. */
+function part(name, values) {
+  const shown = all[name] ? values : values.slice(0, AT_ONCE[name]);
+  $(`more-${name}`).hidden = shown.length === values.length;
+  $(`more-${name}`).textContent = `Show all ${values.length.toLocaleString("en")}`;
+  return shown;
 }
 
 // ---- the table of runs
@@ -228,15 +240,16 @@ function marksOf(run) {
 
 const badge = ([kind, text]) => h("span", { class: `badge ${kind}`, title: text }, text);
 
-const firstScenario = (run) => Object.keys(run.curves)[0];
-const valueOf = (run, name) => run.metrics[firstScenario(run)]?.[name] ?? null;
+/** The scenario that is chosen above, where a run has it. */
+const scenarioOf = (run) => (scenario() in run.curves ? scenario() : Object.keys(run.curves)[0]);
+const valueOf = (run, name) => run.metrics[scenarioOf(run)]?.[name] ?? null;
 const COLUMNS = {
   method: (run) => entryOf(run).label,
   stream: streamOf,
   seed: (run) => run.seed,
   state: (run) => run.state,
   score: (run) => valueOf(run, metric()),
-  forgetting: (run) => valueOf(run, "forgetting"),
+  second: (run) => valueOf(run, second()),
   time: (run) => costOf(run, COSTS[0]),
   changed: (run) => run.changed,
 };
@@ -257,26 +270,22 @@ function sorted(runs) {
 function renderRuns(runs) {
   const [by, down] = (state.sort || "changed-down").split("-");
   const sort = (name) => {
-    const falls = ["score", "forgetting", "time", "changed"].includes(name); // numbers begin with the largest
+    const falls = ["score", "second", "time", "changed"].includes(name); // numbers begin with the largest
     set("sort", by === name ? (down ? name : `${name}-down`) : falls ? `${name}-down` : name);
   };
-  const titles = { score: metricTitle(metric()) };
+  const titles = { score: metricTitle(metric()), second: metricTitle(second()).toLowerCase() };
   const head = Object.keys(COLUMNS).map((name) => {
     const order = by === name ? (down ? "descending" : "ascending") : null;
-    const numeric = ["seed", "score", "forgetting", "time", "changed"].includes(name) ? "n" : null;
+    const numeric = ["seed", "score", "second", "time", "changed"].includes(name) ? "n" : null;
     return h("th", { class: numeric, "aria-sort": order }, h("button", { type: "button", click: () => sort(name) }, titles[name] ?? name));
   });
   head.splice(5, 0, h("th", {}, "over tasks"));
   const every = runs.length && runs.every((run) => ticked.has(run.name));
   const tickAll = h("input", { type: "checkbox", "aria-label": "Compare all of these runs", change: () => tick(runs, !every) });
   tickAll.checked = every;
-  $("runs").tHead.replaceChildren(h("tr", {}, h("th", {}, tickAll), head, h("th", {}, "")));
+  $("runs").tHead.replaceChildren(h("tr", {}, h("th", {}, tickAll), head, h("th"), h("th")));
   $("runs-title").textContent = runs.length === listing.runs.length ? "Runs" : `Runs: ${runs.length} of ${listing.runs.length}`;
-  const ordered = sorted(runs);
-  const shown = all ? ordered : ordered.slice(0, AT_ONCE);
-  $("runs").tBodies[0].replaceChildren(...shown.map(rowOf));
-  $("more").hidden = shown.length === ordered.length;
-  $("more").textContent = `Show all ${ordered.length.toLocaleString("en")}`;
+  $("runs").tBodies[0].replaceChildren(...part("runs", sorted(runs)).map(rowOf));
 }
 
 function tick(runs, on) {
@@ -294,20 +303,21 @@ function rowOf(run) {
   const open = h("a", { href: "#", click: (event) => { event.preventDefault(); set("run", run.name); openDetail(); } }, label(entryOf(run)));
   const progress = run.state === "finished" ? "" : ` ${run.done}/${run.tasks} tasks`;
   const time = costOf(run, COSTS[0]);
-  const curve = run.curves[firstScenario(run)];
+  const curve = run.curves[scenarioOf(run)];
   return h(
     "tr", { class: run.state, "aria-selected": run.name === state.run ? "true" : null },
     cell("compare", "tick", box),
     cell("method", "name", open, run.reason ? h("span", { class: "reason", title: run.reason }, run.reason) : null),
-    cell("stream", "", run.dataset, h("span", { class: "dim" }, ` ${run.setting}`)),
+    cell("stream", "stream", h("span", {}, run.dataset, h("span", { class: "dim" }, ` ${run.setting}`))),
     cell("seed", "n", String(run.seed)),
     cell("state", "state", h("i", { class: "dot" }), run.state, progress ? h("span", { class: "dim" }, progress) : null),
     cell(metricTitle(metric()), "n", value === null ? "–" : [bar, score(value)]),
     cell("over tasks", "over", curve ? spark(curve, run.tasks) : null),
-    cell("forgetting", "n", score(valueOf(run, "forgetting"))),
+    cell(metricTitle(second()).toLowerCase(), "n", score(valueOf(run, second()))),
     cell("time", "n", time === null ? "–" : COSTS[0].text(time)),
     cell("changed", "n dim", ago(run.changed)),
-    cell("", "marks", marksOf(run).map(badge), run.report ? h("a", { class: "report", href: address("runs", run.name, "/report.html") }, "report") : null),
+    cell("", "marks", marksOf(run).map(badge)),
+    cell("", "n", run.report ? h("a", { class: "report", href: address("runs", run.name, "/report.html") }, "report") : null),
   );
 }
 
@@ -323,19 +333,21 @@ async function read() {
 }
 
 async function look() {
+  let changed = false;
   try {
-    if (await read()) {
-      $("title").textContent = document.title = `Runs of ${listing.folder}`;
-      document.querySelector("main").hidden = false;
-      render();
-    }
-    await openDetail();
+    changed = await read();
     document.body.classList.remove("lost");
   } catch (error) {
     document.body.classList.add("lost");
     $("counts").textContent = listing ? "The server does not answer; this is what it said last." : `No runs: ${error.message}`;
     tag = null;
   }
+  if (changed) {
+    $("title").textContent = document.title = `Runs of ${listing.folder}`;
+    document.querySelector("main").hidden = false;
+    render();
+  }
+  if (listing) await openDetail().catch(() => null); // a server that does not answer is told above
   if (!listing || listing.live) setTimeout(look, EVERY);
 }
 
@@ -354,7 +366,8 @@ function listen() {
     for (const name of [...FILTERS, "text"]) state[name] = "";
     tick(listing.runs, false);
   });
-  $("more").addEventListener("click", () => { all = true; render(); });
+  for (const name of Object.keys(all)) $(`more-${name}`).addEventListener("click", () => { all[name] = true; render(); });
+  $("detail").addEventListener("click", (event) => event.target === $("detail") && $("detail").close()); // beside it
   $("detail").addEventListener("close", () => set("run", ""));
   addEventListener("hashchange", () => { readAddress(); if (listing) { render(); openDetail(); } });
   for (const query of ["(prefers-color-scheme: dark)", "print"]) {
