@@ -136,6 +136,20 @@ def test_a_killed_run_keeps_its_rows_and_a_resumed_one_repeats_none(tmp_path):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_losses_are_there_while_a_run_goes_on_and_once(tmp_path):
+    run, logger = a_run(tmp_path), CSVLogger()
+    logger.run_started(run)
+    for step, means in ((50, {"loss": 2.0}), (100, {"loss": 1.0, "penalty": 0.25}), (150, {"loss": 0.5})):
+        run.losses.append((step, means, 0.1))
+        logger.step(step, means, 0.1)
+    rows = ["step,term,value", "50,loss,2.0", "100,loss,1.0", "100,penalty,0.25", "150,loss,0.5"]
+    assert (tmp_path / "losses.csv").read_text().splitlines() == rows
+    resumed = a_run(tmp_path)  # from a checkpoint at step 100
+    resumed.losses = run.losses[:2]
+    CSVLogger().run_started(resumed)
+    assert (tmp_path / "losses.csv").read_text().splitlines() == rows[:4]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_one_line(tmp_path):
     run, logger = a_run(tmp_path), CSVLogger()
