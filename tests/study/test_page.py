@@ -97,6 +97,39 @@ def test_a_run_in_full(results):
     assert catalogue.detail("../results") is None
 
 
+@pytest.mark.parametrize("facts", [
+    {"matrices": {"class-il": 3}}, {"matrices": {"class-il": [3]}}, {"matrices": {"class-il": [["x"]]}},
+    {"matrices": {"class-il": [[float("nan")]]}}, {"metrics": {"class-il": 3}}, {"metrics": {"class-il": {"acc": []}}},
+    {"n_tasks": "2"}, {"marks": "x"}, {"leaks": {"a": 1}}, {"chosen_on": 3}, {"tasks": [1]}, {"origins": "x"},
+    {"metrics": {"class-il": {"acc": float("inf")}}},
+])  # fmt: skip
+def test_what_is_not_as_a_run_writes_it_is_left_out(results, facts):
+    write_run(results, seed=7, **facts)
+    assert len(catalogue_of(results).names()) == 3
+
+
+def test_what_json_has_no_form_for_is_left_out(results):
+    folder = write_run(results, seed=7, costs={"seconds": float("nan"), "flops_training": None, "parameters": 3})
+    (folder / "losses.csv").write_text("step,term,value\n50,loss,nan\n100,loss,1.5\n")
+    catalogue = catalogue_of(results)
+    (name,) = [name for name in catalogue.names() if "_seed7" in name]
+    detail = json.loads(json.dumps(catalogue.detail(name), allow_nan=False))
+    assert detail["costs"] == {"parameters": 3} and detail["losses"] == {"loss": [[100], [1.5]]}
+    assert "NaN" not in catalogue.listing()[0]
+
+
+def test_a_folder_that_takes_long_is_not_looked_through_all_the_time(results, monkeypatch):
+    now = iter([0.0, 2.0, 5.0, 30.0, 30.0])
+    catalogue = Catalogue(results)
+    monkeypatch.setattr("palimpsest.utils.study.catalogue.time.monotonic", lambda: next(now))
+    counts = []
+    for _ in range(3):
+        catalogue.refresh()
+        counts.append(len(catalogue.names()))
+        write_run(results, seed=10 + len(counts))
+    assert counts == [3, 3, 5]
+
+
 def test_marks_are_told(results):
     config = {"debug_mode": True, "validation": 10.0, "stop_after": 1}
     facts = {"marks": ["batch statistics at test"], "leaks": ["reads test data"], "chosen_on": "test"}
@@ -284,7 +317,7 @@ def test_a_taken_port_is_one_line(results, capsys):
     (["--serve", ".", "--host", "203.0.113.7"], "give another --host"),
     (["--serve", ".", "--hots", "x"], "unrecognized arguments"),
     (["--export_site", "absent", "site"], "absent: no such folder"),
-    (["--export_site", "."], "expected 2 arguments"),
+    (["--export_site", "."], "takes two folders"),
     (["--export_site", ".", "."], "holds something else than a site"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(argv, said, tmp_path, monkeypatch, capsys):

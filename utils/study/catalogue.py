@@ -6,7 +6,9 @@ is read, links included.
 
 import csv
 import json
+import math
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
@@ -18,6 +20,7 @@ from palimpsest.utils.study.records import RESULT, RUN, Record, read_run, run_fo
 
 REPORT, LOSSES = "report.html", "losses.csv"
 POINTS = 300  # of a loss curve on the page
+SLOW, SHARE = 0.1, 10  # a look that took more than SLOW seconds is followed by a pause of SHARE times its length
 # Options that tell no entry from another: seeds, and those without influence on the numbers.
 SEEDS = ("seed", "seed_init", "seed_order", "seed_data")
 NOT_TOLD = {"model", "dataset", "device", "data_device", "load_best_args", "model_config", *SEEDS, *NEUTRAL}
@@ -45,11 +48,14 @@ class Catalogue:
         self.folder, self.root, self.live = folder, folder.resolve(), live
         self._known: dict[str, tuple[tuple, Record | None]] = {}
         self._records: dict[str, Record] = {}
-        self._listing, self._version, self._lock = "", 0, Lock()
+        self._listing, self._version, self._lock, self._next = "", 0, Lock(), 0.0
 
     def refresh(self) -> None:
-        """Look for runs that are new, changed or gone."""
+        """Look for runs that are new, changed or gone, but not at once again where a look takes long."""
         with self._lock:
+            begin = time.monotonic()
+            if begin < self._next:
+                return
             known, changed = {}, False
             for path, files in run_folders(self.folder):
                 try:
@@ -66,9 +72,12 @@ class Catalogue:
                 found = {self.name(record.folder): record for _, record in known.values() if record}
                 self._records = dict(sorted(found.items()))
                 self._listing, self._version = json.dumps(self._list()), self._version + 1
+            took = time.monotonic() - begin
+            self._next = begin + SHARE * took if took > SLOW else 0.0
 
     def _read(self, path: str, files: set[str]) -> Record | None:
-        return read_run(path, files) if self.inside(Path(path) / RUN) else None
+        record = read_run(path, files) if self.inside(Path(path) / RUN) else None
+        return record if record and is_whole(record) else None
 
     def inside(self, path: Path) -> bool:
         """Whether a path is a file that lies in the folder, wherever its links lead."""
@@ -109,7 +118,7 @@ class Catalogue:
             "matrices": _rounded(record.matrices),
             "metrics": _rounded(record.metrics),
             "tasks": list(facts.get("tasks") or {}),
-            "costs": record.costs,
+            "costs": {key: value for key, value in record.costs.items() if is_number(value) or isinstance(value, str)},
             "iterations": facts.get("iterations"),
             "losses": self._losses(record.folder / LOSSES),
         }
@@ -163,7 +172,7 @@ class Catalogue:
             "done": done,
             "metrics": _rounded(record.metrics),
             "curves": _rounded(curves),
-            "costs": {key: value for key, value in record.costs.items() if isinstance(value, int | float)},
+            "costs": {key: value for key, value in record.costs.items() if is_number(value)},
             "changed": round(self._known[str(record.folder)][0][0] / 1e9),
             "other": sorted(set(other)),
             "marks": marks,
@@ -181,10 +190,34 @@ class Catalogue:
         try:
             with open(path, newline="", encoding="utf-8") as f:
                 for step, term, value in list(csv.reader(f))[1:]:
-                    found.setdefault(term, []).append((int(step), float(value)))
+                    if math.isfinite(number := float(value)):
+                        found.setdefault(term, []).append((int(step), number))
         except (OSError, ValueError, csv.Error):
             pass  # its last row is just being written: what came before is shown
         return {term: thin(points) for term, points in found.items()}
+
+
+def is_whole(record: Record) -> bool:
+    """Whether a run.json, which anybody may have written, has what the page counts with in the form it needs."""
+    facts = record.facts
+    matrices, metrics = facts["matrices"].values(), facts["metrics"].values()
+    scores = [rows for rows in matrices if isinstance(rows, list) and all(isinstance(row, list) for row in rows)]
+    values = [value for rows in scores for row in rows for value in row]
+    values += [value for found in metrics if isinstance(found, dict) for value in found.values()]
+    return (
+        len(scores) == len(matrices)
+        and all(isinstance(found, dict) for found in metrics)
+        and all(value is None or is_number(value) for value in values)
+        and is_number(facts.get("n_tasks"))
+        and all(isinstance(facts.get(name) or [], list) for name in ("marks", "leaks"))
+        and all(isinstance(facts.get(name) or {}, dict) for name in ("origins", "notes", "tasks"))
+        and isinstance(facts.get("chosen_on") or "", str)
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that JSON has a form for."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def thin(points: list[tuple[int, float]]) -> list[list[float]]:

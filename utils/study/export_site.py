@@ -20,8 +20,11 @@ def command(argv: list[str]) -> int:
         UserError: no such folder, or a DIR that is not a site's.
     """
     parser = ArgumentParser(prog="main.py", description="The page over all runs as static files to publish.")
-    parser.add_argument("--export_site", nargs=2, metavar=("FOLDER", "DIR"), help="where the runs are, where it goes")
+    about = "FOLDER, where the runs are, and DIR, where the site goes"
+    parser.add_argument("--export_site", nargs="*", metavar="FOLDER DIR", help=about)
     args = parser.parse_args(argv)
+    if len(args.export_site) != 2:
+        raise UserError(f"--export_site takes two folders: {about}")
     folder, target = map(Path, args.export_site)
     catalogue = Catalogue(folder, live=False)
     catalogue.refresh()

@@ -14,9 +14,12 @@ export function h(tag, attributes = {}, ...children) {
 
 export const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#888888"];
 
-/** The colour of the k-th entry, and whether it is dashed since all colours are taken. */
+const DASHES = [undefined, [9, 4], [2, 3]];
+
+/** The colour of the k-th entry, and its dashes where all colours are taken. */
 export const colour = (k) => COLOURS[k % COLOURS.length];
-export const dash = (k) => (k < COLOURS.length ? undefined : [6, 4]);
+export const dash = (k) => DASHES[Math.floor(k / COLOURS.length) % DASHES.length];
+export const MOST = COLOURS.length * DASHES.length; // entries that can be told apart
 
 /** The mark of the k-th entry in a legend; none without a number. */
 export function swatch(k) {

@@ -1,10 +1,11 @@
 // The page over all runs: filters, comparison, table. It reads data/runs.json, again and again where runs may change.
 import { clear, curves, forget, scatter, spark } from "./charts.js";
 import { closeDetail, showDetail } from "./detail.js";
-import { COLOURS, COSTS, address, ago, costOf, count, h, plusMinus, score, spread, swatch, withoutShort } from "./format.js";
+import { COLOURS, COSTS, MOST, address, ago, costOf, count, h, plusMinus, score, spread, swatch, withoutShort } from "./format.js";
 
 const EVERY = 4000; // milliseconds between two looks
 const AT_ONCE = { entries: 20, runs: 200 }; // rows of a table before it is asked for more
+const LONGEST = 100; // runs whose ticks an address can hold
 const FILTERS = ["model", "dataset", "setting", "state"];
 const CHOICES = ["stream", "scenario", "metric", "cost", "sort"];
 const $ = (id) => document.getElementById(id);
@@ -26,7 +27,7 @@ function readAddress() {
 
 function writeAddress() {
   const given = new URLSearchParams(Object.entries(state).filter(([, value]) => value));
-  for (const name of ticked) given.append("tick", name);
+  for (const name of ticked.size > LONGEST ? [] : ticked) given.append("tick", name);
   history.replaceState(null, "", given.size ? `#${given}` : location.pathname);
 }
 
@@ -93,10 +94,12 @@ function gather(runs) {
 }
 
 let scenarios = [];
+let scoreName = "accuracy"; // of the stream that is compared
 const scenario = () => (scenarios.includes(state.scenario) ? state.scenario : scenarios[0]);
 const metric = () => (state.metric in listing.metrics ? state.metric : "acc");
 const second = () => (metric() === "forgetting" ? "acc" : "forgetting"); // stands beside the metric that is chosen
-const metricTitle = (name) => (name in listing.metrics ? withoutShort(listing.metrics[name][0]) : name);
+const metricTitle = (name) =>
+  name in listing.metrics ? withoutShort(listing.metrics[name][0]).replace(/accuracy/g, scoreName) : name;
 
 function options(select, values, chosen, none, title = (value) => value) {
   const wanted = [...(none === null ? [] : [["", none]]), ...values.map((value) => [value, title(value)])];
@@ -131,6 +134,7 @@ function renderComparison(runs) {
   const most = [...sizes].sort((a, b) => b[1] - a[1])[0]?.[0];
   const stream = streams.includes(state.stream) ? state.stream : most;
   const mine = pool.filter((run) => streamOf(run) === stream);
+  scoreName = mine.some((run) => run.score === "r2") ? "R²" : "accuracy";
   scenarios = [...new Set(mine.flatMap((run) => Object.keys(run.curves)))];
   const button = (name) =>
     h("button", { type: "button", "aria-pressed": String(name === stream), click: () => set("stream", name) }, name);
@@ -143,11 +147,11 @@ function renderComparison(runs) {
   options($("cost"), known.map(String), String(Number(state.cost) || 0), null, (i) => COSTS[i].title);
 
   const entries = gather(mine);
-  const drawn = chosen ? entries : entries.slice(0, COLOURS.length);
+  const drawn = entries.slice(0, chosen ? MOST : COLOURS.length);
   [...drawn].sort((a, b) => a.entry - b.entry).forEach((entry, k) => (entry.k = k));
   const about = [];
   if (stream) about.push(`${stream}: ${chosen ? "the runs that are ticked" : "the runs that the filters leave"}.`);
-  if (drawn.length < entries.length) about.push(`The best ${drawn.length} of ${entries.length} are drawn; tick runs for others.`);
+  if (drawn.length < entries.length) about.push(`The best ${drawn.length} of ${entries.length} are drawn; tick others to see them.`);
   if (drawn.some((entry) => entry.points.some((point) => point?.sd))) about.push("Mean over seeds; band and whisker: one standard deviation.");
   if (left) about.push(`Left out: ${count(left, "run")} with other scores.`);
   if (!stream) about.push("No run with a score is left.");
@@ -157,8 +161,7 @@ function renderComparison(runs) {
   $("warning").textContent = warnings.join(" ");
 
   const lines = drawn.filter((entry) => entry.points.some(Boolean));
-  const isR2 = mine.some((run) => run.score === "r2");
-  $("curves-title").textContent = `Average ${isR2 ? "R²" : "accuracy"} over the tasks seen, in percent`;
+  $("curves-title").textContent = `Average ${scoreName} over the tasks seen, in percent`;
   const cost = COSTS[Number(state.cost) || 0];
   $("scatter-title").textContent = `${metricTitle(metric())} against ${cost.title.replace(/^[A-Z](?=[a-z])/, (c) => c.toLowerCase())}`;
   if (lines.length) curves($("curves"), lines.map((entry) => ({ ...entry, name: entry.label })));
