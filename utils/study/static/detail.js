@@ -84,18 +84,20 @@ function keyNumbers(run, detail, metrics) {
 function matrix(R, tasks) {
   const rows = R.map((row, t) => [t, row]).filter(([, row]) => row.some((value) => value !== null));
   if (!rows.length) return h("p", { class: "dim" }, "Nothing evaluated yet.");
+  const dense = R.length > 20; // no room for numbers
   const heat = (value) => {
     if (value === null) return h("td", { class: "none" });
-    const element = h("td", { title: score(value) }, R.length > 20 ? "" : value.toFixed(R.length > 10 ? 0 : 1));
+    const element = h("td", { title: score(value) }, dense ? "" : value.toFixed(R.length > 10 ? 0 : 1));
     const share = Math.min(Math.max(value, 0), 100);
     element.style.setProperty("--share", `${share}%`);
     if (share > 55) element.className = "full";
     return element;
   };
-  const columns = R.map((_, task) => h("th", { scope: "col", title: tasks[task] ?? "" }, String(task + 1)));
-  const body = rows.map(([t, row]) => h("tr", {}, h("th", { scope: "row" }, `after ${t + 1}`), row.map(heat)));
+  const told = (task) => (dense && (task + 1) % 5 ? "" : String(task + 1));
+  const columns = R.map((_, task) => h("th", { scope: "col", title: tasks[task] ?? "" }, told(task)));
+  const body = rows.map(([t, row]) => h("tr", {}, h("th", { scope: "row" }, told(t) && `after ${told(t)}`), row.map(heat)));
   return h("figure", {}, h("figcaption", {}, "Accuracy matrix: score on each task after each task, in percent"),
-    h("div", { class: "scroll" }, h("table", { class: "matrix" }, h("thead", {}, h("tr", {}, h("th", {}, "task"), columns)), h("tbody", {}, body))));
+    h("div", { class: "scroll" }, h("table", { class: dense ? "matrix dense" : "matrix" }, h("thead", {}, h("tr", {}, h("th", {}, "task"), columns)), h("tbody", {}, body))));
 }
 
 function costs(run, detail) {

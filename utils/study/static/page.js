@@ -154,7 +154,9 @@ function renderComparison(runs) {
   if (drawn.length < entries.length) about.push(`The best ${drawn.length} of ${entries.length} are drawn; tick others to see them.`);
   if (drawn.some((entry) => entry.points.some((point) => point?.sd))) about.push("Mean over seeds; band and whisker: one standard deviation.");
   if (left) about.push(`Left out: ${count(left, "run")} with other scores.`);
-  if (!stream) about.push("No run with a score is left.");
+  if (!stream) about.push(listing.runs.length ? "No run with a score is left." : "No run is here yet: a run appears when it begins.");
+  else if (!scenarios.length) about.push("They have no score yet.");
+  $("comparison").parentElement.classList.toggle("nothing", !scenarios.length);
   $("about").textContent = about.join(" ");
   const warnings = warn(mine);
   $("warning").hidden = !warnings.length;
@@ -185,7 +187,7 @@ function warn(runs) {
   const kinds = distinct(runs.map((run) => run.other.join(", ")));
   if (kinds.length > 1) found.push(`Not the same kind of score: ${kinds.map((kind) => kind || "test score").join("; ")}.`);
   const chosen = distinct(runs.map((run) => run.chosen_on ?? ""));
-  if (chosen.length > 1) found.push(`Options were chosen in different ways: ${chosen.map((on) => on || "not recorded").join("; ")}.`);
+  if (chosen.length > 1) found.push(`Options were chosen in different ways: ${chosen.map((on) => on || "by hand, or not recorded").join("; ")}.`);
   const leaking = runs.filter((run) => run.leaks.length).length;
   if (leaking) found.push(`${count(leaking, "run")} with a leak: see the marks.`);
   return found;
