@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from palimpsest import main as entry
+from palimpsest.utils.atomic import LockTaken
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.study import launch, sweep, worker
 from palimpsest.utils.study.plan import read_plan
@@ -240,6 +242,39 @@ def test_parameters_of_a_job_that_are_refused(write, tmp_path, parameters, messa
     assert (known["partition"], known["time"], known["setup"]) == ("cpu", 30, ["module load cuda"])
     with pytest.raises(UserError, match=message):
         launch.read_profile(read_plan(write(slurm=parameters)), str(profile))
+
+
+def test_an_interrupted_trial_comes_first_and_one_that_runs_is_left_alone(write):
+    trials = Trials(read_plan(write(seeds=[0, 1])))
+    trials.complete_plan()
+    (case,) = trials.plan.cases
+    assert trials.candidate() == (case, 0)
+    with trials.take(case, 0) as trial:
+        assert trial.number == 0
+        assert trials.candidate() == (case, 1)
+        with pytest.raises(LockTaken), trials.take(case, 0):
+            pass
+        with trials.take(case, 1):
+            assert trials.candidate() is None and trials.unfinished() == 2
+            trials.tell(case, 1, 1.0, TrialState.COMPLETE)
+    assert trials.candidate() == (case, 0)  # it was never told
+    with trials.take(case, 1) as trial:
+        assert trial is None
+    assert trials.unfinished() == 1
+
+
+def test_of_forgetting_the_lowest_is_best_and_without_any_a_trial_fails(write, work):
+    facts = {"objective": "forgetting", "space": {"lr": [0.01, 0.1]}}
+    trials = work(write(options={"validation": 10}, **facts))
+    scores = {float(row["lr"]): float(row["value"]) for row in rows(trials)}
+    values, value, seeds = sweep.best(trials, trials.plan.cases[0])
+    assert value == min(scores.values()) == scores[values["lr"]] < max(scores.values()) and seeds == 1
+    facts["space"] = {"stop_after": [1]}
+    (row,) = rows(work(write("one_task", options={"validation": 10}, **facts)))
+    assert row["state"] == "failed" and "forgetting is not defined" in row["reason"]
+    facts |= {"objective": "domain-il acc", "space": {}}
+    (row,) = rows(work(write("no_scenario", options={"validation": 10, "stop_after": 1}, **facts)))
+    assert row["state"] == "failed" and "scored as class-il, task-il" in row["reason"]
 
 
 def test_a_line_that_was_cut_off_does_not_hide_the_others(write):

@@ -97,6 +97,11 @@ class Plan:
     held_out: bool
     folder: Path
 
+    @property
+    def objective(self) -> str:
+        """What the search looks at, in words."""
+        return f"{self.scenario} {self.metric}" if self.scenario else self.metric
+
     def points(self, case: Case) -> list[tuple[dict[str, Any] | None, list[int]]]:
         """Of every trial of a case its values, None where the search chooses them, and its seeds: one of a grid, which
         runs each seed as a trial of its own, all of them of a search, which looks at their mean.

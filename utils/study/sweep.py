@@ -121,7 +121,7 @@ def print_plan(plan: Plan) -> None:
     what = f"{plan.search}, {runs} run(s)"
     if plan.search != "grid":
         what += f": {plan.trials} trial(s) for each of {len(plan.cases)} combination(s), {len(plan.seeds)} seed(s) each"
-        what += f", by {plan.scenario + ' ' if plan.scenario else ''}{plan.metric} on held-out data"
+        what += f", by {plan.objective} on held-out data"
     print(f"sweep {plan.name}: {what}")
     for line in plan.space.describe():
         print(f"  {line}")
@@ -195,7 +195,7 @@ def titled(trials: "Trials", case: Case, trial: "FrozenTrial") -> str:
 def told(trials: "Trials", case: Case, trial: "FrozenTrial") -> str:
     """What became of a trial, in one line."""
     if trial.state.name == "COMPLETE":
-        return f"{titled(trials, case, trial)}: {trials.plan.metric} {trial.value:.2f} ({seconds(trial):.0f} s)"
+        return f"{titled(trials, case, trial)}: {trials.plan.objective} {trial.value:.2f} ({seconds(trial):.0f} s)"
     return f"{titled(trials, case, trial)}: {WORDS[trial.state.name]}: {trial.user_attrs.get('reason', '')}"
 
 
@@ -251,7 +251,7 @@ def print_end(trials: "Trials", table: Path) -> None:
             values, value, n = found
             seeds = ["--seed" if len(plan.seeds) == 1 else "--seeds", *map(str, plan.seeds)]
             over = f", mean of {n} seeds" if n > 1 else ""
-            print(f"best of {case.name}: {plan.metric} {value:.2f} on held-out data{over}")
+            print(f"best of {case.name}: {plan.objective} {value:.2f} on held-out data{over}")
             print(f"  {command_line([*case.argv(values, without=('validation',)), *seeds])}")
     if plan.search == "grid" and not plan.held_out:
         print("no best: these are scores of the test set, which are not for choosing (add validation for that)")

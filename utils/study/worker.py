@@ -155,7 +155,8 @@ class Reporter(Logger):
             return
         self.trial.report((sum(self.before) + value) / (len(self.before) + 1), step)
         if self.trial.should_prune() and evaluation.task + 1 < run.n_tasks:
-            raise Pruned(f"pruned after task {evaluation.task + 1}: {self.plan.metric} {value:.2f}, others were better")
+            what = f"{self.plan.objective} {value:.2f}, others were better"
+            raise Pruned(f"pruned after task {evaluation.task + 1}: {what}")
 
 
 def objective(plan: Plan, run: Run, summary: Summary) -> float:
@@ -219,5 +220,5 @@ def run_seeds(trials: Trials, case: Case, trial: Trial) -> float:
         trial.set_user_attr("folders", folders)
         scores.append(objective(plan, run, summary))
     if any(map(isnan, scores)):
-        raise UserError(f"the objective {plan.metric} is not defined for this run: choose another metric")
+        raise UserError(f"the objective {plan.objective} is not defined for this run: choose another metric")
     return sum(scores) / len(scores)
