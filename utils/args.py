@@ -35,6 +35,7 @@ NEUTRAL = (
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
 STUDIES: dict[str, str] = {
+    "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
     "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
     "export_site": "the same page as static files to publish",
 }

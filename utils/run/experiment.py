@@ -5,7 +5,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -25,7 +25,7 @@ from palimpsest.utils.atomic import write_text
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.log.analysis import analyse, peak_memory, report_of
-from palimpsest.utils.log.events import Log
+from palimpsest.utils.log.events import Log, Logger
 from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
@@ -138,11 +138,14 @@ def name_classes(dataset) -> list[tuple[int, str]]:
     return [(int(label), str(names[label] if names else label)) for label in order]
 
 
-def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:
+def execute(
+    config: Config, first: Run | None = None, listeners: Iterable[Logger] = ()
+) -> tuple[Run, dict[str, dict[str, float]]]:
     """Run one experiment to its end; the run and its metrics per scenario.
 
     Args:
         first: the run of the first of several seeds, when this is another of them.
+        listeners: who hears of its events besides the loggers that the options ask for.
 
     Raises:
         UserError, TrainingFailed, Stopped: see there; what was saved before is kept.
@@ -150,6 +153,7 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
     with out_of_memory_explained(config.args):
         exp = build(config)
     args, start = exp.args, None
+    exp.log.loggers.extend(listeners)
     if args.loadcheck:
         start = _loaded_start(exp)
         if args.inference_only:
