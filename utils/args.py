@@ -231,7 +231,7 @@ def _stream(group) -> None:
         **percent,
         help="leave P %% of the training data of every class out of training; scores still come from the test set",
     )
-    add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
+    add_bool(group, "--permute_classes", help="shuffle the class order (a function of --seed_order)")
     add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
     add("--init_cls", type=positive_int, metavar="A", help="classes of the first task (default: --increment)")
     add("--increment", type=positive_int, metavar="B", help="classes of every task after it; the last may have fewer")
@@ -268,6 +268,10 @@ def _evaluate(group) -> None:
 def _run(group) -> None:
     add = group.add_argument
     add("--seed", type=seed_int, default=0, help="seed of everything random")
+    parts = {"init": "the network's first weights and what a method draws as it is made"}
+    parts |= {"order": "the order of classes and tasks, permutations and angles", "data": "all else: batches, replay"}
+    for part, what in parts.items():
+        add(f"--seed_{part}", type=seed_int, metavar="S", help=f"seed of {what} (default: --seed)")
     add("--seeds", type=seed_int, nargs="+", metavar="S", help="one run per seed, then a summary")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")

@@ -1,11 +1,10 @@
 """One run from a resolved configuration: dataset, backbone, method, training, results."""
 
-import argparse
 import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -32,13 +31,14 @@ from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
 from palimpsest.utils.log.report import summarise_run
 from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import FEWEST, interval, plus_minus
-from palimpsest.utils.randomness import preserve_rng
+from palimpsest.utils.randomness import preserve_rng, random_state, seed_all, seed_of, set_random_state
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint, environment
 from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
+from palimpsest.utils.run.layers import with_seed
 from palimpsest.utils.run.refusals import (
     NO_STATISTICS,
     refuse_few_examples,
@@ -72,16 +72,18 @@ def build(config: Config) -> Experiment:
     refuse_small_buffer(config.model_class, dataset, args)
     refuse_few_examples(config.model_class, dataset, args)
     dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
-    # The network is drawn from the seed alone, whatever reading the data has drawn before.
-    torch.manual_seed(args.seed)
 
     def network():
         return make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
 
-    backbone = network()
-    compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
-    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
-    check_constructed(model)
+    def method():
+        backbone = network()
+        compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
+        model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
+        check_constructed(model)
+        return model, compiled
+
+    model, compiled = _draw(method, args)
     model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
@@ -122,6 +124,25 @@ def build(config: Config) -> Experiment:
         compiled.run = run
         log.loggers.append(compiled)
     return Experiment(model, dataset, args, log, make_stopper(args))
+
+
+def _draw(method: Callable[[], tuple[Any, Any]], args) -> tuple[Any, Any]:
+    """What `method()` makes, drawn from `--seed_init`; whatever is drawn later is that of a run whose only seed is
+    `--seed_data`: the global generators and those of the buffers.
+    """
+    first, later = seed_of(args, "init"), seed_of(args, "data")
+    # Drawn from the seed alone, whatever reading the data has drawn before.
+    torch.manual_seed(later)
+    if first == later:
+        return method()
+    other, state = method()[0], random_state()
+    seed_all(first)
+    made = method()
+    set_random_state(state)
+    buffers, others = ([part for part in model.modules() if isinstance(part, Buffer)] for model in (made[0], other))
+    for mine, its in zip(buffers, others, strict=True):
+        mine.rng = its.rng
+    return made
 
 
 def name_scores(tasks) -> tuple[str, str]:
@@ -356,7 +377,7 @@ def execute_seeds(config: Config) -> list[tuple[Run, dict[str, dict[str, float]]
     """
     runs, summaries = [], []
     for seed in config.args.seeds:
-        args = argparse.Namespace(**{**vars(config.args), "seed": seed})
+        args = with_seed(config.args, seed)
         print(f"seed {seed}", flush=True)
         run, summary = execute(replace(config, args=args), runs[0] if runs else None)
         runs.append(run)
