@@ -29,7 +29,7 @@ from palimpsest.utils.option_types import (
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
     "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "mlflow",
-    "disable_log", "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
+    "disable_log", "results_path", "base_path", "num_threads", "seeds", "jobs", "notes", "rerun",
     "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
@@ -273,6 +273,8 @@ def _run(group) -> None:
     for part, what in parts.items():
         add(f"--seed_{part}", type=seed_int, metavar="S", help=f"seed of {what} (default: --seed)")
     add("--seeds", type=seed_int, nargs="+", metavar="S", help="one run per seed, then a summary")
+    what = "this many runs of --seeds side by side; finished ones are not repeated, interrupted ones go on"
+    add("--jobs", type=positive_int, metavar="N", help=what)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
     add("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")

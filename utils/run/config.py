@@ -269,13 +269,15 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError(
             f"--seeds names a seed twice ({' '.join(map(str, args.seeds))}): each counts as a run of its own"
         )
-    for option in ("resume", "savecheck", "savecheck_minutes"):
+    for option in ("resume", "savecheck", "savecheck_minutes", "jobs"):
         if getattr(args, option) and args.disable_log:
             raise UserError(f"--{option} needs the run's folder, which --disable_log leaves out: drop one of them")
     if args.resume and args.loadcheck:
         raise UserError("--resume and --loadcheck exclude each other: the one finds the checkpoint, the other names it")
     if args.seeds and all(getattr(args, name) is not None for name in SEEDS):
         raise UserError(f"--seeds has nothing to change where --{', --'.join(SEEDS)} are given: drop one of them")
+    if args.jobs and not args.seeds:
+        raise UserError("--jobs runs several seeds side by side: give them, as --seeds 0 1 2")
     if args.seeds and args.loadcheck:
         raise UserError("--seeds and --loadcheck exclude each other: a checkpoint belongs to one seed")
     if args.inference_only and not args.loadcheck:
