@@ -53,7 +53,7 @@ class Outcome:
     """What became of a job.
 
     Attributes:
-        state: 'finished', 'failed', 'refused' (bad input: nothing was trained), 'stopped' or 'not begun'.
+        state: 'finished', 'failed', 'refused' (bad input: nothing was made of it), 'stopped' or 'not begun'.
         folder: of a finished run.
         metrics: scenario -> metric -> value of a finished run.
         trained: whether it was trained now; a finished one that was found is not.
@@ -99,7 +99,7 @@ def run_all(jobs: Sequence[Job], at_once: int) -> list[Outcome]:
         The outcomes, in the order of the jobs.
 
     Raises:
-        UserError: every run was refused for the same reason.
+        UserError: the first runs were refused, and so would be the others.
         JobsStopped: a signal; every run that was going on has saved where it was.
     """
     outcomes = [Outcome(job) for job in jobs]
@@ -112,9 +112,6 @@ def run_all(jobs: Sequence[Job], at_once: int) -> list[Outcome]:
             pool.end()
     if received:
         raise JobsStopped(received[0], outcomes)
-    reasons = {outcome.reason if outcome.state == "refused" else None for outcome in outcomes}
-    if len(reasons) == 1 and None not in reasons:
-        raise UserError(reasons.pop())
     return outcomes
 
 
@@ -142,12 +139,17 @@ class _Pool:
         self.running: dict[connection.Connection, tuple[int, Any, float]] = {}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.threads = max(1, cores // max(at_once, 1))
+        self.accepted = False  # whether a run got further than to be refused
+        self.refused: list[int] = []
 
     def run(self, received: list[int]) -> None:
         """Until all are done, or until those that are going on have ended after a signal."""
         passed_on = 0
-        while self.running or (self.waiting and not received):
-            while self.waiting and len(self.running) < self.at_once and not received:
+        while self.running or ((self.waiting or self.refused) and not received):
+            doubtful = self.refused and not self.accepted
+            if doubtful and not self.running:
+                raise UserError(self.outcomes[self.refused[0]].reason)
+            while self.waiting and len(self.running) < self.at_once and not (received or doubtful):
                 self._start(self.waiting.pop(0))
             if len(received) > passed_on:  # a second signal ends them at once
                 passed_on = len(received)
@@ -183,6 +185,10 @@ class _Pool:
         except EOFError:  # it ended without a word
             process.join()
             kind, told = "died", [process.exitcode]
+        self.accepted |= kind != "refused"
+        while self.accepted and self.refused:
+            late = self.refused.pop(0)
+            self.progress.end(late, self.outcomes[late])
         if kind in ("share", "waits"):
             self.progress.update(i, *(told if kind == "share" else (None, told[0])))
             return
@@ -190,7 +196,10 @@ class _Pool:
         del self.running[pipe]
         pipe.close()
         process.join()
-        self.progress.end(i, outcome)
+        if self.accepted:
+            self.progress.end(i, outcome)
+        else:
+            self.refused.append(i)
 
 
 def _fill(outcome: Outcome, kind: str, told: list) -> None:

@@ -70,8 +70,11 @@ def end_seeds(args: Any, done: list[tuple[Run, Summary]], failed: dict[int, str]
         if runs[0].folder is not None:
             _write(args, runs, table, failed)
     if failed:
-        reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
-        raise TrainingFailed(f"{len(failed)} of {count(len(failed) + len(runs), 'run')} failed: {reasons}")
+        seeds: dict[str, list[str]] = {}
+        for seed, reason in failed.items():
+            seeds.setdefault(reason, []).append(str(seed))
+        told = "; ".join(f"seed {', '.join(of)}: {reason}" for reason, of in seeds.items())
+        raise TrainingFailed(f"{len(failed)} of {count(len(failed) + len(runs), 'run')} failed: {told}")
 
 
 def _write(args: Any, runs: list[Run], table: dict, failed: dict[int, str]) -> None:
