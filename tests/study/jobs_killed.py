@@ -81,8 +81,8 @@ def torture(argv: list[str], results: Path, seeds: int, kills: int, rng: random.
     """Kill the command so often, each time somewhere after another part of the runs; what its last life printed."""
     for kill in range(kills):
         process = start(argv, results)
-        wait_for(results, "result.yaml", (kill + 1) * seeds // (kills + 2))
-        time.sleep(rng.uniform(0, 1.5))
+        wait_for(results, "result.yaml", max(1, (kill + 1) * seeds // (kills + 2)))
+        time.sleep(rng.uniform(0, 0.5))
         kill_all(process)
         assert len(list(results.rglob("result.yaml"))) < seeds, "killed too late"
     last = start(argv, results)

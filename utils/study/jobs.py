@@ -22,7 +22,7 @@ from typing import Any
 from palimpsest.utils.errors import Stopped, UserError
 from palimpsest.utils.study.progress import Progress
 
-WORKER = "palimpsest.utils.study.worker"
+WORKER = "palimpsest.utils.study.one_run"
 # What nearly every run imports sooner or later; an optimiser imports the compiler.
 LOADED = (WORKER, "torch._dynamo", "sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_svg")
 LOADED += ("torch.utils.tensorboard", "jinja2")
@@ -170,7 +170,9 @@ class _Pool:
     def _start(self, i: int) -> None:
         context = _context()
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(self.outcomes[i].job, dict(os.environ), self.threads, theirs))
+        process = context.Process(
+            target=_work, args=(WORKER, self.outcomes[i].job, dict(os.environ), self.threads, theirs)
+        )
         process.start()
         theirs.close()  # so that its end is seen here when the process ends
         self.running[ours] = i, process, time.monotonic()
@@ -219,12 +221,12 @@ def _fill(outcome: Outcome, kind: str, told: list) -> None:
             outcome.reason += ": too little memory, or somebody's kill; the same command goes on"
 
 
-def _work(*args: Any) -> None:
+def _work(module: str, *args: Any) -> None:
     """In the new process: its file is imported there, so that this one needs no PyTorch."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the process that started this one, which passes it on once
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    import_module(WORKER).work(*args)
+    import_module(module).work(*args)
 
 
 def _context():
