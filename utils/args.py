@@ -34,7 +34,9 @@ NEUTRAL = (
 )  # fmt: skip
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
+}
 
 
 class HelpFormatter(argparse.HelpFormatter):
