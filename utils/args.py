@@ -35,6 +35,7 @@ NEUTRAL = (
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
 STUDIES: dict[str, str] = {
+    "tune": "choose options by held-out data, then run: [first-task | first-k K | other-stream NAME]",
     "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
 }
 

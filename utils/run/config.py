@@ -22,20 +22,9 @@ from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
 from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, with_seed
 
-NO_FACTS = (
-    "help",
-    "version",
-    "list",
-    "check",
-    "rerun",
-    "predict",
-    "export",
-    "config",
-    "print_config",
-    "print_completion",
-    "model_config",
-    *STUDIES,
-)  # options that are no part of a configuration
+# Options that are no part of a configuration.
+NO_FACTS = ("help", "version", "list", "check", "rerun", "predict", "export", "config", "print_config")
+NO_FACTS += ("print_completion", "model_config", *STUDIES)
 
 
 @dataclass
@@ -47,6 +36,8 @@ class Config:
         origins: option name -> 'command line', 'config file', 'preset NAME', 'best_args', 'dataset', 'torch.optim' or
             'default'.
         row: the best-args row in use, or None.
+        chosen_on: what was seen to choose the options: 'published row', 'command line', 'unknown', or in words.
+        trial: whether the run is there only to choose options.
     """
 
     args: argparse.Namespace
@@ -55,6 +46,8 @@ class Config:
     dataset_class: type
     backbone_class: type
     row: dict[str, Any] | None = None
+    chosen_on: str = "unknown"
+    trial: bool = False
 
 
 def chosen(argv: list[str]) -> argparse.Namespace:
@@ -99,6 +92,8 @@ def resolve(argv: list[str]) -> Config:
             does not fit the stream, an unknown best-args row.
     """
     choice = chosen(argv)
+    if study := next((name for name in STUDIES if getattr(choice, name) is not None), None):
+        raise UserError(f"--{study} is about many runs, this is one: drop it, or start main.py with it")
     for kind in registry.FOLDERS:  # a wrong name is refused before anything is imported
         if getattr(choice, kind) is not None:
             registry.find(kind, getattr(choice, kind))
@@ -175,7 +170,8 @@ def resolve(argv: list[str]) -> Config:
         raise UserError(
             f"--joint: where all tasks are there at once {model_class.NAME} has nothing to keep: use --model joint"
         )
-    return _settled(Config(argparse.Namespace(**values), origins, *classes, row), actions)
+    told = "command line" if row is None else "published row" if row.get("published") else "stored row"
+    return _settled(Config(argparse.Namespace(**values), origins, *classes, row, told), actions)
 
 
 def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:

@@ -94,6 +94,8 @@ def build(config: Config) -> Experiment:
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.debug_mode:
         notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
+    if config.chosen_on not in ("command line", "published row", "stored row", "unknown"):
+        notes["options"] = f"chosen on {config.chosen_on}"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
@@ -112,6 +114,8 @@ def build(config: Config) -> Experiment:
         notes=notes,
         environment=facts,
         published=config.row,
+        chosen_on=config.chosen_on,
+        trial=config.trial,
         classes=name_classes(dataset),
     )
     log = Log(run, bar=not args.non_verbose)
@@ -227,7 +231,8 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
         logger.run_ended(run, summary)
     if not (args.disable_log or args.inference_only):
         write_text(run.folder / "timing.yaml", yaml.safe_dump(run.costs, sort_keys=False))
-        write_summary(run, summary)
+        if not run.trial:
+            write_summary(run, summary)
         write_result(exp)
     return run, summary
 

@@ -88,7 +88,7 @@ def _write(args: Any, runs: list[Run], table: dict, failed: dict[int, str]) -> N
         MLflowLogger(args).seeds_ended(runs, table, page)
 
 
-def run_seeds(config: Config, argv: list[str]) -> None:
+def run_seeds(config: Config, argv: list[str]) -> list[tuple[Run, Summary]]:
     """The runs of `--seeds`, `--jobs` of them side by side, then `end_seeds` over those that are finished on disk.
 
     A run that is finished is not repeated, one that was interrupted goes on.
@@ -97,12 +97,16 @@ def run_seeds(config: Config, argv: list[str]) -> None:
         config: what `argv` resolves to.
         argv: the command line.
 
+    Returns:
+        The finished runs with their metrics, in the order of the seeds.
+
     Raises:
         TrainingFailed: at the end, where a run failed.
         JobsStopped: a signal; the same command goes on.
     """
     group = f"seeds_{_name(config)}"
-    jobs = [Job(f"seed {seed}", argv, seed, group) for seed in config.args.seeds]
+    facts = {"chosen_on": config.chosen_on, "origins": config.origins}
+    jobs = [Job(f"seed {seed}", argv, seed, group, facts) for seed in config.args.seeds]
     outcomes = run_all(jobs, config.args.jobs)
     done = []
     for outcome in outcomes:
@@ -114,6 +118,7 @@ def run_seeds(config: Config, argv: list[str]) -> None:
             print(f"{outcome.job.label}:\n{outcome.traceback}", file=sys.stderr)
     failed = {outcome.job.seed: outcome.reason for outcome in outcomes if outcome.state != "finished"}
     end_seeds(config.args, done, failed)
+    return done
 
 
 def _name(config: Config) -> str:
