@@ -122,7 +122,7 @@ class Progress:
             print(words, flush=True)
 
     def _bar(self, place: int, total: int, name: str) -> tqdm:
-        form = "{desc} {percentage:3.0f}% |{bar:20}| {postfix}"
+        form = "{desc} {percentage:3.0f}% |{bar:20}|{postfix}"
         return tqdm(total=total, desc=f"{name:<{max(self.width, 4)}}", position=place, leave=False, bar_format=form)
 
 

@@ -98,7 +98,8 @@ def run(argv: list[str], chosen_on: str, tuned: Sequence[str]) -> None:
     from palimpsest.utils.study.seeds import execute_seeds, run_seeds
 
     config = configuration.resolve(argv)
-    config = replace(config, args=Namespace(**vars(config.args) | {"resume": True}), chosen_on=chosen_on)
+    told = chosen_on if config.row is None else f"{chosen_on}; the other options: {config.chosen_on}"
+    config = replace(config, args=Namespace(**vars(config.args) | {"resume": True}), chosen_on=told)
     config.origins |= dict.fromkeys(tuned, "tuned")
     print(configuration.describe(config), flush=True)
     if config.args.jobs:
