@@ -38,6 +38,7 @@ CANNOT_RUN = {
     "hf:": "a package and data that must be downloaded",
     "seq_spoken.py": "sound files; test_docs.py runs the page's example on a few",
     "srun": "a Slurm cluster",
+    "--sweep": "minutes; the page's file is checked by --dry_run, and tests/study/test_sweep.py runs small ones",
     "pip": "would change this environment",
     "python3 -m venv": "would change this environment",
     "mlflow ui": "a server",
@@ -105,6 +106,10 @@ def place(tmp_path_factory):
     ):
         block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)[1]
         (folder / "path/to" / name).write_text(block)
+    for page, names in (("study.md", ["sweep.yaml"]), ("cluster.md", ["gpu.yaml"])):
+        blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+        for name, block in zip(names, blocks, strict=False):
+            (folder / name).write_text(block)
     for language, alphabet in (("1_first", "abcdefg "), ("2_second", "hijklmn ")):
         (folder / "my_texts" / language).mkdir(parents=True)
         for name in "abcd":
@@ -135,6 +140,8 @@ def test_it_parses(command, place, monkeypatch, capsys):
     argv = filled(command, run)
     if {"--model", "--config"} & set(argv) and "--help" not in argv:
         assert resolve(argv).args.model
+    elif "--sweep" in argv:
+        assert entry.main([*argv, *{"--dry_run"} - {*argv}]) == 0
     elif "--check" in argv:
         name = argv[argv.index("--check") + 1]
         assert name == "my_method" or find("model", name).is_file()

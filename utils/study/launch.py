@@ -16,7 +16,7 @@ from submitit.helpers import environment_variables
 
 from palimpsest import ROOT
 from palimpsest.utils.config_file import plain_yaml
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.registry import nearest
 from palimpsest.utils.study.plan import Plan
 from palimpsest.utils.study.worker import Worker
@@ -40,7 +40,7 @@ def read_profile(plan: Plan, file: str | None) -> dict[str, Any]:
     profile = {"job_name": plan.name, "time": 240} | profile | plan.slurm
     more = {"requeue": True} | profile.get("additional_parameters", {})
     profile["additional_parameters"] = more
-    known = {*submitit.SlurmExecutor._valid_parameters() - {"mem"}, "mem_gb", "python"}
+    known = {*submitit.SlurmExecutor._valid_parameters(), "python"}
     for name in profile.keys() - known:
         hint = nearest(name, sorted(known)) or "; what submitit does not know stands below additional_parameters"
         raise UserError(f"slurm: unknown parameter '{name}'{hint}")
@@ -63,7 +63,7 @@ def make_executor(plan: Plan, profile: dict[str, Any], workers: int, kind: type 
     try:
         executor.update_parameters(setup=setup, array_parallelism=workers, **parameters)
     except (TypeError, ValueError) as e:
-        raise UserError(f"slurm: {e}") from None
+        raise UserError(f"slurm: {one_line(e)}") from None
     return executor
 
 
@@ -164,8 +164,8 @@ class SlurmWorkers:
         try:
             with warnings.catch_warnings(action="ignore"):
                 jobs = executor.submit_array(calls) if workers > 1 else [executor.submit(calls[0])]
-        except submitit.core.utils.FailedJobError as e:
-            raise UserError(f"sbatch refuses the job: {' '.join(str(e).split())}") from None
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as e:
+            raise UserError(f"sbatch refuses the job: {one_line(e)}") from None
         number = jobs[0].job_id.partition("_")[0]
         with open(self.list, "a", encoding="utf-8") as f:
             f.write(f"{number}\n")
