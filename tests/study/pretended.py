@@ -11,7 +11,7 @@ def work(job, environment, threads, pipe):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))
     with open(notes, "a") as f:
-        f.write(f"{job.label} {threads}\n")
+        f.write(f"{job.label} {threads} {environment.get('CUDA_VISIBLE_DEVICES', '')}".rstrip() + "\n")
     if what == "refuse":
         pipe.send(("refused", "no such data"))
         return

@@ -45,6 +45,13 @@ def test_one_that_fails_or_is_killed_does_not_keep_the_others(pretend, capfd):
     assert sorted(pretend.lines()) == [f"job {i} {max(1, cores // 2)}" for i in range(5)]
 
 
+def test_runs_take_the_gpus_in_turn(pretend, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert jobs.gpus("auto") == ["3", "5"] and jobs.gpus("cuda:1") == jobs.gpus("cpu") == []
+    run_all(pretend("finish", "finish", seconds=0.5), 2, jobs.gpus("auto"))
+    assert sorted(line.split()[-1] for line in pretend.lines()) == ["3", "5"]
+
+
 def test_what_is_wrong_with_all_is_told_once(pretend, capfd):
     with pytest.raises(UserError, match="^no such data$"):
         run_all(pretend("refuse", "refuse", "refuse", "refuse"), 2)
@@ -112,21 +119,16 @@ def test_refused_before_anything_is_started(argv, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_killed_with_all_its_processes_and_begun_again(tmp_path, capsys):
-    argv = [*SGD, "--seeds", "0", "1", "2", "--jobs", "2"]
-    said = jobs_killed.torture(argv, tmp_path / "killed", 3, 1, random.Random(0))
-    assert not jobs_killed.problems(tmp_path / "killed", 3)
-    assert "was finished before" in said and "3 seeds: mean" in said
-    assert entry.main([*SGD, "--seeds", "0", "1", "2", "--results_path", str(tmp_path / "plain")]) == 0
-    assert jobs_killed.weights(tmp_path / "killed") == jobs_killed.weights(tmp_path / "plain")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("n, kills", [(6, 2), (40, 2)])
-def test_many_killed_twice(n, kills, tmp_path):
-    argv = [*SGD, "--seeds", *map(str, range(n)), "--jobs", "2"]
-    said = jobs_killed.torture(argv, tmp_path, n, kills, random.Random(n))
-    assert not jobs_killed.problems(tmp_path, n) and f"{n} seeds: mean" in said
+def test_killed_with_all_processes_and_begun_again(n, kills, tmp_path):
+    argv = [*SGD, "--seeds", *map(str, range(n))]
+    killed, plain = tmp_path / "killed", tmp_path / "plain"
+    said = jobs_killed.torture([*argv, "--jobs", "2"], killed, n, kills, random.Random(n))
+    assert not jobs_killed.problems(killed, n)
+    assert "was finished before" in said and f"{n} seeds: mean" in said
+    assert entry.main([*argv, "--results_path", str(plain)]) == 0
+    assert jobs_killed.weights(killed) == jobs_killed.weights(plain)
 
 
 @pytest.mark.slow

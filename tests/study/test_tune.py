@@ -24,7 +24,7 @@ def pretend(monkeypatch, tmp_path):
     asked for, `pretend.final` the command lines of runs.
     """
 
-    def run_all(jobs, at_once):
+    def run_all(jobs, at_once, devices):
         outcomes = [Outcome(job) for job in jobs]
         for outcome in outcomes:
             pretend.jobs.append(outcome.job)
@@ -146,7 +146,7 @@ def test_all_trials_fail(pretend, tmp_path, capsys):
 
 
 def test_a_run_says_what_chose_its_options_and_trials_are_no_results(monkeypatch, tmp_path, capsys):
-    def run_all(jobs, at_once):
+    def run_all(jobs, at_once, devices):
         found = [experiment.execute(one_run.configured(job)) for job in jobs]
         return [Outcome(job, "finished", run.folder) for job, (run, _) in zip(jobs, found, strict=True)]
 

@@ -87,13 +87,26 @@ class JobsStopped(Stopped):
         Exception.__init__(self, f"{told}; the same command goes on")
 
 
-def run_all(jobs: Sequence[Job], at_once: int) -> list[Outcome]:
+def gpus(device: str) -> list[str]:
+    """What runs side by side may see as their GPU, one each in turn; nothing where `--device` names one, or none."""
+    if device not in ("auto", "cuda"):
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def run_all(jobs: Sequence[Job], at_once: int, devices: Sequence[str] = ()) -> list[Outcome]:
     """Do all jobs, some of them at the same time; one that fails does not keep the others from running.
 
     Args:
         jobs: in the order in which they are begun.
         at_once: most processes side by side. CPU threads are shared out among them where neither the options nor
             OMP_NUM_THREADS say how many a run has.
+        devices: GPUs that the processes share, see `gpus`.
 
     Returns:
         The outcomes, in the order of the jobs.
@@ -105,7 +118,7 @@ def run_all(jobs: Sequence[Job], at_once: int) -> list[Outcome]:
     outcomes = [Outcome(job) for job in jobs]
     at_once = min(at_once, len(jobs))
     with _signals() as received, Progress([job.label for job in jobs], at_once) as progress:
-        pool = _Pool(outcomes, at_once, progress)
+        pool = _Pool(outcomes, at_once, devices, progress)
         try:
             pool.run(received)
         finally:
@@ -133,8 +146,10 @@ def _signals() -> Iterator[list[int]]:
 class _Pool:
     """The processes of `run_all`."""
 
-    def __init__(self, outcomes: list[Outcome], at_once: int, progress: Progress):
+    def __init__(self, outcomes: list[Outcome], at_once: int, devices: Sequence[str], progress: Progress):
         self.outcomes, self.at_once, self.progress = outcomes, at_once, progress
+        self.devices: dict[int, str] = {}  # of the runs that go on
+        self.all_devices = devices
         self.waiting = list(range(len(outcomes)))
         self.running: dict[connection.Connection, tuple[int, Any, float]] = {}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -168,11 +183,12 @@ class _Pool:
             process.join()
 
     def _start(self, i: int) -> None:
-        context = _context()
+        context, environment = _context(), dict(os.environ)
+        if self.all_devices:
+            taken = [self.devices[other] for other, _, _ in self.running.values()]
+            self.devices[i] = environment["CUDA_VISIBLE_DEVICES"] = min(self.all_devices, key=taken.count)
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_work, args=(WORKER, self.outcomes[i].job, dict(os.environ), self.threads, theirs)
-        )
+        process = context.Process(target=_work, args=(WORKER, self.outcomes[i].job, environment, self.threads, theirs))
         process.start()
         theirs.close()  # so that its end is seen here when the process ends
         self.running[ours] = i, process, time.monotonic()

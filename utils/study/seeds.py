@@ -20,7 +20,7 @@ from palimpsest.utils.run.experiment import execute
 from palimpsest.utils.run.finished import load_run
 from palimpsest.utils.run.folders import hash_of
 from palimpsest.utils.run.layers import with_seed
-from palimpsest.utils.study.jobs import Job, run_all
+from palimpsest.utils.study.jobs import Job, gpus, run_all
 
 
 def execute_seeds(config: Config) -> list[tuple[Run, Summary]]:
@@ -107,7 +107,7 @@ def run_seeds(config: Config, argv: list[str]) -> list[tuple[Run, Summary]]:
     group = f"seeds_{_name(config)}"
     facts = {"chosen_on": config.chosen_on, "origins": config.origins}
     jobs = [Job(f"seed {seed}", argv, seed, group, facts) for seed in config.args.seeds]
-    outcomes = run_all(jobs, config.args.jobs)
+    outcomes = run_all(jobs, config.args.jobs, gpus(config.args.device))
     done = []
     for outcome in outcomes:
         if outcome.state == "finished":

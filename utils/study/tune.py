@@ -24,7 +24,7 @@ from palimpsest.utils.config_file import plain_yaml
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.option_types import number, positive_int
 from palimpsest.utils.run import config as configuration
-from palimpsest.utils.study.jobs import Job, run_all
+from palimpsest.utils.study.jobs import Job, gpus, run_all
 from palimpsest.utils.study.space import Space, as_argv, options_of, read_space
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Plan:
         chosen_on: what was seen to choose the options, in words.
         tasks: the first tasks that a trial is scored on, None for all of its stream.
         at_once: trials side by side.
-        seed: of the trials.
+        seed, device: of the trials, as the options say.
         folder: of the trials.
     """
 
@@ -133,6 +133,7 @@ class Plan:
     trials: int
     at_once: int
     seed: int
+    device: str
     folder: Path
 
     def describe(self) -> list[str]:
@@ -191,7 +192,7 @@ def read_plan(args: Namespace, argv: list[str]) -> Plan:
     seed = config.args.seeds[0] if config.args.seeds else config.args.seed
     chosen_on = f"{what}, held out {args.validation:g} %, {args.trials} trials"
     folder = Path(config.args.results_path, FOLDER, config.args.dataset, Path(config.args.model).stem)
-    plan = Plan(rest, trial, space, actions, chosen_on, tasks, args.trials, args.jobs, seed, folder)
+    plan = Plan(rest, trial, space, actions, chosen_on, tasks, args.trials, args.jobs, seed, config.args.device, folder)
     plan.folder = folder / _name(plan, config)
     return plan
 
@@ -319,7 +320,7 @@ def _do(plan: Plan, study: "optuna.Study", trials: list["optuna.Trial"]) -> None
         facts = {"chosen_on": f"a trial of tuning on {plan.chosen_on}", "trial": True}
         label = f"trial {trial.number + 1}/{plan.trials}: {shlex.join(values).replace('--', '')}"
         jobs.append(Job(label, argv, plan.seed, None, facts))
-    for trial, outcome in zip(trials, run_all(jobs, plan.at_once), strict=True):
+    for trial, outcome in zip(trials, run_all(jobs, plan.at_once, gpus(plan.device)), strict=True):
         score = score_of(outcome.folder, plan.tasks) if outcome.state == "finished" else nan
         if isfinite(score):
             study.tell(trial, score)
