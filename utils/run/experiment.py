@@ -175,17 +175,8 @@ def execute(
     Raises:
         UserError, TrainingFailed, Stopped: see there; what was saved before is kept.
     """
-    with out_of_memory_explained(config.args):
-        exp = build(config)
-    args, start = exp.args, None
-    if args.loadcheck:
-        start = _loaded_start(exp)
-        if args.inference_only:
-            exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
-        else:
-            _refuse_start(start, args, exp.dataset)
-    if args.mlflow and not args.disable_log and first is None:
-        Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
+    exp, start = prepare(config, first is None)
+    args = exp.args
     with ExitStack() as stack:
         if not args.disable_log:
             exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume, on_taken))
@@ -196,6 +187,29 @@ def execute(
                 start = _resumed_start(exp)
         exp.log.loggers += listeners
         return _perform(exp, start)
+
+
+def prepare(config: Config, alone: bool = True) -> tuple[Experiment, Position | None]:
+    """All that comes before a run has its folder: what `build` makes, in the state that `--loadcheck` names.
+
+    Args:
+        alone: whether no other run of this process has tried the store of `--mlflow`.
+
+    Raises:
+        UserError: as `build`; a checkpoint that does not fit, a store that cannot be used.
+    """
+    with out_of_memory_explained(config.args):
+        exp = build(config)
+    args, start = exp.args, None
+    if args.loadcheck:
+        start = _loaded_start(exp)
+        if args.inference_only:
+            exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
+        else:
+            _refuse_start(start, args, exp.dataset)
+    if args.mlflow and not args.disable_log and alone:
+        Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
+    return exp, start
 
 
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:

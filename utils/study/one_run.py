@@ -25,7 +25,7 @@ from palimpsest.utils.errors import Stopped, TrainingFailed, UserError, one_line
 from palimpsest.utils.log.events import Logger
 from palimpsest.utils.record import Evaluation, Experiment, Position, Run
 from palimpsest.utils.run.config import Config, resolve
-from palimpsest.utils.run.experiment import build, execute
+from palimpsest.utils.run.experiment import execute, prepare
 from palimpsest.utils.run.layers import with_seed
 from palimpsest.utils.run.training import last_task
 
@@ -67,8 +67,8 @@ def _outcome(job: Any, teller: "Teller") -> tuple:
         config = configured(job)
         run, summary = execute(config, group=job.group, listeners=[teller], on_taken=teller.waits)
     except UserError as e:
-        made = any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(e.__traceback__))
-        made &= all(frame.f_code is not build.__code__ for frame, _ in traceback.walk_tb(e.__traceback__))
+        steps = [frame.f_code for frame, _ in traceback.walk_tb(e.__traceback__)]
+        made = execute.__code__ in steps and prepare.__code__ not in steps
         return ("failed", str(e), "") if made else ("refused", str(e))
     except TrainingFailed as e:
         return "failed", str(e), ""
