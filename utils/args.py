@@ -34,7 +34,9 @@ NEUTRAL = (
 )  # fmt: skip
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "reproduce": "run the stored rows of a stream over several seeds, beside what was published",
+}
 
 
 class HelpFormatter(argparse.HelpFormatter):
