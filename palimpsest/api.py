@@ -46,7 +46,8 @@ def run(model: str, dataset: str, **options: Any) -> Result | list[Result]:
         UserError: what the command line refuses with exit status 2.
         TrainingFailed: the run failed; what was saved before is kept.
     """
-    from palimpsest.utils.run.experiment import execute, execute_seeds
+    from palimpsest.utils.run.experiment import execute
+    from palimpsest.utils.study.seeds import execute_seeds
 
     argv = ["--model", model, "--dataset", dataset]
     for name, value in options.items():

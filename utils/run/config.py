@@ -20,7 +20,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
-from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten
+from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, with_seed
 
 NO_FACTS = (
     "help",
@@ -192,6 +192,7 @@ def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     for dest in NO_FACTS:
         delattr(args, dest), origins.pop(dest)
     refuse_impossible(args)
+    config.args = args = args if args.seeds else with_seed(args, args.seed)
     refuse_optimiser(args, args.n_epochs if args.fitting_mode != "iters" else 1)
     return config
 
@@ -268,11 +269,15 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError(
             f"--seeds names a seed twice ({' '.join(map(str, args.seeds))}): each counts as a run of its own"
         )
-    for option in ("resume", "savecheck", "savecheck_minutes"):
+    for option in ("resume", "savecheck", "savecheck_minutes", "jobs"):
         if getattr(args, option) and args.disable_log:
             raise UserError(f"--{option} needs the run's folder, which --disable_log leaves out: drop one of them")
     if args.resume and args.loadcheck:
         raise UserError("--resume and --loadcheck exclude each other: the one finds the checkpoint, the other names it")
+    if args.seeds and all(getattr(args, name) is not None for name in SEEDS):
+        raise UserError(f"--seeds has nothing to change where --{', --'.join(SEEDS)} are given: drop one of them")
+    if args.jobs and not args.seeds:
+        raise UserError("--jobs runs several seeds side by side: give them, as --seeds 0 1 2")
     if args.seeds and args.loadcheck:
         raise UserError("--seeds and --loadcheck exclude each other: a checkpoint belongs to one seed")
     if args.inference_only and not args.loadcheck:
