@@ -5,8 +5,11 @@ import math
 import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import TrainingFailed, UserError
+from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.experiment import execute
 from palimpsest.utils.study import reproduce
+from palimpsest.utils.study.jobs import Outcome
 from palimpsest.utils.study.records import read_runs
 from tests.study.runs import write_run
 
@@ -41,7 +44,8 @@ def test_verdicts(measured, published, verdict):
 def test_rows_are_chosen_by_method_or_by_size():
     rows = reproduce.choose("seq-cifar10", ["er:200", "derpp"], None, [])
     assert [row.name for row in rows] == ["derpp:200", "derpp:500", "derpp:5120", "er:200"]
-    assert rows[-1].command == "--model er --dataset seq-cifar10 --buffer_size 200 --load_best_args".split()
+    words = " ".join(rows[-1].command)
+    assert words == "--model er --dataset seq-cifar10 --buffer_size 200 --load_best_args"
     assert all(row.stored["runs"] == 10 for row in rows)
     (row,) = reproduce.choose("seq-cifar10", ["er:500"], "seq-svhn", ["--holdout", "5"])
     options = "--lr 0.1 --minibatch_size 32 --batch_size 32 --n_epochs 50 --holdout 5"
@@ -80,3 +84,29 @@ def test_a_page_keeps_other_sections():
     page = reproduce.with_section(page, "## one\n\nnew\n")
     assert page.count("## one") == 1 and "old" not in page and "new" in page and "other" in page
     assert page.startswith(reproduce.TITLE) and page.index("## one") < page.index("## two")
+
+
+def run_here(jobs, at_once):
+    """What `run_all` does, in this process."""
+    outcomes = []
+    for job in jobs:
+        try:
+            run, metrics = execute(resolve(job.argv))
+            outcomes.append(Outcome(job, "finished", run.folder, metrics))
+        except TrainingFailed as e:
+            outcomes.append(Outcome(job, "failed", reason=str(e)))
+    return outcomes
+
+
+def test_a_table_is_run_and_written(tmp_path, capsys, monkeypatch):
+    """Two rows; then one that diverges: the page says so, and so does the status."""
+    monkeypatch.setattr(reproduce, "run_all", run_here)
+    page = tmp_path / "page.md"
+    argv = f"--reproduce seq-digits --rows sgd er --seeds 0 --results_path {tmp_path} --out {page}"
+    more = ["--debug_mode", "--non_verbose", "--no_tensorboard"]
+    assert reproduce.command([*argv.split(), *more]) == 0
+    assert "at least" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.count("too few seeds") == 4 and "--load_best_args --debug_mode" in text
+    assert reproduce.command([*argv.replace("sgd er", "sgd").split(), *more, "--lr", "1e30"]) == 1
+    assert "Failed:" in page.read_text() and "sgd, seed 0: failed, loss is nan" in page.read_text()

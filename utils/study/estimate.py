@@ -25,7 +25,8 @@ def seconds_of(argv: Sequence[str]) -> float:
     from palimpsest.utils.run.experiment import build
     from palimpsest.utils.run.training import batches_per_epoch, last_task, train
 
-    config = resolve([*argv, "--disable_log", "--non_verbose"])
+    config = resolve(list(argv))
+    config.args.disable_log = config.args.non_verbose = True
     exp = build(config)
     begun, steps = 0.0, 0
 

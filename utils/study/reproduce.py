@@ -21,6 +21,7 @@ from palimpsest.utils.metrics import FEWEST, spread
 from palimpsest.utils.option_types import positive_int, seed_int
 from palimpsest.utils.registry import ROOT, normalise
 from palimpsest.utils.run.best_args import list_rows, load_rows
+from palimpsest.utils.study.jobs import Job, run_all
 from palimpsest.utils.study.records import Record, read_runs
 
 PAGE = ROOT / "docs" / "reproduced.md"
@@ -72,16 +73,17 @@ def command(argv: list[str]) -> int:
     if not args.reproduce:
         raise UserError(f"--reproduce needs a table: one of {', '.join(tables())}")
     rows = choose(args.reproduce, args.rows, args.stream, more)
-    seconds = sum(_expected(row) for row in rows) * len(args.seeds) / args.jobs
+    name = f"{args.reproduce}{f'_on_{args.stream}' if args.stream else ''}"
+    places = {row.name: Path(args.results_path) / "reproduced" / name / row.name.replace(":", "_") for row in rows}
+    seconds = sum(_expected(row, places[row.name]) for row in rows) * len(args.seeds) / args.jobs
     head = f"{args.reproduce}: {len(rows)} rows of {len(args.seeds)} seeds, {args.jobs} side by side"
-    print(f"{head}: at least {_duration(seconds)} of training on this machine", flush=True)
+    print(f"{head}: at least {_duration(seconds)} on this machine, less what is finished already", flush=True)
     for row in rows if args.dry_run else ():
         print(f"  {row.name:<16} {_typed(row.command)}")
     if args.dry_run:
         return 0
     begin = time.perf_counter()
-    folder = Path(args.results_path) / "reproduced" / f"{args.reproduce}{f'_on_{args.stream}' if args.stream else ''}"
-    measure(rows, args.seeds, args.jobs, folder)
+    measure(rows, args.seeds, args.jobs, places)
     text = section(args.reproduce, args.stream, rows, args.seeds, time.perf_counter() - begin, more)
     write_text(args.out, with_section(args.out.read_text(encoding="utf-8") if args.out.is_file() else TITLE, text))
     print(f"{text}\npage: {args.out}")
@@ -157,30 +159,32 @@ def _command_of(row: Row, table: str, stream: str | None, more: Sequence[str]) -
 # ---- runs
 
 
-def measure(rows: Sequence[Row], seeds: Sequence[int], jobs: int, folder: Path) -> None:
-    """Run what is not finished yet, and give every row its finished runs and its problems."""
-    from palimpsest.utils.study.jobs import run_all
+def measure(rows: Sequence[Row], seeds: Sequence[int], jobs: int, places: dict[str, Path]) -> None:
+    """Run what is not finished yet, and give every row its finished runs and its problems.
 
-    places = {row.name: folder / row.name.replace(":", "_") for row in rows}
+    Args:
+        places: name of a row -> folder of its runs.
+    """
     plan = [(row, seed) for seed in seeds for row in rows]  # the first seed of all rows comes first
-    commands = [
-        [*row.command, "--seed", str(seed), "--results_path", str(places[row.name]), "--resume", "--report", "off"]
-        for row, seed in plan
-    ]
-    outcomes = run_all(commands, jobs)
+    outcomes = run_all([_job(row, seed, places[row.name]) for row, seed in plan], jobs)
     for (row, seed), outcome in zip(plan, outcomes, strict=True):
-        found = [r for r in read_runs(places[row.name]) if r.seed == seed] if places[row.name].is_dir() else []
-        done = [r for r in found if r.state == "finished"]
-        if outcome.status == 0 and done:
-            row.runs.append(max(done, key=lambda r: r.costs.get("ended", "")))
+        if outcome.state == "finished":
+            row.runs += read_runs(outcome.folder)
         else:
-            row.problems.append(f"seed {seed}: {outcome.reason or f'exit status {outcome.status}'}")
+            row.problems.append(f"seed {seed}: {outcome.state}, {outcome.reason}")
 
 
-def _expected(row: Row) -> float:
+def _job(row: Row, seed: int, place: Path) -> Job:
+    where = ["--seed", str(seed), "--results_path", str(place), "--resume", "--report", "off"]
+    return Job(f"{row.name}, seed {seed}", [*row.command, *where])
+
+
+def _expected(row: Row, place: Path) -> float:
+    """Seconds of one run: of those that are there, or else of its training alone."""
     from palimpsest.utils.study.estimate import seconds_of
 
-    return seconds_of(row.command)
+    known = [r.costs["seconds"] for r in read_runs(place) if "seconds" in r.costs] if place.is_dir() else []
+    return sum(known) / len(known) if known else seconds_of(row.command)
 
 
 # ---- the page
