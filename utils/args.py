@@ -39,6 +39,7 @@ STUDIES: dict[str, str] = {
     "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
     "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
     "export_site": "the same page as static files to publish",
+    "reproduce": "run the stored rows of a stream over several seeds, beside what was published",
 }
 
 
