@@ -16,6 +16,7 @@ from palimpsest.utils.args import STUDIES
 from palimpsest.utils.log import compare
 from palimpsest.utils.registry import ROOT, find
 from palimpsest.utils.run.config import resolve
+from palimpsest.utils.study.tune import make_parser, read_plan
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
@@ -142,7 +143,9 @@ def test_it_parses(command, place, monkeypatch, capsys):
     folder, run = place
     monkeypatch.chdir(folder)
     argv = filled(command, run)
-    if {"--model", "--config"} & set(argv) and "--help" not in argv:
+    if "--tune" in argv:
+        assert read_plan(make_parser().parse_known_args(argv)[0], argv).trials
+    elif {"--model", "--config"} & set(argv) and "--help" not in argv:
         assert resolve(argv).args.model
     elif "--sweep" in argv:
         assert entry.main([*argv, *{"--dry_run"} - {*argv}]) == 0
