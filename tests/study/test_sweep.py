@@ -84,6 +84,7 @@ SEARCH = {"search": "tpe", "trials": 2, "space": {"lr": {"log": [0.01, 0.1]}}}
         ({"space": {"lr": {"log": [0.01, 0.1]}}}, "--lr has no list of values, which a grid needs"),
         ({"space": {"lr": [0.1]}, "options": {"lr": 0.1}}, "lr is among the options and in the space"),
         ({"model": "er"}, "--buffer_size is missing"),
+        ({"space": {"validation": [5, 10]}}, "validation says what is held out and is no choice"),
         (SEARCH, "search tpe chooses by scores"),
         (SEARCH | {"trials": None}, "trials is missing"),
         (SEARCH | {"trials": 0}, "trials '0': expected a whole number from 1"),
@@ -109,6 +110,7 @@ def test_files_and_commands_that_are_refused(write, tmp_path, capsys):
         ([str(tmp_path / "list.yaml")], "is no sweep: expected lines as 'model: er'"),
         ([small, "--workers", "0"], "argument --workers"),
         ([small, "--worker", "1"], "unrecognized arguments: --worker"),
+        ([small, "--final"], "--final is for a sweep that chooses"),
         ([small, "--profile", str(profile)], "--profile is for --launcher slurm"),
         ([small, "--profile", str(profile), "--launcher", "slurm"], "'partitoin'; did you mean partition?"),
     ]:
@@ -242,6 +244,21 @@ def test_parameters_of_a_job_that_are_refused(write, tmp_path, parameters, messa
     assert (known["partition"], known["time"], known["setup"]) == ("cpu", 30, ["module load cuda"])
     with pytest.raises(UserError, match=message):
         launch.read_profile(read_plan(write(slurm=parameters)), str(profile))
+
+
+def test_the_best_is_run_for_the_test_set_and_says_what_it_was_chosen_on(write, work, tmp_path, capsys):
+    file = write(objective="acc", space={"lr": [0.01, 0.1]}, options={"validation": 10})
+    trials = work(file)
+    assert all(record.facts["trial"] for record in read_runs(tmp_path / "results"))
+    assert entry.main(["--sweep", str(file), "--final"]) == 0
+    (final,) = (record for record in read_runs(tmp_path / "results") if not record.facts["trial"])
+    assert final.options["lr"] == sweep.best(trials, trials.plan.cases[0])[0]["lr"]
+    assert final.options["validation"] == 0 and final.facts["origins"]["lr"] == "tuned"
+    assert final.chosen_on == "the sweep small, held out 10 %, 2 trials"
+    assert entry.main(["--sweep", str(file), "--final"]) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="in a job of its own"):
+        sweep.command(["--sweep", str(file), "--final", "--launcher", "slurm"])
 
 
 def test_an_interrupted_trial_comes_first_and_one_that_runs_is_left_alone(write):

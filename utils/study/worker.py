@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 
@@ -215,7 +216,10 @@ def run_seeds(trials: Trials, case: Case, trial: Trial) -> float:
     for seed in trial.user_attrs["seeds"]:
         argv = case.argv(values, seed)
         print(f"{case.name}, trial {trial.number}: {command_line(argv)}", flush=True)
-        run, summary = execute(configuration.resolve([*argv, "--resume"]), listeners=[Reporter(plan, trial, [*scores])])
+        config = configuration.resolve([*argv, "--resume"])
+        if plan.chooses:
+            config = replace(config, chosen_on=f"a trial of the sweep {plan.name} on held-out data", trial=True)
+        run, summary = execute(config, listeners=[Reporter(plan, trial, [*scores])])
         folders.append(str(run.folder))
         trial.set_user_attr("folders", folders)
         scores.append(objective(plan, run, summary))
