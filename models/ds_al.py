@@ -18,7 +18,7 @@ section 3.
 
 import torch
 
-from palimpsest.models.utils.closed_form import LeastSquares, RandomExpansion
+from palimpsest.models.utils.closed_form import LeastSquares, RandomExpansion, solvable
 from palimpsest.utils.args import non_negative_float, positive_float
 
 
@@ -45,7 +45,8 @@ class DSAL(RandomExpansion):
         own[data.classes] = 1
         for c in data.classes:
             self.second.add((self.expand_second(h), (y - self.expand(h) @ self.weights) * own) for h, y in data.of(c))
-        self.second_weights = self.second.solve(self.args.second_ridge)
+        ridge = self.args.second_ridge
+        self.second_weights = solvable(self.second.solve(ridge), ridge)
 
     def expand_second(self, h):
         """tanh(phi B) of features (B, d)."""

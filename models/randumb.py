@@ -21,9 +21,8 @@ section 3; Rahimi & Recht 2007.
 import math
 
 import torch
-import torch.nn.functional as F
 
-from palimpsest.models.utils.closed_form import RidgeHead, add_n_features, solve_ridge
+from palimpsest.models.utils.closed_form import RidgeHead, add_n_features, solvable, solve_ridge
 from palimpsest.utils.args import positive_float
 from palimpsest.utils.errors import UserError
 
@@ -78,9 +77,7 @@ class RanDumb(RidgeHead):
         """The kernel's gamma, from a task's training examples."""
         parts = [torch.cat([self.pixels(inputs) for inputs in data.inputs(c)]) for c in data.classes]
         x, sizes = torch.cat(parts), [len(part) for part in parts]
-        y = F.one_hot(
-            torch.arange(len(parts), device=x.device).repeat_interleave(torch.tensor(sizes, device=x.device))
-        ).double()
+        y = torch.block_diag(*(torch.ones(n, 1, dtype=torch.float64, device=x.device) for n in sizes))  # one-hot
         held = torch.cat([torch.arange(n, device=x.device) % PARTS == PARTS - 1 for n in sizes])
         variance = float(x.double().var())
         if not variance > 0:
@@ -88,7 +85,8 @@ class RanDumb(RidgeHead):
         errors = {}
         for gamma in [factor / (x.shape[1] * variance) for factor in FACTORS]:
             z = self.fourier(x, gamma, TRIED).double()
-            weights = solve_ridge(z[~held].T @ z[~held], z[~held].T @ y[~held], self.args.ridge)
+            ridge = self.args.ridge
+            weights = solvable(solve_ridge(z[~held].T @ z[~held], z[~held].T @ y[~held], ridge), ridge)
             errors[gamma] = float((z[held] @ weights - y[held]).square().sum())
         return min(errors, key=errors.get)
 

@@ -17,7 +17,7 @@ algorithm 1.
 
 import torch
 
-from palimpsest.models.utils.closed_form import RandomExpansion, try_ridge
+from palimpsest.models.utils.closed_form import RandomExpansion
 
 STRENGTHS = [10.0**k for k in range(-8, 9)]
 PARTS = 5  # one of so many examples is held out
@@ -55,13 +55,12 @@ class RanPAC(RandomExpansion):
     def choose(self, fit, held):
         """Solve with the strength that gives the smallest squared error on what is held out."""
         gram, cross, errors = held.gram.value(), held.cross.value(), {}
-        parts, whole = (fit.gram.value(), fit.cross.value()), (self.sums.gram.value(), self.sums.cross.value())
         for ridge in STRENGTHS:
-            if (w := try_ridge(*parts, ridge)) is not None:
+            if (w := fit.solve(ridge)) is not None:
                 # sum ||h W - y||^2 up to the sum of ||y||^2
                 errors[ridge] = float((w * (gram @ w - 2 * cross)).sum())
         for self.ridge in sorted(errors, key=errors.get):
-            self.weights = try_ridge(*whole, self.ridge)
+            self.weights = self.sums.solve(self.ridge)
             if self.weights is not None:
                 break
 

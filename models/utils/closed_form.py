@@ -121,12 +121,16 @@ class LeastSquares(nn.Module):
         self.gram.sums.merge(other.gram.sums)
         self.cross.merge(other.cross)
 
-    def solve(self, ridge: float, free: int = 0) -> Tensor:
-        """The head (d, C), see `solve_ridge`."""
-        return solve_ridge(self.gram.value(), self.cross.value(), ridge, free)
+    def solve(self, ridge: float, free: int = 0) -> Tensor | None:
+        """The head (d, C), see `solve_ridge`: for a class the same bits at whichever place it stands."""
+        # Rounding in a solver depends on a column's place: columns are put in an order that they give themselves.
+        order = self.cross.fine.sum(0).argsort()
+        order = order[self.cross.coarse.sum(0)[order].argsort(stable=True)]
+        solved = solve_ridge(self.gram.value(), self.cross.value()[:, order], ridge, free)
+        return solved if solved is None else torch.empty_like(solved).index_copy_(1, order, solved)
 
 
-def try_ridge(gram: Tensor, cross: Tensor, ridge: float, free: int = 0) -> Tensor | None:
+def solve_ridge(gram: Tensor, cross: Tensor, ridge: float, free: int = 0) -> Tensor | None:
     """W = (G + ridge I)^-1 Q, or None where G is singular and the ridge too small for float64.
 
     Args:
@@ -145,13 +149,13 @@ def try_ridge(gram: Tensor, cross: Tensor, ridge: float, free: int = 0) -> Tenso
     return None if failed else torch.cholesky_solve(cross, factor)
 
 
-def solve_ridge(gram: Tensor, cross: Tensor, ridge: float, free: int = 0) -> Tensor:
-    """As `try_ridge`.
+def solvable(weights: Tensor | None, ridge: float) -> Tensor:
+    """A head that was solved for.
 
     Raises:
-        UserError: the ridge is too small.
+        UserError: it is None.
     """
-    if (weights := try_ridge(gram, cross, ridge, free)) is None:
+    if weights is None:
         raise UserError(f"--ridge {ridge:g} is too small: the features depend on one another within rounding; raise it")
     return weights
 
@@ -326,7 +330,7 @@ class RidgeHead(ClosedForm):
         self.sums = self.sums or self.empty_sums(data)
         for c in data.classes:
             self.sums.add((self.expand(h), y) for h, y in data.of(c))
-        self.weights = self.sums.solve(self.args.ridge, self.FREE)
+        self.weights = solvable(self.sums.solve(self.args.ridge, self.FREE), self.args.ridge)
 
     def scores(self, h):
         return self.expand(h) @ self.weights[:, self.classes]
