@@ -29,7 +29,7 @@ from palimpsest.utils.option_types import (
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
     "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "mlflow",
-    "disable_log", "results_path", "base_path", "num_threads", "seeds", "jobs", "notes", "rerun",
+    "wandb", "disable_log", "results_path", "base_path", "num_threads", "seeds", "jobs", "notes", "rerun",
     "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
@@ -37,6 +37,9 @@ NEUTRAL = (
 STUDIES: dict[str, str] = {
     "tune": "choose options by held-out data, then run: [first-task | first-k K | other-stream NAME]",
     "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
+    "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
+    "export_site": "the same page as static files to publish",
+    "reproduce": "run the stored rows of a stream over several seeds, beside what was published",
 }
 
 
@@ -301,6 +304,8 @@ def _run(group) -> None:
         metavar="URI",
         help="track the run with MLflow, in the store URI or, without one, in mlflow.db below --results_path",
     )
+    what = "track the run with Weights & Biases, in PROJECT or, without one, in palimpsest; see WANDB_MODE=offline"
+    add("--wandb", nargs="?", const="palimpsest", metavar="PROJECT", help=what)
     add(
         "--savecheck",
         type=save_moment,

@@ -11,12 +11,11 @@ import yaml
 
 from palimpsest import main as entry
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.study import sweep, worker
+from palimpsest.utils.study import launch, sweep, worker
 from palimpsest.utils.study.plan import read_plan
 from palimpsest.utils.study.records import read_runs
 from palimpsest.utils.study.trials import Trials
-
-QUICK = {"debug_mode": True, "report": "off", "tensorboard": False, "num_threads": 1, "device": "cpu"}
+from tests.study.sweeps import QUICK
 
 
 @pytest.fixture
@@ -71,6 +70,7 @@ SEARCH = {"search": "tpe", "trials": 2, "space": {"lr": {"log": [0.01, 0.1]}}}
         ({"options": {"lr": -1}}, "argument --lr: -1: expected a number > 0"),
         ({"options": {"report": False}}, "report: expected no yes or no; YAML takes off and no for that"),
         ({"options": {"disable_log": True}}, "--resume needs the run's folder"),
+        ({"options": {"optim-mom": 0.1, "optim_mom": 0.2}}, "options gives one twice"),
         ({"options": [1]}, "options holds lines of names and values"),
         ({"seeds": [0, 0]}, "seeds names a seed twice"),
         ({"seeds": [-1]}, "expected whole numbers from 0"),
@@ -205,6 +205,41 @@ def test_a_trial_is_the_run_of_its_command(write, work, tmp_path):
     assert entry.main(argv.split()) == 0
     (alone,), (swept,) = ((tmp_path / name).glob("*/*/*/*/result.yaml") for name in ("alone", "results"))
     assert alone.read_text() == swept.read_text()
+
+
+def test_a_search_may_get_more_trials_and_methods_and_nothing_else(write):
+    facts = SEARCH | {"model": "er", "options": {"validation": 10, "buffer_size": 50}}
+    Trials(read_plan(write(**facts))).complete_plan()
+    more = read_plan(write(**facts | {"trials": 3, "model": ["er", "sgd"]}))
+    trials = Trials(more)
+    trials.complete_plan()
+    assert [case.name for case, _ in trials.all()] == ["er seq-digits"] * 3 + ["sgd seq-digits"] * 3
+    for change in ({"space": {"lr": [0.1, 0.2]}}, {"seeds": [1]}, {"options": {"validation": 20, "buffer_size": 50}}):
+        with pytest.raises(UserError, match="begun with another search"):
+            Trials(read_plan(write(**facts | change))).complete_plan()
+    with pytest.raises(UserError, match="lacks 2 trial"):
+        Trials(read_plan(write(**facts | {"trials": 1}))).complete_plan()
+    options = {"validation": 10, "buffer_size": 50, "base_path": "elsewhere"}  # without influence on the numbers
+    Trials(read_plan(write(**facts | {"trials": 3, "options": options}))).complete_plan()
+
+
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"time": "4:00:00"}, "time '4:00:00': expected whole minutes"),
+        ({"setup": {"a": 1}}, "setup is a list of lines"),
+        ({"additional_parameters": [1]}, "additional_parameters holds lines"),
+        ({"gpus": 1}, "unknown parameter 'gpus'"),
+    ],
+)
+def test_parameters_of_a_job_that_are_refused(write, tmp_path, parameters, message):
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(yaml.safe_dump({"partition": "cpu", "time": 60}))
+    plan = read_plan(write(slurm={"time": 30, "setup": "module load cuda"}))
+    known = launch.read_profile(plan, str(profile))
+    assert (known["partition"], known["time"], known["setup"]) == ("cpu", 30, ["module load cuda"])
+    with pytest.raises(UserError, match=message):
+        launch.read_profile(read_plan(write(slurm=parameters)), str(profile))
 
 
 def test_a_line_that_was_cut_off_does_not_hide_the_others(write):

@@ -1,6 +1,5 @@
 """Many runs over two workers that are killed: in the end each is there once. Slow: some minutes."""
 
-import collections
 import os
 import signal
 import subprocess
@@ -9,26 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from palimpsest.utils.study.plan import read_plan
-from palimpsest.utils.study.records import read_runs
-from palimpsest.utils.study.trials import Trials
+from tests.study.sweeps import check_complete, finished, write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = {"debug_mode": True, "report": "off", "tensorboard": False, "num_threads": 1, "device": "cpu"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-def write(tmp_path: Path, seeds: int) -> Path:
-    """A grid of two methods x 2 learning rates x `seeds`."""
-    options = OPTIONS | {"results_path": str(tmp_path / "results")}
-    space = {"lr": [0.05, 0.1], "buffer_size": [50]}
-    facts = {"model": ["sgd", "er"], "dataset": "seq-digits", "options": options, "space": space}
-    file = tmp_path / "many.yaml"
-    file.write_text(yaml.safe_dump(facts | {"seeds": list(range(seeds))}))
-    return file
 
 
 def start(file: Path, log: Path) -> subprocess.Popen:
@@ -44,30 +29,13 @@ def descendants(pid: int) -> list[int]:
 
 def wait_for_runs(results: Path, n: int, process: subprocess.Popen) -> None:
     """Wait until so many runs are finished."""
-    while len(list(results.glob("*/*/*/*/result.yaml"))) < n:
+    while finished(results) < n:
         assert process.poll() is None, "the sweep ended early"
         time.sleep(0.05)
 
 
-def check_complete(file: Path, n: int) -> None:
-    """Every run is there, finished, once; no lock is left."""
-    trials = Trials(read_plan(file))
-    assert [trial.state.name for _, trial in trials.all()] == ["COMPLETE"] * n
-    records = read_runs(file.parent / "results")
-    once = collections.Counter((r.model, r.options["lr"], r.seed) for r in records)
-    assert len(once) == n and set(once.values()) == {1}
-    assert all(record.state == "finished" for record in records)
-    tables = list((file.parent / "results").glob("class-il/*/*/mean_accs.csv"))
-    assert sum(len(table.read_text().splitlines()) - 1 for table in tables) == n
-    assert not list((trials.plan.folder / "locks").iterdir())
-    scores = {(r.model, r.options["lr"], r.seed): r.metrics["class-il"]["acc"] for r in records}
-    for case, trial in trials.all():
-        key = (case.names["model"], trial.user_attrs["values"]["lr"], trial.user_attrs["seeds"][0])
-        assert trial.value == scores[key]
-
-
 def test_forty_runs_over_two_workers_that_are_killed_twice(tmp_path):
-    file, log = write(tmp_path, seeds=10), tmp_path / "log.txt"
+    file, log = write_grid(tmp_path, seeds=10), tmp_path / "log.txt"
     # All processes at once, as at a power cut.
     process = start(file, log)
     wait_for_runs(tmp_path / "results", 6, process)
@@ -85,7 +53,7 @@ def test_forty_runs_over_two_workers_that_are_killed_twice(tmp_path):
 
 
 def test_a_signal_to_the_command_stops_every_run_with_its_state_saved(tmp_path):
-    file, log = write(tmp_path, seeds=2), tmp_path / "log.txt"
+    file, log = write_grid(tmp_path, seeds=2), tmp_path / "log.txt"
     process = start(file, log)
     wait_for_runs(tmp_path / "results", 2, process)
     workers = descendants(process.pid)
@@ -100,7 +68,7 @@ def test_a_signal_to_the_command_stops_every_run_with_its_state_saved(tmp_path):
 
 def test_two_hundred_runs(tmp_path, capsys):
     """What a sweep of this size costs; the numbers are in docs/cluster.md."""
-    file, log = write(tmp_path, seeds=50), tmp_path / "log.txt"
+    file, log = write_grid(tmp_path, seeds=50), tmp_path / "log.txt"
     begin = time.perf_counter()
     assert start(file, log).wait() == 0, log.read_text()[-3000:]
     wall = time.perf_counter() - begin

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.study import slurm
+from tests.study.sweeps import check_complete, finished, write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
@@ -22,6 +23,7 @@ PROFILE = "{cpus_per_task: 1, time: 10, setup: ['export PALIMPSEST_TEST=1']}"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(slurm.missing()), reason=f"Slurm is not installed: no {', '.join(slurm.missing())}"),
 ]
 
@@ -88,6 +90,23 @@ def test_a_requeued_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, how, 
     assert (folder / "result.yaml").read_text() == undisturbed
     for name in ("metrics.csv", "accuracy_matrix.csv"):
         assert (folder / name).read_bytes() == (runs(plain)[interrupted] / name).read_bytes()
+
+
+def test_forty_runs_over_two_workers_that_are_requeued(tmp_path):
+    file, results = write_grid(tmp_path, seeds=10), tmp_path / "results"
+    with slurm.one_node(tmp_path / "slurm") as environment:
+        environment = os.environ | environment
+        command = [sys.executable, str(ROOT / "main.py"), "--sweep", str(file), "--launcher", "slurm", "--workers", "2"]
+        sweep = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for worker, runs_before in ((0, 6), (1, 16)):
+            slurm.wait_for(lambda n=runs_before: finished(results) >= n, 300, lambda: said(results))
+            task = (results / "sweeps" / "many" / "submitted.txt").read_text().strip() + f"_{worker}"
+            subprocess.run(["scontrol", "requeue", task], env=environment, check=True)
+            slurm.wait_for(lambda t=task: "PENDING" in state(environment, t), 60)
+            subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"], env=environment, check=True)
+        out, _ = sweep.communicate(timeout=600)
+        assert sweep.returncode == 0, out + said(results)
+    check_complete(file, 40)
 
 
 def state(environment: dict[str, str], task: str) -> str:

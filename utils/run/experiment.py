@@ -27,6 +27,7 @@ from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
 from palimpsest.utils.log.report import summarise_run
+from palimpsest.utils.log.wandb_logger import check_wandb
 from palimpsest.utils.randomness import preserve_rng, random_state, seed_all, seed_of, set_random_state
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint, environment
@@ -209,6 +210,8 @@ def prepare(config: Config, alone: bool = True) -> tuple[Experiment, Position | 
             _refuse_start(start, args, exp.dataset)
     if args.mlflow and not args.disable_log and alone:
         Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
+    if args.wandb and not args.disable_log and alone:
+        check_wandb()
     return exp, start
 
 

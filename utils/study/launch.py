@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -37,9 +38,16 @@ def read_profile(plan: Plan, file: str | None) -> dict[str, Any]:
     profile = plain_yaml(Path(file)) if file else {}
     if not isinstance(profile, dict) or not all(isinstance(name, str) for name in profile):
         raise UserError(f"{file} is no profile: expected lines as 'partition: gpu' and 'time: 240'")
-    profile = {"job_name": plan.name, "time": 240} | profile | plan.slurm
-    more = {"requeue": True} | profile.get("additional_parameters", {})
-    profile["additional_parameters"] = more
+    profile = {"job_name": plan.name, "time": 240, "setup": [], "additional_parameters": {}} | profile | plan.slurm
+    setup, more = profile["setup"], profile["additional_parameters"]
+    profile["setup"] = setup = [setup] if isinstance(setup, str) else setup
+    if not isinstance(setup, list) or not all(isinstance(line, str) for line in setup):
+        raise UserError("slurm: setup is a list of lines of a shell script")
+    if not isinstance(more, dict):
+        raise UserError("slurm: additional_parameters holds lines of sbatch's options, as 'reservation: course'")
+    if type(profile["time"]) is not int or profile["time"] < 1:
+        raise UserError(f"slurm: time '{profile['time']}': expected whole minutes from 1")
+    profile["additional_parameters"] = {"requeue": True} | more
     known = {*submitit.SlurmExecutor._valid_parameters(), "python"}
     for name in profile.keys() - known:
         hint = nearest(name, sorted(known)) or "; what submitit does not know stands below additional_parameters"
@@ -58,7 +66,7 @@ class _Described(submitit.SlurmExecutor):
 def make_executor(plan: Plan, profile: dict[str, Any], workers: int, kind: type = submitit.SlurmExecutor):
     """Submitit's executor of an array of workers."""
     parameters = {name: value for name, value in profile.items() if name != "python"}
-    setup = [*parameters.pop("setup", []), f"export PYTHONPATH={path_for_workers()}"]
+    setup = [*parameters.pop("setup"), f"export PYTHONPATH={path_for_workers()}"]
     executor = kind(plan.folder / "jobs", max_num_timeout=LONG, python=profile.get("python"))
     try:
         executor.update_parameters(setup=setup, array_parallelism=workers, **parameters)
@@ -109,6 +117,7 @@ class LocalWorkers:
 
     def stop(self) -> None:
         """Let every run save its state and end."""
+        print("\nstopping: every run saves its state; the same command goes on", file=sys.stderr, flush=True)
         for job in self.jobs:
             with suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
@@ -194,4 +203,4 @@ class SlurmWorkers:
 
     def stop(self) -> None:
         """They go on."""
-        print("the jobs go on; the same command shows them again")
+        print("\nthe jobs go on; the same command shows them again", file=sys.stderr, flush=True)

@@ -42,13 +42,15 @@ class Case:
         names: its name by kind; backbone only where the file gives it.
         actions: the options it has, by name.
         fixed: options that are the same in every run.
-        searched: names of the options that its space has.
+        searched: names of the options of the space that it has.
+        absent: names of options that the file gives and it does not have.
     """
 
     names: dict[str, str]
     actions: Actions
     fixed: dict[str, Any]
     searched: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -103,13 +105,11 @@ class Plan:
             return [(None, self.seeds)] * self.trials
         return [(values, [seed]) for values in self.space.grid(case.searched) for seed in self.seeds]
 
-    @property
-    def what_is_searched(self) -> dict[str, Any]:
+    def what_is_searched(self, case: Case) -> dict[str, Any]:
         """What must not change while a search goes on; of a grid, whose trials say it themselves, nothing but that."""
         if self.search == "grid":
             return {"search": "grid"}
-        options = {case.name: case.key(None) for case in self.cases}
-        return {name: self.facts.get(name) for name in CHOOSING} | {"seeds": self.seeds, "options": options}
+        return {name: self.facts.get(name) for name in CHOOSING} | {"seeds": self.seeds, "options": case.key(None)}
 
 
 def command_line(argv: list[str]) -> str:
@@ -136,7 +136,10 @@ def read_plan(path: Path, check: bool = True) -> Plan:
             option = f"--{key.replace('-', '_')}" in base_parser()._option_string_actions
             hint = "" if option else nearest(key, [*KEYS])
             raise UserError(f"{where}: unknown key '{key}'{hint or '; an option of the runs stands below options'}")
-    options = {name.replace("-", "_"): value for name, value in _mapping(facts, "options", where).items()}
+    given = _mapping(facts, "options", where)
+    options = {name.replace("-", "_"): value for name, value in given.items()}
+    if len(options) < len(given):
+        raise UserError(f"{where}: options gives one twice, with - and with _: keep one")
     cases = _read_cases(facts, options, where)
     union: Actions = {name: action for case in reversed(cases) for name, action in case.actions.items()}
     for name in options:
@@ -146,6 +149,7 @@ def read_plan(path: Path, check: bool = True) -> Plan:
         raise UserError(f"{where}: {', '.join(both)} is among the options and in the space: keep one")
     for case in cases:
         case.searched = [name for name in space.domains if name in case.actions]
+        case.absent = sorted((space.domains.keys() | options.keys()) - case.actions.keys())
     metric, scenario = _read_objective(facts, where)
     search = _one_of(facts, "search", SEARCHES, "grid", where)
     plan = Plan(

@@ -85,7 +85,7 @@ def command(argv: list[str]) -> int:
         with asked_to_stop() as asked:
             workers = min(args.workers, left)
             if args.launcher == "slurm":
-                team = launch.SlurmWorkers(plan, kept, workers, profile)
+                team = launch.SlurmWorkers(plan, kept.resolve(), workers, profile)
             else:
                 team = launch.LocalWorkers(plan, kept.resolve(), workers)
             follow(trials, team, asked)
@@ -126,8 +126,8 @@ def print_plan(plan: Plan) -> None:
     for line in plan.space.describe():
         print(f"  {line}")
     for case in plan.cases:
-        if absent := sorted(({*plan.space.domains} | {*(plan.facts.get("options") or {})}) - {*case.actions}):
-            print(f"  {case.name} has no {', '.join(f'--{name}' for name in absent)}: left out")
+        if case.absent:
+            print(f"  {case.name} has no {', '.join(f'--{name}' for name in case.absent)}: left out")
     print(f"state and tables: {plan.folder}", flush=True)
 
 
@@ -158,7 +158,7 @@ def follow(trials: "Trials", team: Any, asked: list[int]) -> None:
     known = {trial._trial_id for _, trial in trials.all() if trial.state.is_finished()}
     bar = tqdm(total=total, initial=len(known), unit="trial", desc="all", disable=not terminal, smoothing=0)
     lines: dict[str, tqdm] = {}
-    going = True
+    begin, before, going = time.monotonic(), len(known), True
     try:
         while going and not asked:
             going = team.alive()  # asked first: what ends meanwhile is shown by the last look
@@ -168,7 +168,8 @@ def follow(trials: "Trials", team: Any, asked: list[int]) -> None:
                     known.add(trial._trial_id)
                     bar.update()
                     if not terminal:
-                        print(f"{len(known)}/{total} {told(trials, case, trial)}", flush=True)
+                        left = (time.monotonic() - begin) / (len(known) - before) * (total - len(known)) / 60
+                        print(f"{len(known)}/{total} {told(trials, case, trial)}; {left:.0f} min left", flush=True)
                 elif terminal and trial.state.name == "RUNNING" and worker:
                     if worker not in lines:
                         lines[worker] = tqdm(bar_format="{desc}", position=len(lines) + 1, leave=False)
@@ -177,7 +178,6 @@ def follow(trials: "Trials", team: Any, asked: list[int]) -> None:
             if going:
                 time.sleep(0.5)
         if asked:
-            print("\nstopping: every run saves its state; the same command goes on", file=sys.stderr, flush=True)
             team.stop()
     finally:
         for line in (*lines.values(), bar):

@@ -80,9 +80,9 @@ class Trials:
             self.studies[case.name] = self._study(case)
         study = self.studies[case.name]
         if FACTS not in study.user_attrs:
-            study.set_user_attr(FACTS, plan.what_is_searched)
+            study.set_user_attr(FACTS, plan.what_is_searched(case))
         advice = "give the file another name, or put back what it said"
-        if study.user_attrs[FACTS] != plan.what_is_searched:
+        if study.user_attrs[FACTS] != plan.what_is_searched(case):
             raise UserError(
                 f"the sweep in {plan.folder} was begun with another search than {plan.name} is now: {advice}"
             )

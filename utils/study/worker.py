@@ -70,6 +70,7 @@ class Worker(Checkpointable):
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
         elif self.launcher:  # submitit hides all devices from local jobs that ask for none
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a look for GPUs must not spoil them for forks
         for name in PRELOADED:
             importlib.import_module(name)
         trials = Trials(read_plan(self.file, check=False))
