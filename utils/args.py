@@ -34,7 +34,9 @@ NEUTRAL = (
 )  # fmt: skip
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "compare": "methods side by side, from the runs below some folders: tables, paired tests, ranks, pictures",
+}
 
 
 class HelpFormatter(argparse.HelpFormatter):

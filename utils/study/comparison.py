@@ -1,0 +1,204 @@
+"""What is said of some runs side by side: groups with their tables, ranks over streams, what is left out."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+
+import numpy as np
+
+from palimpsest.utils.args import NEUTRAL, base_parser
+from palimpsest.utils.errors import UserError
+from palimpsest.utils.log.page import count
+from palimpsest.utils.metrics import METRICS
+from palimpsest.utils.study import tables
+from palimpsest.utils.study.groups import COMMON, SEEDS, Group, LeftOut, differing_versions, divide
+from palimpsest.utils.study.records import Record
+from palimpsest.utils.study.statistics import (
+    FEW_ORDERS,
+    Pair,
+    Ranks,
+    TwoFactors,
+    compare_pairs,
+    rank_entries,
+    two_factors,
+)
+from palimpsest.utils.study.tables import Row, Table
+
+CONTROLS = {"sgd": "fine-tuning", "randumb": "a closed-form classifier"}  # rows of every class-IL table
+
+
+@dataclass
+class Block:
+    """What is said of one group: its table, its pairs, its pictures."""
+
+    group: Group
+    rows: list[Row]
+    pairs: list[Pair]
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def slug(self) -> str:
+        return f"{self.group.conditions['stream']}_{self.group.conditions['scenario']}".replace("/", "-")
+
+
+@dataclass
+class Comparison:
+    """All that is written.
+
+    Attributes:
+        blocks: one per group.
+        ranks: title -> ranks over streams and the means they come from, entry -> stream -> mean.
+        left: runs without a row.
+        notes: what concerns all of them.
+    """
+
+    metric: str
+    blocks: list[Block]
+    ranks: dict[str, tuple[Ranks, dict[str, dict[str, float]]]]
+    left: list[LeftOut]
+    notes: list[str]
+
+
+def compare(runs: Sequence[Record], metric: str = "acc", scenario: str = "", margin: float = nan) -> Comparison:
+    """Everything that can be said of some runs.
+
+    Args:
+        metric: a name of `METRICS`.
+        scenario: '' for that of each stream.
+        margin: points within which two entries are called the same; nan for no such statement.
+
+    Raises:
+        UserError: none of the runs has a row.
+    """
+    groups, left = divide(runs, metric, scenario)
+    if not groups:
+        raise UserError(f"nothing to compare: {_reasons(left)}")
+    marks = list(dict.fromkeys(mark for group in groups for entry in group.entries for mark in entry.marks))
+    blocks = [_block(group, metric, margin, marks, left) for group in groups]
+    notes = [_split_note(mine) for mine in _by_stream(groups) if len(mine) > 1]
+    notes += [f"[{k + 1}] {mark}" for k, mark in enumerate(marks)]
+    return Comparison(metric, blocks, dict(_ranks(blocks, metric)), left, notes)
+
+
+def _block(group: Group, metric: str, margin: float, marks: list[str], left: Sequence[LeftOut]) -> Block:
+    score, sign = group.conditions["score"], -1 if METRICS[metric].better == "higher" else 1
+    rows = [tables.row_of(entry, metric, score) for entry in group.entries]
+    rows.sort(key=lambda row: (sign * row.spread.mean, row.entry.name))
+    group.entries = [row.entry for row in rows]
+    pairs = compare_pairs({entry.name: entry.values for entry in group.entries}, margin)
+    block = Block(group, rows, pairs, [tables.score_table(group, metric, rows, marks)])
+    used = [mark for entry in group.entries for mark in entry.marks]
+    block.tables[0].notes += [f"[{marks.index(mark) + 1}] {mark}." for mark in dict.fromkeys(used)]
+    if pairs:
+        block.tables.append(tables.pair_table(group, pairs))
+    factors = [(e.name, f) for e in group.entries if (f := _factors(e.values)) is not None]
+    if factors:
+        block.tables.append(tables.factor_table(group, factors, FEW_ORDERS))
+    block.notes = [note for note in (_order_note(group, bool(factors)), *_control_notes(group, left),
+                                     differing_versions(group.runs)) if note]  # fmt: skip
+    return block
+
+
+def _factors(values: dict) -> TwoFactors | None:
+    """Of a crossed layout with two orders and two seeds at least; None of any other."""
+    orders, seeds = (list(dict.fromkeys(key[k] for key in values)) for k in (0, 1))
+    if len(orders) < 2 or len(seeds) < 2 or len(values) < len(orders) * len(seeds):
+        return None
+    return two_factors(np.array([[values[order, seed] for seed in seeds] for order in orders]))
+
+
+def _order_note(group: Group, crossed: bool) -> str:
+    """What the spread does not cover, in settings whose classes have an order."""
+    if crossed or group.conditions["scenario"] not in ("class-il", "task-il"):
+        return ""
+    orders = {key[0] for entry in group.entries for key in entry.values}
+    if len(orders) == 1:
+        return "One class order: spread, intervals and tests are over seeds and say nothing of other orders " \
+               "(--permute_classes draws one for each seed)."  # fmt: skip
+    few = f"; fewer than {FEW_ORDERS} orders underestimate it" if len(orders) < FEW_ORDERS else ""
+    return f"Class order and seed change together: the spread is that of both{few} (--seed_order sets them apart)."
+
+
+def _control_notes(group: Group, left: Sequence[LeftOut]) -> Iterator[str]:
+    """The controls of a class-IL table, or the command that makes one that is missing."""
+    if group.conditions["scenario"] != "class-il":
+        return
+    there = {Path(entry.model).stem for entry in group.entries}
+    if found := [f"{name} ({what})" for name, what in CONTROLS.items() if name in there]:
+        yield f"Controls: {', '.join(found)}."
+    for name in CONTROLS:
+        if name not in there:
+            stream = group.conditions["stream"]
+            why = dict.fromkeys(i.reason for i in left if Path(i.run.model).stem == name and i.run.dataset == stream)
+            told = f" ({'; '.join(why)})" if why else ""
+            yield f"The control {name} ({CONTROLS[name]}) is missing{told}: {_command_for(name, group)}"
+
+
+def _command_for(model: str, group: Group) -> str:
+    """What makes a run of a control under the conditions of a group: options of the runner that somebody chose and all
+    runs share.
+    """
+    runs = group.runs
+    general = {action.dest for action in base_parser()._actions} - {*SEEDS, "seeds", "model", "dataset"}
+    general -= {*NEUTRAL} - {"results_path"}
+    said = ["python main.py", f"--model {model}", f"--dataset {group.conditions['stream']}"]
+    for name, value in sorted(runs[0].options.items()):
+        chosen = all(run.facts.get("origins", {}).get(name) in ("command line", "config file") for run in runs)
+        shared = all(run.options.get(name) == value for run in runs)
+        if name in general and chosen and shared and value not in (None, False, []):
+            parts = value if isinstance(value, list) else [value]
+            text = (
+                ",".join(map(str, parts)) if name.startswith("custom") else " ".join(map(shlex.quote, map(str, parts)))
+            )
+            said.append(f"--{name}" if value is True else f"--{name} {text}")
+    seeds = sorted({run.seed for run in runs})
+    return " ".join([*said, "--seeds", *map(str, seeds)])
+
+
+def _by_stream(groups: Sequence[Group]) -> list[list[Group]]:
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group.conditions["stream"], group.conditions["scenario"]), []).append(group)
+    return list(found.values())
+
+
+def _split_note(groups: Sequence[Group]) -> str:
+    """Why the runs of one stream are not in one ranking."""
+    first = groups[0].conditions
+    names = dict.fromkeys(name for group in groups for name in group.apart)
+    told = [" or ".join(dict.fromkeys(str(g.conditions.get(name, "none")) for g in groups)) for name in names]
+    return f"{first['stream']}, {first['scenario']}: {len(groups)} rankings that are not compared, for they differ: " \
+           f"{'; '.join(told)}."  # fmt: skip
+
+
+def _ranks(blocks: Sequence[Block], metric: str) -> Iterator[tuple[str, tuple[Ranks, dict[str, dict[str, float]]]]]:
+    """Ranks over the streams whose groups share what a comparison needs; of the entries that all of them have."""
+    together: dict[tuple, list[Block]] = {}
+    for block in blocks:
+        together.setdefault(tuple(block.group.conditions.get(name, "") for name in COMMON), []).append(block)
+    for key, mine in together.items():
+        titles = {block.group.title: block for block in mine}
+        values = {
+            title: {row.entry.name: row.spread.mean for row in b.rows if row.spread.n > 2}
+            for title, b in titles.items()
+        }
+        common = [name for name in next(iter(values.values())) if all(name in found for found in values.values())]
+        if len(mine) < 2 or len(common) < 2:
+            continue
+        means = {name: {title: found[name] for title, found in values.items()} for name in common}
+        scores = {name: list(found.values()) for name, found in means.items()}
+        yield (
+            f"Ranks over {count(len(mine), 'stream')}, {key[0]}",
+            (rank_entries(scores, METRICS[metric].better), means),
+        )
+
+
+def _reasons(left: Sequence[LeftOut]) -> str:
+    counted: dict[str, int] = {}
+    for item in left:
+        counted[item.reason] = counted.get(item.reason, 0) + 1
+    shown = [f"{count(n, 'run')}: {reason}" for reason, n in sorted(counted.items(), key=lambda item: -item[1])]
+    return "; ".join(shown[:3]) + (f"; {len(shown) - 3} more reasons" if len(shown) > 3 else "")
