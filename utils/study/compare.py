@@ -13,7 +13,7 @@ from palimpsest.utils.args import ArgumentParser, refuse_repeats
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.option_types import positive_float
-from palimpsest.utils.study.compare_files import FORMATS, PRINTED, terminal, texts, write_files
+from palimpsest.utils.study.compare_files import FORMATS, PRINTED, terminal, text_of, write_files
 from palimpsest.utils.study.comparison import CONTROLS, compare
 from palimpsest.utils.study.records import Record, read_runs
 
@@ -36,7 +36,7 @@ def command(argv: list[str]) -> int:
     runs = _chosen(_read(args.compare), args.models, args.datasets)
     found = compare(runs, args.metric, args.scenario or "", args.within or nan)
     if args.format and not args.out:
-        print(texts(found, args.format)[PRINTED[args.format[0]]], end="")
+        print(text_of(found, PRINTED[args.format[0]]), end="")
         return 0
     print(terminal(found), end="")
     if args.out:

@@ -11,9 +11,9 @@ import numpy as np
 from palimpsest.utils.args import NEUTRAL, base_parser
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.log.page import count
-from palimpsest.utils.metrics import METRICS
+from palimpsest.utils.metrics import FEWEST, METRICS
 from palimpsest.utils.study import tables
-from palimpsest.utils.study.groups import COMMON, SEEDS, Group, LeftOut, differing_versions, divide
+from palimpsest.utils.study.groups import COMMON, SEEDS, Entry, Group, LeftOut, differing_versions, divide
 from palimpsest.utils.study.records import Record
 from palimpsest.utils.study.statistics import (
     FEW_ORDERS,
@@ -31,33 +31,40 @@ CONTROLS = {"sgd": "fine-tuning", "randumb": "a closed-form classifier"}  # rows
 
 @dataclass
 class Block:
-    """What is said of one group: its table, its pairs, its pictures."""
+    """What is said of one group.
+
+    Attributes:
+        labels: name of an entry -> the name with the numbers of its marks, as [1].
+        tables: scores, then pairs and two factors where there are some.
+        notes: what a reader of all of them must know.
+    """
 
     group: Group
     rows: list[Row]
     pairs: list[Pair]
+    labels: dict[str, str]
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def slug(self) -> str:
-        return f"{self.group.conditions['stream']}_{self.group.conditions['scenario']}".replace("/", "-")
+
+@dataclass
+class RankBlock:
+    """Ranks over the streams of groups that share what a comparison needs; `labels` as of `Block`."""
+
+    title: str
+    scenario: str
+    ranks: Ranks
+    labels: dict[str, str]
+    table: Table
 
 
 @dataclass
 class Comparison:
-    """All that is written.
-
-    Attributes:
-        blocks: one per group.
-        ranks: title -> ranks over streams and the means they come from, entry -> stream -> mean.
-        left: runs without a row.
-        notes: what concerns all of them.
-    """
+    """All that is written: a block per group, ranks over streams, runs without a row, and what concerns all of them."""
 
     metric: str
     blocks: list[Block]
-    ranks: dict[str, tuple[Ranks, dict[str, dict[str, float]]]]
+    ranks: list[RankBlock]
     left: list[LeftOut]
     notes: list[str]
 
@@ -79,8 +86,8 @@ def compare(runs: Sequence[Record], metric: str = "acc", scenario: str = "", mar
     marks = list(dict.fromkeys(mark for group in groups for entry in group.entries for mark in entry.marks))
     blocks = [_block(group, metric, margin, marks, left) for group in groups]
     notes = [_split_note(mine) for mine in _by_stream(groups) if len(mine) > 1]
-    notes += [f"[{k + 1}] {mark}" for k, mark in enumerate(marks)]
-    return Comparison(metric, blocks, dict(_ranks(blocks, metric)), left, notes)
+    ranks, more = _ranks(blocks, metric, marks)
+    return Comparison(metric, blocks, ranks, left, notes + more)
 
 
 def _block(group: Group, metric: str, margin: float, marks: list[str], left: Sequence[LeftOut]) -> Block:
@@ -89,17 +96,27 @@ def _block(group: Group, metric: str, margin: float, marks: list[str], left: Seq
     rows.sort(key=lambda row: (sign * row.spread.mean, row.entry.name))
     group.entries = [row.entry for row in rows]
     pairs = compare_pairs({entry.name: entry.values for entry in group.entries}, margin)
-    block = Block(group, rows, pairs, [tables.score_table(group, metric, rows, marks)])
-    used = [mark for entry in group.entries for mark in entry.marks]
-    block.tables[0].notes += [f"[{marks.index(mark) + 1}] {mark}." for mark in dict.fromkeys(used)]
+    labels = {entry.name: " ".join([entry.name, *_numbers(entry, marks)]) for entry in group.entries}
+    block = Block(group, rows, pairs, labels, [tables.score_table(group, metric, rows, labels)])
     if pairs:
-        block.tables.append(tables.pair_table(group, pairs))
-    factors = [(e.name, f) for e in group.entries if (f := _factors(e.values)) is not None]
+        block.tables.append(tables.pair_table(group, pairs, labels))
+    factors = [(labels[e.name], f) for e in group.entries if (f := _factors(e.values)) is not None]
     if factors:
         block.tables.append(tables.factor_table(group, factors, FEW_ORDERS))
+    for table in block.tables:
+        table.notes += _footnotes(group.entries, marks)
     block.notes = [note for note in (_order_note(group, bool(factors)), *_control_notes(group, left),
                                      differing_versions(group.runs)) if note]  # fmt: skip
     return block
+
+
+def _numbers(entry: Entry, marks: list[str]) -> list[str]:
+    return [f"[{marks.index(mark) + 1}]" for mark in entry.marks]
+
+
+def _footnotes(entries: Sequence[Entry], marks: list[str]) -> list[str]:
+    used = {mark for entry in entries for mark in entry.marks}
+    return [f"[{k + 1}] {mark}." for k, mark in enumerate(marks) if mark in used]
 
 
 def _factors(values: dict) -> TwoFactors | None:
@@ -119,7 +136,7 @@ def _order_note(group: Group, crossed: bool) -> str:
         return "One class order: spread, intervals and tests are over seeds and say nothing of other orders " \
                "(--permute_classes draws one for each seed)."  # fmt: skip
     few = f"; fewer than {FEW_ORDERS} orders underestimate it" if len(orders) < FEW_ORDERS else ""
-    return f"Class order and seed change together: the spread is that of both{few} (--seed_order sets them apart)."
+    return f"Class order and seed are not crossed: the spread is that of both{few} (--seed_order sets them apart)."
 
 
 def _control_notes(group: Group, left: Sequence[LeftOut]) -> Iterator[str]:
@@ -174,26 +191,54 @@ def _split_note(groups: Sequence[Group]) -> str:
            f"{'; '.join(told)}."  # fmt: skip
 
 
-def _ranks(blocks: Sequence[Block], metric: str) -> Iterator[tuple[str, tuple[Ranks, dict[str, dict[str, float]]]]]:
-    """Ranks over the streams whose groups share what a comparison needs; of the entries that all of them have."""
-    together: dict[tuple, list[Block]] = {}
-    for block in blocks:
-        together.setdefault(tuple(block.group.conditions.get(name, "") for name in COMMON), []).append(block)
-    for key, mine in together.items():
-        titles = {block.group.title: block for block in mine}
-        values = {
-            title: {row.entry.name: row.spread.mean for row in b.rows if row.spread.n > 2}
-            for title, b in titles.items()
-        }
-        common = [name for name in next(iter(values.values())) if all(name in found for found in values.values())]
-        if len(mine) < 2 or len(common) < 2:
+def _ranks(blocks: Sequence[Block], metric: str, marks: list[str]) -> tuple[list[RankBlock], list[str]]:
+    """Ranks over streams, and why there are none where one could expect them."""
+    ranks, notes = [], []
+    for scenario in dict.fromkeys(block.group.conditions["scenario"] for block in blocks):
+        mine = [block for block in blocks if block.group.conditions["scenario"] == scenario]
+        if len({block.group.conditions["stream"] for block in mine}) < 2:
             continue
-        means = {name: {title: found[name] for title, found in values.items()} for name in common}
-        scores = {name: list(found.values()) for name, found in means.items()}
-        yield (
-            f"Ranks over {count(len(mine), 'stream')}, {key[0]}",
-            (rank_entries(scores, METRICS[metric].better), means),
-        )
+        together: dict[tuple, list[Block]] = {}
+        for block in mine:
+            together.setdefault(tuple(block.group.conditions[name] for name in COMMON), []).append(block)
+        differing = [name for k, name in enumerate(COMMON) if len({key[k] for key in together}) > 1]
+        for key, several in together.items():
+            told = [text for name, text in zip(COMMON, key, strict=True) if name in differing]
+            streams = [block.group.conditions["stream"] for block in several]
+            title = ", ".join([f"Ranks over {count(len(streams), 'stream')}", scenario, *told])
+            if len(streams) < 2:
+                why = f"the streams differ in {' and '.join(differing)}"
+            elif len(set(streams)) < len(streams):
+                why = "a stream has more than one ranking"
+            elif (block := _ranked(title, scenario, several, metric, marks)) is None:
+                why = f"no two methods have {FEWEST} runs on each"
+            else:
+                ranks.append(block)
+                continue
+            notes.append(f"No ranks over streams, {', '.join([scenario, *told])}: {why}.")
+    return ranks, list(dict.fromkeys(notes))
+
+
+def _ranked(title: str, scenario: str, blocks: Sequence[Block], metric: str, marks: list[str]) -> RankBlock | None:
+    """Of the entries that all streams have; None of fewer than two."""
+    values = {
+        block.group.conditions["stream"]: {
+            row.entry.name: row.spread.mean for row in block.rows if row.spread.n >= FEWEST
+        }
+        for block in blocks
+    }
+    common = [name for name in next(iter(values.values())) if all(name in found for found in values.values())]
+    if len(common) < 2:
+        return None
+    means = {name: {stream: found[name] for stream, found in values.items()} for name in common}
+    ranks = rank_entries({name: list(found.values()) for name, found in means.items()}, METRICS[metric].better)
+    entries = [entry for block in blocks for entry in block.group.entries]
+    labels = {name: label for block in blocks for name, label in block.labels.items()}
+    table = tables.rank_table(title, ranks, means, labels)
+    if others := [name for name in dict.fromkeys(entry.name for entry in entries) if name not in common]:
+        table.notes.append(f"Not ranked, since they have not {FEWEST} runs on every stream: {'; '.join(others)}.")
+    table.notes += _footnotes([entry for entry in entries if entry.name in common], marks)
+    return RankBlock(title, scenario, ranks, labels, table)
 
 
 def _reasons(left: Sequence[LeftOut]) -> str:

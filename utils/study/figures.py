@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINES = ("-", "--", ":")
+MARGIN = 0.2  # ranks between an entry and its name
 
 
 def task_curves(curves: Mapping[str, np.ndarray], title: str, score: str = "accuracy") -> Figure:
@@ -52,21 +53,26 @@ def task_curves(curves: Mapping[str, np.ndarray], title: str, score: str = "accu
     return figure
 
 
-def critical_difference(ranks: Ranks, title: str) -> Figure:
-    """Mean ranks over streams, best at the left; a bar joins entries that Nemenyi's test does not tell apart."""
+def critical_difference(ranks: Ranks, title: str, labels: Mapping[str, str]) -> Figure:
+    """Mean ranks over streams, best at the left; a bar joins entries that Nemenyi's test does not tell apart.
+
+    Args:
+        labels: entry -> how it is called.
+    """
     import pandas
     from scikit_posthocs import critical_difference_diagram
 
-    names = list(ranks.ranks)
+    shown = {labels[name]: rank for name, rank in ranks.ranks.items()}
+    names = list(shown)
     matrix = pandas.DataFrame(1.0, index=names, columns=names)
     for (a, b), p in ranks.nemenyi.items():
-        matrix.loc[a, b] = matrix.loc[b, a] = p
+        matrix.loc[labels[a], labels[b]] = matrix.loc[labels[b], labels[a]] = p
     figure, axes = figure_of(6.4, 1.3 + 0.24 * len(names), title, "", "")
     axes.spines["top"].set_visible(True)
     axes.spines["top"].set_color(INK)
     axes.grid(False)
     drawn = critical_difference_diagram(
-        ranks.ranks,
+        shown,
         matrix,
         alpha=LEVEL,
         ax=axes,
@@ -76,16 +82,18 @@ def critical_difference(ranks: Ranks, title: str) -> Figure:
         marker_props={"color": CYCLE[0], "s": 24},
         elbow_props={"color": INK, "linewidth": 0.8},
         crossbar_props={"color": INK, "linewidth": 3},
-        text_h_margin=0.15,
+        text_h_margin=MARGIN,
     )
     for label in drawn["labels"]:
         label.set_color(INK)
-    axes.set_xlim(1 - 0.05, len(names) + 0.05)
+        x, side = label.get_position()[0], -1 if label.get_ha() == "right" else 1
+        label.set_x(x + side * MARGIN / 4)
+    axes.set_xlim(1 - MARGIN, len(names) + MARGIN)
     axes.set_xticks(range(1, len(names) + 1))
     axes.set_title(title, fontsize="medium", loc="left", color=INK, pad=26)
-    shown = min(ranks.critical, len(names) - 1)
-    words = f"critical difference {ranks.critical:.2f}" + (", beyond the axis" if shown < ranks.critical else "")
+    width = min(ranks.critical, len(names) - 1)
+    words = f"critical difference {ranks.critical:.2f}" + (", beyond the axis" if width < ranks.critical else "")
     top = axes.get_ylim()[1]
-    axes.plot([1, 1 + shown], [top + 1.2] * 2, color=INK, linewidth=1.5, marker="|", clip_on=False)
-    axes.text(1 + shown + 0.08, top + 1.2, words, va="center", color=INK, clip_on=False)
+    axes.plot([1, 1 + width], [top + 1.2] * 2, color=INK, linewidth=1.5, marker="|", clip_on=False)
+    axes.text(1 + width + 0.08, top + 1.2, words, va="center", color=INK, clip_on=False)
     return figure

@@ -60,7 +60,7 @@ def _float(tables: Sequence[Table], caption: str, label: str) -> str:
     head = tables[0].head
     columns = "l" + ("r" if tables[0].numbers else "l") * (len(head) - 1)
     lines = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{tex(caption)}}}", rf"\label{{tab:{label}}}"]
-    lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    lines += [r"\medskip", r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(tex, head)) + r" \\"]
     for table in tables:
         lines += [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{tex(table.title)}}}}} \\"]
@@ -73,4 +73,4 @@ def _float(tables: Sequence[Table], caption: str, label: str) -> str:
 
 def tex(text: str) -> str:
     """A text without anything that LaTeX would take for a command."""
-    return "".join(TEX.get(letter, letter) for letter in text)
+    return "".join(TEX.get(letter, letter) for letter in text).replace("--", "-{}-")

@@ -1,7 +1,7 @@
 """Tables of a comparison: what stands in them, as text for readers and as numbers for CSV."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from palimpsest.utils import metrics
@@ -19,6 +19,7 @@ from palimpsest.utils.study.statistics import (
     summarise,
 )
 
+PAIR = "a - b"  # the first head of a table of pairs
 COMMIT = 7  # digits of a commit that are shown
 
 
@@ -69,21 +70,16 @@ def row_of(entry: Entry, metric: str, score: str) -> Row:
     )
 
 
-def score_table(group: Group, metric: str, rows: Sequence[Row], marks: Sequence[str]) -> Table:
-    """One row per entry, the best first.
-
-    Args:
-        marks: footnotes of all tables in order; an entry's are shown as [number].
-    """
+def score_table(group: Group, metric: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
+    """One row per entry, in their order; labels: name of an entry -> what is shown of it."""
     bootstrap = any(row.spread.bootstrap for row in rows)
     head = ["method", "n", f"{metric}: mean ± sd", "95 % interval", *(["BCa interval"] if bootstrap else [])]
     head += ["seconds", "FLOPs", "bytes", "peak memory", "commit"]
     lines = []
     for row in rows:
-        numbers = [f"[{marks.index(mark) + 1}]" for mark in row.entry.marks]
         few = row.spread.n < FEWEST
         values = ", ".join(f"{value:.2f}" for value in row.entry.values.values())
-        line = [" ".join([row.entry.name, *numbers]), str(row.spread.n)]
+        line = [labels[row.entry.name], str(row.spread.n)]
         line += [values if few else plus_minus(row.spread.mean, row.spread.sd)]
         line += [f"n < {FEWEST}" if few else ends(row.low, row.high)]
         if bootstrap:
@@ -112,15 +108,19 @@ def _partial(run) -> bool:
     return bool(run.costs.get("from_iteration")) and "seconds_training" not in run.costs
 
 
-def pair_table(group: Group, pairs: Sequence[Pair]) -> Table:
+def pair_table(group: Group, pairs: Sequence[Pair], labels: Mapping[str, str]) -> Table:
     """One row per pair of entries."""
     margin = next((pair.margin for pair in pairs if not math.isnan(pair.margin)), None)
-    head = ["a - b", "pairs", "difference ± sd", "95 % interval", "d_z", "p of t", "Holm", "p of Wilcoxon", "Holm"]
+    head = [PAIR, "pairs", "difference ± sd", "95 % interval", "d_z", "p of t", "Holm", "p of Wilcoxon", "Holm"]
     head += [] if margin is None else [f"same within {margin:g}"]
     rows = []
     for pair in pairs:
         spread, few = pair.spread, pair.spread.n < FEWEST
-        row = [f"{pair.a} - {pair.b}", str(spread.n), f"{spread.mean:+.2f}" if few else signed(spread.mean, spread.sd)]
+        row = [
+            f"{labels[pair.a]} - {labels[pair.b]}",
+            str(spread.n),
+            f"{spread.mean:+.2f}" if few else signed(spread.mean, spread.sd),
+        ]
         row += [f"n < {FEWEST}" if few else ends(spread.low, spread.high), number(pair.effect)]
         row += map(p_text, (pair.t, pair.t_holm, pair.wilcoxon, pair.wilcoxon_holm))
         if margin is not None:
@@ -176,10 +176,10 @@ def factor_table(group: Group, found: Sequence[tuple[str, TwoFactors]], few: int
     return Table(group.title, head, rows, notes)
 
 
-def rank_table(title: str, ranks: Ranks, means: dict[str, dict[str, float]]) -> Table:
+def rank_table(title: str, ranks: Ranks, means: dict[str, dict[str, float]], labels: Mapping[str, str]) -> Table:
     """Mean ranks over streams beside the means they come from (entry -> stream -> mean)."""
     streams = list(next(iter(means.values())))
-    rows = [[name, f"{rank:.2f}", *(f"{means[name][s]:.2f}" for s in streams)] for name, rank in ranks.ranks.items()]
+    rows = [[labels[name], f"{r:.2f}", *(f"{means[name][s]:.2f}" for s in streams)] for name, r in ranks.ranks.items()]
     notes = []
     if not math.isnan(ranks.p):
         notes.append(f"Friedman's test: chi² = {ranks.statistic:.2f}, p {p_text(ranks.p)}. Nemenyi's critical "
