@@ -92,6 +92,18 @@ def test_an_entry_has_one_name_on_all_streams(tmp_path):
         "er, buffer_size 200", "er, buffer_size 50", "er, buffer_size 200"]  # fmt: skip
 
 
+def test_options_in_which_the_methods_differ_are_told(tmp_path):
+    several(tmp_path, "er", [70.0, 71.0, 72.0], config={"n_epochs": 1, "buffer_size": 5})
+    several(tmp_path, "derpp", [70.0, 71.0, 72.0], config={"n_epochs": 15, "buffer_size": 7})
+    several(tmp_path, "sgd", [20.0, 21.0, 22.0], config={"n_epochs": 15})
+    (block,) = compare(read_runs(tmp_path)).blocks
+    assert block.notes[0] == "The methods ran with different options: n_epochs 15 (derpp; sgd), 1 (er)."
+    for path in tmp_path.rglob("run.json"):
+        path.write_text(path.read_text().replace('"n_epochs": 15', '"n_epochs": 1'))
+    (block,) = compare(read_runs(tmp_path)).blocks
+    assert not any("different options" in note for note in block.notes)
+
+
 def test_of_a_run_that_ran_twice_the_later_one_counts(tmp_path):
     a_run(tmp_path, acc=60.0, digest="0", costs={"ended": "2026-01-02"})
     a_run(tmp_path, acc=50.0, digest="1", costs={"ended": "2026-01-01"})

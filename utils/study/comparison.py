@@ -13,7 +13,17 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.log.page import count
 from palimpsest.utils.metrics import FEWEST, METRICS
 from palimpsest.utils.study import tables
-from palimpsest.utils.study.groups import COMMON, SEEDS, Entry, Group, LeftOut, differing_versions, divide
+from palimpsest.utils.study.groups import (
+    COMMON,
+    SEEDS,
+    Entry,
+    Group,
+    LeftOut,
+    choices,
+    differing_versions,
+    divide,
+    shown,
+)
 from palimpsest.utils.study.records import Record
 from palimpsest.utils.study.statistics import (
     FEW_ORDERS,
@@ -105,8 +115,8 @@ def _block(group: Group, metric: str, margin: float, marks: list[str], left: Seq
         block.tables.append(tables.factor_table(group, factors, FEW_ORDERS))
     for table in block.tables:
         table.notes += _footnotes(group.entries, marks)
-    block.notes = [note for note in (_order_note(group, bool(factors)), *_control_notes(group, left),
-                                     differing_versions(group.runs)) if note]  # fmt: skip
+    block.notes = [note for note in (_option_note(group), _order_note(group, bool(factors)),
+                                     *_control_notes(group, left), differing_versions(group.runs)) if note]  # fmt: skip
     return block
 
 
@@ -125,6 +135,22 @@ def _factors(values: dict) -> TwoFactors | None:
     if len(orders) < 2 or len(seeds) < 2 or len(values) < len(orders) * len(seeds):
         return None
     return two_factors(np.array([[values[order, seed] for seed in seeds] for order in orders]))
+
+
+def _option_note(group: Group) -> str:
+    """The options of all methods in which the entries differ, where their names do not tell: so many epochs, ..."""
+    own = {entry.name: choices(next(iter(entry.runs.values()))) for entry in group.entries}
+    told = []
+    for option in next(iter(own.values())):
+        if any(option not in other for other in own.values()):
+            continue
+        entries: dict[str, list[str]] = {}
+        for name, values in own.items():
+            entries.setdefault(shown(values[option]), []).append(name)
+        if len(entries) > 1 and not all(f", {option} " in name for name in own):
+            parts = [f"{value} ({'; '.join(names)})" for value, names in entries.items()]
+            told.append(f"{option} {', '.join(parts)}")
+    return f"The methods ran with different options: {'. '.join(told)}." if told else ""
 
 
 def _order_note(group: Group, crossed: bool) -> str:

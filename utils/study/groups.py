@@ -236,30 +236,31 @@ def _naming(groups: Sequence[Sequence[Record]]) -> Callable[[Record], str]:
     for runs in groups:
         found: dict[str, dict[str, set[str]]] = {}
         for run in runs:
-            for name, value in _choices(run).items():
+            for name, value in choices(run).items():
                 found.setdefault(run.model, {}).setdefault(name, set()).add(json.dumps(value))
         for run in runs:  # an option that only some of them have
             for name, values in found[run.model].items():
-                if name not in _choices(run):
+                if name not in choices(run):
                     values.add("null")
         for model, options in found.items():
             differing.setdefault(model, {}).update(dict.fromkeys(n for n, v in options.items() if len(v) > 1))
 
     def name(run: Record) -> str:
-        own = _choices(run)
-        told = [f"{n} {_shown(own[n])}" for n in differing.get(run.model, ()) if own.get(n) is not None]
+        own = choices(run)
+        told = [f"{n} {shown(own[n])}" for n in differing.get(run.model, ()) if own.get(n) is not None]
         return ", ".join([Path(run.model).stem, *told])
 
     return name
 
 
-def _choices(run: Record) -> dict[str, Any]:
-    """What makes a run's entry, besides its method."""
+def choices(run: Record) -> dict[str, Any]:
+    """What makes a run's entry, besides its method: the options that may move its numbers, files, a start."""
     own = {name: value for name, value in sorted(run.options.items()) if name not in NOT_OPTIONS}
     return own | {name: run.environment[name] for name in IDENTITY if name in run.environment}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """An option's value in words."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
