@@ -13,12 +13,12 @@ import pytest
 
 import main as entry
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.study import compare_files, figures, tables
-from palimpsest.utils.study.comparison import compare
-from palimpsest.utils.study.groups import cost, divide
+from palimpsest.utils.study.comparison import figures, files, groups, tables
+from palimpsest.utils.study.comparison.blocks import compare
+from palimpsest.utils.study.comparison.formats import as_latex, as_markdown, tex
+from palimpsest.utils.study.comparison.groups import cost, divide
+from palimpsest.utils.study.comparison.statistics import rank_entries
 from palimpsest.utils.study.records import read_runs
-from palimpsest.utils.study.statistics import rank_entries
-from palimpsest.utils.study.table_formats import as_latex, as_markdown, tex
 from tests.study.runs import write_run
 
 ENVIRONMENT = {"code": "c0de", "data": "da7a", "device": "cpu", "commit": "abcdef0123", "model_file": "models/x.py 1",
@@ -60,10 +60,10 @@ def study(tmp_path):
 
 def texts_of(found):
     """All that is written as text, by the names of the files."""
-    names = (*compare_files.PRINTED.values(), "pairs.csv")
-    page = compare_files.page_of(found, [[] for _ in (*found.blocks, *found.ranks)])
-    texts = {name: compare_files.text_of(found, name) for name in names}
-    return texts | {"comparison.html": page, "terminal": compare_files.terminal(found)}
+    names = (*files.PRINTED.values(), "pairs.csv")
+    page = files.page_of(found, [[] for _ in (*found.blocks, *found.ranks)])
+    texts = {name: files.text_of(found, name) for name in names}
+    return texts | {"comparison.html": page, "terminal": files.terminal(found)}
 
 
 # ---- entries
@@ -104,6 +104,14 @@ def test_options_in_which_the_methods_differ_are_told(tmp_path):
     assert not any("different options" in note for note in block.notes)
 
 
+def test_what_the_options_were_chosen_on_is_told(tmp_path):
+    several(tmp_path, "er", [70.0, 71.0, 72.0], chosen_on="the first task, held out 10 %, 8 trials")
+    several(tmp_path, "sgd", [20.0, 21.0, 22.0], chosen_on="other stream my_test_stream")
+    (block,) = compare(read_runs(tmp_path)).blocks
+    assert block.notes[0] == ("What the options were chosen on: the first task, held out 10 %, 8 trials (er), other "
+                              "stream my_test_stream (sgd).")  # fmt: skip
+
+
 def test_of_a_run_that_ran_twice_the_later_one_counts(tmp_path):
     a_run(tmp_path, acc=60.0, digest="0", costs={"ended": "2026-01-02"})
     a_run(tmp_path, acc=50.0, digest="1", costs={"ended": "2026-01-01"})
@@ -137,7 +145,7 @@ def test_what_is_not_comparable_is_split_and_said(tmp_path, facts, said):
     assert [len(block.rows) for block in found.blocks] == [1, 1] and not any(block.pairs for block in found.blocks)
     (note,) = found.notes
     assert "2 rankings that are not compared" in note and said in note
-    assert said in compare_files.terminal(found) and said in found.blocks[1].group.title
+    assert said in files.terminal(found) and said in found.blocks[1].group.title
 
 
 def test_validation_and_leaks_are_said_where_all_have_them(tmp_path):
@@ -149,6 +157,7 @@ def test_validation_and_leaks_are_said_where_all_have_them(tmp_path):
 @pytest.mark.parametrize("facts, said", [
     ({"finished": False}, "unfinished: stopped, or still running"),
     ({"finished": False, "reason": "loss is nan at step 3"}, "failed: loss is nan at step 3"),
+    ({"trial": True}, "a trial of a search, not a result"),
     ({"config": {"debug_mode": True}}, "a run of --debug_mode"),
     ({"metrics": {"class-il": {"acc": None}}}, "acc is not defined"),
     ({"metrics": {"task-il": {"acc": 1.0}}}, "no class-il score"),
@@ -168,6 +177,15 @@ def test_what_is_left_out_has_its_reason(tmp_path, facts, said):
     for name in ("terminal", "comparison.csv", "comparison.md", "comparison.html"):
         assert said in texts[name], texts[name]
     assert tex(said) in texts["comparison.tex"]
+
+
+@pytest.mark.parametrize("name", groups.COSTS)
+def test_no_row_without_a_cost_that_is_needed(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(groups, "NEEDED", tuple(groups.COSTS))
+    several(tmp_path, "er", [70.0, 71.0, 72.0])
+    a_run(tmp_path, "sgd", costs=dict.fromkeys(sum(groups.COSTS[name], ())), notes={name: "compiled"})
+    found = compare(read_runs(tmp_path))
+    assert [item.reason for item in found.left] == [f"no row without its cost: {name} not recorded (compiled)"]
 
 
 def test_nothing_to_compare_says_why(tmp_path):
@@ -338,7 +356,7 @@ def test_files(study, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["--compare", str(study), str(study / "class-il"), "--out", str(out)]  # no run twice
     assert entry.main([*argv, "--format", "csv", "markdown", "latex"]) == 0
-    assert {path.name for path in out.iterdir()} == {*compare_files.PRINTED.values(), "pairs.csv"}
+    assert {path.name for path in out.iterdir()} == {*files.PRINTED.values(), "pairs.csv"}
     scores = list(csv.DictReader(io.StringIO((out / "comparison.csv").read_text())))
     assert len(scores) == 8 and float(scores[1]["mean"]) == pytest.approx(72.2) and scores[1]["flops"] == "3000000000.0"
     pairs = list(csv.DictReader(io.StringIO((out / "pairs.csv").read_text())))
@@ -349,7 +367,7 @@ def test_files(study, tmp_path, capsys):
     shutil.rmtree(out)
     assert entry.main([*argv, "--datasets", "seq-digits", "--models", "sgd", "randumb"]) == 0  # everything
     wanted = {f"{name}_seq-digits_class-il.{kind}" for name in ("curves", "bars") for kind in ("png", "pdf")}
-    wanted |= {*compare_files.PRINTED.values(), "pairs.csv", "comparison.html"}
+    wanted |= {*files.PRINTED.values(), "pairs.csv", "comparison.html"}
     assert {path.name for path in out.iterdir()} == wanted
     page = (out / "comparison.html").read_text()
     assert page.count("<svg") == 2 and page.count("<table") == 2 and "http" not in page.replace("http://www.w3.org", "")

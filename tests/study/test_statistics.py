@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
-from palimpsest.utils.study import statistics as ours
+from palimpsest.utils.study.comparison import statistics as ours
 
 # acc of er with 200 examples on seq-digits after one epoch a task, seeds 0 to 39: what real runs spread like.
 ER = np.array([

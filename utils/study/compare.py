@@ -13,8 +13,8 @@ from palimpsest.utils.args import ArgumentParser, refuse_repeats
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.option_types import positive_float
-from palimpsest.utils.study.compare_files import FORMATS, PRINTED, terminal, text_of, write_files
-from palimpsest.utils.study.comparison import CONTROLS, compare
+from palimpsest.utils.study.comparison.blocks import CONTROLS, compare
+from palimpsest.utils.study.comparison.files import FORMATS, PRINTED, terminal, text_of, write_files
 from palimpsest.utils.study.records import Record, read_runs
 
 SCENARIOS = ("class-il", "task-il", "domain-il", "general-continual")

@@ -12,8 +12,8 @@ from palimpsest.utils.args import NEUTRAL, base_parser
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.log.page import count
 from palimpsest.utils.metrics import FEWEST, METRICS
-from palimpsest.utils.study import tables
-from palimpsest.utils.study.groups import (
+from palimpsest.utils.study.comparison import tables
+from palimpsest.utils.study.comparison.groups import (
     COMMON,
     SEEDS,
     Entry,
@@ -22,10 +22,10 @@ from palimpsest.utils.study.groups import (
     choices,
     differing_versions,
     divide,
+    noted,
     shown,
 )
-from palimpsest.utils.study.records import Record
-from palimpsest.utils.study.statistics import (
+from palimpsest.utils.study.comparison.statistics import (
     FEW_ORDERS,
     Pair,
     Ranks,
@@ -34,7 +34,8 @@ from palimpsest.utils.study.statistics import (
     rank_entries,
     two_factors,
 )
-from palimpsest.utils.study.tables import Row, Table
+from palimpsest.utils.study.comparison.tables import Row, Table
+from palimpsest.utils.study.records import Record
 
 CONTROLS = {"sgd": "fine-tuning", "randumb": "a closed-form classifier"}  # rows of every class-IL table
 
@@ -115,7 +116,7 @@ def _block(group: Group, metric: str, margin: float, marks: list[str], left: Seq
         block.tables.append(tables.factor_table(group, factors, FEW_ORDERS))
     for table in block.tables:
         table.notes += _footnotes(group.entries, marks)
-    block.notes = [note for note in (_option_note(group), _order_note(group, bool(factors)),
+    block.notes = [note for note in (_option_note(group), _chosen_note(group), _order_note(group, bool(factors)),
                                      *_control_notes(group, left), differing_versions(group.runs)) if note]  # fmt: skip
     return block
 
@@ -151,6 +152,16 @@ def _option_note(group: Group) -> str:
             parts = [f"{value} ({'; '.join(names)})" for value, names in entries.items()]
             told.append(f"{option} {', '.join(parts)}")
     return f"The methods ran with different options: {'. '.join(told)}." if told else ""
+
+
+def _chosen_note(group: Group) -> str:
+    """What was seen to choose the options, where it is not the same for all entries."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in group.entries:
+        for run in entry.runs.values():
+            found.setdefault("; ".join(noted(run, "chosen_on")) or "unknown", {})[entry.name] = None
+    told = [f"{what} ({'; '.join(names)})" for what, names in found.items()]
+    return f"What the options were chosen on: {', '.join(told)}." if len(found) > 1 else ""
 
 
 def _order_note(group: Group, crossed: bool) -> str:

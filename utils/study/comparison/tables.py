@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from palimpsest.utils import metrics
 from palimpsest.utils.log.formats import csv_text
 from palimpsest.utils.metrics import FEWEST, plus_minus
-from palimpsest.utils.study.groups import Entry, Group, LeftOut, cost
-from palimpsest.utils.study.statistics import (
+from palimpsest.utils.study.comparison.groups import Entry, Group, LeftOut, cost
+from palimpsest.utils.study.comparison.statistics import (
     FEWEST_BOOTSTRAP,
     LEVEL,
     MOST_EXACT,

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from palimpsest.utils.study.tables import Table
+from palimpsest.utils.study.comparison.tables import Table
 
 WIDTH = 118  # letters of a line of notes on the terminal
 LONGEST = 40  # rows of one table of LaTeX: a float does not break over pages

@@ -11,11 +11,11 @@ from palimpsest.utils.atomic import file_errors, write_text
 from palimpsest.utils.log.page import Picture, count, drawn, render
 from palimpsest.utils.log.plots import comparison_bars
 from palimpsest.utils.metrics import METRICS, seen_means
-from palimpsest.utils.study import figures, tables
-from palimpsest.utils.study.comparison import Block, Comparison, RankBlock
-from palimpsest.utils.study.groups import Entry, Group
-from palimpsest.utils.study.table_formats import as_latex, as_markdown, as_note, as_text
-from palimpsest.utils.study.tables import Table
+from palimpsest.utils.study.comparison import figures, tables
+from palimpsest.utils.study.comparison.blocks import Block, Comparison, RankBlock
+from palimpsest.utils.study.comparison.formats import as_latex, as_markdown, as_note, as_text
+from palimpsest.utils.study.comparison.groups import Entry, Group
+from palimpsest.utils.study.comparison.tables import Table
 
 FORMATS = ("csv", "markdown", "latex", "html", "png", "pdf")
 PRINTED = {"csv": "comparison.csv", "markdown": "comparison.md", "latex": "comparison.tex"}  # may go to the terminal

@@ -10,7 +10,7 @@ import numpy as np
 from palimpsest.utils.charts import CYCLE, INK, MARKERS, figure_of, legend, short, task_ticks
 from palimpsest.utils.log.plots import worded
 from palimpsest.utils.metrics import FEWEST
-from palimpsest.utils.study.statistics import LEVEL, Ranks, student_interval
+from palimpsest.utils.study.comparison.statistics import LEVEL, Ranks, student_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,6 +5,7 @@ entries that were scored on the same data, cut the same way, by the same program
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,11 @@ def refusal(run: Record, scenario: str, metric: str) -> str:
     missing = [name for name in NEEDED if cost(run, name) is None]
     if not run.environment.get("commit"):
         missing.append("commit")
-    return f"no row without its cost: {', '.join(missing)} not recorded" if missing else ""
+    why = [
+        f"{name} not recorded" + (f" ({told})" if (told := run.facts.get("notes", {}).get(name)) else "")
+        for name in missing
+    ]
+    return f"no row without its cost: {', '.join(why)}" if why else ""
 
 
 def conditions(run: Record, scenario: str) -> dict[str, str]:
@@ -136,7 +141,7 @@ def conditions(run: Record, scenario: str) -> dict[str, str]:
             out[name] = f"{name} {value}" if value not in (None, 0, 0.0, False) else f"no {name}"
     if options.get("validation"):
         out["validation"] = f"scores on {options['validation']:g} % validation data"
-    on_test = any("test" in text for text in noted(run, "chosen_on"))
+    on_test = any(re.search(r"\btest\b", text) for text in noted(run, "chosen_on"))
     out["chosen"] = "options chosen on test data" if on_test else "options not chosen on test data"
     out["leaks"] = f"leak: {'; '.join(noted(run, 'leaks'))}" if noted(run, "leaks") else "no leak found"
     return out
