@@ -31,7 +31,8 @@ def a_run(place, model="er", seed=0, acc=70.0, digest="0", finished=True, **fact
     """A run of seq-digits; dictionaries in `facts` add to its own."""
     whole = {"environment": ENVIRONMENT, "costs": COSTS, "config": CONFIG} | {"origins": {"lr": "command line"}}
     for name in whole:
-        whole[name] = whole[name] | facts.pop(name, {})
+        given = facts.pop(name, {})
+        whole[name] = whole[name] | given if isinstance(given, dict) else given
     metrics = {"class-il": {"acc": acc, "forgetting": 10.0}, "task-il": {"acc": 99.0}}
     matrix = [[90.0, None], [acc, acc]]
     whole |= {"metrics": metrics, "matrices": {"class-il": matrix, "task-il": matrix}, "digest": digest} | facts
@@ -92,6 +93,15 @@ def test_an_entry_has_one_name_on_all_streams(tmp_path):
         "er, buffer_size 200", "er, buffer_size 50", "er, buffer_size 200"]  # fmt: skip
 
 
+def test_names_are_never_the_same_for_what_is_not(tmp_path):
+    for model in ("er", "my/er.py"):
+        for k, lr in enumerate((0.1, 0.1000001)):
+            a_run(tmp_path, model, config={"lr": lr}, digest=str(k))
+    (group,), _ = groups_of(tmp_path)
+    wanted = ["er, lr 0.1", "er, lr 0.1000001", "my/er.py, lr 0.1", "my/er.py, lr 0.1000001"]
+    assert sorted(entry.name for entry in group.entries) == wanted
+
+
 def test_options_in_which_the_methods_differ_are_told(tmp_path):
     several(tmp_path, "er", [70.0, 71.0, 72.0], config={"n_epochs": 1, "buffer_size": 5})
     several(tmp_path, "derpp", [70.0, 71.0, 72.0], config={"n_epochs": 15, "buffer_size": 7})
@@ -134,7 +144,7 @@ def test_of_a_run_that_ran_twice_the_later_one_counts(tmp_path):
     ({"environment": {"data": "0ther"}}, "data 0ther"),
     ({"environment": {"dataset_file": "datasets/seq_digits.py 2"}}, "datasets/seq_digits.py 2"),
     ({"chosen_on": "tuned on test data"}, "options chosen on test data"),
-    ({"leaks": ["predictions depend on the batch"]}, "leak: predictions depend on the batch"),
+    ({"leaks": ["predictions depend on the batch"]}, "runs with a leak"),
     ({"score": "r2"}, "r2"),
     ({"n_tasks": 5}, "5 tasks"),
 ])  # fmt: skip
@@ -151,7 +161,8 @@ def test_what_is_not_comparable_is_split_and_said(tmp_path, facts, said):
 def test_validation_and_leaks_are_said_where_all_have_them(tmp_path):
     several(tmp_path, "er", [70.0] * 3, config={"validation": 10.0}, leaks=["test data were read"])
     (block,) = compare(read_runs(tmp_path)).blocks
-    assert block.group.title == "seq-digits, class-il, scores on 10 % validation data, leak: test data were read"
+    assert block.group.title == "seq-digits, class-il, scores on 10 % validation data, runs with a leak"
+    assert block.tables[0].rows[0][0] == "er [1]" and "[1] leak: test data were read." in block.tables[0].notes
 
 
 @pytest.mark.parametrize("facts, said", [
@@ -161,9 +172,10 @@ def test_validation_and_leaks_are_said_where_all_have_them(tmp_path):
     ({"config": {"debug_mode": True}}, "a run of --debug_mode"),
     ({"metrics": {"class-il": {"acc": None}}}, "acc is not defined"),
     ({"metrics": {"task-il": {"acc": 1.0}}}, "no class-il score"),
-    ({"costs": {"seconds": None}}, "no row without its cost: seconds not recorded"),
-    ({"costs": {"method_bytes": None}}, "bytes not recorded"),
-    ({"environment": {"commit": ""}}, "commit not recorded"),
+    ({"matrices": {"class-il": [[1.0], [2.0, 3.0]]}}, "its score matrix cannot be read"),
+    ({"costs": {"seconds": None}}, "no row without its cost; not recorded: seconds"),
+    ({"costs": {"method_bytes": None}}, "not recorded: bytes"),
+    ({"environment": {"commit": ""}}, "not recorded: commit"),
     ({"environment": {"model_file": "models/x.py 0"}, "costs": {"ended": "2000"}},
      "other code: models/x.py 0, the latest run has models/x.py 1"),
 ])  # fmt: skip
@@ -185,7 +197,7 @@ def test_no_row_without_a_cost_that_is_needed(tmp_path, name, monkeypatch):
     several(tmp_path, "er", [70.0, 71.0, 72.0])
     a_run(tmp_path, "sgd", costs=dict.fromkeys(sum(groups.COSTS[name], ())), notes={name: "compiled"})
     found = compare(read_runs(tmp_path))
-    assert [item.reason for item in found.left] == [f"no row without its cost: {name} not recorded (compiled)"]
+    assert [item.reason for item in found.left] == [f"no row without its cost; not recorded: {name} (compiled)"]
 
 
 def test_nothing_to_compare_says_why(tmp_path):
@@ -345,6 +357,28 @@ def test_bad_input_is_one_line(study, argv, said, capsys):
     assert entry.main(["--compare", *(word.format(study) for word in argv)]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_a_run_json_of_another_hand_does_no_harm(tmp_path):
+    several(tmp_path, "er", [70.0, 71.0, 72.0])
+    odd = [
+        {"environment": {"data": 3, "dataset_file": None, "model_file": 7}},
+        {"config": {"validation": "a", "lr": {"x": 1}}},
+        {"matrices": {"class-il": "text"}},
+        {"matrices": {"class-il": [[None]]}},
+        {"metrics": {"class-il": "text"}},
+        {"costs": {"seconds": "long"}},
+        {"marks": 3, "leaks": {"a": 1}, "chosen_on": 4},
+        {"n_tasks": None, "score": None},
+        {"origins": None},
+        {"notes": None, "costs": {"seconds": None}},
+        {"costs": {"from_iteration": "x", "ended": 3}},
+    ]
+    for k, facts in enumerate(odd):
+        a_run(tmp_path, seed=k + 3, digest=str(k), **facts)
+    found = compare(read_runs(tmp_path))
+    assert sum(len(e.runs) for b in found.blocks for e in b.group.entries) + len(found.left) == 3 + len(odd)
+    assert all(texts_of(found).values()) and len(files.pictures_of(found)) == len(found.blocks)
 
 
 def test_an_empty_folder_is_said(tmp_path, capsys):

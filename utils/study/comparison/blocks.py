@@ -200,7 +200,7 @@ def _command_for(model: str, group: Group) -> str:
     general -= {*NEUTRAL} - {"results_path"}
     said = ["python main.py", f"--model {model}", f"--dataset {group.conditions['stream']}"]
     for name, value in sorted(runs[0].options.items()):
-        chosen = all(run.facts.get("origins", {}).get(name) in ("command line", "config file") for run in runs)
+        chosen = all((run.facts.get("origins") or {}).get(name) in ("command line", "config file") for run in runs)
         shared = all(run.options.get(name) == value for run in runs)
         if name in general and chosen and shared and value not in (None, False, []):
             parts = value if isinstance(value, list) else [value]

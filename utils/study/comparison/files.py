@@ -119,9 +119,10 @@ def _block_pictures(block: Block, metric: str) -> list[Picture]:
 
 
 def _curves(group: Group, entry: Entry) -> np.ndarray:
-    """(runs, tasks) means over the tasks seen."""
+    """(runs, tasks) means over the tasks seen; empty where the runs do not have as many tasks each."""
     matrices = [run.matrices[group.conditions["scenario"]] for run in entry.runs.values()]
-    return np.array([seen_means(np.array(matrix, dtype=np.float64)) for matrix in matrices])
+    curves = [seen_means(np.array(matrix, dtype=np.float64)) for matrix in matrices]
+    return np.array(curves) if len({len(curve) for curve in curves}) == 1 else np.zeros((0, 0))
 
 
 def _rank_pictures(block: RankBlock) -> list[Picture]:

@@ -14,6 +14,7 @@ from typing import Any
 from palimpsest.utils.args import NEUTRAL
 from palimpsest.utils.study.records import Record
 
+NO_LEAK = "no leak found"
 SEEDS = ("seed", "seed_init", "seed_order", "seed_data")
 # Options that say what a run is measured on: runs that differ in one of them are not in one ranking.
 SPLIT = ("validation", "holdout", "label_perc", "noise_rate", "noise_type", "init_cls", "increment",
@@ -54,8 +55,10 @@ class Entry:
 
     @property
     def marks(self) -> list[str]:
-        """Declared exceptions and leaks that every table must show."""
-        return list(dict.fromkeys(text for run in self.runs.values() for text in noted(run, "marks")))
+        """Declared exceptions and leaks, which every table shows."""
+        texts = [text for run in self.runs.values() for text in noted(run, "marks")]
+        texts += [f"leak: {text}" for run in self.runs.values() for text in noted(run, "leaks")]
+        return list(dict.fromkeys(texts))
 
 
 @dataclass
@@ -113,25 +116,31 @@ def refusal(run: Record, scenario: str, metric: str) -> str:
         return "a run of --debug_mode"
     if run.facts.get("trial"):
         return "a trial of a search, not a result"
-    value = run.metrics.get(scenario, {}).get(metric)
-    if value is None:
-        return f"no {scenario} score" if scenario not in run.metrics else f"{metric} is not defined"
-    missing = [name for name in NEEDED if cost(run, name) is None]
-    if not run.environment.get("commit"):
-        missing.append("commit")
-    why = [
-        f"{name} not recorded" + (f" ({told})" if (told := run.facts.get("notes", {}).get(name)) else "")
-        for name in missing
-    ]
-    return f"no row without its cost: {', '.join(why)}" if why else ""
+    scores = run.metrics.get(scenario)
+    if not isinstance(scores, dict) or scenario not in run.matrices:
+        return f"no {scenario} score"
+    if not _is_matrix(run.matrices[scenario]):
+        return "its score matrix cannot be read"
+    if not isinstance(scores.get(metric), int | float):
+        return f"{metric} is not defined"
+    notes = run.facts.get("notes") or {}
+    why = [f"{name} ({notes[name]})" if name in notes else name for name in NEEDED if cost(run, name) is None]
+    why += [] if run.environment.get("commit") else ["commit"]
+    return f"no row without its cost; not recorded: {', '.join(why)}" if why else ""
+
+
+def _is_matrix(value: Any) -> bool:
+    rows = value if isinstance(value, list) and value and all(isinstance(row, list) for row in value) else [[""]]
+    numbers = all(number is None or isinstance(number, int | float) for row in rows for number in row)
+    return numbers and len({len(row) for row in rows}) == 1
 
 
 def conditions(run: Record, scenario: str) -> dict[str, str]:
     """What a run was measured on and by: name -> text; runs that differ in one of them are not in one ranking."""
     options, facts = run.options, run.environment
     out = {"stream": run.dataset, "scenario": scenario, "score": str(run.facts.get("score", "accuracy"))}
-    out |= {"tasks": f"{run.facts.get('n_tasks')} tasks", "data": f"data {facts.get('data', 'unknown')[:8]}"}
-    out |= {"stream file": facts.get("dataset_file", "stream file unknown"), "code": f"code {facts.get('code')}"}
+    out |= {"tasks": f"{run.facts.get('n_tasks')} tasks", "data": f"data {str(facts.get('data', 'unknown'))[:8]}"}
+    out |= {"stream file": str(facts.get("dataset_file", "stream file unknown")), "code": f"code {facts.get('code')}"}
     out["order"] = "class orders of the seeds" if options.get("permute_classes") else "the stream's class order"
     if options.get("custom_class_order"):
         out["order"] = "given class orders"
@@ -140,10 +149,10 @@ def conditions(run: Record, scenario: str) -> dict[str, str]:
         if name != "noise_type" or options.get("noise_rate"):
             out[name] = f"{name} {value}" if value not in (None, 0, 0.0, False) else f"no {name}"
     if options.get("validation"):
-        out["validation"] = f"scores on {options['validation']:g} % validation data"
+        out["validation"] = f"scores on {shown(options['validation'])} % validation data"
     on_test = any(re.search(r"\btest\b", text) for text in noted(run, "chosen_on"))
     out["chosen"] = "options chosen on test data" if on_test else "options not chosen on test data"
-    out["leaks"] = f"leak: {'; '.join(noted(run, 'leaks'))}" if noted(run, "leaks") else "no leak found"
+    out["leaks"] = "runs with a leak" if noted(run, "leaks") else NO_LEAK
     return out
 
 
@@ -211,7 +220,7 @@ def _tell_apart(groups: Sequence[Group]) -> None:
                         group.apart[name] = text
         if "validation" in group.conditions and group.conditions["validation"].startswith("scores on"):
             group.apart["validation"] = group.conditions["validation"]  # never without a word
-        for name, usual in (("chosen", "options not chosen on test data"), ("leaks", "no leak found")):
+        for name, usual in (("chosen", "options not chosen on test data"), ("leaks", NO_LEAK)):
             if group.conditions[name] != usual:
                 group.apart[name] = group.conditions[name]
 
@@ -239,21 +248,19 @@ def _naming(groups: Sequence[Sequence[Record]]) -> Callable[[Record], str]:
     """
     differing: dict[str, dict[str, None]] = {}
     for runs in groups:
-        found: dict[str, dict[str, set[str]]] = {}
+        found: dict[str, list[dict[str, str]]] = {}
         for run in runs:
-            for name, value in choices(run).items():
-                found.setdefault(run.model, {}).setdefault(name, set()).add(json.dumps(value))
-        for run in runs:  # an option that only some of them have
-            for name, values in found[run.model].items():
-                if name not in choices(run):
-                    values.add("null")
-        for model, options in found.items():
-            differing.setdefault(model, {}).update(dict.fromkeys(n for n, v in options.items() if len(v) > 1))
+            found.setdefault(run.model, []).append({name: json.dumps(v) for name, v in choices(run).items()})
+        for model, own in found.items():
+            names = dict.fromkeys(name for options in own for name in options)  # some runs may have others
+            several = [name for name in names if len({options.get(name, "null") for options in own}) > 1]
+            differing.setdefault(model, {}).update(dict.fromkeys(several))
+    stems = [Path(model).stem for model in differing]
 
     def name(run: Record) -> str:
-        own = choices(run)
-        told = [f"{n} {shown(own[n])}" for n in differing.get(run.model, ()) if own.get(n) is not None]
-        return ", ".join([Path(run.model).stem, *told])
+        own, stem = choices(run), Path(run.model).stem
+        told = [f"{n} {shown(own[n])}" for n in differing[run.model] if own.get(n) is not None]
+        return ", ".join([stem if stems.count(stem) == 1 else run.model, *told])
 
     return name
 
@@ -266,7 +273,8 @@ def choices(run: Record) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """An option's value in words."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def _moment(run: Record) -> tuple[str, str]:
