@@ -95,5 +95,6 @@ def critical_difference(ranks: Ranks, title: str, labels: Mapping[str, str]) -> 
     words = f"critical difference {ranks.critical:.2f}" + (", beyond the axis" if width < ranks.critical else "")
     top = axes.get_ylim()[1]
     axes.plot([1, 1 + width], [top + 1.2] * 2, color=INK, linewidth=1.5, marker="|", clip_on=False)
-    axes.text(1 + width + 0.08, top + 1.2, words, va="center", color=INK, clip_on=False)
+    place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axes.annotate(words, (1 + width, top + 1.2), color=INK, **place)
     return figure
