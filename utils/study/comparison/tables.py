@@ -111,7 +111,8 @@ def _partial(run) -> bool:
 def pair_table(group: Group, pairs: Sequence[Pair], labels: Mapping[str, str]) -> Table:
     """One row per pair of entries."""
     margin = next((pair.margin for pair in pairs if not math.isnan(pair.margin)), None)
-    head = [PAIR, "pairs", "difference ± sd", "95 % interval", "d_z", "p of t", "Holm", "p of Wilcoxon", "Holm"]
+    head = [PAIR, "pairs", "difference ± sd", "95 % interval", "d_z", "p (t)", "Holm (t)"]
+    head += ["p (Wilcoxon)", "Holm (Wilcoxon)"]
     head += [] if margin is None else [f"same within {margin:g}"]
     rows = []
     for pair in pairs:
