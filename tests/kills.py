@@ -23,7 +23,15 @@ from palimpsest.utils.check.case_runs import differing_entries
 from palimpsest.utils.run import checkpoint
 
 PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
-FILES = ("metrics.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv", "report.html", "result.yaml")
+FILES = (
+    "metrics.csv",
+    "losses.csv",
+    "accuracy_matrix.csv",
+    "per_class.csv",
+    "confusion.csv",
+    "report.html",
+    "result.yaml",
+)
 
 
 def command(model: str, results: Path) -> list[str]:

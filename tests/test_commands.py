@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import main as entry
+from palimpsest.utils.args import STUDIES
 from palimpsest.utils.registry import ROOT, find
 from palimpsest.utils.run.config import resolve
 
@@ -29,6 +30,9 @@ CANNOT_RUN = {
     "cifar": "the data must be downloaded",
     "--vision_items": "three seeds of the vision stream take minutes; docs/vision.md has one, which runs",
     "--mlflow": "an optional package; tests/utils/log has its own tests",
+    "--wandb": "an optional package; tests/utils has its own tests",
+    "--serve": "a server; tests/study has its own tests",
+    "http.server": "a server",
     "--check": "test_docs.py runs the checks on the example",
     "photos.zip": "somebody's own data; tests/datasets/test_own_folder.py has its like, as for the next five",
     "pacs.zip": "somebody's own data",
@@ -138,16 +142,8 @@ def test_it_parses(command, place, monkeypatch, capsys):
         name = argv[argv.index("--check") + 1]
         assert name == "my_method" or find("model", name).is_file()
     else:
-        assert {
-            "--list",
-            "--help",
-            "--rerun",
-            "--predict",
-            "--export",
-            "--report",
-            "--print_completion",
-            "--compare",
-        } & set(argv)
+        others = {"--list", "--help", "--rerun", "--predict", "--export", "--report", "--print_completion"}
+        assert {*others, *(f"--{name}" for name in STUDIES)} & set(argv)
 
 
 @pytest.mark.parametrize("command", RUN, ids=str)

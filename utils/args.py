@@ -29,13 +29,15 @@ from palimpsest.utils.option_types import (
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
     "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "mlflow",
-    "disable_log", "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
+    "wandb", "disable_log", "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
     "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
 STUDIES: dict[str, str] = {
     "compare": "methods side by side, from the runs below some folders: tables, paired tests, ranks, pictures",
+    "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
+    "export_site": "the same page as static files to publish",
 }
 
 
@@ -294,6 +296,8 @@ def _run(group) -> None:
         metavar="URI",
         help="track the run with MLflow, in the store URI or, without one, in mlflow.db below --results_path",
     )
+    what = "track the run with Weights & Biases, in PROJECT or, without one, in palimpsest; see WANDB_MODE=offline"
+    add("--wandb", nargs="?", const="palimpsest", metavar="PROJECT", help=what)
     add(
         "--savecheck",
         type=save_moment,

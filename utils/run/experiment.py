@@ -31,6 +31,7 @@ from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
 from palimpsest.utils.log.report import summarise_run
 from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
+from palimpsest.utils.log.wandb_logger import check_wandb
 from palimpsest.utils.metrics import FEWEST, interval, plus_minus
 from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Experiment, Position, Run
@@ -157,6 +158,8 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
             _refuse_start(start, args, exp.dataset)
     if args.mlflow and not args.disable_log and first is None:
         Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
+    if args.wandb and not args.disable_log and first is None:
+        check_wandb()
     with ExitStack() as stack:
         if not args.disable_log:
             exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))

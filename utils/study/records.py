@@ -85,11 +85,11 @@ def read_runs(folder: Path) -> list[Record]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = (_read(path, files) for path, files in _folders(folder))
+    found = (read_run(path, files) for path, files in run_folders(folder))
     return sorted((record for record in found if record), key=lambda record: str(record.folder))
 
 
-def _folders(folder: Path) -> Iterator[tuple[str, set[str]]]:
+def run_folders(folder: Path) -> Iterator[tuple[str, set[str]]]:
     """Folders with a run.json, and the names of their files; a run's folder is not searched further."""
     for path, below, files in os.walk(folder):
         if RUN in files:
@@ -97,7 +97,8 @@ def _folders(folder: Path) -> Iterator[tuple[str, set[str]]]:
             yield path, set(files)
 
 
-def _read(path: str, files: set[str]) -> Record | None:
+def read_run(path: str, files: set[str]) -> Record | None:
+    """The run of a folder with these files, None where its run.json is no run's."""
     try:
         with open(os.path.join(path, RUN), encoding="utf-8") as f:
             facts = json.load(f)
