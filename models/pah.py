@@ -29,7 +29,7 @@ from palimpsest.models.utils.generated_heads import GeneratedHeads, task_logits
 from palimpsest.utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int
 from palimpsest.utils.distillation import kd
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import generator, permutation
+from palimpsest.utils.randomness import generator, permutation, seed_of
 
 # First row and column of the released code's crop windows, centred for 32 x 32 images only.
 REFERENCE_WINDOWS = {5: 13, 10: 11, 16: 8, 20: 6, 30: 1}
@@ -116,7 +116,7 @@ class PAH(GeneratedHeads):
         chosen = []
         for c in data.targets.unique().tolist():
             rows = (data.targets == c).nonzero().squeeze(1)
-            chosen.append(rows[permutation(len(rows), self.args.seed, "prototype", c)[0]])
+            chosen.append(rows[permutation(len(rows), seed_of(self.args, "data"), "prototype", c)[0]])
         return torch.stack(chosen)
 
     def training_rows(self, data):
@@ -129,7 +129,7 @@ class PAH(GeneratedHeads):
         """e_t (P,) before training: C images of s x s, from one normalised training image per class, or Gaussian."""
         s, how = self.args.pah_proto_size, self.args.pah_proto_init
         if how == "gauss":
-            noise = torch.randn(self.cpt * s * s, generator=generator(self.args.seed, "prototype", task))
+            noise = torch.randn(self.cpt * s * s, generator=generator(seed_of(self.args, "init"), "prototype", task))
             return (0.5 + 0.1 * noise).to(self.device)
         data = dataset.task_data(task)
         raw = data.data[self.prototype_positions(data)].to(self.device)

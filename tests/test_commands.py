@@ -15,6 +15,7 @@ import main as entry
 from palimpsest.utils.args import STUDIES
 from palimpsest.utils.registry import ROOT, find
 from palimpsest.utils.run.config import resolve
+from palimpsest.utils.study.tune import make_parser, read_plan
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
@@ -41,6 +42,7 @@ CANNOT_RUN = {
     "hf:": "a package and data that must be downloaded",
     "seq_spoken.py": "sound files; test_docs.py runs the page's example on a few",
     "srun": "a Slurm cluster",
+    "--sweep": "minutes; the page's file is checked by --dry_run, and tests/study/test_sweep.py runs small ones",
     "pip": "would change this environment",
     "python3 -m venv": "would change this environment",
     "mlflow ui": "a server",
@@ -108,6 +110,10 @@ def place(tmp_path_factory):
     ):
         block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)[1]
         (folder / "path/to" / name).write_text(block)
+    for page, names in (("study.md", ["sweep.yaml"]), ("cluster.md", ["gpu.yaml"])):
+        blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+        for name, block in zip(names, blocks, strict=False):
+            (folder / name).write_text(block)
     for language, alphabet in (("1_first", "abcdefg "), ("2_second", "hijklmn ")):
         (folder / "my_texts" / language).mkdir(parents=True)
         for name in "abcd":
@@ -136,8 +142,12 @@ def test_it_parses(command, place, monkeypatch, capsys):
     folder, run = place
     monkeypatch.chdir(folder)
     argv = filled(command, run)
-    if {"--model", "--config"} & set(argv) and "--help" not in argv:
+    if "--tune" in argv:
+        assert read_plan(make_parser().parse_known_args(argv)[0], argv).trials
+    elif {"--model", "--config"} & set(argv) and "--help" not in argv:
         assert resolve(argv).args.model
+    elif "--sweep" in argv:
+        assert entry.main([*argv, *{"--dry_run"} - {*argv}]) == 0
     elif "--check" in argv:
         name = argv[argv.index("--check") + 1]
         assert name == "my_method" or find("model", name).is_file()

@@ -19,7 +19,7 @@ from palimpsest.datasets.utils.sources import Source
 from palimpsest.datasets.utils.task import TaskStream
 from palimpsest.datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import generator, permutation
+from palimpsest.utils.randomness import generator, permutation, seed_of
 
 DEBUG_BATCHES = 5
 STATISTICS = {
@@ -104,7 +104,7 @@ class ContinualDataset(TaskStream):
                 cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
-        self.args, self.seed = args, args.seed
+        self.args, self.seed, self.order_seed = args, seed_of(args, "data"), seed_of(args, "order")
         self._cut_classes()
         refuse_declared(self)
         self.class_order = [*range(self.N_CLASSES)]

@@ -57,7 +57,7 @@ class ClassIncremental(Collection):
     def _class_order(self) -> Tensor:
         """Original labels (N_CLASSES,) in the order of the tasks."""
         if self.args.permute_classes:
-            return permutation(self.N_CLASSES, self.seed, "class order")
+            return permutation(self.N_CLASSES, self.order_seed, "class order")
         if self.args.custom_class_order:
             return torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
         return torch.arange(self.N_CLASSES)
@@ -215,7 +215,7 @@ class Permuted(DomainIncremental):
         if domain == 0 and self.args.identity_first:
             return images
         pixels = images.flatten(1)
-        order = permutation(pixels.shape[1], self.seed, "permutation", domain)
+        order = permutation(pixels.shape[1], self.order_seed, "permutation", domain)
         return pixels.index_select(1, order.to(pixels.device)).view(images.shape)
 
 
@@ -226,7 +226,8 @@ class Rotated(DomainIncremental):
 
     def angle(self, domain: int) -> float:
         """Degrees of a domain, counter-clockwise."""
-        return 180 * torch.rand((), generator=generator(self.seed, "rotation", domain), dtype=torch.float64).item()
+        rng = generator(self.order_seed, "rotation", domain)
+        return 180 * torch.rand((), generator=rng, dtype=torch.float64).item()
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
         return rotate(images, self.angle(domain))

@@ -32,6 +32,7 @@ class ContinualModel(nn.Module):
         UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
             line does.
+        SEARCH: {option: values} that `--tune` tries besides the learning rate, as in a file of `--space`.
         DEFAULTS: {option: value} that the method needs whatever the stream's defaults are (a network, an optimiser and
             its learning rate); the stored hyperparameters and the command line come after.
         INFERS_TASK: on a domain-il stream the method finds out the task; it is then also scored with the task given.
@@ -65,6 +66,7 @@ class ContinualModel(nn.Module):
     TASKS: tuple[type[Task], ...] = (ClassTask,)
     JOINT = False
     PRESETS: dict[str, dict] = {}
+    SEARCH: dict[str, object] = {}
     DEFAULTS: dict[str, object] = {}
     UNUSED: tuple[str, ...] = ()
     INFERS_TASK = False

@@ -68,6 +68,7 @@ class CSVLogger(Logger):
             about = {"model": run.model_name, "dataset": run.dataset_name, "setting": run.setting, "seed": run.seed}
             about |= {"parameters": run.parameters, "options": run.config, "origins": run.origins}
             about |= {"environment": run.environment, "notes": run.notes}
+            about |= {"chosen_on": run.chosen_on, "trial": run.trial}
             write_config(run.folder / "config.yaml", plain(about))
         self.folder = run.folder
         rows = [row for evaluation in run.history for row in self._rows(run, evaluation)]

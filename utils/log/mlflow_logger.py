@@ -215,7 +215,8 @@ class MLflowLogger(Logger):
         about = [run.config.get("notes"), *(f"{name}: {note}" for name, note in run.notes.items())]
         tags["mlflow.note.content"] = "\n\n".join(filter(None, about))
         if run.group:
-            self.parent = tags[PARENT_TAG] = store.find_or_start(run.group, run, {}).info.run_id
+            with locked(run.folder.parent / f".{run.group}.lock", timeout=60):  # seeds may run side by side
+                self.parent = tags[PARENT_TAG] = store.find_or_start(run.group, run, {}).info.run_id
         mine = store.find_or_start(run.folder.name, run, tags)
         store.add_params(mine, run.config)
         if (run.folder / FILES[0]).is_file():

@@ -38,8 +38,9 @@ KEYS = {
 }  # fmt: skip
 # The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
-    "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
-    "init_cls", "increment", "classes_per_task", "class_order", "tasks_file", "domain_order", "test_fraction",
+    "backbone", "seed", "seed_init", "seed_order", "seed_data", "permute_classes", "custom_class_order",
+    "custom_task_order", "joint", "n_tasks", "validation", "init_cls",
+    "increment", "classes_per_task", "class_order", "tasks_file", "domain_order", "test_fraction",
     "image_size", "channels", "image_mean", "image_std", "label", "task", "regression", "split",
     "holdout", "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size", "language_mode", "language_rules",
     "sequence_length", "vision_order", "vision_size", "vision_subset", "vision_items", "seg_classes", "detection",

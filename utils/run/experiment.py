@@ -1,15 +1,12 @@
 """One run from a resolved configuration: dataset, backbone, method, training, results."""
 
-import argparse
 import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import datetime, timezone
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +22,13 @@ from palimpsest.utils.atomic import write_text
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.log.analysis import analyse, peak_memory, report_of
-from palimpsest.utils.log.events import Log
+from palimpsest.utils.log.events import Log, Logger
 from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
 from palimpsest.utils.log.report import summarise_run
-from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.log.wandb_logger import check_wandb
-from palimpsest.utils.metrics import FEWEST, interval, plus_minus
-from palimpsest.utils.randomness import preserve_rng
+from palimpsest.utils.randomness import preserve_rng, random_state, seed_all, seed_of, set_random_state
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint, environment
 from palimpsest.utils.run.compiling import CompiledForward
@@ -73,16 +68,18 @@ def build(config: Config) -> Experiment:
     refuse_small_buffer(config.model_class, dataset, args)
     refuse_few_examples(config.model_class, dataset, args)
     dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
-    # The network is drawn from the seed alone, whatever reading the data has drawn before.
-    torch.manual_seed(args.seed)
 
     def network():
         return make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
 
-    backbone = network()
-    compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
-    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
-    check_constructed(model)
+    def method():
+        backbone = network()
+        compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
+        model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
+        check_constructed(model)
+        return model, compiled
+
+    model, compiled = _draw(method, args)
     model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
@@ -98,6 +95,8 @@ def build(config: Config) -> Experiment:
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.debug_mode:
         notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
+    if config.chosen_on not in ("command line", "published row", "stored row", "unknown"):
+        notes["options"] = f"chosen on {config.chosen_on}"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
@@ -116,6 +115,8 @@ def build(config: Config) -> Experiment:
         notes=notes,
         environment=facts,
         published=config.row,
+        chosen_on=config.chosen_on,
+        trial=config.trial,
         classes=name_classes(dataset),
     )
     log = Log(run, bar=not args.non_verbose)
@@ -123,6 +124,25 @@ def build(config: Config) -> Experiment:
         compiled.run = run
         log.loggers.append(compiled)
     return Experiment(model, dataset, args, log, make_stopper(args))
+
+
+def _draw(method: Callable[[], tuple[Any, Any]], args) -> tuple[Any, Any]:
+    """What `method()` makes, drawn from `--seed_init`; whatever is drawn later is that of a run whose only seed is
+    `--seed_data`: the global generators and those of the buffers.
+    """
+    first, later = seed_of(args, "init"), seed_of(args, "data")
+    # Drawn from the seed alone, whatever reading the data has drawn before.
+    torch.manual_seed(later)
+    if first == later:
+        return method()
+    other, state = method()[0], random_state()
+    seed_all(first)
+    made = method()
+    set_random_state(state)
+    buffers, others = ([part for part in model.modules() if isinstance(part, Buffer)] for model in (made[0], other))
+    for mine, its in zip(buffers, others, strict=True):
+        mine.rng = its.rng
+    return made
 
 
 def name_scores(tasks) -> tuple[str, str]:
@@ -138,14 +158,46 @@ def name_classes(dataset) -> list[tuple[int, str]]:
     return [(int(label), str(names[label] if names else label)) for label in order]
 
 
-def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:
+def execute(
+    config: Config,
+    first: Run | None = None,
+    group: str | None = None,
+    listeners: Sequence[Logger] = (),
+    on_taken: Callable[[str], None] | None = None,
+) -> tuple[Run, dict[str, dict[str, float]]]:
     """Run one experiment to its end; the run and its metrics per scenario.
 
     Args:
         first: the run of the first of several seeds, when this is another of them.
+        group: name that the runs of several seeds share, by default that of the first one's folder.
+        listeners: who is told of the run besides the loggers that the options ask for; nothing of one that is finished.
+        on_taken: see `run_folder`.
 
     Raises:
         UserError, TrainingFailed, Stopped: see there; what was saved before is kept.
+    """
+    exp, start = prepare(config, first is None)
+    args = exp.args
+    with ExitStack() as stack:
+        if not args.disable_log:
+            exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume, on_taken))
+            exp.run.group = (group or f"seeds_{(first or exp.run).folder.name}") if args.seeds else None
+            if args.resume and (exp.run.folder / RESULT).is_file():
+                return _show_finished(exp)
+            if args.resume:
+                start = _resumed_start(exp)
+        exp.log.loggers += listeners
+        return _perform(exp, start)
+
+
+def prepare(config: Config, alone: bool = True) -> tuple[Experiment, Position | None]:
+    """All that comes before a run has its folder: what `build` makes, in the state that `--loadcheck` names.
+
+    Args:
+        alone: whether no other run of this process has tried the store of `--mlflow`.
+
+    Raises:
+        UserError: as `build`; a checkpoint that does not fit, a store that cannot be used.
     """
     with out_of_memory_explained(config.args):
         exp = build(config)
@@ -156,19 +208,11 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
             exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
         else:
             _refuse_start(start, args, exp.dataset)
-    if args.mlflow and not args.disable_log and first is None:
+    if args.mlflow and not args.disable_log and alone:
         Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
-    if args.wandb and not args.disable_log and first is None:
+    if args.wandb and not args.disable_log and alone:
         check_wandb()
-    with ExitStack() as stack:
-        if not args.disable_log:
-            exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))
-            exp.run.group = f"seeds_{(first or exp.run).folder.name}" if args.seeds else None
-            if args.resume and (exp.run.folder / RESULT).is_file():
-                return _show_finished(exp)
-            if args.resume:
-                start = _resumed_start(exp)
-        return _perform(exp, start)
+    return exp, start
 
 
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
@@ -204,7 +248,8 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
         logger.run_ended(run, summary)
     if not (args.disable_log or args.inference_only):
         write_text(run.folder / "timing.yaml", yaml.safe_dump(run.costs, sort_keys=False))
-        write_summary(run, summary)
+        if not run.trial:
+            write_summary(run, summary)
         write_result(exp)
     return run, summary
 
@@ -348,36 +393,3 @@ def _refuse_start(position: Position, args, dataset) -> None:
         raise UserError(
             f"the checkpoint was saved after {position.task} task(s), nothing is left to train: --inference_only?"
         )
-
-
-def execute_seeds(config: Config) -> list[tuple[Run, dict[str, dict[str, float]]]]:
-    """The same experiment once per seed of `--seeds`, then a table: mean, standard deviation and 95 % interval of every
-    metric, see `utils.metrics.spread`.
-
-    Returns:
-        Of each seed what `execute` returns.
-    """
-    runs, summaries = [], []
-    for seed in config.args.seeds:
-        args = argparse.Namespace(**{**vars(config.args), "seed": seed})
-        print(f"seed {seed}", flush=True)
-        run, summary = execute(replace(config, args=args), runs[0] if runs else None)
-        runs.append(run)
-        summaries.append(summary)
-    table = summarise_seeds(summaries)
-    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval (from {FEWEST} seeds)")
-    for scenario, values in table.items():
-        for metric, (mean, std, half, n) in values.items():
-            low, high = interval(metric, mean, half, runs[0].score)
-            ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
-            print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
-    if runs[0].folder is not None:
-        folder = runs[0].folder.parent / runs[0].group
-        write_seeds_summary(folder, runs, table)
-        page = folder / SUMMARY
-        if config.args.report != "off":
-            page = write_seeds_report(folder, runs, table)
-            print(f"report over seeds: {page}")
-        if config.args.mlflow:
-            MLflowLogger(config.args).seeds_ended(runs, table, page)
-    return list(zip(runs, summaries, strict=True))

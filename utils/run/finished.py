@@ -116,6 +116,8 @@ def load_run(folder: Path) -> Run:
             notes=facts["notes"],
             environment=record["environment"],
             published=more.get("published"),
+            chosen_on=str(facts.get("chosen_on", "unknown")),
+            trial=facts.get("trial") is True,
             seconds=0.0,
         )
         if found := _unpacked(more.get("analysis")):

@@ -68,6 +68,16 @@ class Record:
         return self.facts["costs"]
 
     @property
+    def chosen_on(self) -> str:
+        """What was seen to choose the options, see `utils.record.Run`."""
+        return str(self.facts.get("chosen_on", "unknown"))
+
+    @property
+    def trial(self) -> bool:
+        """Whether the run is there only to choose options, and no result."""
+        return self.facts.get("trial") is True
+
+    @property
     def reason(self) -> str:
         """Why a run failed, in one line."""
         return self.facts.get("reason") or ""
