@@ -35,6 +35,7 @@ NEUTRAL = (
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
 STUDIES: dict[str, str] = {
+    "compare": "methods side by side, from the runs below some folders: tables, paired tests, ranks, pictures",
     "tune": "choose options by held-out data, then run: [first-task | first-k K | other-stream NAME]",
     "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
     "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
