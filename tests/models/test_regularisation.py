@@ -117,6 +117,28 @@ def test_proximal_step():
     assert 0 <= net.get_params()[0] < 1e-6
 
 
+def test_proximal_step_follows_whatever_it_is_made_of():
+    torch.manual_seed(0)
+    net, penalty = Flat(3, 2), Quadratic()
+
+    def check(strength, lr):
+        theta, scaled = net.get_params().detach(), lr * strength * penalty.weight
+        penalty.contract(net, strength, lr)
+        torch.testing.assert_close(net.get_params().detach(), (theta + scaled * penalty.centre) / (1 + scaled))
+
+    for _ in range(2):
+        penalty.replace(torch.rand(8), torch.randn(8))
+        check(2.0, 0.1)
+        check(2.0, 0.1)
+        check(2.0, 0.5)
+        check(2.0, torch.rand(8))
+        check(1.0, torch.tensor(0.5))
+        penalty.weight.mul_(3)  # as when a state is read into it
+        check(1.0, 0.5)
+        penalty.centre.zero_()
+        check(1.0, 0.5)
+
+
 @pytest.mark.parametrize("cls, strength", [(EWC, 3.0), (EWCOnline, 6.0)])
 def test_explicit_ewc_step(cls, strength):
     model = small(cls, "--e_lambda", "3", "--gamma", "0.5", "--ewc_update", "explicit")
