@@ -7,6 +7,7 @@ formed. Only the other parameters have their gradients worked out example by exa
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -75,12 +76,59 @@ def rank_one_layers(net: nn.Module, x: Tensor) -> dict[nn.Module, str]:
         rows[part].append(out.shape[:-1].numel())
 
     hooks = [part.register_forward_hook(note) for part in linear]
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled(net):
         net(x[:1])
     for hook in hooks:
         hook.remove()
     own = {part for part in linear if all(owners[id(p)] == 1 for p in part.parameters())}
     return {part: name for part, name in linear.items() if part in own and rows[part] == [1]}
+
+
+@contextmanager
+def uncompiled(net: nn.Module) -> Iterator[None]:
+    """Inside, a network that was compiled runs as it is written: what is compiled knows nothing of new hooks."""
+    if (compiled := net._compiled_call_impl) is not None:
+        net._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        if compiled is not None:
+            net._compiled_call_impl = compiled
+
+
+def shifted_pass(
+    net: nn.Module, x: Tensor, shifts: dict[nn.Module, Tensor], tensors: dict[str, Tensor] | None = None
+) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    """f(x), a shift by zero being added to the output of each layer, whose gradient is that of the output; and what
+    entered the layers. `tensors` take the place of parameters and buffers.
+    """
+    entered = {}
+
+    def shift(part: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        entered[part] = args[0].detach().to(part.weight.dtype)
+        return out + shifts[part]
+
+    # Before the hooks of others, which would otherwise stand between the layer and what is added.
+    hooks = [part.register_forward_hook(shift, prepend=True) for part in shifts]
+    try:
+        with uncompiled(net):
+            return functional_call(net, tensors, (x,)) if tensors else net(x), entered
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rank_one_gradients(
+    net: nn.Module, total: Callable[[Tensor], Tensor], x: Tensor, layers: Iterable[nn.Module]
+) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """(d (B, out), a (B, in)) of layers that see one row of each example: with total(f(x)) a sum over examples, the
+    gradient of the n-th term in the weight is d_n a_n^T; in one pass, for a network where no example sees another.
+    """
+    shifts = {part: part.weight.new_zeros(len(x), part.out_features).requires_grad_() for part in layers}
+    with torch.enable_grad():
+        out, a = shifted_pass(net, x, shifts)
+        d = torch.autograd.grad(total(out), [*shifts.values()])
+    return {part: (d, a[part]) for part, d in zip(shifts, d, strict=True)}
 
 
 def example_gradients(
@@ -99,41 +147,27 @@ def example_gradients(
     found = {f"{prefix}{name}" for part, prefix in prefixes.items() for name, _ in part.named_parameters()}
     parameters = {name: p.detach() for name, p in net.named_parameters()}
     others = {name: p for name, p in parameters.items() if name not in found}
-    buffers = dict(net.named_buffers())
-    # The gradient of an output is that of a shift by zero which is added to it.
-    sizes = {part: (part.out_features,) if others else (len(x), part.out_features) for part in layers}
-    shifts = {prefixes[part]: part.weight.new_zeros(size) for part, size in sizes.items()}
-
-    def outputs(x: Tensor, shifts: dict[str, Tensor], moved: dict[str, Tensor] | None = None) -> tuple[Tensor, dict]:
-        """f(x) with shifted layers, and what entered them."""
-        entered = {}
-
-        def shift(part: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            entered[prefixes[part]] = args[0].detach()
-            return out + shifts[prefixes[part]]
-
-        # Before the hooks of others, which would otherwise stand between the layer and what is added.
-        hooks = [part.register_forward_hook(shift, prepend=True) for part in layers]
-        try:
-            return (functional_call(net, (parameters | moved, buffers), (x,)) if moved else net(x)), entered
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def of_one(others: dict[str, Tensor], shifts: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, dict]:
-        out, entered = outputs(x.unsqueeze(0), shifts, others)
-        return value(out[0], y), {prefix: a[0] for prefix, a in entered.items()}
-
-    gradients: dict[str, Tensor] = {}
     if others:
-        each = vmap(grad(of_one, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
-        (gradients, d), a = each(others, shifts, x, y)
-    else:  # one pass for all, as none sees another
-        with torch.enable_grad():
-            out, a = outputs(x, {prefix: shift.requires_grad_() for prefix, shift in shifts.items()})
-            d = dict(zip(shifts, torch.autograd.grad(vmap(value)(out, y).sum(), [*shifts.values()]), strict=True))
+        (gradients, d), a = _one_by_one(net, value, x, y, prefixes, parameters, others)
+    else:
+        pairs = rank_one_gradients(net, lambda out: vmap(value)(out, y).sum(), x, layers)
+        gradients, d, a = {}, *({prefixes[part]: pair[i] for part, pair in pairs.items()} for i in range(2))
     names = [(prefix, f"{prefix}bias" if part.bias is not None else None) for part, prefix in prefixes.items()]
     return ExampleGradients([(f"{prefix}weight", bias, d[prefix], a[prefix]) for prefix, bias in names], gradients)
+
+
+def _one_by_one(net, value, x, y, prefixes, parameters, others) -> tuple[tuple[dict, dict], dict]:
+    """(gradients (B, ...) in `others`, d (B, out) of the layers with these prefixes), a (B, in)."""
+    buffers = dict(net.named_buffers())
+
+    def of_one(others: dict[str, Tensor], shifts: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, dict]:
+        added = {part: shifts[prefix] for part, prefix in prefixes.items()}
+        out, entered = shifted_pass(net, x.unsqueeze(0), added, buffers | parameters | others)
+        return value(out[0], y), {prefixes[part]: a[0] for part, a in entered.items()}
+
+    shifts = {prefix: part.weight.new_zeros(part.out_features) for part, prefix in prefixes.items()}
+    each = vmap(grad(of_one, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
+    return each(others, shifts, x, y)
 
 
 def in_chunks(batches: Iterable[tuple[Tensor, ...]], size: Callable[[Tensor], int]) -> Iterator[tuple[Tensor, ...]]:

@@ -32,8 +32,7 @@ HOUSE = ("palimpsest.models.utils.", "palimpsest.backbone.", "palimpsest.utils.b
 HOUSE += ("torch.nn.modules.", "torch.optim.")
 TABLES = {"_parameters": Tensor, "_buffers": Tensor, "_modules": nn.Module}
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
-# Of a module: the one that reads has its own, or makes it again.
-NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl", "_proximal_step"}
+NOT_HELD = {*HOOKS, "_origin", "_compiled_call_impl", "_proximal_step"}  # of a module: the one that reads has its own
 NUMBERS = [np.dtype(f"{sign}int{n}").type for sign in ("", "u") for n in (8, 16, 32, 64)]
 NUMBERS += [np.bool_, np.float16, np.float32, np.float64]
 NAMED: dict[str, Any] = {kind.__name__: kind for kind in (dict, float, int, list, str)}

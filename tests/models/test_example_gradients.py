@@ -93,3 +93,17 @@ def test_chunks_hold_the_same_examples_in_order_and_do_not_mix_shapes():
     chunks = [*in_chunks(iter(batches), lambda x: 4)]
     assert [x.tolist() for x, _ in chunks] == [[0, 1, 2, 3], [4], [5]]
     assert [other.shape[1] for _, other in chunks] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("network", [mlp, Mixed])
+def test_a_compiled_network_runs_as_it_is_written(network):
+    torch.manual_seed(0)
+    net, (x, y, w) = network().double(), examples()
+    expected = (w.unsqueeze(1) * one_by_one(net, x, y) ** 2).sum(0)
+    net.compile(backend="eager")
+    compiled = net._compiled_call_impl
+    for _ in range(2):
+        net.train()(x)
+        got, _ = sum_over_gradients(net, [(x, y, w)], F.cross_entropy, 2)
+        torch.testing.assert_close(torch.cat([part.flatten() for part in got.values()]), expected)
+    assert net._compiled_call_impl is compiled

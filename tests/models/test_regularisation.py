@@ -14,6 +14,7 @@ from palimpsest.models.agem import AGEM
 from palimpsest.models.ewc import EWC
 from palimpsest.models.ewc_on import EWCOnline
 from palimpsest.models.gem import GEM
+from palimpsest.models.utils.episodic import gradient_at, gradients_at
 from palimpsest.models.utils.fisher import fisher_diagonal
 from palimpsest.models.utils.projection import project, project_one, solve_dual
 from palimpsest.models.utils.quadratic import Quadratic
@@ -318,3 +319,14 @@ def test_multi_head_loss_sees_the_classes_of_the_examples_task():
     torch.testing.assert_close(value, expected)
     value.backward()
     assert not logits.grad[0, 2:].any() and not logits.grad[1, :2].any()
+
+
+@pytest.mark.parametrize("sizes", [[4], [3, 3, 3, 3], [3, 2, 3]])
+@pytest.mark.parametrize("options", [[], ["--multi_head"]])
+def test_gradients_of_memories_are_those_of_one_after_the_other(sizes, options):
+    model = experiment("gem", "--buffer_size", "12", "--backbone", "mnistmlp", *options).model
+    model.net.double()
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 1, 8, 8).double(), torch.randint(0, 10, (n,))) for n in sizes]
+    got = gradients_at(model, *zip(*batches, strict=True))
+    torch.testing.assert_close(got, torch.stack([gradient_at(model, x, y) for x, y in batches]))
