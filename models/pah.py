@@ -106,8 +106,9 @@ class PAH(GeneratedHeads):
     def reset_optimizers(self):
         args = self.args
         groups = self.parameter_groups(args.lr_proto)
-        self.opt = torch.optim.AdamW(groups, weight_decay=args.pah_wd)
-        self.opt_proto = torch.optim.AdamW([dict(groups[0], params=list(self.embeddings))], weight_decay=args.pah_wd)
+        self.opt = torch.optim.AdamW(groups, weight_decay=args.pah_wd, fused=True)
+        prototypes = dict(groups[0], params=list(self.embeddings))
+        self.opt_proto = torch.optim.AdamW([prototypes], weight_decay=args.pah_wd, fused=True)
 
     # ---- prototypes
 

@@ -38,6 +38,40 @@ class Split:
             yield gather(self.images, rows, device), gather(self.targets, rows, device)
 
 
+class ShownSplit:
+    """As `Split`, with images that are transformed whenever they are read: what is kept is the split's own.
+
+    Args:
+        split: resident data.
+        show: images (N, C, H, W) uint8 -> as many, as they are shown.
+    """
+
+    def __init__(self, split: Split, show: Transform):
+        self._split, self._show, self.targets = split, show, split.targets
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, transformed now."""
+        return self._show(self._split.images)
+
+    def example(self, row: int) -> tuple[Tensor, Tensor]:
+        """Raw image and label of a row."""
+        return self.images_of(torch.tensor([row]))[0], self.targets[row]
+
+    def images_of(self, rows: Tensor) -> Tensor:
+        """Raw images of rows (n,)."""
+        return self._show(self._split.images_of(rows))
+
+    def targets_of(self, rows: Tensor) -> Tensor:
+        """Labels of rows (n,)."""
+        return self._split.targets_of(rows)
+
+    def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
+        """(raw, labels) of the given rows on `device`, batch by batch."""
+        for raw, labels in self._split.batches(index, epoch, device):
+            yield self._show(raw), labels
+
+
 class TaskData:
     """The rows of a source that one task uses; what a loader's `dataset` attribute shows, in storage order."""
 

@@ -3,6 +3,7 @@ rotating without boundaries.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 from palimpsest.datasets.utils.checks import PARTS, checked_data, refuse_missing
 from palimpsest.datasets.utils.classes import chosen_shares
 from palimpsest.datasets.utils.continual_dataset import ContinualDataset, checked_order
-from palimpsest.datasets.utils.loaders import Split, TrainLoader
+from palimpsest.datasets.utils.loaders import ShownSplit, Split, TrainLoader
 from palimpsest.datasets.utils.source_files import RawData
 from palimpsest.datasets.utils.transforms import rotate
 from palimpsest.utils.args import add_bool, non_negative_int, positive_int
@@ -76,7 +77,9 @@ class ClassIncremental(Collection):
 class DomainIncremental(Collection):
     """Every task shows all classes under a transformation of its own; one score per task.
 
-    A task's images are transformed once, when it is entered, and stay uint8.
+    A task's training images are transformed once, when it is entered, and stay uint8. Test images are transformed batch
+    by batch in each evaluation, since copies for all tasks would be many times the data; only where `transformed`
+    leaves some out they are kept.
 
     Class attributes:
         KEEPS_IMAGES: `transformed` never leaves an image out, so that the sizes of tasks are known without it.
@@ -101,6 +104,15 @@ class DomainIncremental(Collection):
         split, rows = super()._rows(split, task, among)
         images, kept = self._shown(split.images[rows], self._order[task])
         return Split(images, split.targets[rows][kept]), torch.arange(len(images), device=self.device)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split | ShownSplit, Tensor]:
+        if held_out or not self.KEEPS_IMAGES:
+            return super()._test_part(task, held_out)
+        split, rows = super()._rows(self._test, task)
+        return ShownSplit(split, partial(self._all_shown, domain=self._order[task])), rows
+
+    def _all_shown(self, images: Tensor, domain: int) -> Tensor:
+        return self._shown(images, domain)[0]
 
     def _shown(self, images: Tensor, domain: int) -> tuple[Tensor, Tensor | slice]:
         """What a domain shows of images, and which of them these are."""
