@@ -43,6 +43,8 @@ class Run:
         counts: scenario -> answers by true class at the latest end of a task, empty where tasks have no classes.
         classes: original label and name of every class, by its label in the stream.
         costs: what the run costs, as timing.yaml has it; filled at the end.
+        leaks: what the leak detector found, one sentence each beginning with its kind, see `utils.leaks.kinds`.
+        marks: exceptions that the method or the stream declares ('batch statistics at test'): they stand in every table.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 
@@ -75,6 +77,8 @@ class Run:
     counts: dict[str, "Counts"] = field(default_factory=dict)
     classes: list[tuple[int, str]] = field(default_factory=list)
     costs: dict[str, Any] = field(default_factory=dict)
+    leaks: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
     group: str | None = None
 
 

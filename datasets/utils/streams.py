@@ -3,6 +3,7 @@ rotating without boundaries.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from palimpsest.datasets.utils.source_files import RawData
 from palimpsest.datasets.utils.transforms import rotate
 from palimpsest.utils.args import add_bool, non_negative_int, positive_int
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.reads import TESTED, TRAINED
 from palimpsest.utils.randomness import generator, permutation
 
 
@@ -30,6 +32,12 @@ class Collection(ContinualDataset):
         # Held-out examples are chosen by original class, so that the class order does not change them.
         self._held_out = self._held_out_mask(self._clean).to(self.device)
         self._true = self._on_device(self._train.images, label_of[self._clean])
+        self._count_storage()
+
+    def _count_storage(self) -> None:
+        """Reads past the loaders are counted, too."""
+        for split, part in ((self._train, TRAINED), (self._true, TRAINED), (self._test, TESTED)):
+            split.note = partial(self.reads.note_storage, part)
 
     def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
         low, high = self.task_classes(task)
@@ -165,6 +173,7 @@ class SeparateDomains(Collection):
         train = train[self._kept]
         self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
         self._true = self._on_device(self._train.images, self._clean)
+        self._count_storage()
         self._held_out = self._held_out_mask(self._clean + self.N_CLASSES * train).to(self.device)
         self._domains = {"train": train.to(self.device), "test": test.to(self.device)}
 
@@ -259,6 +268,7 @@ class Rotating360(ContinualDataset):
         self._tests = {False: self._turned(raw.test_x, raw.test_y)}
         if held_out.any():
             self._tests[True] = self._turned(raw.train_x[held_out], self._clean[held_out])
+        self._tests[False].note = partial(self.reads.note_storage, TESTED)
 
     def _stream(self, images: Tensor, targets: Tensor) -> Split:
         """All training images in stream order, each turned to its angle."""

@@ -23,16 +23,20 @@ class LooseTerms(TorchFunctionMode):
 
     Args:
         weights: what is trained.
+        pulls: filled with how strongly each term pulls at the weights, None where nobody asks: it takes a backward
+            pass for each.
 
     Attributes:
         found: (value, place in the method's file) of each that reaches none; a value of 0 is a term that there is not
             yet.
     """
 
-    def __init__(self, weights: Iterable[Tensor]):
+    def __init__(self, weights: Iterable[Tensor], pulls: "Pulls | None" = None):
         super().__init__()
-        self.weights = {id(p) for p in weights}
-        self.added: dict = {}  # grad_fn of a sum -> its terms: (grad_fn or leaf, value), and the place
+        weights = list(weights)
+        self.weights, self.pulls = {id(p) for p in weights}, pulls
+        self.trained = [*{id(p): p for p in weights if p.requires_grad}.values()]
+        self.added: dict = {}  # grad_fn of a sum -> its terms: (grad_fn or leaf, value, tensor), and the place
         self.found: list[tuple[Tensor, str]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -42,7 +46,7 @@ class LooseTerms(TorchFunctionMode):
             for loss in [losses] if isinstance(losses, Tensor) else losses or ():
                 self._look_below(loss.grad_fn)
         # Noted before the call, since a sum in place changes its first term.
-        terms = [(p.grad_fn or p, p.detach().clone()) for p in _terms(name, args)]
+        terms = [(p.grad_fn or p, p.detach().clone(), p) for p in _terms(name, args)]
         out = func(*args, **kwargs)
         if len(terms) > 1 and isinstance(out, Tensor) and out.requires_grad:
             self.added[out.grad_fn] = terms, caller() or "its file"
@@ -59,7 +63,11 @@ class LooseTerms(TorchFunctionMode):
                 continue
             seen.add(node)
             terms, place = self.added.get(node, ((), ""))
-            self.found += [(value, place) for source, value in terms if not self._is_weight(source, reaching)]
+            for i, (source, value, term) in enumerate(terms):
+                if not self._is_weight(source, reaching):
+                    self.found.append((value, place))
+                elif self.pulls is not None:
+                    self.pulls.note(place, i, term, self.trained)
             kind, below = node.name().partition("Backward")[0], _below(node)
             if kind in LINEAR or kind in PRODUCTS and len(below) == 1:
                 waiting += below
@@ -90,6 +98,35 @@ class LooseTerms(TorchFunctionMode):
     def places(self) -> list[str]:
         """Where such terms that are not 0 were added."""
         return [place for value, place in self.found if bool((value != 0).any())]
+
+
+class Pulls:
+    """How strongly each term of the loss has pulled at the weights in a run.
+
+    Attributes:
+        found: (place, which of the terms added there) -> the largest |value| and the largest norm of its gradient.
+    """
+
+    WEAK = 1e-6  # of the strongest term of the run: what rounding leaves of nothing
+
+    def __init__(self):
+        self.found: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    def note(self, place: str, which: int, term: Tensor, weights: list[Tensor]) -> None:
+        """Take the gradient of a term."""
+        gradients = torch.autograd.grad(term.sum(), weights, retain_graph=True, allow_unused=True)
+        norms = [g.detach().norm().to(term.device) for g in gradients if g is not None]
+        value, norm = term.detach().abs().amax(), torch.stack(norms).norm() if norms else term.new_zeros(())
+        before = self.found.get((place, which), (value, norm))
+        self.found[place, which] = torch.maximum(value, before[0]), torch.maximum(norm, before[1])
+
+    def unbound(self) -> list[str]:
+        """Where terms were added that never moved a weight. Of a term that was exactly 0 all the time nothing is said
+        where its gradient was, too: it may have had nothing to do.
+        """
+        strongest = max((float(norm) for _, norm in self.found.values()), default=0.0)
+        weak = {key: float(value) for key, (value, norm) in self.found.items() if float(norm) <= self.WEAK * strongest}
+        return [place for (place, _), value in weak.items() if value]
 
 
 def trained_by(method: nn.Module) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from palimpsest.datasets.utils.vision.formats import REPAIR, Boxes, Parts
 from palimpsest.datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
 from palimpsest.utils.args import int_list, non_negative_int, number
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.reads import HELD_OUT, TESTED
 from palimpsest.utils.option_types import name_list
 from palimpsest.utils.randomness import permutation
 
@@ -130,7 +131,8 @@ class VisionStream(ContinualDataset):
         self.train_loader = loaders[0] if len(stage) == 1 else together
         self.extend_test_loaders(stage[-1])
         if (args.holdout or args.validation) and len(stage) == 1:
-            self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
+            loader = self._make_test_loader(*self._test_part(task, held_out=True))
+            self.held_out_loader = self.reads.of_part(loader, TESTED if args.validation else HELD_OUT, task)
         return self.train_loader
 
     def task_data(self, task: int):
