@@ -44,7 +44,7 @@ class Run:
         classes: original label and name of every class, by its label in the stream.
         costs: what the run costs, as timing.yaml has it; filled at the end.
         leaks: what the leak detector found, one sentence each beginning with its kind, see `utils.leaks.kinds`.
-        marks: exceptions that the method or the stream declares ('batch statistics at test'): they stand in every table.
+        marks: exceptions that the method or the stream declares ('batch statistics at test'); in every table.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 

@@ -169,8 +169,13 @@ class ContinualDataset(TaskStream):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, Any]]:
         """Rows, and labels of these rows, of the training part and of what a task is scored on."""
+        self._count_parts(task)
         for split, rows in (self._train_part(task), self._test_part(task, held_out=bool(self.args.validation))):
             yield rows, split.targets[rows]
+
+    def _count_parts(self, task: int) -> None:
+        self.reads.note(TRAINED, task)
+        self.reads.note(TESTED, task)
 
     def _make_tasks(self) -> None:
         """Make `tasks`, what is asked on each part of the stream."""
@@ -267,6 +272,7 @@ class ContinualDataset(TaskStream):
 
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
+        self.reads.note_storage(TESTED)
         source = getattr(type(self), "SOURCE", None)
         if not callable(source):
             raise UserError(f"{self.NAME}: SOURCE is {source!r}: expected a function of the data folder")

@@ -137,6 +137,7 @@ class DomainIncremental(Collection):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As they are before `transformed`, which would take long."""
+        self._count_parts(task)
         tested = (self._true, task, self._held_out) if self.args.validation else (self._test, task)
         for part in ((self._train, task, ~self._held_out), tested):
             split, rows = super()._rows(*part)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,6 +30,9 @@ from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.training import train
+
+PULLED = 32  # first steps in which the gradient of each term of the loss is taken; later, one in as many
+
 
 @dataclass
 class Ended:
@@ -66,11 +70,12 @@ def observed(case: Case) -> Ended:
     """An undisturbed run of two epochs whose calls of `observe` are watched; made once for all checks of a case."""
     exp = build(case.config("--n_epochs", "2"))
     waits, loose, overwritten, no_losses, original = [], [], [], [], exp.model.observe
-    pulls = Pulls()
+    pulls, steps = Pulls(), itertools.count()
 
     def watched(inputs, labels, not_aug_inputs, **kwargs):
         before = copy.deepcopy([inputs, labels, not_aug_inputs])
-        with SyncDetector(waits), LooseTerms(trained_by(exp.model), pulls) as terms:
+        asked = pulls if (n := next(steps)) < PULLED or n % PULLED == 0 else None
+        with SyncDetector(waits), LooseTerms(trained_by(exp.model), asked) as terms:
             out = original(inputs, labels, not_aug_inputs, **kwargs)
         loose.extend(terms.places())
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))

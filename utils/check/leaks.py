@@ -162,7 +162,11 @@ def later_tasks_are_unknown(case: Case) -> None:
     found = observed(case)
     tell(found.exp, LATER)
     tell(found.exp, STATISTICS)
-    if found.exp.model.JOINT or found.exp.dataset.N_TASKS < 2 or LATER in declared_leaks(found.exp.model, found.exp.dataset):
+    if (
+        found.exp.model.JOINT
+        or found.exp.dataset.N_TASKS < 2
+        or LATER in declared_leaks(found.exp.model, found.exp.dataset)
+    ):
         return
     config = one_task(case)
     differing = differing_entries(altered_run(config).state, altered_run(config, LATER).state)
@@ -269,7 +273,9 @@ def other_scores(exp: Experiment) -> Findings:
         mine = owner == task
         again = 100 * float((answers[mine] == labels[mine]).double().mean())
         if abs(again - scored[task]) > 2 * 100 / max(int(mine.sum()), 1) + 0.5 and not _draws(exp.model, inputs):
-            what = f"task {task + 1} scores {scored[task]:.1f} % in the evaluation, {again:.1f} % where all are withheld"
+            what = (
+                f"task {task + 1} scores {scored[task]:.1f} % in the evaluation, {again:.1f} % where all are withheld"
+            )
             return {IDENTITY: [what]}
     return {}
 

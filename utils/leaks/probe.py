@@ -7,6 +7,7 @@ only where its lead is more than `TOLERANCE`, relative to the largest number of 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from palimpsest.utils.leaks.kinds import BATCH, IDENTITY, UNSEEN
 
 TOLERANCE = 1e-4  # float32; a hundred times as much where products are rounded to TF32
 LARGE = 1e9  # what unseen classes are given
-SEEDS = 8  # draws of a prediction that is random, see `_settled`
-Findings = dict[str, list[str]]
+SEEDS = 8  # draws of a prediction that is random
+GUESTS = 4  # images of each other task in a mixed batch
+Findings = dict[str, list[str]]  # kind of leak -> sentences
+Answers = dict[str, Tensor]  # scenario -> what its score reads, (B, ...)
 
 
 @dataclass
@@ -66,16 +69,23 @@ class Probe:
     def __init__(self, model: Any, dataset: Any, trained: int, images: list[Images], tolerance: float = TOLERANCE):
         self.model, self.dataset, self.images, self.tolerance = model, dataset, images, tolerance
         self.trained, self.scenarios = trained, scenarios(model, dataset)
+        self._usual: dict[int, Answers] = {}
 
-    def answers(self, inputs: Tensor, labels: Tensor, task: int, scenario: str, seed: int = 0) -> Tensor:
-        """What an evaluation would read for inputs (B, ...) of a task: (B, ...); always the same random numbers."""
+    def answers(self, inputs: Tensor, labels: Tensor, task: int, seed: int = 0) -> Answers:
+        """What an evaluation would read for inputs (B, ...) of a task, in every scenario; always the same random
+        numbers.
+        """
         torch.manual_seed(seed)
         outputs, _ = self.model.evaluate_batch(inputs, labels, task, self.scenarios)
-        return outputs[scenario].detach()
+        return {scenario: outputs[scenario].detach() for scenario in self.scenarios}
 
-    def usual(self, part: Images, scenario: str, seed: int = 0) -> Tensor:
+    def usual(self, part: Images, seed: int = 0) -> Answers:
         """As in an evaluation: a batch of the task's images."""
-        return self.answers(part.inputs, part.labels, part.task, scenario, seed)
+        if seed:
+            return self.answers(part.inputs, part.labels, part.task, seed)
+        if part.task not in self._usual:
+            self._usual[part.task] = self.answers(part.inputs, part.labels, part.task)
+        return self._usual[part.task]
 
     def compared(self, usual: Tensor, other: Tensor, task: int, scenario: str) -> Tensor:
         """(B,) bool: whether the answers differ."""
@@ -84,9 +94,33 @@ class Probe:
         if usual.is_floating_point() and hasattr(score, "competing") and usual.shape == other.shape:
             places = score.competing(usual.shape[-1])
             return differing_answers(usual[..., places], other[..., places], self.tolerance)
-        scale = usual.abs().amax().clamp(min=1)
-        far = (usual - other).abs() > 100 * self.tolerance * scale
+        far = (usual - other).abs() > 100 * self.tolerance * usual.abs().amax().clamp(min=1)
         return far.flatten(1).any(1) if far.dim() > 1 else far
+
+    def changed(self, part: Images, rows: Tensor, predict: Callable[[int], Answers], but: Sequence[str] = ()) -> dict:
+        """scenario -> how many of some images (k,) of a task are predicted otherwise, with no random draw as the
+        reason: where a method draws, under `SEEDS` seeds each of both answers is always the same.
+
+        Args:
+            predict: seed -> the other answers for these images.
+            but: scenarios that are left out.
+        """
+        usual, other, counts = self.usual(part), predict(0), {}
+        for scenario in self.scenarios:
+            if scenario in but:
+                continue
+            mine, theirs = usual[scenario][rows], other[scenario]
+            differing = self.compared(mine, theirs, part.task, scenario)
+            for seed in range(1, SEEDS if differing.any() and self._draws(part) else 1):
+                differing &= ~self.compared(mine, self.usual(part, seed)[scenario][rows], part.task, scenario)
+                differing &= ~self.compared(theirs, predict(seed)[scenario], part.task, scenario)
+            counts[scenario] = int(differing.sum())
+        return counts
+
+    def _draws(self, part: Images) -> bool:
+        """Whether predictions are random."""
+        first, second = self.usual(part), self.usual(part, 1)
+        return not all(torch.equal(first[scenario], second[scenario]) for scenario in self.scenarios)
 
     # ---- what is changed
 
@@ -96,104 +130,78 @@ class Probe:
         Args:
             alone: images of each task that are predicted in a batch of one, all by default.
         """
+        ways = {"alone": self._alone, "in another order": self._shuffled, "in smaller batches": self._halves}
+        if len(self.images) > 1:
+            ways["among images of other tasks"] = self._mixed
+        sums = {scenario: dict.fromkeys(ways, 0) for scenario in self.scenarios}
+        asked = dict.fromkeys(ways, 0)
+        for part in self.images:
+            for name, predict in ways.items():
+                rows = torch.arange(len(part))[: alone if name == "alone" else None]
+                try:
+                    counts = self.changed(part, rows, partial(predict, part, rows))
+                except ValueError as e:
+                    if "more than 1 value per channel" not in str(e):  # BatchNorm's words for a batch of one
+                        raise
+                    return {BATCH: [f"an image cannot be predicted {name}: {e}"]}
+                asked[name] += len(rows)
+                for scenario, n in counts.items():
+                    sums[scenario][name] += n
         found = []
-        ways = {
-            "alone": self._alone,
-            "in another order": self._shuffled,
-            "in smaller batches": self._halves,
-            "among images of other tasks": self._mixed,
-        }
-        for scenario in self.scenarios:
-            changed = dict.fromkeys(ways, 0)
-            asked = dict.fromkeys(ways, 0)
-            for part in self.images:
-                usual = self.usual(part, scenario)
-                for name, predict in ways.items():
-                    rows = torch.arange(len(part))[: alone if name == "alone" else None]
-                    if name == "among images of other tasks" and len(self.images) == 1:
-                        continue
-                    try:
-                        other = predict(part, rows, scenario, 0)
-                    except ValueError as e:  # BatchNorm's words for a batch of one
-                        return {BATCH: [f"an image cannot be predicted {name}: {e}"]}
-                    differing = self.compared(usual[rows], other, part.task, scenario)
-                    if differing.any():
-                        differing = self._settled(part, rows, scenario, predict, differing)
-                    changed[name] += int(differing.sum())
-                    asked[name] += len(rows)
-            told = [f"{n} of {asked[name]} {name}" for name, n in changed.items() if n]
-            if told:
+        for scenario, counts in sums.items():
+            if told := [f"{n} of {asked[name]} {name}" for name, n in counts.items() if n]:
                 found.append(f"other {scenario} predictions for the same images: {', '.join(told)}")
         return {BATCH: found} if found else {}
 
-    def _settled(self, part: Images, rows: Tensor, scenario: str, predict: Callable, differing: Tensor) -> Tensor:
-        """Of answers that differ those where no random draw explains it: under other seeds each of both is always the
-        same, where the method draws at all.
-        """
-        first, spread = self.usual(part, scenario), torch.zeros(len(rows), dtype=torch.bool, device=differing.device)
-        there = predict(part, rows, scenario, 0)
-        for seed in range(1, SEEDS):
-            spread |= self.compared(first[rows], self.usual(part, scenario, seed)[rows], part.task, scenario)
-            spread |= self.compared(there, predict(part, rows, scenario, seed), part.task, scenario)
-        return differing & ~spread
-
-    def _alone(self, part: Images, rows: Tensor, scenario: str, seed: int) -> Tensor:
+    def _alone(self, part: Images, rows: Tensor, seed: int) -> Answers:
         singles = [(part.inputs[r : r + 1], part.labels[r : r + 1]) for r in rows.tolist()]
-        return torch.cat([self.answers(x, y, part.task, scenario, seed) for x, y in singles])
+        return joined([self.answers(x, y, part.task, seed) for x, y in singles])
 
-    def _shuffled(self, part: Images, rows: Tensor, scenario: str, seed: int) -> Tensor:
-        order = _turned(len(part))
-        return self.answers(part.inputs[order], part.labels[order], part.task, scenario, seed)[order.argsort()][rows]
+    def _shuffled(self, part: Images, rows: Tensor, seed: int) -> Answers:
+        order = fixed_order(len(part))
+        shuffled = self.answers(part.inputs[order], part.labels[order], part.task, seed)
+        return chosen(shuffled, order.argsort()[rows])
 
-    def _halves(self, part: Images, rows: Tensor, scenario: str, seed: int) -> Tensor:
+    def _halves(self, part: Images, rows: Tensor, seed: int) -> Answers:
         # Every second image: both halves hold images of all classes, wherever a file has them.
         halves = [torch.arange(start, len(part), 2) for start in range(min(2, len(part)))]
-        parts = [self.answers(part.inputs[h], part.labels[h], part.task, scenario, seed) for h in halves]
-        return torch.cat(parts)[torch.cat(halves).argsort()][rows]
+        parts = [self.answers(part.inputs[half], part.labels[half], part.task, seed) for half in halves]
+        return chosen(joined(parts), torch.cat(halves).argsort()[rows])
 
-    def _mixed(self, part: Images, rows: Tensor, scenario: str, seed: int) -> Tensor:
-        others = [other for other in self.images if other is not part]
-        inputs = torch.cat([part.inputs, *(other.inputs[:4] for other in others)])
-        # Labels of the task's own classes, as its score expects them.
-        labels = torch.cat([part.labels, *(part.labels[:1].expand(len(o.labels[:4]), *part.labels.shape[1:]) for o in others)])
-        order = _turned(len(inputs))
-        mixed = self.answers(inputs[order], labels[order], part.task, scenario, seed)
-        return mixed[order.argsort()][: len(part)][rows]
+    def _mixed(self, part: Images, rows: Tensor, seed: int) -> Answers:
+        others = torch.cat([other.inputs[:GUESTS] for other in self.images if other is not part])
+        # Their labels are of the task's own classes, as a method expects them that looks at labels.
+        own = part.labels[:1].expand(len(others), *part.labels.shape[1:])
+        inputs, labels = torch.cat([part.inputs, others]), torch.cat([part.labels, own])
+        order = fixed_order(len(inputs))
+        return chosen(self.answers(inputs[order], labels[order], part.task, seed), order.argsort()[: len(part)][rows])
 
     def withheld(self) -> Findings:
         """class-IL without the task and the labels of the images: told another task, and each image another's label."""
         if "class-il" not in self.scenarios or len(self.images) < 2:
             return {}
-        changed = total = 0
+        but, changed, total = [name for name in self.scenarios if name != "class-il"], 0, 0
         for i, part in enumerate(self.images):
-            other = self.images[i - 1]
-            wrong = other.labels[torch.arange(len(part)) % len(other)]
-
-            def predict(part, rows, scenario, seed, wrong=wrong, task=other.task):
-                return self.answers(part.inputs, wrong, task, scenario, seed)[rows]
-
-            rows = torch.arange(len(part))
-            differing = self.compared(self.usual(part, "class-il"), predict(part, rows, "class-il", 0), part.task, "class-il")
-            if differing.any():
-                differing = self._settled(part, rows, "class-il", predict, differing)
-            changed, total = changed + int(differing.sum()), total + len(part)
+            other, rows = self.images[i - 1], torch.arange(len(part))
+            wrong = other.labels[rows % len(other)]
+            predict = partial(self.answers, part.inputs, wrong, other.task)
+            changed, total = changed + self.changed(part, rows, predict, but)["class-il"], total + len(part)
         if not changed:
             return {}
-        what = f"told another task and other labels, {changed} of {total} images are predicted as another class"
-        return {IDENTITY: [what]}
+        return {IDENTITY: [f"told another task and other labels, {changed} of {total} images are another class"]}
 
     def unseen(self) -> Findings:
         """Outputs of classes that no task has shown: made very large, they change no answer among those shown."""
         if "class-il" not in self.scenarios:
             return {}
-        seen, total = self.dataset.tasks[self.trained].high, self.model.num_classes
+        seen, total = getattr(self.dataset.tasks[self.trained], "high", None), self.model.num_classes
         if seen is None or seen >= total:
             return {}
         changed = asked = 0
         for part in self.images:
-            usual = self.usual(part, "class-il")
+            usual = self.usual(part)["class-il"]
             with raised_outputs(self.model, seen, total):
-                other = self.usual(part, "class-il")
+                other = self.answers(part.inputs, part.labels, part.task)["class-il"]
             differing = self.compared(usual, other, part.task, "class-il")
             # Answers that were apart and are all equal now are no tie of the method's own.
             tied = other[:, :seen].amax(1) == other[:, :seen].amin(1)
@@ -225,15 +233,25 @@ def differing_answers(usual: Tensor, other: Tensor, tolerance: float) -> Tensor:
     return apart.flatten(1).any(1) if apart.dim() > 1 else apart
 
 
-def _turned(n: int) -> Tensor:
-    """A fixed order of n in which neighbours are apart."""
-    return torch.arange(n).flip(0).view(-1)[torch.randperm(n, generator=torch.Generator().manual_seed(n))]
+def fixed_order(n: int) -> Tensor:
+    """A shuffled order of n, always the same."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(n))
+
+
+def joined(parts: list[Answers]) -> Answers:
+    """Answers of several batches, one after the other."""
+    return {scenario: torch.cat([part[scenario] for part in parts]) for scenario in parts[0]}
+
+
+def chosen(answers: Answers, rows: Tensor) -> Answers:
+    """Those of some images."""
+    return {scenario: values[rows] for scenario, values in answers.items()}
 
 
 @contextmanager
 def raised_outputs(model: nn.Module, seen: int, total: int) -> Iterator[None]:
     """Inside, whatever gives an output for each of `total` classes gives `LARGE` for those from `seen` on: the network,
-    and every linear layer of the method's own.
+    and every classifier of the method's own, a linear layer over the network's features.
     """
 
     def raised(_, __, out):
@@ -242,7 +260,8 @@ def raised_outputs(model: nn.Module, seen: int, total: int) -> Iterator[None]:
         return torch.cat([out[:, :seen], torch.full_like(out[:, seen:], LARGE)], 1)
 
     inside = {id(part) for part in model.net.modules()} - {id(getattr(model.net, "classifier", None))}
-    heads = [part for part in model.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
+    linear = [part for part in model.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
+    heads = [part for part in linear if part.in_features == getattr(model.net, "feature_dim", None)]
     hooks = [part.register_forward_hook(raised) for part in (model.net, *heads)]
     try:
         yield

@@ -20,7 +20,6 @@ from palimpsest.utils.leaks.kinds import EARLIER, LATER, TEST
 METHODS = (str(ROOT / "models") + os.sep, str(ROOT / "backbone") + os.sep)
 STREAMS = str(ROOT / "datasets") + os.sep
 TRAINED, HELD_OUT, TESTED = "training", "held-out", "test"
-MOST = 20  # findings that are told of one run
 
 
 class Reads:
@@ -37,7 +36,7 @@ class Reads:
 
     def __init__(self, stream: Any):
         self.stream, self.counts, self.found = stream, Counter(), {}
-        self.watched, self._files, self._known = True, set(), {}
+        self.watched, self._files, self._known, self._told = True, set(), {}, set()
 
     def watch(self, *classes: type) -> None:
         """From now on what the files of these classes read counts as the method's."""
@@ -74,10 +73,10 @@ class Reads:
         if place is None or not self.watched:
             return
         if part == TESTED:
-            self.tell(TEST, f"test data of task {task + 1} are read in {place}")
+            self.tell(TEST, f"test data of task {task + 1} are read", place)
         elif not self._current(task, stage):
             kind = LATER if task > stage else EARLIER
-            self.tell(kind, f"{part} data of task {task + 1} are read in task {stage + 1}, in {place}")
+            self.tell(kind, f"{part} data of task {task + 1} are read in task {stage + 1}", place)
 
     def note_storage(self, part: str) -> None:
         """A read of all that is in memory, past the loaders."""
@@ -88,15 +87,15 @@ class Reads:
             return
         self.counts[part, None, max(self.stream.c_task, 0), "method"] += 1
         if part == TESTED:
-            self.tell(TEST, f"the stream's test data are read as a whole in {place}")
+            self.tell(TEST, "the stream's test data are read as a whole", place)
         elif len(getattr(self.stream, "stages", ())) > 1:
-            self.tell(LATER, f"the training data of all tasks are read as a whole in {place}")
+            self.tell(LATER, "the training data of all tasks are read as a whole", place)
 
-    def tell(self, kind: str, what: str) -> None:
-        """Note a leak, once."""
-        told = self.found.setdefault(kind, [])
-        if what not in told and len(told) < MOST:
-            told.append(what)
+    def tell(self, kind: str, what: str, place: str) -> None:
+        """Note a leak, the first one of each place."""
+        if (kind, place) not in self._told:
+            self._told.add((kind, place))
+            self.found.setdefault(kind, []).append(f"{what} in {place}")
 
     def caller(self) -> str | None:
         """File and line of the method that reads, None where the runner does."""

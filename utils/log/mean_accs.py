@@ -50,8 +50,8 @@ def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -
 
     Columns: `task1..taskT` (mean accuracy after task t over those of tasks 1..t that have test examples, percent, nan
     where it was not evaluated), those of `COLUMNS` (None where undefined), `run_id`, `seed`, those of `identity.FACTS`
-    (files, data, the checkpoint it started from), `versions`, `leaks`, `marks`, then every option. An option whose name is one of the
-    former is called `option_<name>`.
+    (files, data, the checkpoint it started from), `versions`, `leaks`, `marks`, then every option. An option whose name
+    is one of the former is called `option_<name>`.
     """
     matrix = run.matrices[scenario]
     row: dict[str, Any] = {f"task{t + 1}": float(mean) for t, mean in enumerate(seen_means(matrix))}

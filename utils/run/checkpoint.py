@@ -25,7 +25,14 @@ from palimpsest.utils.atomic import atomic_write
 from palimpsest.utils.errors import TrainingFailed, UserError, one_line
 from palimpsest.utils.randomness import random_state, set_random_state
 from palimpsest.utils.record import Evaluation, Experiment, Position
-from palimpsest.utils.run.checkpoint_checks import check_leaks, check_method, check_position, check_scores, check_shapes, check_tree
+from palimpsest.utils.run.checkpoint_checks import (
+    check_leaks,
+    check_method,
+    check_position,
+    check_scores,
+    check_shapes,
+    check_tree,
+)
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"

@@ -208,6 +208,7 @@ class VisionStream(ContinualDataset):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, list[str]]]:
         """Rows, and names of their files."""
+        self._count_parts(task)
         for data, rows in (self._train_part(task), self._test_part(task, held_out=bool(self.args.validation))):
             yield rows, [data.examples.files[row].name for row in rows.tolist()]
 
