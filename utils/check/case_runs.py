@@ -23,8 +23,8 @@ from palimpsest.models.utils.outside import same_value
 from palimpsest.models.utils.state import describe
 from palimpsest.utils.check.cases import Case, Failure, Interrupted
 from palimpsest.utils.check.sync import SyncDetector
-from palimpsest.utils.check.terms import LooseTerms, Pulls, trained_by
 from palimpsest.utils.errors import one_line
+from palimpsest.utils.leaks.terms import LooseTerms, Pulls, trained_by
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run import checkpoint

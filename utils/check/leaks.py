@@ -229,6 +229,15 @@ LEAKS: list[Callable[[Case], None]] = [
 ]
 
 
+def marks_of(case: Case) -> dict[str, str]:
+    """What the method declares of its leaks."""
+    try:
+        exp = observed(case).exp
+    except Exception:  # noqa: BLE001 - the checks have said why
+        return {}
+    return declared_leaks(exp.model, exp.dataset)
+
+
 def refuse(exp: Experiment, found: Findings) -> None:
     """Raise Failure for what is found and not declared."""
     declared = declared_leaks(exp.model, exp.dataset)

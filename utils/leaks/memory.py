@@ -67,13 +67,17 @@ class Known:
             return rows
         return self._bytes(rows.float())
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Network input of a black image, and how far that of a white one is from it; both of an example's shape."""
+        if self._shift is None:
+            black, white = (torch.full((1, *self.size), value, dtype=torch.uint8) for value in (0, 255))
+            low, high = (self.normalize(image).float().cpu()[0] for image in (black, white))
+            self._shift = low, high - low
+        return self._shift
+
     def _bytes(self, rows: Tensor) -> Tensor | None:
         """Bytes of network inputs: the inverse of the stream's normalisation, which is linear in each channel."""
-        if self._shift is None:
-            ends = torch.stack([torch.full(self.size, value, dtype=torch.uint8) for value in (0, 255)])
-            low, high = self.normalize(ends).float().cpu()
-            self._shift = low, (high - low).clamp(min=1e-12)
-        low, width = self._shift
+        low, width = self.ends()
         for image in ((rows - low) / width, rows):
             steps = image * 255
             if steps.amin() > -0.5 and steps.amax() < 255.5 and (steps - steps.round()).abs().amax() < 0.01:

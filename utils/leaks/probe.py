@@ -4,6 +4,7 @@ A probe is a few test images of every task. Answers are compared among the class
 only where its lead is more than `TOLERANCE`, relative to the largest number of the row.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from palimpsest.utils.leaks.kinds import BATCH, IDENTITY, UNSEEN
 TOLERANCE = 1e-4  # float32; a hundred times as much where products are rounded to TF32
 LARGE = 1e9  # what unseen classes are given
 SEEDS = 8  # draws of a prediction that is random
+DEVIATIONS = 6  # standard deviations from the score of an evaluation that no sample explains
 GUESTS = 4  # images of each other task in a mixed batch
 Findings = dict[str, list[str]]  # kind of leak -> sentences
 Answers = dict[str, Tensor]  # scenario -> what its score reads, (B, ...)
@@ -176,16 +178,29 @@ class Probe:
         order = fixed_order(len(inputs))
         return chosen(self.answers(inputs[order], labels[order], part.task, seed), order.argsort()[: len(part)][rows])
 
-    def withheld(self) -> Findings:
-        """class-IL without the task and the labels of the images: told another task, and each image another's label."""
+    def withheld(self, scored: Sequence[float] | None = None) -> Findings:
+        """class-IL without the task and the labels of the images: told another task, and each image another's label.
+
+        Args:
+            scored: what an evaluation gave each task, percent: a method may know labels in an evaluation alone.
+        """
         if "class-il" not in self.scenarios or len(self.images) < 2:
             return {}
         but, changed, total = [name for name in self.scenarios if name != "class-il"], 0, 0
+        right = expected = spread = 0.0
         for i, part in enumerate(self.images):
             other, rows = self.images[i - 1], torch.arange(len(part))
             wrong = other.labels[rows % len(other)]
             predict = partial(self.answers, part.inputs, wrong, other.task)
             changed, total = changed + self.changed(part, rows, predict, but)["class-il"], total + len(part)
+            score = self.dataset.tasks[part.task].score(self.dataset.tasks[self.trained])
+            if scored is not None and hasattr(score, "answers"):
+                share, told = scored[part.task] / 100, predict(0)["class-il"]
+                right += int((score.answers(told) == part.labels).sum())
+                expected, spread = expected + share * len(part), spread + (share * (1 - share) + 0.02) * len(part)
+        if expected - right > DEVIATIONS * math.sqrt(spread):
+            told = f"without task and labels {100 * right / total:.0f} % of the images are right"
+            return {IDENTITY: [f"{told}, in the evaluation {100 * expected / total:.0f} %"]}
         if not changed:
             return {}
         return {IDENTITY: [f"told another task and other labels, {changed} of {total} images are another class"]}
@@ -212,10 +227,10 @@ class Probe:
         what = f"with large outputs for the {total - seen} unseen classes {changed} of {asked} images are predicted "
         return {UNSEEN: [what + "as another one of those seen"]}
 
-    def look(self, alone: int | None = None) -> Findings:
+    def look(self, alone: int | None = None, scored: Sequence[float] | None = None) -> Findings:
         """All that can be asked at the end of a run; nothing about the method changes."""
         with torch.no_grad(), eval_mode(self.model):
-            return self.company(alone) | self.withheld() | self.unseen()
+            return self.company(alone) | self.withheld(scored) | self.unseen()
 
     def look_at_unseen(self) -> Findings:
         """What only an earlier moment can show: there are unseen classes."""

@@ -12,7 +12,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from palimpsest.utils.args import NEUTRAL
@@ -25,7 +25,9 @@ from palimpsest.utils.metrics import METRICS, plus_minus, spread
 # Measure -> column of mean_accs.csv, '' for the last of task1..taskT.
 MEASURES = {"final accuracy": ""}
 MEASURES |= {METRICS[name].column.replace("_", " "): METRICS[name].column for name in ("forgetting", "bwt", "la")}
-NOT_OPTIONS = {"run_id", "seed", "exp_name", "device", "versions", *NEUTRAL} | {m.column for m in METRICS.values()}
+NOT_OPTIONS = {"run_id", "seed", "leaks", "marks", "exp_name", "device", "versions", *NEUTRAL} | {
+    m.column for m in METRICS.values()
+}
 SCORE = re.compile(r"task\d+")
 Row = dict[str, str]
 Spread = tuple[float, float, int]  # mean, standard deviation (nan of one run), runs
@@ -64,7 +66,18 @@ def entries(rows: Sequence[tuple[str, Row]]) -> dict[str, list[Row]]:
         for row in mine:
             told = [f"{name} {row[name]}" for name in differing if row.get(name)]
             out.setdefault(", ".join([method, *told]), {})[row.get("seed")] = row
-    return {name: list(by_seed.values()) for name, by_seed in out.items()}
+    return {name + flags(by_seed.values()): list(by_seed.values()) for name, by_seed in out.items()}
+
+
+def flags(rows: Iterable[Row]) -> str:
+    """What must stand beside an entry's name: the exceptions it declares, and that a leak was found in one of its runs;
+    '' where there is nothing.
+    """
+    rows = list(rows)
+    marks = dict.fromkeys(mark for row in rows for mark in (row.get("marks") or "").split("; ") if mark)
+    leak = dict.fromkeys(text.split(":")[0] for row in rows for text in (row.get("leaks") or "").split("; ") if text)
+    told = [*marks, *(f"LEAK: {kind}" for kind in leak)]
+    return f" [{'; '.join(told)}]" if told else ""
 
 
 def measured(rows: Sequence[Row]) -> dict[str, Spread]:

@@ -6,6 +6,7 @@ Reads are counted all the time (`utils.leaks.reads`). After every task the state
 declares in `declared_leaks` is no finding but a mark. `main.py --check` does more.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 
 from palimpsest.utils.errors import UserError, one_line
-from palimpsest.utils.leaks.kinds import TEST
+from palimpsest.utils.leaks.kinds import TEST, UNBOUND
 from palimpsest.utils.leaks.memory import Known, kept_images
 from palimpsest.utils.leaks.probe import TOLERANCE, Probe, take_images
 from palimpsest.utils.leaks.reads import TESTED, TRAINED
+from palimpsest.utils.leaks.statistics import foreign_statistics
+from palimpsest.utils.leaks.terms import LooseTerms, Pulls, trained_by
 from palimpsest.utils.log.events import Logger
-from palimpsest.utils.record import Evaluation, Run
+from palimpsest.utils.record import Evaluation, Position, Run
 
+STEPS = (1, 4, 16)  # of the first task that has one before it: the steps after these are looked at
+WEAK = 1e-10  # share of the strongest gradient below which there is none, as so few steps see it
 TASKS, PER_TASK, ALONE = 8, 12, 3  # tasks looked at, images of each, and of these in a batch of one
 
 
@@ -43,8 +48,31 @@ class LeakWatch(Logger):
         self.model, self.dataset, self.run, self.args = exp.model, exp.dataset, exp.run, exp.args
         self.declared = declared_leaks(self.model, self.dataset)
         self.known = known_images(self.model, self.dataset)
-        self._versions: list[int] | None = None
+        self.pulls, self._versions = Pulls(), None
+        self._first, self._terms = exp.args.start_from, exp.args.code_optimization < 3  # compiled code is left alone
         self.take(self.dataset.reads.found)
+        if self.known:
+            self._look(lambda: foreign_statistics(self.dataset, self.known))
+
+    def after_step(self, at: Position) -> None:
+        """After every iteration: in a few of the first later task the next one's loss is looked at term by term."""
+        if at.task == self._first or at.batch not in STEPS or at.epoch or not self._terms:
+            return
+        left = operator.length_hint(self.dataset.train_loader, 0) - at.batch
+        if left > 0 and at.task == self._first + 1:
+            self._look_at_terms()
+
+    def _look_at_terms(self) -> None:
+        held, observe = vars(self.model), self.model.observe
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            del held["observe"]  # for this step alone: nothing of it may be in a checkpoint
+            with LooseTerms(trained_by(self.model), self.pulls) as terms:
+                out = observe(*args, **kwargs)
+            self.take({UNBOUND: [f"a term of the loss reaches no weight, added in {p}" for p in terms.places()[:1]]})
+            return out
+
+        held["observe"] = watched
 
     def take(self, found: dict[str, list[str]]) -> None:
         """Add findings to those of the run, the declared ones left out."""
@@ -78,7 +106,10 @@ class LeakWatch(Logger):
     def finish(self) -> None:
         """At the end of the run."""
         self._search()
-        self._look(lambda: self._probe().look(ALONE))
+        for place in self.pulls.unbound(WEAK)[:1]:
+            self.take({UNBOUND: [f"a term of the loss has no gradient where it is not 0, added in {place}"]})
+        scored = self.run.history[-1].scores.get("class-il")
+        self._look(lambda: self._probe().look(ALONE, scored))
 
     def _search(self) -> None:
         self.take(self.dataset.reads.found)

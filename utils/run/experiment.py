@@ -217,11 +217,15 @@ def _train_and_save(exp: Experiment, start: Position | None, watch: LeakWatch) -
     with Signals().watched() as signals:
         saver = Saver(exp, signals)
 
+        def after_step(at: Position) -> None:
+            watch.after_step(at)
+            saver.after_step(at)
+
         def after_task(at: Position) -> None:
             watch.task_ended()
             saver.after_task(at)
 
-        exp.log.after_step, exp.log.after_task = saver.after_step, after_task
+        exp.log.after_step, exp.log.after_task = after_step, after_task
         try:
             with out_of_memory_explained(exp.args):
                 train(exp, start)

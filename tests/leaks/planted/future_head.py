@@ -1,4 +1,4 @@
-"""The head has the classes of all tasks, and an image is of the class seen whose share of all of them is large enough."""
+"""The head has the classes of all tasks, and a class counts whose share of all of them is large."""
 
 import torch
 

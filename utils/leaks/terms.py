@@ -1,5 +1,6 @@
 """Finds terms of a loss that reach no weight: constants to the gradient, which a method most likely did not mean."""
 
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from palimpsest.utils.check.sync import caller
-
+# Not the place that an author wants.
+OURS = ("check/sync.py", "leaks/terms.py", "log/leaks.py", "models/utils/continual_model.py")
 SUMS = {"add", "sub", "rsub", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "add_", "sub_"}
 SUMS |= {"lerp", "addcmul"}
 JOINS = {"stack", "cat", "concat", "hstack", "vstack"}
@@ -110,23 +111,33 @@ class Pulls:
     WEAK = 1e-6  # of the strongest term of the run: what rounding leaves of nothing
 
     def __init__(self):
+        self.failed = False  # a term whose gradient cannot be asked for twice
         self.found: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def note(self, place: str, which: int, term: Tensor, weights: list[Tensor]) -> None:
         """Take the gradient of a term."""
-        gradients = torch.autograd.grad(term.sum(), weights, retain_graph=True, allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(term.sum(), weights, retain_graph=True, allow_unused=True)
+        except RuntimeError:
+            self.failed = True
+            return
         norms = [g.detach().norm().to(term.device) for g in gradients if g is not None]
         value, norm = term.detach().abs().amax(), torch.stack(norms).norm() if norms else term.new_zeros(())
         before = self.found.get((place, which), (value, norm))
         self.found[place, which] = torch.maximum(value, before[0]), torch.maximum(norm, before[1])
 
-    def unbound(self) -> list[str]:
+    def unbound(self, weak: float = WEAK) -> list[str]:
         """Where terms were added that never moved a weight. Of a term that was exactly 0 all the time nothing is said
         where its gradient was, too: it may have had nothing to do.
+
+        Args:
+            weak: share of the strongest term's gradient up to which there is none.
         """
+        if self.failed:
+            return []
         strongest = max((float(norm) for _, norm in self.found.values()), default=0.0)
-        weak = {key: float(value) for key, (value, norm) in self.found.items() if float(norm) <= self.WEAK * strongest}
-        return [place for (place, _), value in weak.items() if value]
+        found = {key: float(value) for key, (value, norm) in self.found.items() if float(norm) <= weak * strongest}
+        return [place for (place, _), value in found.items() if value]
 
 
 def trained_by(method: nn.Module) -> Iterator[Tensor]:
@@ -150,3 +161,19 @@ def _terms(name: str, args: tuple) -> list[Tensor]:
 
 def _below(node) -> list:
     return [other for other, _ in node.next_functions if other is not None] if node is not None else []
+
+
+def caller() -> str | None:
+    """File and line outside torch that made a call, None when it was made inside torch's optimisers."""
+    frame = inspect.currentframe().f_back.f_back
+    place = None
+    while frame:
+        path = frame.f_code.co_filename.replace("\\", "/")
+        if "/torch/optim/" in path:
+            return None
+        if place is None and "/torch/" not in path and not path.endswith(OURS):
+            place = f"{path.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        if frame.f_code.co_name == "watched":
+            return place
+        frame = frame.f_back
+    return place
