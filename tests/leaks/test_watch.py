@@ -45,14 +45,14 @@ def test_declared_exceptions_are_marks_everywhere(tmp_path, capsys):
 def test_a_leak_is_in_the_files_and_stays_there(tmp_path):
     argv = ["--model", str(PLANTED / "label_counts.py"), *SHORT, "--results_path", str(tmp_path), "--resume"]
     done, _ = experiment.execute(resolve(argv))
-    assert [leak.split(":")[0] for leak in done.leaks] == [kinds.LATER]
+    assert [leak.split(":")[0] for leak in done.leaks] == [kinds.LATER, kinds.EARLIER]
     (record,) = read_runs(tmp_path)
     assert record.leaks == done.leaks and not record.marks
     again, _ = experiment.execute(resolve(argv))  # finished: shown again from its files
     assert again.leaks == done.leaks and again.folder == done.folder
-    with open(tmp_path / "class-il/seq-digits/label_counts/mean_accs.csv", newline="") as f:
+    with open(done.folder.parent / "mean_accs.csv", newline="") as f:
         (row,) = csv.DictReader(f)
-    assert list(compare.entries([("label_counts", row)])) == ["label_counts [LEAK: later tasks]"]
+    assert list(compare.entries([("label_counts", row)])) == ["label_counts [LEAK: later tasks; LEAK: earlier tasks]"]
 
 
 def test_a_checkpoint_keeps_what_was_found(tmp_path):
@@ -104,12 +104,11 @@ class Noisy(ContinualModel):
         raise NotImplementedError
 
     def forward(self, x):
-        logits = self.net(x)
-        return logits + 0.3 * logits.std() * torch.randn(logits.shape)
+        return self.net(x) + torch.randn(len(x), self.num_classes)
 
 
 def probe_of(exp, forward) -> Probe:
-    exp.model.forward = forward
+    vars(exp.model)["forward"] = forward  # the attribute itself would be refused
     return Probe(exp.model, exp.dataset, 2, take_images(exp.dataset, range(3), 12))
 
 
