@@ -31,7 +31,7 @@ from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
 from palimpsest.utils.log.report import summarise_run
-from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
+from palimpsest.utils.log.seeds import SUMMARY, found_leaks, summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import FEWEST, interval, plus_minus
 from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Experiment, Position, Run
@@ -384,6 +384,8 @@ def execute_seeds(config: Config) -> list[tuple[Run, dict[str, dict[str, float]]
             low, high = interval(metric, mean, half, runs[0].score)
             ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
             print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
+    told = [f"MARK {mark}" for mark in runs[0].marks] + [f"LEAK {leak}" for leak in found_leaks(runs)]
+    print("".join(f"  {line}\n" for line in told), end="", flush=True)
     if runs[0].folder is not None:
         folder = runs[0].folder.parent / runs[0].group
         write_seeds_summary(folder, runs, table)
