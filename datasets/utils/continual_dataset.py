@@ -185,6 +185,7 @@ class ContinualDataset(TaskStream):
 
     def enter_task(self, task: int) -> TrainLoader:
         """Make `task` the current one: set `train_loader`, and `test_loaders` for all tasks up to it."""
+        self.reads.note_entry(task)
         self.c_task, stage = task, self.stages[task]
         self.train_loader = self._make_train_loader(*self._stage_part(task), task)
         self.extend_test_loaders(stage[-1])

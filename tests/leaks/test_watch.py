@@ -95,6 +95,60 @@ def test_watching_changes_no_bit():
     assert not differing_entries(state_of(watched)["model"], observed(Case("lwf", "class-il")).state["model"])
 
 
+PLANTS = {
+    # What was said of a test image stays, by a number of its bytes, and is said again after later tasks.
+    "said": (
+        kinds.TEST,
+        """
+    def forward(self, x):
+        logits = self.net(x)
+        if not self.training:
+            keys = [str(key) for key in x.flatten(1).double().sum(1).tolist()]
+            said = vars(self).setdefault("said", {})
+            for i, key in enumerate(keys):
+                logits[i] = torch.tensor(said.setdefault(key, logits[i].tolist()))
+        return logits
+""",
+    ),
+    "ahead": (
+        kinds.LATER,
+        """
+    def begin_task(self, dataset):
+        if self.current_task + 1 < self.n_tasks:
+            dataset.enter_task(self.current_task + 1)
+            self.next_mean = next(iter(dataset.train_loader))[0].mean()
+            dataset.enter_task(self.current_task)
+""",
+    ),
+    "shelf": (
+        kinds.KEPT,
+        """
+    SHELF = []
+
+    def end_task(self, dataset):
+        self.SHELF.append(dataset.task_data(self.current_task).data[:7])
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_further_leaks_are_named(tmp_path, name):
+    kind, hooks = PLANTS[name]
+    (tmp_path / f"{name}.py").write_text(f"""
+import torch
+from models.utils.continual_model import ContinualModel
+
+class Planted(ContinualModel):
+    NAME, COMPATIBILITY = "{name}", ["class-il"]
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        return self.step_on(self.loss(self.net(inputs), labels))
+{hooks}""")
+    done, _ = experiment.execute(Case(str(tmp_path / f"{name}.py"), "class-il").config())
+    assert done.leaks and done.leaks[0].startswith(f"{kind}: ")
+
+
 class Noisy(ContinualModel):
     """Draws for every image of its own, as dropout does that is left on."""
 
@@ -117,6 +171,8 @@ def test_random_predictions_and_ties_are_no_leaks():
     net = exp.model.net
     assert not probe_of(exp, lambda x: Noisy.forward(exp.model, x)).look(3)
     assert not probe_of(exp, lambda x: torch.zeros(len(x), 10) + 1e-6 * torch.rand(len(x), 10)).look(3)
+    assert not probe_of(exp, lambda x: net(x).log_softmax(1)).look(3)
+    assert not probe_of(exp, lambda x: net(x).softmax(1)).look(3)
     assert not probe_of(exp, lambda x: net(x) * 1e5 + 1e-3 * len(x)).look(3)  # rounding, relative to large scores
     found = probe_of(exp, lambda x: net(x) - net(x).mean(0)).look(3)
     assert list(found) == [kinds.BATCH] and "alone" in found[kinds.BATCH][0]

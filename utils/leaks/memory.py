@@ -16,7 +16,7 @@ from palimpsest.utils.leaks.reads import TESTED, TRAINED
 MOST = 4096  # rows of one tensor that are compared
 FEW = 10  # tensors of an image's shape that may be something else: a mean, a mask, learned prototypes
 PLAIN = (list, tuple, set, frozenset, dict)
-SKIPPED = ("args", "dataset", "loss", "transform", "normalization_transform", "_origin", "_modules")
+SKIPPED = ("dataset", "loss", "transform", "normalization_transform", "_origin", "_modules")
 
 
 class Known:
@@ -99,9 +99,10 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             elif name not in SKIPPED:
                 yield from _within(value, f"{place}.{name}".lstrip("."), seen)
     file = vars(sys.modules[type(model).__module__])
-    for name, value in file.items():
-        if isinstance(value, (*PLAIN, Tensor, np.ndarray)) and not name.startswith("__"):
-            yield from _within(value, f"global {name}", seen)
+    for owner, held in (("global", file), ("class attribute", vars(type(model)))):
+        for name, value in held.items():
+            if isinstance(value, (*PLAIN, Tensor, np.ndarray)) and not name.startswith("__"):
+                yield from _within(value, f"{owner} {name}", seen)
 
 
 def _within(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from palimpsest.utils.evaluation import eval_mode, scenarios
 from palimpsest.utils.leaks.kinds import BATCH, IDENTITY, UNSEEN
 
 TOLERANCE = 1e-4  # float32; a hundred times as much where products are rounded to TF32
-LARGE = 1e9  # what unseen classes are given
+LARGE, MODERATE = 1e9, 20.0  # by how much outputs of unseen classes are made to lead
 SEEDS = 8  # draws of a prediction that is random
 DEVIATIONS = 6  # standard deviations from the score of an evaluation that no sample explains
 GUESTS = 4  # images of each other task in a mixed batch
@@ -214,13 +214,16 @@ class Probe:
             return {}
         changed = asked = 0
         for part in self.images:
-            usual = self.usual(part)["class-il"]
-            with raised_outputs(self.model, seen, total):
-                other = self.answers(part.inputs, part.labels, part.task)["class-il"]
-            differing = self.compared(usual, other, part.task, "class-il")
-            # Answers that were apart and are all equal now are no tie of the method's own.
-            tied = other[:, :seen].amax(1) == other[:, :seen].amin(1)
-            differing |= tied & (usual[:, :seen].amax(1) > usual[:, :seen].amin(1))
+            usual, differing = self.usual(part)["class-il"], False
+            for lead in (LARGE, MODERATE):
+                with raised_outputs(self.model, seen, total, lead):
+                    other = self.answers(part.inputs, part.labels, part.task)["class-il"]
+                # Beside a very large number all others are equal to float32, as in the logarithm of a softmax; beside
+                # a moderate one answers that were apart stay so.
+                tied = other[:, :seen].amax(1) == other[:, :seen].amin(1)
+                apart = usual[:, :seen].amax(1) > usual[:, :seen].amin(1)
+                found = self.compared(usual, other, part.task, "class-il")
+                differing |= found & ~tied if lead == LARGE else found | (tied & apart)
             changed, asked = changed + int(differing.sum()), asked + len(part)
         if not changed:
             return {}
@@ -231,6 +234,14 @@ class Probe:
         """All that can be asked at the end of a run; nothing about the method changes."""
         with torch.no_grad(), eval_mode(self.model):
             return self.company(alone) | self.withheld(scored) | self.unseen()
+
+    def ask_strange(self) -> None:
+        """Predict images that no evaluation has shown: what this changes in the method, test images change, too."""
+        with torch.no_grad(), eval_mode(self.model):
+            for part in self.images[:1]:
+                strange = part.inputs[:2].flip(-1)
+                strange = 0.9 * strange if strange.is_floating_point() else strange
+                self.answers(strange, part.labels[:2], part.task)
 
     def look_at_unseen(self) -> Findings:
         """What only an earlier moment can show: there are unseen classes."""
@@ -264,15 +275,16 @@ def chosen(answers: Answers, rows: Tensor) -> Answers:
 
 
 @contextmanager
-def raised_outputs(model: nn.Module, seen: int, total: int) -> Iterator[None]:
-    """Inside, whatever gives an output for each of `total` classes gives `LARGE` for those from `seen` on: the network,
-    and every classifier of the method's own, a linear layer over the network's features.
+def raised_outputs(model: nn.Module, seen: int, total: int, lead: float) -> Iterator[None]:
+    """Inside, whatever gives an output for each of `total` classes lets those from `seen` on lead: the network, and
+    every classifier of the method's own, a linear layer over the network's features.
     """
 
     def raised(_, __, out):
         if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() != 2 or out.shape[1] != total:
             return None
-        return torch.cat([out[:, :seen], torch.full_like(out[:, seen:], LARGE)], 1)
+        leading = (out[:, :seen].amax(1, keepdim=True) + lead).expand(-1, total - seen)
+        return torch.cat([out[:, :seen], leading], 1)
 
     inside = {id(part) for part in model.net.modules()} - {id(getattr(model.net, "classifier", None))}
     linear = [part for part in model.modules() if isinstance(part, nn.Linear) and id(part) not in inside]

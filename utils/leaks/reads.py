@@ -78,6 +78,11 @@ class Reads:
             kind = LATER if task > stage else EARLIER
             self.tell(kind, f"{part} data of task {task + 1} are read in task {stage + 1}", place)
 
+    def note_entry(self, task: int) -> None:
+        """The stream is placed before a task, which is the runner's affair."""
+        if self.watched and task != self.stream.c_task and (place := self.caller()):
+            self.tell(LATER if task > self.stream.c_task else EARLIER, f"task {task + 1} is entered", place)
+
     def note_storage(self, part: str) -> None:
         """A read of all that is in memory, past the loaders."""
         frame = sys._getframe(2)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palimpsest.models.utils.state import describe
 from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.leaks.kinds import TEST, UNBOUND
 from palimpsest.utils.leaks.memory import Known, kept_images
@@ -109,7 +110,25 @@ class LeakWatch(Logger):
         for place in self.pulls.unbound(WEAK)[:1]:
             self.take({UNBOUND: [f"a term of the loss has no gradient where it is not 0, added in {place}"]})
         scored = self.run.history[-1].scores.get("class-il")
+        before = self._held()
         self._look(lambda: self._probe().look(ALONE, scored))
+        self._look(lambda: self._probe().ask_strange() or {})
+        now = self._held()
+        if changed := [name for name in before | now if before.get(name) != now.get(name)]:
+            self.take({TEST: [f"predicting test images changes '{changed[0]}', which the method keeps"]})
+
+    def _held(self) -> dict[str, Any]:
+        """What the method holds, tensors by where they lie and how often they were written; nothing of a method whose
+        state cannot be told.
+        """
+        try:
+            flat = describe(self.model)
+        except UserError:
+            return {}
+        return {
+            name: (value.data_ptr(), value._version, value.shape) if isinstance(value, Tensor) else value
+            for name, value in flat.items()
+        }
 
     def _search(self) -> None:
         self.take(self.dataset.reads.found)

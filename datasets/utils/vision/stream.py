@@ -125,6 +125,7 @@ class VisionStream(ContinualDataset):
 
     def enter_task(self, task: int):
         """Make `task` the current one; under `--joint` the training batches are of all tasks in turn."""
+        self.reads.note_entry(task)
         args, self.c_task, stage = self.args, task, self.stages[task]
         loaders = [self._make_train_loader(*self._train_part(t), t) for t in stage]
         together = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
