@@ -46,6 +46,8 @@ class Run:
         chosen_on: what was seen to choose the options: 'published row', 'command line', 'the first task, held out 10 %,
             8 trials'; 'unknown' of a run that does not say.
         trial: whether the run is there only to choose options, and no result.
+        leaks: what the leak detector found, one sentence each beginning with its kind, see `utils.leaks.kinds`.
+        marks: exceptions that the method or the stream declares ('batch statistics at test'); in every table.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 
@@ -80,6 +82,8 @@ class Run:
     costs: dict[str, Any] = field(default_factory=dict)
     chosen_on: str = "unknown"
     trial: bool = False
+    leaks: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
     group: str | None = None
 
 

@@ -17,6 +17,7 @@ from palimpsest.datasets.utils.source_files import RawData
 from palimpsest.datasets.utils.transforms import rotate
 from palimpsest.utils.args import add_bool, non_negative_int, positive_int
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.reads import TESTED, TRAINED
 from palimpsest.utils.randomness import generator, permutation
 
 
@@ -31,6 +32,12 @@ class Collection(ContinualDataset):
         # Held-out examples are chosen by original class, so that the class order does not change them.
         self._held_out = self._held_out_mask(self._clean).to(self.device)
         self._true = self._on_device(self._train.images, label_of[self._clean])
+        self._count_storage()
+
+    def _count_storage(self) -> None:
+        """Reads past the loaders are counted, too."""
+        for split, part in ((self._train, TRAINED), (self._true, TRAINED), (self._test, TESTED)):
+            split.note = partial(self.reads.note_storage, part)
 
     def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
         low, high = self.task_classes(task)
@@ -141,6 +148,7 @@ class DomainIncremental(Collection):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As they are before `transformed`, which would take long."""
+        self._count_parts(task)
         tested = (self._true, task, self._held_out) if self.args.validation else (self._test, task)
         for part in ((self._train, task, ~self._held_out), tested):
             split, rows = super()._rows(*part)
@@ -177,6 +185,7 @@ class SeparateDomains(Collection):
         train = train[self._kept]
         self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
         self._true = self._on_device(self._train.images, self._clean)
+        self._count_storage()
         self._held_out = self._held_out_mask(self._clean + self.N_CLASSES * train).to(self.device)
         self._domains = {"train": train.to(self.device), "test": test.to(self.device)}
 
@@ -272,6 +281,7 @@ class Rotating360(ContinualDataset):
         self._tests = {False: self._turned(raw.test_x, raw.test_y)}
         if held_out.any():
             self._tests[True] = self._turned(raw.train_x[held_out], self._clean[held_out])
+        self._tests[False].note = partial(self.reads.note_storage, TESTED)
 
     def _stream(self, images: Tensor, targets: Tensor) -> Split:
         """All training images in stream order, each turned to its angle."""

@@ -209,6 +209,7 @@ class ConsoleLogger(Logger):
             lines += ["forgetting criterion", *("  " + "  ".join(row).rstrip() for row in zip(*padded, strict=True))]
             lines += [f"  {line}" for line in criterion.remarks(run, rows)]
         lines += [f"  {about}: {note}" for about, note in run.notes.items()]
+        lines += [f"  MARK {mark}" for mark in run.marks] + [f"  LEAK {leak}" for leak in run.leaks]
         if run.folder is not None:
             lines.append(f"results: {run.folder}")
         print("\n".join(lines), flush=True)

@@ -25,7 +25,14 @@ from palimpsest.utils.atomic import atomic_write
 from palimpsest.utils.errors import TrainingFailed, UserError, one_line
 from palimpsest.utils.randomness import random_state, set_random_state
 from palimpsest.utils.record import Evaluation, Experiment, Position
-from palimpsest.utils.run.checkpoint_checks import check_method, check_position, check_scores, check_shapes, check_tree
+from palimpsest.utils.run.checkpoint_checks import (
+    check_leaks,
+    check_method,
+    check_position,
+    check_scores,
+    check_shapes,
+    check_tree,
+)
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
@@ -81,6 +88,7 @@ def capture(exp: Experiment, at: Position) -> dict[str, Any]:
         "losses": list(run.losses),
         "epochs": [dict(record) for record in run.epochs],
         "pictures": list(run.pictures),
+        "leaks": list(run.leaks),
     }
 
 
@@ -132,6 +140,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
         run.epochs = [dict(record) for record in state["epochs"]]
         run.pictures = [(stage, list(said)) for stage, said in state["pictures"]]
+        run.leaks[:] = check_leaks(state.get("leaks", []))
         exp.log.pending = list(state["pending"])
         position = Position(**state["position"])
         if position.inside:

@@ -23,6 +23,7 @@ from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.log.analysis import analyse, peak_memory, report_of
 from palimpsest.utils.log.events import Log, Logger
+from palimpsest.utils.log.leaks import LeakWatch, declared_leaks
 from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
@@ -57,6 +58,7 @@ def build(config: Config) -> Experiment:
     device = environment.prepare(args)
     with registry.errors_of(config.dataset_class):
         dataset = config.dataset_class(args, device)
+    dataset.reads.watch(config.model_class, config.backbone_class)
     refuse_stream_functions(dataset)
     refuse_setting(config.model_class, dataset)  # which an option of the stream may have decided
     for option in ("start_from", "stop_after"):
@@ -83,7 +85,7 @@ def build(config: Config) -> Experiment:
     model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
-    with preserve_rng():
+    with preserve_rng(), dataset.reads.unwatched():
         refuse_lone_example(model, network, dataset, args)
     origin_of(model)  # notes what a freshly constructed method holds
     classes = (config.model_class, config.dataset_class, config.backbone_class)
@@ -118,6 +120,7 @@ def build(config: Config) -> Experiment:
         chosen_on=config.chosen_on,
         trial=config.trial,
         classes=name_classes(dataset),
+        marks=[*declared_leaks(model, dataset).values()],
     )
     log = Log(run, bar=not args.non_verbose)
     if compiled:
@@ -220,7 +223,8 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
     if run.folder is not None:
         write_text(run.folder / "classes.json", json.dumps(facts_of(dataset)) + "\n")
-    loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
+    watch = LeakWatch(exp)
+    loggers = exp.log.loggers = [watch, *exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)
     if model.device.type == "cuda":
@@ -232,7 +236,7 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
             dataset.enter_task(at.task)
             evaluate_run(exp, at)
         else:
-            _train_and_save(exp, start)
+            _train_and_save(exp, start, watch)
     except BaseException as e:
         for logger in loggers:
             logger.run_stopped(run, e)
@@ -240,8 +244,11 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     run.seconds = time.perf_counter() - begin
     waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
+    if run.history:
+        watch.finish()
     if run.folder is not None and run.history:
-        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
+        with dataset.reads.unwatched():
+            run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
     run.costs = costs_of(run, costs)
     summary = summarise_run(run)
     for logger in loggers:
@@ -254,10 +261,19 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     return run, summary
 
 
-def _train_and_save(exp: Experiment, start: Position | None) -> None:
+def _train_and_save(exp: Experiment, start: Position | None, watch: LeakWatch) -> None:
     with Signals().watched() as signals:
         saver = Saver(exp, signals)
-        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
+
+        def after_step(at: Position) -> None:
+            watch.after_step(at)
+            saver.after_step(at)
+
+        def after_task(at: Position) -> None:
+            watch.task_ended()
+            saver.after_task(at)
+
+        exp.log.after_step, exp.log.after_task = after_step, after_task
         try:
             with out_of_memory_explained(exp.args):
                 train(exp, start)

@@ -16,7 +16,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.panels import Panel
 from palimpsest.utils.record import Analysis, Evaluation, Experiment, Run
 from palimpsest.utils.run import checkpoint
-from palimpsest.utils.run.checkpoint_checks import check_scores
+from palimpsest.utils.run.checkpoint_checks import check_leaks, check_scores
 
 RESULT = "result.yaml"  # written last: a run that has it is finished
 RECORD = "record.json"  # scores and losses as they are in memory
@@ -35,6 +35,7 @@ def write_result(exp: Experiment) -> None:
         "history": [vars(e) for e in run.history],
         "losses": run.losses,
         "epochs": run.epochs,
+        "leaks": run.leaks,
         "report": _for_report(run),
     }
     write_text(run.folder / RECORD, json.dumps(record) + "\n")
@@ -77,6 +78,7 @@ def restore_record(run: Run) -> None:
         check_scores(record | {"matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
         if (plain_yaml(folder / RESULT) or {}).get("scores") != _fingerprint(history):
             raise ValueError("other scores than those of the run")
+        run.leaks[:] = check_leaks(record.get("leaks", []))
         run.baselines = {name: [float(x) for x in scores] for name, scores in record["baselines"].items()}
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in record["losses"]]
     except checkpoint.MALFORMED as e:
@@ -118,6 +120,7 @@ def load_run(folder: Path) -> Run:
             published=more.get("published"),
             chosen_on=str(facts.get("chosen_on", "unknown")),
             trial=facts.get("trial") is True,
+            marks=[str(mark) for mark in more.get("marks", ())],
             seconds=0.0,
         )
         if found := _unpacked(more.get("analysis")):
@@ -134,6 +137,7 @@ def _for_report(run: Run) -> dict[str, Any]:
     images.
     """
     facts = {"score": run.score, "shares": run.shares, "tasks": run.tasks, "published": run.published}
+    facts["marks"] = run.marks
     if found := run.analysis:
         panels = [vars(panel) for panel in found.panels]
         facts["analysis"] = {"costs": found.costs, "confusion": found.confusion, "numbers": found.numbers}
