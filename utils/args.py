@@ -259,6 +259,8 @@ def _stream(group) -> None:
     budget = "floating-point operations of training; each task has an equal share and ends when it is spent, or after "
     budget += "its epochs"
     add("--budget_flops", type=positive_float, metavar="X", help=budget)
+    memory = "bytes that the method may keep besides its network: a buffer gets what teachers and statistics leave"
+    add("--budget_bytes", type=positive_int, metavar="X", help=memory)
 
 
 def _evaluate(group) -> None:

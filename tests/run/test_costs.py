@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import main as entry
 from palimpsest.models.er import ER
 from palimpsest.utils.flops import FlopCounter, count_flops
-from palimpsest.utils.run.measure.budget import tell_costs
+from palimpsest.utils.run.measure.budget import kept_bytes, tell_costs
 from palimpsest.utils.run.measure.meter import Meter
 from palimpsest.utils.run.training import train
 from tests import kills
@@ -178,3 +178,36 @@ def test_a_budget_that_no_task_can_begin_with(capsys):
     assert entry.main([*ARGV, "--disable_log", "--budget_flops", "1e3"]) == 2
     err = capsys.readouterr().err
     assert "--budget_flops 1000: 8 steps in each of 5 task(s) take 2.37e+09" in err and err.count("\n") == 1
+
+
+NETWORK = 64 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10  # parameters
+KEEPS = {  # bytes of an example in the buffer, and of all else
+    "er": (64 + 8, 0), "derpp": (64 + 8 + 40, 0), "icarl": (64 + 8, None), "xder": (64 + 8 + 40 + 4, None),
+    "lwf": (0, 4 * NETWORK), "ewc": (0, 2 * 4 * NETWORK), "sgd": (0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", KEEPS)
+def test_a_buffer_gets_what_teachers_and_statistics_leave(model):
+    slot, others = KEEPS[model]
+    weights = ["--alpha", "0.5", "--beta", "0.5"] if model in ("derpp", "xder") else []
+    argv = [model, *MLP, *weights, "--n_epochs", "1", "--label_perc", "0.2", "--budget_bytes", "300000"]
+    exp = finished(*argv)
+    kept = kept_bytes(exp.model)
+    if others is not None:
+        assert kept == others + slot * getattr(exp.args, "buffer_size", 0)
+    assert kept <= 300_000 and (not slot or 300_000 - kept < slot)
+    tell_costs(exp, exp.meter.costs(0))
+    assert f"{kept} of --budget_bytes 300000 kept at the end" in exp.run.notes["memory"]
+
+
+@pytest.mark.parametrize("argv, line", [
+    (["--model", "lwf", "--budget_bytes", "70000"], f"lwf keeps {4 * NETWORK} bytes besides its network"),
+    (["--model", "er", "--budget_bytes", "500", "--minibatch_size", "8"], "8 of which are the least: give 576 or more"),
+    (["--model", "er", "--budget_bytes", "5000", "--buffer_size", "50"], "--buffer_size and --budget_bytes exclude"),
+    (["--model", "icarl", "--budget_bytes", "75000"], "leaves no example for each of 10 classes"),
+])  # fmt: skip
+def test_a_budget_that_is_too_small_is_refused(argv, line, capsys):
+    assert entry.main([*argv, "--dataset", "seq-digits", *MLP, "--disable_log"]) == 2
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1

@@ -39,7 +39,7 @@ from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
-from palimpsest.utils.run.measure.budget import tell_costs
+from palimpsest.utils.run.measure.budget import fit_buffer, tell_costs
 from palimpsest.utils.run.measure.meter import OPERATIONS, Meter
 from palimpsest.utils.run.measure.points import Points
 from palimpsest.utils.run.refusals import (
@@ -61,6 +61,8 @@ def build(config: Config) -> Experiment:
         UserError: missing data, a device that is not there, options that do not fit the stream.
     """
     args = config.args
+    if args.budget_bytes:
+        fit_buffer(config, build)
     device, meter, points = environment.prepare(args), Meter(args), Points(args)
     with registry.errors_of(config.dataset_class):
         dataset = config.dataset_class(args, device)
