@@ -218,6 +218,11 @@ def pictures_of(run: Run) -> Iterator[Picture]:
     for name, matrix in run.matrices.items() if several else ():
         figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score, run.task_names)
         yield Picture(f"accuracy_{name}", figure, plots.worded(captions.TASKS, run.score))
+    for name in run.matrices if run.points else ():
+        points = [(point.step, point.scores[name]) for point in run.points]
+        switches = [point.step for point in run.points if point.epoch is None]
+        figure = plots.point_curves(points, switches, f"Accuracy between the ends of tasks: {name}", run.score)
+        yield Picture(f"points_{name}", figure, plots.worded(captions.POINTS, run.score), True)
     terms = {scenario: metrics.terms(*_measured(run, scenario)) for scenario in run.matrices}
     for metric, (title, _) in plots.BARS.items():
         shown = {scenario: found[metric] for scenario, found in terms.items() if metric in found}
