@@ -4,8 +4,8 @@ What is scored, and how, a task says (`Task.score`).
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -27,7 +27,12 @@ def scenarios(model, dataset) -> list[str]:
 
 @torch.no_grad()
 def evaluate(
-    model, dataset, tasks: Iterable[int], trained: int, counts: dict[str, Counts] | None = None
+    model,
+    dataset,
+    tasks: Iterable[int],
+    trained: int,
+    counts: dict[str, Counts] | None = None,
+    around: Callable[[int], AbstractContextManager] = lambda n: nullcontext(),
 ) -> tuple[Scores, dict[str, Scores]]:
     """The score on each of `tasks`, per scenario, and every further number by name: nan where a task has none.
 
@@ -41,6 +46,7 @@ def evaluate(
         trained: last task trained, -1 for none.
         counts: filled with the answers by true class in each scenario, over the tasks up to `trained`, where scores
             count them.
+        around: number of examples -> what is entered around a batch of so many.
     """
     names, last = scenarios(model, dataset), dataset.tasks[max(trained, 0)]
     running, extra, tallies = [], [], {name: _Tally() for name in names}
@@ -49,7 +55,8 @@ def evaluate(
             scores = {name: dataset.tasks[task].score(last if name == "class-il" else None) for name in names}
             sums: dict[tuple[str, str], torch.Tensor] = {}
             for inputs, labels in dataset.test_loaders[task]:
-                outputs, more = model.evaluate_batch(inputs, labels, task, names)
+                with around(len(inputs)):
+                    outputs, more = model.evaluate_batch(inputs, labels, task, names)
                 for name, score in scores.items():
                     score.add(outputs[name], labels)
                 for metric, (name, value) in more.items():

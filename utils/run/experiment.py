@@ -36,6 +36,9 @@ from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
+from palimpsest.utils.run.measure.budget import fit_buffer, tell_costs
+from palimpsest.utils.run.measure.meter import OPERATIONS, Meter
+from palimpsest.utils.run.measure.points import Points
 from palimpsest.utils.run.refusals import (
     NO_STATISTICS,
     refuse_few_examples,
@@ -55,7 +58,9 @@ def build(config: Config) -> Experiment:
         UserError: missing data, a device that is not there, options that do not fit the stream.
     """
     args = config.args
-    device = environment.prepare(args)
+    if args.budget_bytes:
+        fit_buffer(config, build)
+    device, meter, points = environment.prepare(args), Meter(args), Points(args)
     with registry.errors_of(config.dataset_class):
         dataset = config.dataset_class(args, device)
     dataset.reads.watch(config.model_class, config.backbone_class)
@@ -126,7 +131,7 @@ def build(config: Config) -> Experiment:
     if compiled:
         compiled.run = run
         log.loggers.append(compiled)
-    return Experiment(model, dataset, args, log, make_stopper(args))
+    return Experiment(model, dataset, args, log, make_stopper(args), meter, points)
 
 
 def _draw(method: Callable[[], tuple[Any, Any]], args) -> tuple[Any, Any]:
@@ -208,7 +213,7 @@ def prepare(config: Config, alone: bool = True) -> tuple[Experiment, Position | 
     if args.loadcheck:
         start = _loaded_start(exp)
         if args.inference_only:
-            exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
+            exp.run.history, exp.run.points, exp.run.matrices, exp.run.pictures = [], [], {}, []
         else:
             _refuse_start(start, args, exp.dataset)
     if args.mlflow and not args.disable_log and alone:
@@ -246,9 +251,12 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
     if run.history:
         watch.finish()
+    costs |= exp.meter.costs(run.history[-1].step if run.history else 0)
+    tell_costs(exp, costs)
     if run.folder is not None and run.history:
         with dataset.reads.unwatched():
             run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
+        run.analysis.costs |= {name: costs[name] for name in OPERATIONS if costs[name] is not None}
     run.costs = costs_of(run, costs)
     summary = summarise_run(run)
     for logger in loggers:
@@ -360,7 +368,8 @@ def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
 def costs_of(run: Run, more: dict[str, Any]) -> dict[str, Any]:
     """All that a run costs; `timing.yaml` has it, apart from what two equal runs share, since clocks differ.
 
-    `seconds` and the peak of memory are those of this process, which began at iteration `from_iteration`.
+    `seconds` and the peak of memory are those of this process, which began at iteration `from_iteration`; what the
+    meter tells in `more` is of the whole run.
     """
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = {"ended": ended, "seconds": round(run.seconds, 2), "from_iteration": run.position or 0, **more}

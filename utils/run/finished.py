@@ -33,6 +33,7 @@ def write_result(exp: Experiment) -> None:
         "matrices": {name: matrix.tolist() for name, matrix in run.matrices.items()},
         "baselines": {name: list(map(float, scores)) for name, scores in run.baselines.items()},
         "history": [vars(e) for e in run.history],
+        "points": [vars(e) for e in run.points],
         "losses": run.losses,
         "epochs": run.epochs,
         "leaks": run.leaks,
@@ -72,10 +73,11 @@ def restore_record(run: Run) -> None:
     """
     record, folder = read_record(run.folder), run.folder
     try:
-        history = [Evaluation(**e) for e in record["history"]]
+        history, points = ([Evaluation(**e) for e in record.get(name, [])] for name in ("history", "points"))
         matrices = {name: np.array(rows, dtype=np.float64) for name, rows in record["matrices"].items()}
         tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
-        check_scores(record | {"matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
+        entries = record["history"] + record.get("points", [])
+        check_scores(record | {"history": entries, "matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
         if (plain_yaml(folder / RESULT) or {}).get("scores") != _fingerprint(history):
             raise ValueError("other scores than those of the run")
         run.leaks[:] = check_leaks(record.get("leaks", []))
@@ -85,7 +87,7 @@ def restore_record(run: Run) -> None:
         raise UserError(
             f"{folder / RECORD} is not what this run wrote ({type(e).__name__}): move the folder away to run it again"
         ) from None
-    run.history, run.matrices, run.epochs = history, matrices, record["epochs"]
+    run.history, run.points, run.matrices, run.epochs = history, points, matrices, record["epochs"]
     run.position = history[-1].step if history else 0
 
 
