@@ -12,7 +12,7 @@ import time
 
 from palimpsest.utils.log.seeds import summarise_seeds
 from palimpsest.utils.run.config import resolve
-from palimpsest.utils.run.experiment import execute_seeds
+from palimpsest.utils.study.seeds import execute_seeds
 
 SHARED = "--backbone mnistmlp --disable_log --non_verbose --num_threads 1"
 SPLIT = f"--dataset seq-fmnist --n_epochs 1 --batch_size 10 {SHARED}"

@@ -4,13 +4,16 @@ A layer is (place, {option: value}). An option takes the value of the highest la
 void what lower ones set (it counts epochs, they counted iterations), theirs is left out: the default holds.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 Layer = tuple[str, dict[str, Any]]
 EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
+SEEDS = ("seed_init", "seed_order", "seed_data")  # of the parts of a run, see `utils.randomness.seed_of`
 
 
 def merge(layers: Sequence[Layer]) -> list[Layer]:
@@ -58,6 +61,21 @@ def without_their_class(values: dict[str, Any], below: dict[str, Any]) -> set[st
     return void
 
 
+def size_by_budget(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Under `--budget_bytes` the size of a buffer follows from what the method keeps besides; until that is known it is
+    large enough for anything.
+
+    Raises:
+        UserError: the command line gives a size, too.
+    """
+    if not values.get("budget_bytes") or "buffer_size" not in values:
+        return
+    if origins["buffer_size"] == "command line":
+        raise UserError("--buffer_size and --budget_bytes exclude each other: the budget decides on the size")
+    values["buffer_size"] = max(1000, values["batch_size"], values.get("minibatch_size") or 0)
+    origins["buffer_size"] = "budget_bytes"
+
+
 def shorten(values: dict[str, Any]) -> set[str]:
     """`--debug_mode`: one epoch wherever epochs are counted, the method's own passes included; the options changed."""
     short = {name: 1 for name, n in values.items() if name.endswith("_epochs") and type(n) is int and n > 1}
@@ -66,3 +84,11 @@ def shorten(values: dict[str, Any]) -> set[str]:
         short |= {"fitting_mode": "epochs", "n_iters": None}
     values |= short
     return short.keys()
+
+
+def with_seed(args: Namespace, seed: int) -> Namespace:
+    """The options of a run with this `--seed`: a part's own seed that is the same number says nothing, so that one run
+    has one configuration.
+    """
+    values = vars(args) | {"seed": seed}
+    return Namespace(**values | {name: None for name in SEEDS if values.get(name) == seed})
