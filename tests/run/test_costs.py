@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import main as entry
 from palimpsest.models.er import ER
-from palimpsest.utils.flops import FlopCounter, count_flops
 from palimpsest.utils.run.measure.budget import kept_bytes, tell_costs
+from palimpsest.utils.run.measure.flops import FlopCounter, count_flops
 from palimpsest.utils.run.measure.meter import Meter
 from palimpsest.utils.run.training import train
 from tests import kills

@@ -11,7 +11,7 @@ TASKS = (
     "forget."
 )
 POINTS = (
-    "Any-time evaluation: accuracy on a fixed part of each task's test images during training; a dotted line is the end "
+    "Any-time evaluation: accuracy on a fixed part of each task's test images in training; a dotted line is the end "
     "of a task. A dip right behind one is the stability gap."
 )
 BARS = {

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.flops import FlopCounter, count_flops
 from palimpsest.utils.record import Position
+from palimpsest.utils.run.measure.flops import FlopCounter, count_flops
 
 WARM_UP = 10  # steps of a task before the one that is counted
 COMPILED = "the operations of a compiled network cannot be counted (--code_optimization 3)"

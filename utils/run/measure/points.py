@@ -15,9 +15,9 @@ from palimpsest.datasets.utils.loaders import EvalLoader, Split
 from palimpsest.models.utils.continual_model import ContinualModel
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.evaluation import Scores, eval_mode, evaluate, scenarios
-from palimpsest.utils.flops import FlopCounter
 from palimpsest.utils.randomness import permutation
 from palimpsest.utils.record import Evaluation, Experiment, Position
+from palimpsest.utils.run.measure.flops import FlopCounter
 from palimpsest.utils.run.measure.meter import COMPILED
 
 SHARE = 0.05  # of the operations of training, what the points of `--eval_every auto` may take
