@@ -88,7 +88,7 @@ def test_report_of_a_run(tmp_path):
     assert found.row("Forgetting (Chaudhry)")[1:] == ["20.00", "20.00"]
     assert found.row("Forward transfer")[1] == "needs --enable_other_metrics"
     assert found.row("Minimum accuracy")[1] == "needs --eval_every or --eval_epochs"
-    assert found.text.index("Stability") < found.text.index("6 more that this run does not define")
+    assert found.text.index("Stability") < found.text.index("8 more that this run does not define")
     assert found.row("evaluation mode") == ["evaluation mode", "eval()"]
     assert found.row("buffer_size") == ["buffer_size", "200", "command line"]
     assert found.row("torch") == ["torch", "2.15"]

@@ -11,8 +11,8 @@ TASKS = (
     "forget."
 )
 POINTS = (
-    "Any-time evaluation: accuracy on a fixed part of each task's test images during training; a dotted line is the "
-    "end of a task. A dip right behind one is the stability gap."
+    "Any-time evaluation: accuracy on a fixed part of each task's test images in training; a dotted line is the end "
+    "of a task. A dip right behind one is the stability gap."
 )
 BARS = {
     "forgetting": "What each task lost: its best accuracy minus its last. High bars are tasks that were overwritten.",
