@@ -278,6 +278,10 @@ def test_an_interrupted_trial_comes_first_and_one_that_runs_is_left_alone(write)
     with trials.take(case, 1) as trial:
         assert trial is None
     assert trials.unfinished() == 1
+    for number in (0, 1):
+        trials.lock(trials.all()[number][1]).touch()
+    trials.remove_locks()  # of the one that is finished, made again by a look at it
+    assert len(list((trials.plan.folder / "locks").iterdir())) == 1
 
 
 def test_of_forgetting_the_lowest_is_best_and_without_any_a_trial_fails(write, work):

@@ -96,6 +96,7 @@ def command(argv: list[str]) -> int:
                 team = launch.LocalWorkers(plan, kept.resolve(), workers)
             follow(trials, team, asked)
             status = 128 + asked[0] if asked else 0
+    trials.remove_locks()
     table = write_table(trials)
     print_end(trials, table)
     counts = count(trials)

@@ -11,7 +11,7 @@ never taken for left behind.)
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,9 @@ class Trials:
         open_ = [(case, trial) for case, trial in self.all() if not trial.state.is_finished()]
         open_.sort(key=lambda found: found[1].state != TrialState.RUNNING)
         for case, trial in open_:
+            path = self.lock(trial)
             try:
-                with locked(self.lock(trial)):
+                with locked(path) if path.exists() else nullcontext():  # of most that wait there is none yet
                     return case, trial.number
             except LockTaken:
                 continue
@@ -134,6 +135,12 @@ class Trials:
     def unfinished(self) -> int:
         """How many trials wait or run."""
         return sum(not trial.state.is_finished() for _, trial in self.all())
+
+    def remove_locks(self) -> None:
+        """Remove the locks of trials that are finished: looking whether one is free may make it anew."""
+        for _, trial in self.all():
+            if trial.state.is_finished():
+                self.lock(trial).unlink(missing_ok=True)
 
     def lock(self, trial: FrozenTrial | Trial) -> Path:
         """The lock of who works on a trial."""
