@@ -20,18 +20,13 @@ from pathlib import Path
 import main as entry
 from palimpsest.utils.check import cases
 from palimpsest.utils.check.case_runs import differing_entries
+from palimpsest.utils.log.mean_accs import COSTS
 from palimpsest.utils.run import checkpoint
 
 PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
-FILES = (
-    "metrics.csv",
-    "losses.csv",
-    "accuracy_matrix.csv",
-    "per_class.csv",
-    "confusion.csv",
-    "report.html",
-    "result.yaml",
-)
+CLOCKS = [column for column in COSTS if "seconds" in column or "peak" in column]
+FILES = ("metrics.csv", "losses.csv", "points.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv")
+FILES += ("report.html", "result.yaml")
 
 
 def command(model: str, results: Path) -> list[str]:
@@ -39,6 +34,7 @@ def command(model: str, results: Path) -> list[str]:
     case = cases.cases(model)[0]
     argv = ["--model", model, "--dataset", cases.STREAMS[case.setting], "--n_epochs", "4", "--num_threads", "1"]
     argv += [*cases.required_options(model), "--eval_epochs", "2", "--savecheck", "7", "--resume"]
+    argv += ["--eval_every", "5"]
     return [*argv, "--non_verbose", "--device", "cpu", "--results_path", str(results)]
 
 
@@ -107,7 +103,7 @@ def mean_rows(results: Path) -> dict[str, list[dict[str, str]]]:
     for path in results.glob("*/*/*/mean_accs.csv"):
         with open(path, newline="") as f:
             rows = list(csv.DictReader(f))
-        leave_out = ("run_id", "results_path")
+        leave_out = ("run_id", "results_path", *(name for name in rows[0] if name in CLOCKS))
         out[path.parts[-4]] = [{k: v for k, v in row.items() if k not in leave_out} for row in rows]
     return out
 
@@ -124,6 +120,7 @@ def differences(whole: Path, broken: Path) -> list[str]:
     for state in (first, second):
         state["options"].pop("results_path")
         state.pop("path")  # the method itself is compared by its fingerprint in result.yaml
+        state["spent"] = {name: value for name, value in state["spent"].items() if "seconds" not in name}
     out += [f"checkpoint {name}" for name in differing_entries(first, second)]
     one, other = scalars(a), scalars(b)
     out += [f"TensorBoard {tag}" for tag in one.keys() | other.keys() if one.get(tag) != other.get(tag)]

@@ -42,6 +42,7 @@ CANNOT_RUN = {
     "hf:": "a package and data that must be downloaded",
     "seq_spoken.py": "sound files; test_docs.py runs the page's example on a few",
     "srun": "a Slurm cluster",
+    "--reproduce": "minutes; tests/study/test_reproduce.py runs two rows",
     "--sweep": "minutes; the page's file is checked by --dry_run, and tests/study/test_sweep.py runs small ones",
     "pip": "would change this environment",
     "python3 -m venv": "would change this environment",

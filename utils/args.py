@@ -15,6 +15,7 @@ from palimpsest.utils.option_types import (
     boolean,
     fraction,
     int_list,
+    interval,
     non_negative_float,
     non_negative_int,
     number,
@@ -262,11 +263,23 @@ def _stream(group) -> None:
     )
     add("--start_from", type=non_negative_int, default=0, metavar="K", help="first task to train")
     add("--stop_after", type=positive_int, metavar="K", help="stop when K tasks have been trained")
+    budget = "floating-point operations of training; each task has an equal share and ends when it is spent, or after "
+    budget += "its epochs"
+    add("--budget_flops", type=positive_float, metavar="X", help=budget)
+    memory = "bytes that the method may keep besides its network: a buffer gets what teachers and statistics leave"
+    add("--budget_bytes", type=positive_int, metavar="X", help=memory)
 
 
 def _evaluate(group) -> None:
     add = group.add_argument
     add("--eval_epochs", type=positive_int, metavar="N", help="also evaluate every N epochs of a task")
+    points = (
+        "any-time evaluation: every N iterations score a fixed part of each task's test images; without N as often "
+    )
+    points += "as costs at most 5 %% of the training"
+    add("--eval_every", type=interval, nargs="?", const="auto", metavar="N", help=points)
+    add("--eval_subset", type=positive_int, default=250, metavar="N", help="test images a task for --eval_every")
+    add("--eval_tasks", type=positive_int, default=1, metavar="K", help="evaluate after every K tasks, and at the end")
     add("--eval_batch_size", type=positive_int, default=1024, help="batch size of evaluation")
     add_bool(group, "--enable_other_metrics", help="evaluate future tasks too, for forward transfer")
     add_bool(group, "--inference_only", help="evaluate --loadcheck FILE without training")

@@ -4,8 +4,8 @@ What is scored, and how, a task says (`Task.score`).
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -13,6 +13,7 @@ from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Counts
 
 Scores = dict[str, list[float]]  # scenario -> one value per task
+KEPT = "_kept_in_evaluation"  # attribute of a method that is evaluated
 
 
 def scenarios(model, dataset) -> list[str]:
@@ -26,7 +27,12 @@ def scenarios(model, dataset) -> list[str]:
 
 @torch.no_grad()
 def evaluate(
-    model, dataset, tasks: Iterable[int], trained: int, counts: dict[str, Counts] | None = None
+    model,
+    dataset,
+    tasks: Iterable[int],
+    trained: int,
+    counts: dict[str, Counts] | None = None,
+    around: Callable[[int], AbstractContextManager] = lambda n: nullcontext(),
 ) -> tuple[Scores, dict[str, Scores]]:
     """The score on each of `tasks`, per scenario, and every further number by name: nan where a task has none.
 
@@ -40,6 +46,7 @@ def evaluate(
         trained: last task trained, -1 for none.
         counts: filled with the answers by true class in each scenario, over the tasks up to `trained`, where scores
             count them.
+        around: number of examples -> what is entered around a batch of so many.
     """
     names, last = scenarios(model, dataset), dataset.tasks[max(trained, 0)]
     running, extra, tallies = [], [], {name: _Tally() for name in names}
@@ -48,7 +55,8 @@ def evaluate(
             scores = {name: dataset.tasks[task].score(last if name == "class-il" else None) for name in names}
             sums: dict[tuple[str, str], torch.Tensor] = {}
             for inputs, labels in dataset.test_loaders[task]:
-                outputs, more = model.evaluate_batch(inputs, labels, task, names)
+                with around(len(inputs)):
+                    outputs, more = model.evaluate_batch(inputs, labels, task, names)
                 for name, score in scores.items():
                     score.add(outputs[name], labels)
                 for metric, (name, value) in more.items():
@@ -129,12 +137,22 @@ def predictions(model, dataset) -> list[dict[str, torch.Tensor]]:
 def eval_mode(model) -> Iterator[None]:
     """Eval mode inside; afterwards every part is in the mode it was in (a frozen teacher stays in its own), and the
     random generators are where they were, so that how often one looks does not change what is learned.
+
+    Inside, nothing is learned: `kept_in_evaluation(model)` is a dict for what need not be computed for each batch.
     """
-    training = [part for part in model.modules() if part.training]
+    training, outer = [part for part in model.modules() if part.training], kept_in_evaluation(model)
     model.eval()
+    vars(model)[KEPT] = {} if outer is None else outer
     try:
         with preserve_rng():
             yield
     finally:
+        if outer is None:
+            del vars(model)[KEPT]
         for part in training:
             part.training = True
+
+
+def kept_in_evaluation(model) -> dict | None:
+    """Where a method may keep what stays the same during an evaluation; None outside of one."""
+    return vars(model).get(KEPT)

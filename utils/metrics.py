@@ -5,33 +5,42 @@ not evaluated are nan. A metric is the mean of its terms; a term that is not def
 out and counted by `excluded`, and a metric without any defined term is nan. A task that no evaluation has a score of
 (it has no test examples) has no term of its own, and the means over tasks are those over the others.
 
-A history is every evaluation in order as (task being trained, scores on tasks 0..n-1), those during tasks included.
+A history is every evaluation in order as (task being trained, scores on tasks 0..n-1), those during tasks included: of
+whole evaluations, or of any-time evaluations (`steps` are then their iterations), never of both.
 
 Summary, console, report, seeds table, mean_accs.csv and the page docs/results.md are made from the table.
 
 References: Lopez-Paz & Ranzato 2017 (BWT, FWT), Chaudhry et al. 2018 (forgetting, intransigence), De Lange et al. 2023
-(min-ACC, WC-ACC, windowed forgetting and plasticity), Caccia et al. 2020 (anytime accuracy).
+(min-ACC, WC-ACC, windowed forgetting and plasticity, stability gap), Caccia et al. 2020 and Koh et al. 2022 (anytime
+accuracy, A_AUC).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 History = Sequence[tuple[int, Sequence[float]]]
 WINDOW = 10  # evaluations, the shorter window of De Lange et al. 2023
+RECOVERED = 0.95  # of the score that is reached later
 FEWEST = 3  # runs, or test images, for an interval: of two, Student's t is wider than most scores differ
 
 
 @dataclass(frozen=True)
 class Scores:
     """What a metric is computed from: R (n, n) over the trained tasks, the scores (T,) of the untrained network or
-    None, and the history, empty without evaluations during tasks.
+    None, and the history, empty without evaluations during tasks, with its iterations where it is of points.
     """
 
     R: np.ndarray
     baseline: np.ndarray | None = None
     history: History = ()
+    steps: Sequence[int] = ()
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks trained, as far as scores tell."""
+        return max([len(self.R), *(task + 1 for task, _ in self.history)])
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,11 @@ class Metric:
 
 # What a metric may need -> (whether it is there, the reason told where it is not).
 NEEDS: dict[str, tuple[Callable[[Scores], bool], str]] = {
-    "two tasks": (lambda scores: len(scores.R) > 1, "needs two trained tasks"),
+    "two tasks": (lambda scores: scores.n_tasks > 1, "needs two trained tasks"),
     "untrained": (lambda scores: scores.baseline is not None, "needs --enable_other_metrics"),
-    "history": (lambda scores: bool(scores.history), "needs --eval_epochs"),
+    "history": (lambda scores: bool(scores.history), "needs --eval_every or --eval_epochs"),
+    "points": (lambda scores: bool(scores.steps), "needs --eval_every"),
+    "rows": (lambda scores: len(scores.R) > 0, "needs a score after every task"),
 }
 
 
@@ -108,20 +119,50 @@ def windowed_terms(history: History, window: int, falling: bool) -> np.ndarray:
     return np.array(out)
 
 
+def after_switches(scores: Scores) -> Iterator[tuple[float, int, list[tuple[int, float]]]]:
+    """For every task but the last: its score at the last point before the next task, the iteration there, and
+    (iteration, score) of the task at the points within the next one; all without missing scores.
+    """
+    points = [(step, task, row) for step, (task, row) in zip(scores.steps, scores.history, strict=True)]
+    for i in range(max(task for _, task, _ in points)):
+        before = [(step, row[i]) for step, task, row in points if task == i and not np.isnan(row[i])]
+        during = [(step, row[i]) for step, task, row in points if task == i + 1 and not np.isnan(row[i])]
+        step, score = before[-1] if before else (0, float("nan"))
+        yield score, step, during
+
+
+def stability_gaps(scores: Scores) -> np.ndarray:
+    """How far each task falls after the switch to the next one: score before minus the lowest within that one."""
+    return np.array([before - _known(min, [a for _, a in during]) for before, _, during in after_switches(scores)])
+
+
+def recovery_terms(scores: Scores) -> np.ndarray:
+    """Iterations from each switch until the task that was trained before it is back, after its lowest score, at 95 % of
+    the highest that it reaches later within the next task.
+    """
+    out = []
+    for before, switch, during in after_switches(scores):
+        values = [a for _, a in during]
+        later = during[int(np.argmin(values)) :] if values and not np.isnan(before) else []
+        goal = RECOVERED * max((a for _, a in later), default=float("nan"))
+        out.append(next((step - switch for step, a in later if a >= goal), float("nan")))
+    return np.array(out, dtype=np.float64)
+
+
 # ---- the table
 
 _TABLE = (
     Metric("acc", "Average accuracy (ACC)", "mean over all tasks after the last one was trained (%)",
-           "mean_i R[T-1][i]", lambda s: s.R[-1]),
+           "mean_i R[T-1][i]", lambda s: s.R[-1], ("rows",)),
     Metric("aaa", "Average incremental accuracy (AAA)",
            "mean over the tasks' ends of the mean accuracy on the tasks seen so far; also called AIA (%)",
            "mean_t mean_{i<=t} R[t][i]: the tasks' ends alone",
-           lambda s: seen_means(s.R)),
+           lambda s: seen_means(s.R), ("rows",)),
     Metric("la", "Learning accuracy (LA)", "plasticity: mean accuracy on each task right after it was trained (%)",
-           "mean_i R[i][i]", lambda s: np.diag(s.R), column="learning_accuracy"),
+           "mean_i R[i][i]", lambda s: np.diag(s.R), ("rows",), column="learning_accuracy"),
     Metric("anytime", "Anytime accuracy",
            "mean over all evaluations, those during tasks included, of the mean accuracy on the tasks seen so far; "
-           "called AAA in online learning (%)",
+           "called AAA in online learning, and A_AUC (%)",
            "mean_n mean_{i<=k(n)} a_n(i): all evaluation points",
            lambda s: anytime_terms(s.history), ("history",)),
     Metric("wf10", "Windowed forgetting (WF10)",
@@ -134,25 +175,25 @@ _TABLE = (
     Metric("bwt", "Backward transfer (BWT)",
            "last accuracy on a task minus that right after it was trained; mean over all tasks but the last (points)",
            "mean_{i<T-1} (R[T-1][i] - R[i][i])", lambda s: s.R[-1, :-1] - np.diag(s.R)[:-1],
-           ("two tasks",), column="backward_transfer", ends=(-100.0, 100.0)),
+           ("rows", "two tasks"), column="backward_transfer", ends=(-100.0, 100.0)),
     Metric("forgetting", "Forgetting",
            "best minus last accuracy on a task, mean over all tasks but the last; the best includes the last "
            "evaluation, so it is never below 0 (points)",
            "mean_{i<T-1} (max_{i<=t<=T-1} R[t][i] - R[T-1][i]): the last row counts, never below 0",
-           lambda s: best_minus_last(s.R, last_counts=True), ("two tasks",), "lower", "forgetting"),
+           lambda s: best_minus_last(s.R, last_counts=True), ("rows", "two tasks"), "lower", "forgetting"),
     Metric("forgetting_chaudhry", "Forgetting (Chaudhry)",
            "the same with the best taken before the last task was trained, so it may be below 0; "
            "Chaudhry et al. 2018, the FM of prototype-augmented hypernetworks (points)",
            'the same with max over i<=t<T-1: may be negative (Chaudhry et al. 2018; "FM" of PAH)',
-           lambda s: best_minus_last(s.R, last_counts=False), ("two tasks",), "lower", "forgetting_chaudhry",
+           lambda s: best_minus_last(s.R, last_counts=False), ("rows", "two tasks"), "lower", "forgetting_chaudhry",
            (-100.0, 100.0)),
     Metric("stability", "Stability", "100 minus forgetting (Chaudhry) (%)",
            "100 - `forgetting_chaudhry`: above 100 where tasks learned later helped",
-           lambda s: 100.0 - best_minus_last(s.R, last_counts=False), ("two tasks",), ends=(0.0, 200.0)),
+           lambda s: 100.0 - best_minus_last(s.R, last_counts=False), ("rows", "two tasks"), ends=(0.0, 200.0)),
     Metric("fwt", "Forward transfer (FWT)",
            "accuracy on a task just before it is trained, minus the untrained network's (points)",
            "mean_{i>=1} (R[i-1][i] - b_i)", lambda s: [s.R[i - 1, i] - s.baseline[i] for i in range(1, len(s.R))],
-           ("two tasks", "untrained"), column="forward_transfer", ends=(-100.0, 100.0)),
+           ("rows", "two tasks", "untrained"), column="forward_transfer", ends=(-100.0, 100.0)),
     Metric("min_acc", "Minimum accuracy (min-ACC)",
            "lowest accuracy of a task after it was learned, evaluations during tasks included (%)",
            "mean over all tasks but the last of the lowest score each had after it was learned",
@@ -161,6 +202,16 @@ _TABLE = (
            "accuracy on the last task weighed with min-ACC; De Lange et al. 2023 (%)",
            "R[T-1][T-1] / T + (1 - 1/T) `min_acc` (De Lange et al. 2023)",
            lambda s: [worst_case_accuracy(s.history)], ("two tasks", "history")),
+    Metric("stability_gap", "Stability gap",
+           "accuracy on a task when the next one begins minus the lowest within that one, mean over all tasks but the "
+           "last; De Lange et al. 2023 (points)",
+           "mean_{i<T-1} (a_m(i) - min_n a_n(i)): m the last point of task i, n those of task i+1",
+           stability_gaps, ("two tasks", "points"), "lower", ends=(-100.0, 100.0)),
+    Metric("recovery", "Recovery",
+           "iterations from the beginning of the next task until a task is back, after its lowest accuracy, at 95 % of "
+           "the highest that it reaches later within that task, mean over all tasks but the last",
+           "mean_{i<T-1} of the first n after the minimum with a_n(i) >= 0.95 max of those after it, in iterations",
+           recovery_terms, ("two tasks", "points"), "lower", ends=(0.0, np.inf)),
 )  # fmt: skip
 METRICS = {metric.name: metric for metric in _TABLE}
 
@@ -180,7 +231,9 @@ def intransigence(R: np.ndarray, reference: np.ndarray) -> float:
     return _mean(np.asarray(reference) - np.diag(R))
 
 
-def summarise(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, float]:
+def summarise(
+    R: np.ndarray, baseline: np.ndarray | None = None, history: History = (), steps: Sequence[int] = ()
+) -> dict[str, float]:
     """All metrics that are defined for this R, by their short names.
 
     A stopped run (rows missing at the end) is summarised over the tasks it trained; a joint run (one row, the last)
@@ -190,18 +243,20 @@ def summarise(R: np.ndarray, baseline: np.ndarray | None = None, history: Histor
         R: score matrix (T, T), percent.
         baseline: scores (T,) of the untrained network, for forward transfer.
         history: evaluations during tasks included, for the metrics that look at them.
+        steps: iterations of the history, where it is of points.
     """
     R = np.asarray(R, dtype=np.float64)
     rows = np.flatnonzero(~np.isnan(R).all(axis=1))
-    if rows.size and not len(trained_part(R)):
-        return {"acc": float(np.nanmean(R[rows[-1]]))}
-    values = {name: _mean(found) for name, found in terms(R, baseline, history).items()}
+    values = {"acc": float(np.nanmean(R[rows[-1]]))} if rows.size else {}
+    values |= {name: _mean(found) for name, found in terms(R, baseline, history, steps).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
-def excluded(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, int]:
+def excluded(
+    R: np.ndarray, baseline: np.ndarray | None = None, history: History = (), steps: Sequence[int] = ()
+) -> dict[str, int]:
     """How many undefined terms `summarise` left out of a metric, those with none not listed."""
-    counts = {name: int(np.isnan(found).sum()) for name, found in terms(R, baseline, history).items()}
+    counts = {name: int(np.isnan(found).sum()) for name, found in terms(R, baseline, history, steps).items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -226,13 +281,13 @@ def seen_means(R: np.ndarray) -> np.ndarray:
     return np.array([row.mean() if row.size else np.nan for row in seen])
 
 
-def reason(name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> str:
+def reason(
+    name: str, R: np.ndarray, baseline: np.ndarray | None = None, history: History = (), steps: Sequence[int] = ()
+) -> str:
     """Why a metric is not defined, in words; arguments as of `summarise`."""
-    scores = Scores(trained_part(R), baseline, history)
+    scores = Scores(trained_part(R), baseline, history, steps)
     if np.isnan(R).all():
         return "nothing evaluated yet"
-    if not len(scores.R):
-        return "needs a score after every task"
     missing = [NEEDS[need] for need in METRICS[name].needs]
     return next((why for is_there, why in missing if not is_there(scores)), "some scores are missing")
 
@@ -284,16 +339,24 @@ def markdown_table() -> str:
     """`METRICS` as the table of docs/results.md."""
     rows = [("name", "definition", "better", "needs", "column of mean_accs.csv"), ("---",) * 5]
     rows += [
-        (f"`{m.name}`", m.formula, m.better, ", ".join(m.needs), f"`{m.column}`" if m.column else "")
+        (
+            f"`{m.name}`",
+            m.formula,
+            m.better,
+            ", ".join(need for need in m.needs if need != "rows"),
+            f"`{m.column}`" if m.column else "",
+        )
         for m in METRICS.values()
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def terms(R: np.ndarray, baseline: np.ndarray | None = None, history: History = ()) -> dict[str, np.ndarray]:
+def terms(
+    R: np.ndarray, baseline: np.ndarray | None = None, history: History = (), steps: Sequence[int] = ()
+) -> dict[str, np.ndarray]:
     """Terms of every metric whose needs are there; arguments as of `summarise`."""
-    scores = Scores(trained_part(R), baseline, history)
-    if not len(scores.R):
+    scores = Scores(trained_part(R), baseline, history, steps)
+    if not (len(scores.R) or steps):  # joint training, of which whole evaluations have one row
         return {}
     there = {need for need, (is_there, _) in NEEDS.items() if is_there(scores)}
     chosen = [metric for metric in METRICS.values() if there.issuperset(metric.needs)]

@@ -64,6 +64,16 @@ def save_moment(text: str) -> str | int:
         raise argparse.ArgumentTypeError(f"'{text}': expected task, last, no, or a number of iterations") from None
 
 
+def interval(text: str) -> str | int:
+    """A number of iterations, or `auto`."""
+    if text == "auto":
+        return text
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number of iterations, or auto") from None
+
+
 def store_uri(text: str) -> str:
     """The address of a tracking store, without a secret: it is stored and shown with every run."""
     if urlsplit(text).password is not None or "password=" in text.lower():

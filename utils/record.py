@@ -26,6 +26,7 @@ class Run:
             nan where nothing was evaluated. Higher is better.
         baselines: scenario -> scores (T,) of the untrained network, or None without `--enable_other_metrics`.
         history: every evaluation in order, those during tasks included.
+        points: every any-time evaluation in order: scores on a fixed subset of each task so far, no part of `history`.
         losses: (step, mean of each loss term since the last flush, learning rate).
         shares: names of the terms that are shares, not losses, and drawn apart.
         task_names: how the tasks are called in pictures; by their numbers where there are none.
@@ -42,10 +43,12 @@ class Run:
         analysis: a look at the network at the end of the run, None before and under `--disable_log`.
         counts: scenario -> answers by true class at the latest end of a task, empty where tasks have no classes.
         classes: original label and name of every class, by its label in the stream.
-        costs: what the run costs, as timing.yaml has it; filled at the end.
+        costs: what the run has cost so far; at the end all that timing.yaml has.
         chosen_on: what was seen to choose the options: 'published row', 'command line', 'the first task, held out 10 %,
             8 trials'; 'unknown' of a run that does not say.
         trial: whether the run is there only to choose options, and no result.
+        leaks: what the leak detector found, one sentence each beginning with its kind, see `utils.leaks.kinds`.
+        marks: exceptions that the method or the stream declares ('batch statistics at test'); in every table.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 
@@ -67,6 +70,7 @@ class Run:
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     baselines: dict[str, np.ndarray | None] = field(default_factory=dict)
     history: list["Evaluation"] = field(default_factory=list)
+    points: list["Evaluation"] = field(default_factory=list)
     losses: list[tuple[int, dict[str, float], float]] = field(default_factory=list)
     task_names: list[str] = field(default_factory=list)
     tasks: dict[str, str] = field(default_factory=dict)
@@ -80,6 +84,8 @@ class Run:
     costs: dict[str, Any] = field(default_factory=dict)
     chosen_on: str = "unknown"
     trial: bool = False
+    leaks: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
     group: str | None = None
 
 
@@ -116,6 +122,8 @@ class Experiment:
         args: resolved options.
         log: who listens, a `utils.log.events.Log`; `run` is its record.
         stopper: who may end a task before its last epoch, a `utils.run.stopping.Stopper`.
+        meter: what the run spends, a `utils.run.measure.meter.Meter`.
+        points: the any-time evaluation, a `utils.run.measure.points.Points`.
     """
 
     model: Any
@@ -123,6 +131,8 @@ class Experiment:
     args: Any
     log: Any
     stopper: Any
+    meter: Any
+    points: Any
 
     @property
     def run(self) -> Run:
@@ -179,7 +189,7 @@ class Analysis:
     """What became of the network, as far as it can be told of this method and this stream; None otherwise.
 
     Attributes:
-        costs: parameters; bytes of the network, of the replay buffers, and of all the method keeps besides the network.
+        costs: what does not depend on a clock: parameters, bytes by what they are for, floating-point operations.
         confusion: (C, C) counts, row the true class, column the predicted one, over the classes of the tasks trained.
         numbers, panels: those of `ContinualModel.report`.
         figures: (file name, what it shows, matplotlib Figure, whether it is wide) of the stream's pictures.

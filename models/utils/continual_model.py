@@ -41,6 +41,9 @@ class ContinualModel(nn.Module):
         LEAST_PER_CLASS: examples of a class that the method cannot do without; 2 where it holds one out.
         ALONE: when training batches enter the network without replayed examples: 'always', 'first batch' of the first
             task, 'first task', or 'never'. A batch of one example is refused then where BatchNorm cannot normalise it.
+        KEEPS_IMAGES: the method keeps images of past tasks, and not in a Buffer.
+        declared_leaks: {kind of leak: what stands beside its scores in every table}, where a published protocol knows
+            more than it should; an attribute or a property. See `utils.leaks.kinds`.
         WAITS: why `observe` waits for the device, where it cannot do without; empty for nearly all methods.
 
     Args:
@@ -73,6 +76,8 @@ class ContinualModel(nn.Module):
     BUFFER_SHARES = ""
     LEAST_PER_CLASS = 1
     ALONE = "always"
+    KEEPS_IMAGES = False
+    declared_leaks: dict[str, str] = {}
     WAITS = ""
 
     @staticmethod

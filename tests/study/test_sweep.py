@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from palimpsest import main as entry
+from palimpsest.utils.atomic import LockTaken
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.study import launch, sweep, worker
 from palimpsest.utils.study.plan import read_plan
@@ -82,6 +84,7 @@ SEARCH = {"search": "tpe", "trials": 2, "space": {"lr": {"log": [0.01, 0.1]}}}
         ({"space": {"lr": {"log": [0.01, 0.1]}}}, "--lr has no list of values, which a grid needs"),
         ({"space": {"lr": [0.1]}, "options": {"lr": 0.1}}, "lr is among the options and in the space"),
         ({"model": "er"}, "--buffer_size is missing"),
+        ({"space": {"validation": [5, 10]}}, "validation says what is held out and is no choice"),
         (SEARCH, "search tpe chooses by scores"),
         (SEARCH | {"trials": None}, "trials is missing"),
         (SEARCH | {"trials": 0}, "trials '0': expected a whole number from 1"),
@@ -107,6 +110,7 @@ def test_files_and_commands_that_are_refused(write, tmp_path, capsys):
         ([str(tmp_path / "list.yaml")], "is no sweep: expected lines as 'model: er'"),
         ([small, "--workers", "0"], "argument --workers"),
         ([small, "--worker", "1"], "unrecognized arguments: --worker"),
+        ([small, "--final"], "--final is for a sweep that chooses"),
         ([small, "--profile", str(profile)], "--profile is for --launcher slurm"),
         ([small, "--profile", str(profile), "--launcher", "slurm"], "'partitoin'; did you mean partition?"),
     ]:
@@ -240,6 +244,54 @@ def test_parameters_of_a_job_that_are_refused(write, tmp_path, parameters, messa
     assert (known["partition"], known["time"], known["setup"]) == ("cpu", 30, ["module load cuda"])
     with pytest.raises(UserError, match=message):
         launch.read_profile(read_plan(write(slurm=parameters)), str(profile))
+
+
+def test_the_best_is_run_for_the_test_set_and_says_what_it_was_chosen_on(write, work, tmp_path, capsys):
+    file = write(objective="acc", space={"lr": [0.01, 0.1]}, options={"validation": 10})
+    trials = work(file)
+    assert all(record.facts["trial"] for record in read_runs(tmp_path / "results"))
+    assert entry.main(["--sweep", str(file), "--final"]) == 0
+    (final,) = (record for record in read_runs(tmp_path / "results") if not record.facts["trial"])
+    assert final.options["lr"] == sweep.best(trials, trials.plan.cases[0])[0]["lr"]
+    assert final.options["validation"] == 0 and final.facts["origins"]["lr"] == "tuned"
+    assert final.chosen_on == "the sweep small, held out 10 %, 2 trials"
+    assert entry.main(["--sweep", str(file), "--final"]) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="in a job of its own"):
+        sweep.command(["--sweep", str(file), "--final", "--launcher", "slurm"])
+
+
+def test_an_interrupted_trial_comes_first_and_one_that_runs_is_left_alone(write):
+    trials = Trials(read_plan(write(seeds=[0, 1])))
+    trials.complete_plan()
+    (case,) = trials.plan.cases
+    assert trials.candidate() == (case, 0)
+    with trials.take(case, 0) as trial:
+        assert trial.number == 0
+        assert trials.candidate() == (case, 1)
+        with pytest.raises(LockTaken), trials.take(case, 0):
+            pass
+        with trials.take(case, 1):
+            assert trials.candidate() is None and trials.unfinished() == 2
+            trials.tell(case, 1, 1.0, TrialState.COMPLETE)
+    assert trials.candidate() == (case, 0)  # it was never told
+    with trials.take(case, 1) as trial:
+        assert trial is None
+    assert trials.unfinished() == 1
+
+
+def test_of_forgetting_the_lowest_is_best_and_without_any_a_trial_fails(write, work):
+    facts = {"objective": "forgetting", "space": {"lr": [0.01, 0.1]}}
+    trials = work(write(options={"validation": 10}, **facts))
+    scores = {float(row["lr"]): float(row["value"]) for row in rows(trials)}
+    values, value, seeds = sweep.best(trials, trials.plan.cases[0])
+    assert value == min(scores.values()) == scores[values["lr"]] < max(scores.values()) and seeds == 1
+    facts["space"] = {"stop_after": [1]}
+    (row,) = rows(work(write("one_task", options={"validation": 10}, **facts)))
+    assert row["state"] == "failed" and "forgetting is not defined" in row["reason"]
+    facts |= {"objective": "domain-il acc", "space": {}}
+    (row,) = rows(work(write("no_scenario", options={"validation": 10, "stop_after": 1}, **facts)))
+    assert row["state"] == "failed" and "scored as class-il, task-il" in row["reason"]
 
 
 def test_a_line_that_was_cut_off_does_not_hide_the_others(write):

@@ -139,6 +139,13 @@ def test_refused_before_the_first_trial(argv, words, pretend, tmp_path, capsys):
     assert not pretend.jobs and not (tmp_path / "results").exists()
 
 
+def test_the_run_itself_is_scored_on_the_test_set(pretend, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("validation: 10\n")
+    command(tmp_path, "--tune", "--config", str(file), status=2)
+    assert "drop validation from the file" in capsys.readouterr().err and not pretend.jobs
+
+
 def test_all_trials_fail(pretend, tmp_path, capsys):
     pretend.score = lambda lr: None
     command(tmp_path, "--tune", "--trials", "2", status=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def test_the_look_leaves_no_trace(er):
 
 def test_costs_by_hand():
     model = small(load("model", "er"), *ER)  # a linear classifier of 2 inputs and 4 classes
-    assert costs(model) == {"parameters": 12, "network_bytes": 48, "buffer_bytes": 0, "method_bytes": 0}
+    zeros = dict.fromkeys(("bytes_buffer", "bytes_teachers", "bytes_statistics"), 0)
+    assert costs(model) == {"parameters": 12, "bytes_parameters": 48, **zeros}
     model.buffer[0].add_data(
         examples=torch.zeros(3, 1, 1, 2, dtype=torch.uint8), labels=torch.zeros(3, dtype=torch.int64)
     )
@@ -65,10 +67,14 @@ def test_costs_by_hand():
     model.net(torch.ones(1, 2)).sum().backward()
     model.opt = torch.optim.Adam(model.net.parameters())
     model.opt.step()  # gradients and the optimiser's moments do not
-    assert costs(model) == {"parameters": 12, "network_bytes": 48, "buffer_bytes": 500, "method_bytes": 520}
+    kept = {"bytes_buffer": 500, "bytes_statistics": 20}
+    assert costs(model) == {"parameters": 12, "bytes_parameters": 48, **zeros, **kept}
     model = small(load("model", "lwf"))
-    model.teacher.take(model.net)  # a teacher is a cost
-    assert costs(model)["method_bytes"] == 48 and costs(model)["parameters"] == 24
+    model.teacher.take(model.net)  # a teacher is a cost, and so is a copy under any other name
+    assert costs(model) == {"parameters": 24, "bytes_parameters": 48, **zeros, "bytes_teachers": 48}
+    model.before = deepcopy(model.net).requires_grad_(False)
+    model.own = torch.nn.Linear(1, 2)  # trained beside the network
+    assert costs(model) == {"parameters": 40, "bytes_parameters": 64, **zeros, "bytes_teachers": 96}
 
 
 def test_importance_over_powers_of_ten():
@@ -100,7 +106,8 @@ def test_a_run_leaves_its_costs_and_its_page(tmp_path, undrawn, capsys):
     assert entry.main([*argv, str(tmp_path / "a")]) == 0
     (folder,) = (tmp_path / "a").glob("*/*/*/2*")
     facts = yaml.safe_load((folder / "timing.yaml").read_text())
-    assert facts["buffer_bytes"] == facts["method_bytes"] == 50 * (64 + 8) and facts["network_bytes"] > 10_000
+    assert facts["bytes_buffer"] == 50 * (64 + 8) and facts["bytes_parameters"] > 10_000
+    assert facts["bytes_teachers"] == facts["bytes_statistics"] == 0
     assert facts["seconds"] > 0 and facts["peak_memory_bytes"] > 1 << 20 and facts["from_iteration"] == 0
     assert 'aria-label="confusion"' in (folder / "report.html").read_text() and not (folder / "plots").exists()
     # Resumed when it had trained everything and not yet told so: the same page.

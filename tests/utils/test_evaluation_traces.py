@@ -93,7 +93,7 @@ def test_the_network_is_drawn_from_the_seed_whatever_the_data_drew(monkeypatch):
 
 def test_memory_that_two_names_share_is_counted_once():
     model = experiment("sgd").model
-    before, tensor = costs(model)["method_bytes"], torch.zeros(1000)
+    before, tensor = costs(model)["bytes_statistics"], torch.zeros(1000)
     model.register_buffer("one", tensor)
     model.register_buffer("two", tensor.view(10, 100))
-    assert costs(model)["method_bytes"] == before + 4000
+    assert costs(model)["bytes_statistics"] == before + 4000

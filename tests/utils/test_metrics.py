@@ -89,3 +89,29 @@ def test_relations_that_hold_for_every_matrix(rows):
 def test_the_page_shows_the_table():
     page = Path(__file__).parents[2] / "docs" / "results.md"
     assert metrics.markdown_table() in page.read_text(encoding="utf-8")
+
+
+def test_the_points_of_a_switch_by_hand():
+    """The example of De Lange et al. 2023 in two tasks: 90 before the switch, 40, 60 and 85 after it, 80 on task 2."""
+    history, steps = [(0, [50]), (0, [90]), (1, [40, 10]), (1, [60, 50]), (1, [85, 80])], [5, 10, 15, 20, 25]
+    R = placed({0: [90], 1: [85, 80]}, 2)
+    found = summarise(R, None, history, steps)
+    assert (found["min_acc"], found["wc_acc"], found["stability_gap"]) == (40, 60, 50)
+    assert found["recovery"] == 15  # 0.95 * 85 is reached at 25, the switch was at 10
+    assert found["anytime"] == pytest.approx((50 + 90 + 25 + 55 + 82.5) / 5)
+    # Without scores after every task, what needs R is undefined, and what follows from the points is not.
+    missing = placed({1: [85, 80]}, 2)
+    found = summarise(missing, None, history, steps)
+    assert found.keys() == {"acc", "anytime", "wf10", "wp10", "min_acc", "wc_acc", "stability_gap", "recovery"}
+    assert metrics.reason("la", missing, None, history, steps) == "needs a score after every task"
+    assert metrics.reason("recovery", R, None, history) == "needs --eval_every"
+
+
+def test_a_gap_at_each_switch():
+    # Task 0: 80 before, 70 at once, 60, then 75; 76 would be 95 % of 80. Task 1: 50 before, never lower afterwards.
+    history = [(0, [80]), (1, [70, 0]), (1, [60, 20]), (1, [75, 50]), (2, [10, 55, 0]), (2, [NAN, 60, 90])]
+    steps = [100, 110, 120, 130, 140, 150]
+    found = metrics.terms(placed({}, 3), None, history, steps)
+    assert found["stability_gap"].tolist() == [20, -5]
+    assert found["recovery"].tolist() == [30, 20]  # 0.95 * 75 = 71.25; 0.95 * 60 = 57
+    assert metrics.terms(placed({}, 2), None, [(0, [80])], [10])["anytime"] == 80

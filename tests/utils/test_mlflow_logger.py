@@ -137,7 +137,7 @@ def rows_as_metrics(folder):
 
 def of_rows(points):
     """The curves without those that metrics.csv does not have."""
-    return {k: v for k, v in curves(points).items() if not re.fullmatch(r"loss/.*|lr|.*/acc_mean", k[0])}
+    return {k: v for k, v in curves(points).items() if not re.fullmatch(r"(loss|cost|subset)/.*|lr|.*/acc_mean", k[0])}
 
 
 def test_the_store_receives_what_stands_in_the_files(tmp_path, store):
@@ -254,6 +254,7 @@ def test_seeds_are_nested_and_summed_up_and_later_ones_join(tmp_path, store, cap
         folder = next(tmp_path.glob(f"class-il/seq-digits/sgd/{run.data.tags[RUN_TAG]}"))
         assert of_rows(run.points) == rows_as_metrics(folder)
         assert set(run.files) == set(FILES) and ("lr", 18) in curves(run.points)
+        assert curves(run.points)["cost/flops_training", 18] > 1e6
     counts, ended = [len(run.points) for run in children], children[0].info.end_time
 
     assert entry.main([*argv, "--seeds", "0", "1", "2", "--resume"]) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from palimpsest.utils import panels
-from palimpsest.utils.log.report import excluded_terms, summarise_run, write_report
+from palimpsest.utils.log.report import excluded_terms, reason, summarise_run, write_report
 from palimpsest.utils.log.seeds import summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import METRICS
 from palimpsest.utils.record import Analysis, Evaluation, Run
@@ -87,8 +87,8 @@ def test_report_of_a_run(tmp_path):
     assert found.row("Backward transfer")[1:] == ["-20.00", "-20.00"]
     assert found.row("Forgetting (Chaudhry)")[1:] == ["20.00", "20.00"]
     assert found.row("Forward transfer")[1] == "needs --enable_other_metrics"
-    assert found.row("Minimum accuracy")[1] == "needs --eval_epochs"
-    assert found.text.index("Stability") < found.text.index("6 more that this run does not define")
+    assert found.row("Minimum accuracy")[1] == "needs --eval_every or --eval_epochs"
+    assert found.text.index("Stability") < found.text.index("8 more that this run does not define")
     assert found.row("evaluation mode") == ["evaluation mode", "eval()"]
     assert found.row("buffer_size") == ["buffer_size", "200", "command line"]
     assert found.row("torch") == ["torch", "2.15"]
@@ -98,7 +98,7 @@ def test_report_of_a_run(tmp_path):
 
 
 ANALYSIS = Analysis(
-    costs={"parameters": 89610, "network_bytes": 358440, "buffer_bytes": 500, "method_bytes": 3 * 2**20},
+    costs={"parameters": 89610, "bytes_parameters": 358440, "bytes_buffer": 500, "bytes_teachers": 3 * 2**20},
     panels=[panels.capacity([500, 200, 100], 1000), panels.importance(torch.tensor([0.0, 1e-4, 1e-2, 0.1]))],
     confusion=np.arange(36).reshape(6, 6),
 )
@@ -187,10 +187,25 @@ def test_metrics_over_the_evaluations_during_tasks(tmp_path):
     found = summarise_run(run)["domain-il"]
     assert found["fwt"] == pytest.approx((30 - 20 + 50 - 30) / 2)
     assert found["min_acc"] == pytest.approx((40 + 60) / 2)  # of two evaluations at one iteration the later counts
-    assert set(found) == set(METRICS)
+    assert set(found) == {*METRICS} - {"stability_gap", "recovery"}
     assert not excluded_terms(run)[
         "domain-il"
     ]  # the look at the untrained network is no evaluation of tasks seen so far
+
+
+def test_points_on_a_subset_are_a_curve_of_their_own(tmp_path):
+    run = a_run(tmp_path, scenarios=("domain-il",))
+    run.matrices["domain-il"] = np.array([[99.0, np.nan], [1.0, 99.0]])
+    run.history = [Evaluation(4, 0, None, {"domain-il": [99.0]}), Evaluation(8, 1, None, {"domain-il": [1.0, 99.0]})]
+    points = [(4, 0, None, [90.0]), (5, 1, 0, [40.0, 0.0]), (6, 1, 0, [60.0, 0.0]), (8, 1, None, [85.0, 80.0])]
+    run.points = [Evaluation(step, task, epoch, {"domain-il": scores}) for step, task, epoch, scores in points]
+    found = summarise_run(run)["domain-il"]
+    assert (found["acc"], found["la"], found["bwt"]) == (50, 99, -98)  # of whole evaluations
+    assert (found["min_acc"], found["wc_acc"], found["stability_gap"], found["recovery"]) == (40, 60, 50, 4)
+    run.matrices["domain-il"][0, 0] = np.nan  # the first task's end was not evaluated: --eval_tasks 2
+    found = summarise_run(run)["domain-il"]
+    assert "bwt" not in found and (found["acc"], found["min_acc"]) == (50, 40)
+    assert reason(run, "domain-il", "bwt") == "needs a score after every task"
 
 
 def test_report_of_a_look_at_the_network(tmp_path):
@@ -203,9 +218,9 @@ def test_report_of_a_look_at_the_network(tmp_path):
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {f"{name}.pdf" for name in names}
     assert {name.replace("_", " ") for name in names} == set(found.images)
     assert found.row("Forward transfer")[1] == "25.00 | 1 undefined term left out"
-    assert found.row("network") == ["network", "350.0 KiB"]
+    assert found.row("network, and")[1] == "350.0 KiB"
     assert found.row("replay") == ["replay buffers", "500 bytes"]
-    assert found.row("all that the method keeps besides")[1] == "3.0 MiB"
+    assert found.row("teachers")[1] == "3.0 MiB"
 
 
 def test_summarise_seeds_worked_example():

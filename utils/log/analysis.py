@@ -5,20 +5,23 @@ Nothing here changes a weight, a mode or a random state, so a run with and witho
 
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from palimpsest.backbone.utils.base import Backbone
 from palimpsest.models.utils.continual_model import ContinualModel
+from palimpsest.models.utils.snapshot import Snapshot
 from palimpsest.models.utils.state import describe
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.evaluation import eval_mode, evaluate
 from palimpsest.utils.panels import Report
 from palimpsest.utils.record import Analysis, Counts
 
+BYTES = ("bytes_parameters", "bytes_buffer", "bytes_teachers", "bytes_statistics")
 MOST_CLASSES = 100  # of a confusion matrix
 
 
@@ -58,20 +61,26 @@ def report_of(model: ContinualModel, dataset, tasks: range) -> Report:
 
 
 def costs(model: ContinualModel) -> dict[str, int]:
-    """Parameters of the method with its network; bytes of the network, of the replay buffers, and of everything the
-    method keeps besides the network (the buffers too, the optimisers' state not).
+    """Parameters of the method with its network, and bytes of all that it keeps but for the optimisers' state, each
+    counted once: `bytes_parameters`, the network and what else is trained; `bytes_buffer`, replay buffers as allocated;
+    `bytes_teachers`, frozen copies of networks; `bytes_statistics`, everything else.
     """
     optimizers = tuple(f"{name}." for name, part in vars(model).items() if isinstance(part, torch.optim.Optimizer))
     state = {name: value for name, value in describe(model).items() if isinstance(value, Tensor) and not value.is_meta}
     state = {name: t for name, t in state.items() if not (name.startswith(optimizers) or name.endswith(".grad"))}
-    network = [tensor for name, tensor in state.items() if name.startswith("net.")]
     buffers = [tensor for part in model.modules() if isinstance(part, Buffer) for tensor in part.buffers()]
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "network_bytes": _bytes(network),
-        "buffer_bytes": _bytes(buffers),
-        "method_bytes": _bytes(state.values()) - _bytes(network),
-    }
+    network = {id(part) for part in model.net.modules()}
+    copies = [part for part in model.modules() if isinstance(part, Snapshot | Backbone) and id(part) not in network]
+    teachers = [t for part in copies for t in (*part.parameters(), *part.buffers()) if not t.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parts = {"bytes_buffer": buffers, "bytes_teachers": teachers}
+    parts["bytes_parameters"] = [*trained, *(tensor for name, tensor in state.items() if name.startswith("net."))]
+    parts["bytes_statistics"] = state.values()
+    pieces: dict[str, set] = {}
+    for name, tensors in parts.items():  # what is in several parts belongs to the first of them
+        pieces[name] = {(t.data_ptr(), t.numel() * t.element_size()) for t in tensors} - set().union(*pieces.values())
+    sizes = {name: sum(size for _, size in pieces[name]) for name in BYTES}
+    return {"parameters": sum(p.numel() for p in model.parameters()), **sizes}
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:
@@ -95,8 +104,3 @@ def confusion_of(model: ContinualModel, dataset, tasks: range, counts: dict[str,
         evaluate(model, dataset, tasks, tasks[-1], counts)
     found = counts["class-il"].confusion if "class-il" in counts else np.zeros((0, 0))
     return found if 0 < len(found) <= MOST_CLASSES else None
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, each piece of memory counted once."""
-    return sum(size for _, size in {(t.data_ptr(), t.numel() * t.element_size()) for t in tensors})

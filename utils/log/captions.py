@@ -10,6 +10,10 @@ TASKS = (
     "Each line begins where its task was trained. How far it falls from there is what later tasks made the network "
     "forget."
 )
+POINTS = (
+    "Any-time evaluation: accuracy on a fixed part of each task's test images in training; a dotted line is the end "
+    "of a task. A dip right behind one is the stability gap."
+)
 BARS = {
     "forgetting": "What each task lost: its best accuracy minus its last. High bars are tasks that were overwritten.",
     "fwt": "How much better a task was than with the untrained network just before its own training.",

@@ -33,6 +33,9 @@ class Logger:
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
         """Called after every evaluation; `run.matrices` and `run.history` hold it already."""
 
+    def point_taken(self, run: Run, point: Evaluation) -> None:
+        """Called after every any-time evaluation; `run.points` holds it already."""
+
     def saving(self, run: Run) -> None:
         """Called before a checkpoint is written: what was logged so far must be on its way to the disk."""
 
@@ -111,6 +114,11 @@ class Log:
         """An evaluation is in the run's history and matrices."""
         for logger in self.loggers:
             logger.task_evaluated(self.run, evaluation)
+
+    def point_taken(self, point: Evaluation) -> None:
+        """An any-time evaluation is in the run's points."""
+        for logger in self.loggers:
+            logger.point_taken(self.run, point)
 
     def end_task(self, at: Position) -> None:
         """A task is trained and evaluated; `at` is before the next one."""

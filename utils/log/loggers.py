@@ -31,8 +31,9 @@ REFRESH = 10  # seconds between two looks of a browser at the page of a running 
 
 
 class CSVLogger(Logger):
-    """`config.yaml`, `metrics.csv`, `losses.csv`, `accuracy_matrix.csv`, `per_class.csv`, `confusion.csv` and, at the
-    end, `metrics.json` in the run's folder.
+    """`config.yaml`, `metrics.csv`, `losses.csv`, `accuracy_matrix.csv`, `per_class.csv`, `confusion.csv`, with
+    `--eval_every` `points.csv`, which has the columns of metrics.csv, and, at the end, `metrics.json` in the run's
+    folder.
 
     On a vision stream also `epochs.jsonl`, the records of `Run.epochs`, and `criterion` in metrics.json.
 
@@ -75,6 +76,9 @@ class CSVLogger(Logger):
         write_text(run.folder / "metrics.csv", csv_text([self.COLUMNS, *rows]))
         rows = [(step, *term) for step, means, _ in run.losses for term in means.items()]
         write_text(run.folder / "losses.csv", csv_text([("step", "term", "value"), *rows]))
+        if run.config.get("eval_every"):
+            rows = [row for point in run.points for row in self._rows(run, point)]
+            write_text(run.folder / "points.csv", csv_text([self.COLUMNS, *rows]))
         known = {str(evaluation.step) for evaluation in run.history if evaluation.epoch is None}
         for name in self.COUNTED:
             self._keep(run.folder / name, known)
@@ -92,6 +96,9 @@ class CSVLogger(Logger):
             if run.tasks:
                 lines = [json.dumps(defined(record)) for record in run.epochs]
                 write_text(run.folder / "epochs.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def point_taken(self, run: Run, point: Evaluation) -> None:
+        self._append(run.folder / "points.csv", self._rows(run, point))
 
     def run_ended(self, run: Run, summary: Summary) -> None:
         at = (run.history[-1].step, run.history[-1].task) if run.history else (0, "")
@@ -209,6 +216,7 @@ class ConsoleLogger(Logger):
             lines += ["forgetting criterion", *("  " + "  ".join(row).rstrip() for row in zip(*padded, strict=True))]
             lines += [f"  {line}" for line in criterion.remarks(run, rows)]
         lines += [f"  {about}: {note}" for about, note in run.notes.items()]
+        lines += [f"  MARK {mark}" for mark in run.marks] + [f"  LEAK {leak}" for leak in run.leaks]
         if run.folder is not None:
             lines.append(f"results: {run.folder}")
         print("\n".join(lines), flush=True)
@@ -217,10 +225,10 @@ class ConsoleLogger(Logger):
 class TensorBoardLogger(Logger):
     """TensorBoard events in the run's folder, against training iterations.
 
-    Text `config`; scalars `acc_mean`, `acc_task01`..., `perplexity_task01`... of token streams, `loss/<term>`, `lr`;
-    image `accuracy_matrix` after each task; at the end the metrics as HParams of the model, the dataset, the seed and
-    the options that somebody chose. With two scenarios the tags of a score start with the scenario:
-    `class-il/acc_mean`.
+    Text `config`; scalars `acc_mean`, `acc_task01`..., `perplexity_task01`... of token streams, `loss/<term>`, `lr`,
+    `subset/acc_task01`... at the points of `--eval_every`; image `accuracy_matrix` after each task; at the end the
+    metrics as HParams of the model, the dataset, the seed and the options that somebody chose. With two scenarios the
+    tags of a score start with the scenario: `class-il/acc_mean`.
     """
 
     def run_started(self, run: Run) -> None:
@@ -238,6 +246,9 @@ class TensorBoardLogger(Logger):
         for evaluation in run.history if run.position else ():
             if evaluation.step == run.position:
                 self.task_evaluated(run, evaluation)
+        for point in run.points if run.position else ():
+            if point.step == run.position:
+                self.point_taken(run, point)
         if not run.position:
             rows = [(name, value, run.origins.get(name, "")) for name, value in run.config.items()]
             lines = [f"| {' | '.join(map(_md, row))} |" for row in rows]
@@ -262,6 +273,12 @@ class TensorBoardLogger(Logger):
                     image = plots.matrix_image(run.matrices[scenario])
                     self.writer.add_image(f"{prefix}accuracy_matrix", image, evaluation.step, dataformats="HWC")
             self.writer.flush()
+
+    def point_taken(self, run: Run, point: Evaluation) -> None:
+        with file_errors(self.folder):
+            for _, scenario, task, value in point.values("acc"):
+                tag = f"subset/{_prefix(point.scores, scenario)}acc_task{task + 1:02d}"
+                self.writer.add_scalar(tag, value, point.step)
 
     def saving(self, run: Run) -> None:
         with file_errors(self.folder):

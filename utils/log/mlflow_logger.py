@@ -108,7 +108,8 @@ class MLflowLogger(Logger):
 
     Parameters are the resolved options; tags tell the environment. Metrics: `class-il/acc_task01`... and
     `class-il/acc_mean` at every evaluation (the same of a perplexity), `loss/<term>`, `lr`, and at the end
-    `class-il/acc`, `class-il/forgetting`, ... Files: those of `formats.FILES`.
+    `class-il/acc`, `class-il/forgetting`, ... and `cost/flops_training`, ...; at the points of `--eval_every` the names
+    with `subset/` before them. Files: those of `formats.FILES`.
 
     A run that is resumed finds its MLflow run by the tag `palimpsest.run_id`, compares all it knows with what the store
     has, and sends the rest: a run that was not tracked from its beginning is complete as well. Metrics are collected
@@ -131,6 +132,8 @@ class MLflowLogger(Logger):
             self._note(step, loss_points(means, lr))
         for evaluation in run.history:
             self._note(evaluation.step, score_points(evaluation))
+        for point in run.points:
+            self._note(point.step, {f"subset/{name}": value for name, value in score_points(point).items()})
         self._send(at_once=True)
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
@@ -141,10 +144,16 @@ class MLflowLogger(Logger):
         self._note(evaluation.step, score_points(evaluation))
         self._send()
 
+    def point_taken(self, run: Run, point: Evaluation) -> None:
+        self._note(point.step, {f"subset/{name}": value for name, value in score_points(point).items()})
+        self._send()
+
     def run_ended(self, run: Run, summary: Summary) -> None:
         step = run.history[-1].step if run.history else 0
         for scenario, values in summary.items():
             self._note(step, {f"{scenario}/{metric}": value for metric, value in values.items()})
+        costs = {name: value for name, value in run.costs.items() if isinstance(value, int | float)}
+        self._note(step, {f"cost/{name}": value for name, value in costs.items()})
         self._send(at_once=True)
         if self.run_id and not self.pending:
             with self._tolerated():

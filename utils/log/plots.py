@@ -68,6 +68,34 @@ def accuracy_curves(
     return figure
 
 
+def point_curves(
+    points: Sequence[tuple[int, Sequence[float]]], ends: Sequence[int], title: str, score: str = "accuracy"
+) -> Figure:
+    """Accuracy of each task at the points of any-time evaluation, from the task itself on.
+
+    Args:
+        points: (iteration, accuracy of each task so far).
+        ends: iterations at which a task ended, drawn as vertical lines.
+    """
+    n = max(len(scores) for _, scores in points)
+    figure, axes = figure_of(8.6, 2.8, *(worded(w, score) for w in (title, "training iteration", "accuracy (%)")))
+    colours = task_colours(n)
+    for i in range(n):
+        steps, values = zip(*((step, scores[i]) for step, scores in points if len(scores) > i), strict=True)
+        style = {"marker": "." if len(steps) < 60 else "", "color": colours[i], "linewidth": 1.2}
+        axes.plot(steps, values, **style, label=f"{i + 1}" if i else "task 1")
+    for end in ends:
+        axes.axvline(end, color=CYCLE[-1], linestyle=":", linewidth=1, zorder=0)
+    low, high = _range(np.array([score for _, scores in points for score in scores]))
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    axes.grid(False, axis="x")
+    if n > MAX_LABELLED:
+        task_colour_bar(figure, axes, colours)
+    else:
+        legend(axes, beside=True)
+    return figure
+
+
 def average_curves(curves: Mapping[str, np.ndarray], score: str = "accuracy") -> Figure:
     """Mean accuracy over the tasks seen so far, one line per scenario; the last value is in the legend. Of several
     seeds the mean with a band of one sample standard deviation, and each seed as a thin line.

@@ -35,13 +35,16 @@ def excluded_terms(run: Run) -> dict[str, dict[str, int]]:
     return {name: metrics.excluded(*_measured(run, name)) for name in run.matrices}
 
 
-def _measured(run: Run, scenario: str) -> tuple[np.ndarray, Any, list[tuple[int, list[float]]]]:
+def _measured(run: Run, scenario: str) -> tuple[np.ndarray, Any, list[tuple[int, list[float]]], list[int]]:
     """Score matrix, untrained scores, and the history where evaluations during tasks were asked for: one per iteration,
-    the last where several are at the same one.
+    the last where several are at the same one. Of any-time evaluation these are its points, with their iterations;
+    whole evaluations are no part of that curve.
     """
-    points = {e.step: (e.task, e.scores[scenario]) for e in run.history if e.task >= 0}
-    during = run.config.get("eval_epochs") or any(evaluation.epoch is not None for evaluation in run.history)
-    return run.matrices[scenario], run.baselines.get(scenario), list(points.values()) if during else []
+    evaluations = [e for e in run.points or run.history if e.task >= 0]
+    points = {e.step: (e.task, e.scores[scenario]) for e in evaluations}
+    during = run.config.get("eval_epochs") or any(evaluation.epoch is not None for evaluation in evaluations)
+    history = list(points.values()) if during else []
+    return run.matrices[scenario], run.baselines.get(scenario), history, [*points] if during and run.points else []
 
 
 def write_report(run: Run, summary: Summary, refresh: int = 0) -> Path:
@@ -215,6 +218,11 @@ def pictures_of(run: Run) -> Iterator[Picture]:
     for name, matrix in run.matrices.items() if several else ():
         figure = plots.accuracy_curves(matrix, f"Accuracy of each task: {name}", run.score, run.task_names)
         yield Picture(f"accuracy_{name}", figure, plots.worded(captions.TASKS, run.score))
+    for name in run.matrices if run.points else ():
+        points = [(point.step, point.scores[name]) for point in run.points]
+        switches = [point.step for point in run.points if point.epoch is None]
+        figure = plots.point_curves(points, switches, f"Accuracy between the ends of tasks: {name}", run.score)
+        yield Picture(f"points_{name}", figure, plots.worded(captions.POINTS, run.score), True)
     terms = {scenario: metrics.terms(*_measured(run, scenario)) for scenario in run.matrices}
     for metric, (title, _) in plots.BARS.items():
         shown = {scenario: found[metric] for scenario, found in terms.items() if metric in found}
@@ -245,13 +253,21 @@ def pictures_of(run: Run) -> Iterator[Picture]:
         yield Picture("shares", figure, "Shares that the method logs, over training.", True)
 
 
+COSTS = {
+    "parameters": "parameters, all that the method keeps as such",
+    "bytes_parameters": "network, and what else is trained",
+    "bytes_buffer": "replay buffers",
+    "bytes_teachers": "teachers and other frozen copies",
+    "bytes_statistics": "all else that the method keeps",
+    "flops_training": "floating-point operations of training",
+    "flops_inference": "floating-point operations for 1,000 test images",
+}
+
+
 def _costs(costs: dict[str, int]) -> list[tuple[str, str]]:
-    return [
-        ("parameters, all that the method keeps as such", f"{costs['parameters']:,}"),
-        ("network", _size(costs["network_bytes"])),
-        ("replay buffers", _size(costs["buffer_bytes"])),
-        ("all that the method keeps besides the network, buffers included", _size(costs["method_bytes"])),
-    ]
+    """Rows of what a run knows of its costs; clocks are in timing.yaml."""
+    shown = {name: _size if name.startswith("bytes") else "{:,}".format for name in COSTS if name in costs}
+    return [(COSTS[name], form(costs[name])) for name, form in shown.items()]
 
 
 def _size(n: int) -> str:
@@ -270,7 +286,11 @@ def setup(run: Run, leave_out: Sequence[str] = ()) -> dict[str, list]:
     options = {name: str(value) for name, value in sorted(_options(run).items()) if name not in leave_out}
     rows = [(name, value, run.origins.get(name, "")) for name, value in options.items()]
     return {
-        "notes": list(run.notes.items()),
+        "notes": [
+            *(("leak", leak) for leak in run.leaks),
+            *(("mark", mark) for mark in run.marks),
+            *run.notes.items(),
+        ],
         "chosen": [row for row in rows if row[2] not in ("", "default")],
         "defaults": [row[:2] for row in rows if row[2] in ("", "default")],
         "environment": list(run.environment.items()),

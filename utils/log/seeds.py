@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -50,6 +51,11 @@ def summarise_seeds(summaries: Sequence[Summary]) -> SeedsTable:
     return {name: {metric: metrics.spread(v) for metric, v in entries.items()} for name, entries in values.items()}
 
 
+def found_leaks(runs: Sequence[Run]) -> list[str]:
+    """What the leak detector found in any of several runs."""
+    return [*dict.fromkeys(leak for run in runs for leak in run.leaks)]
+
+
 def write_seeds_summary(
     folder: Path, runs: Sequence[Run], spreads: SeedsTable, failed: Mapping[int, str] = MappingProxyType({})
 ) -> None:
@@ -74,6 +80,7 @@ def write_seeds_summary(
     whole = {"model": first.model_name, "dataset": first.dataset_name, "setting": first.setting}
     whole |= {"seeds": [run.seed for run in runs], "runs": [run.folder.name for run in runs], "metrics": facts}
     whole["failed"] = [{"seed": seed, "reason": reason} for seed, reason in failed.items()]
+    whole |= {"leaks": found_leaks(runs), "marks": first.marks}
     write_text(folder / SUMMARY, json.dumps(whole, indent=1) + "\n")
     rows = [("model", "dataset", "scenario", "metric", *COLUMNS)]
     for scenario, entries in facts.items():
@@ -99,7 +106,8 @@ def write_seeds_report(
     Raises:
         UserError: the file cannot be written.
     """
-    first, summaries = runs[0], [summarise_run(run) for run in runs]
+    summaries = [summarise_run(run) for run in runs]
+    first = replace(runs[0], leaks=found_leaks(runs))
     means = {name: {metric: entry[0] for metric, entry in entries.items()} for name, entries in spreads.items()}
     text = render(
         "seeds.html",

@@ -25,7 +25,14 @@ from palimpsest.utils.atomic import atomic_write
 from palimpsest.utils.errors import TrainingFailed, UserError, one_line
 from palimpsest.utils.randomness import random_state, set_random_state
 from palimpsest.utils.record import Evaluation, Experiment, Position
-from palimpsest.utils.run.checkpoint_checks import check_method, check_position, check_scores, check_shapes, check_tree
+from palimpsest.utils.run.checkpoint_checks import (
+    check_leaks,
+    check_method,
+    check_position,
+    check_scores,
+    check_shapes,
+    check_tree,
+)
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
@@ -45,6 +52,7 @@ STREAM_OPTIONS = (
     "holdout", "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size", "language_mode", "language_rules",
     "sequence_length", "vision_order", "vision_size", "vision_subset", "vision_items", "seg_classes", "detection",
 )  # fmt: skip
+MORE = {"spent": dict, "points": dict}  # which older checkpoints do not have
 LEAST_ENTRIES = 1 << 20  # as many a small checkpoint may hold, however few bytes they take
 MALFORMED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError)
 
@@ -81,6 +89,9 @@ def capture(exp: Experiment, at: Position) -> dict[str, Any]:
         "losses": list(run.losses),
         "epochs": [dict(record) for record in run.epochs],
         "pictures": list(run.pictures),
+        "leaks": list(run.leaks),
+        "spent": exp.meter.state_dict(),
+        "points": exp.points.state_dict() | {"taken": [vars(e) for e in run.points]},
     }
 
 
@@ -125,19 +136,27 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
                 group.update(options)
         dataset.load_state_dict(state["dataset"])
         check_method(model, dataset)
-        check_scores(state, dataset.EVAL_TASKS)
+        points = state.get("points", {"every": None, "taken": []})
+        check_scores(state | {"history": state["history"] + points["taken"]}, dataset.EVAL_TASKS)
         run.matrices = {name: m.numpy().copy() for name, m in state["matrices"].items()}
         run.baselines = {name: [float(x) for x in scores] for name, scores in state["baselines"].items()}
         run.history = [Evaluation(**e) for e in state["history"]]
+        run.points = [Evaluation(**e) for e in points["taken"]]
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
         run.epochs = [dict(record) for record in state["epochs"]]
         run.pictures = [(stage, list(said)) for stage, said in state["pictures"]]
+        run.leaks[:] = check_leaks(state.get("leaks", []))
         exp.log.pending = list(state["pending"])
         position = Position(**state["position"])
         if position.inside:
             exp.stopper.load_state_dict(state["stopping"])
         check_position(position, exp)
-        if any(entry["step"] > position.step for entry in state["history"]):
+        if exact:
+            exp.meter.load_state_dict(state.get("spent"))
+            exp.points.load_state_dict(points)
+        else:
+            exp.meter.spent["begun"] = position.step
+        if any(entry["step"] > position.step for entry in state["history"] + points["taken"]):
             raise ValueError(f"an evaluation after step {position.step}, where it was saved")
         set_random_state(state["random"])
     except UserError as e:
@@ -196,7 +215,7 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or not state.keys() >= KEYS.keys():
         raise UserError(f"{path} is not a checkpoint of this program")
-    for name, kind in KEYS.items():
+    for name, kind in (KEYS | {name: MORE[name] for name in MORE if name in state}).items():
         if not isinstance(state[name], kind):
             raise UserError(f"checkpoint {path} is not one that this program writes: its {name} has the wrong type")
     try:

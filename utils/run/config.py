@@ -20,7 +20,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
-from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, with_seed
+from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, size_by_budget, with_seed
 
 # Options that are no part of a configuration.
 NO_FACTS = ("help", "version", "list", "check", "rerun", "predict", "export", "config", "print_config")
@@ -177,6 +177,7 @@ def resolve(argv: list[str]) -> Config:
 def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     """A configuration whose values are all there and fit together."""
     args, origins = config.args, config.origins
+    size_by_budget(vars(args), origins)
     if missing := _missing(actions.values(), vars(args)):
         raise UserError(f"{'; '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}, or use --load_best_args")
     if args.debug_mode:

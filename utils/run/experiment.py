@@ -23,6 +23,7 @@ from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.log.analysis import analyse, peak_memory, report_of
 from palimpsest.utils.log.events import Log, Logger
+from palimpsest.utils.log.leaks import LeakWatch, declared_leaks
 from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
@@ -35,6 +36,9 @@ from palimpsest.utils.run.compiling import CompiledForward
 from palimpsest.utils.run.config import Config, refuse_setting
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record, restore_record, write_result
 from palimpsest.utils.run.folders import run_folder
+from palimpsest.utils.run.measure.budget import fit_buffer, tell_costs
+from palimpsest.utils.run.measure.meter import OPERATIONS, Meter
+from palimpsest.utils.run.measure.points import Points
 from palimpsest.utils.run.refusals import (
     NO_STATISTICS,
     refuse_few_examples,
@@ -54,9 +58,12 @@ def build(config: Config) -> Experiment:
         UserError: missing data, a device that is not there, options that do not fit the stream.
     """
     args = config.args
-    device = environment.prepare(args)
+    if args.budget_bytes:
+        fit_buffer(config, build)
+    device, meter, points = environment.prepare(args), Meter(args), Points(args)
     with registry.errors_of(config.dataset_class):
         dataset = config.dataset_class(args, device)
+    dataset.reads.watch(config.model_class, config.backbone_class)
     refuse_stream_functions(dataset)
     refuse_setting(config.model_class, dataset)  # which an option of the stream may have decided
     for option in ("start_from", "stop_after"):
@@ -83,7 +90,7 @@ def build(config: Config) -> Experiment:
     model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
-    with preserve_rng():
+    with preserve_rng(), dataset.reads.unwatched():
         refuse_lone_example(model, network, dataset, args)
     origin_of(model)  # notes what a freshly constructed method holds
     classes = (config.model_class, config.dataset_class, config.backbone_class)
@@ -118,12 +125,13 @@ def build(config: Config) -> Experiment:
         chosen_on=config.chosen_on,
         trial=config.trial,
         classes=name_classes(dataset),
+        marks=[*declared_leaks(model, dataset).values()],
     )
     log = Log(run, bar=not args.non_verbose)
     if compiled:
         compiled.run = run
         log.loggers.append(compiled)
-    return Experiment(model, dataset, args, log, make_stopper(args))
+    return Experiment(model, dataset, args, log, make_stopper(args), meter, points)
 
 
 def _draw(method: Callable[[], tuple[Any, Any]], args) -> tuple[Any, Any]:
@@ -205,7 +213,7 @@ def prepare(config: Config, alone: bool = True) -> tuple[Experiment, Position | 
     if args.loadcheck:
         start = _loaded_start(exp)
         if args.inference_only:
-            exp.run.history, exp.run.matrices, exp.run.pictures = [], {}, []
+            exp.run.history, exp.run.points, exp.run.matrices, exp.run.pictures = [], [], {}, []
         else:
             _refuse_start(start, args, exp.dataset)
     if args.mlflow and not args.disable_log and alone:
@@ -220,7 +228,8 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
     if run.folder is not None:
         write_text(run.folder / "classes.json", json.dumps(facts_of(dataset)) + "\n")
-    loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
+    watch = LeakWatch(exp)
+    loggers = exp.log.loggers = [watch, *exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)
     if model.device.type == "cuda":
@@ -232,7 +241,7 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
             dataset.enter_task(at.task)
             evaluate_run(exp, at)
         else:
-            _train_and_save(exp, start)
+            _train_and_save(exp, start, watch)
     except BaseException as e:
         for logger in loggers:
             logger.run_stopped(run, e)
@@ -240,8 +249,14 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     run.seconds = time.perf_counter() - begin
     waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
+    if run.history:
+        watch.finish()
+    costs |= exp.meter.costs(run.history[-1].step if run.history else 0)
+    tell_costs(exp, costs)
     if run.folder is not None and run.history:
-        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
+        with dataset.reads.unwatched():
+            run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
+        run.analysis.costs |= {name: costs[name] for name in OPERATIONS if costs[name] is not None}
     run.costs = costs_of(run, costs)
     summary = summarise_run(run)
     for logger in loggers:
@@ -254,10 +269,19 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     return run, summary
 
 
-def _train_and_save(exp: Experiment, start: Position | None) -> None:
+def _train_and_save(exp: Experiment, start: Position | None, watch: LeakWatch) -> None:
     with Signals().watched() as signals:
         saver = Saver(exp, signals)
-        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
+
+        def after_step(at: Position) -> None:
+            watch.after_step(at)
+            saver.after_step(at)
+
+        def after_task(at: Position) -> None:
+            watch.task_ended()
+            saver.after_task(at)
+
+        exp.log.after_step, exp.log.after_task = after_step, after_task
         try:
             with out_of_memory_explained(exp.args):
                 train(exp, start)
@@ -344,7 +368,8 @@ def _show_finished(exp: Experiment) -> tuple[Run, dict[str, dict[str, float]]]:
 def costs_of(run: Run, more: dict[str, Any]) -> dict[str, Any]:
     """All that a run costs; `timing.yaml` has it, apart from what two equal runs share, since clocks differ.
 
-    `seconds` and the peak of memory are those of this process, which began at iteration `from_iteration`.
+    `seconds` and the peak of memory are those of this process, which began at iteration `from_iteration`; what the
+    meter tells in `more` is of the whole run.
     """
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = {"ended": ended, "seconds": round(run.seconds, 2), "from_iteration": run.position or 0, **more}

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from palimpsest.utils.errors import UserError
 from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 Layer = tuple[str, dict[str, Any]]
@@ -58,6 +59,21 @@ def without_their_class(values: dict[str, Any], below: dict[str, Any]) -> set[st
     if (name := values.get("lr_scheduler")) and name != below.get("lr_scheduler", "none"):
         void.add("sched_args")
     return void
+
+
+def size_by_budget(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Under `--budget_bytes` the size of a buffer follows from what the method keeps besides; until that is known it is
+    large enough for anything.
+
+    Raises:
+        UserError: the command line gives a size, too.
+    """
+    if not values.get("budget_bytes") or "buffer_size" not in values:
+        return
+    if origins["buffer_size"] == "command line":
+        raise UserError("--buffer_size and --budget_bytes exclude each other: the budget decides on the size")
+    values["buffer_size"] = max(1000, values["batch_size"], values.get("minibatch_size") or 0)
+    origins["buffer_size"] = "budget_bytes"
 
 
 def shorten(values: dict[str, Any]) -> set[str]:

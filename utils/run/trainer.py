@@ -34,6 +34,8 @@ from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.config import refuse_setting
 from palimpsest.utils.run.environment import pick_device
+from palimpsest.utils.run.measure.meter import Meter
+from palimpsest.utils.run.measure.points import Points
 from palimpsest.utils.run.rollback import all_or_nothing
 from palimpsest.utils.run.stopping import Stopper
 from palimpsest.utils.run.trainer_config import COUNTS_CLASSES, build_network, flat, read_config
@@ -213,7 +215,7 @@ class Trainer:
         tasks.held_out_loader = None if val_loader is None else tasks.test_loader(val_loader, done)
         log = MeanLosses(self._run(), self.progress, self._store)
         at = Position(task=done, step=self.step)
-        run_task(Experiment(method, tasks, args, log, epochs), at)
+        run_task(Experiment(method, tasks, args, log, epochs, Meter(), Points()), at)
         self._new = None
         self.task_names.append(task_name or f"task {done}")
         return {"task_id": done, "task_name": self.task_names[-1], "epochs": epochs.facts}
@@ -364,7 +366,7 @@ class Trainer:
             raise UserError(f"{call} inside train_task, as from a callback: call it when the task is learned")
 
     def _experiment(self) -> Experiment:
-        return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper())
+        return Experiment(self.method, self.tasks, self.args, Log(self._run()), Stopper(), Meter(), Points())
 
     def _run(self) -> Run:
         """The trainer as the checkpoint's code sees it."""

@@ -31,44 +31,48 @@ def train(exp: Experiment, at: Position | None = None) -> None:
         stream.all_test_loaders()
         run.baselines = evaluate(model, stream, range(stream.EVAL_TASKS), trained=-1)[0]
     while at.task < last_task(args, stream):
-        train_task(exp, at)
-        evaluation = evaluate_run(exp, at)
-        model.end_eval(stream, evaluation.scores)
-        if at.task + 1 == stream.N_TASKS and model.after_stream(stream):
-            evaluate_run(exp, at)
+        with exp.meter.clock("training"):
+            train_task(exp, at)
+        evaluate_task(exp, at)
+        if at.task + 1 == stream.N_TASKS and exp.meter.hook(model.after_stream, stream):
+            evaluate_task(exp, at, again=True)
         at.leave_task()
         exp.log.end_task(at)
 
 
 def train_task(exp: Experiment, at: Position) -> None:
     """Train on the task at which the stream stands, from the epoch and the batch that `at` has; `end_task` included."""
-    model, stream, args, log, stopper = exp.model, exp.dataset, exp.args, exp.log, exp.stopper
+    model, stream, args, log, stopper, meter = exp.model, exp.dataset, exp.args, exp.log, exp.stopper, exp.meter
     enter_task(model, stream, at.task)
     if not at.inside:
-        model.meta_begin_task(stream)
+        meter.hook(model.meta_begin_task, stream)
         restart_schedule(model, args)
         stopper.begin_task()
     plan = batches_per_epoch(args, stream.train_loader)
+    meter.begin_task(at, plan, tasks_left=last_task(args, stream) - at.task)
     with log.progress(exp, at, plan):
         for epoch in range(at.epoch, len(plan)):
             at.epoch = epoch
             if at.batch == 0:
-                model.meta_begin_epoch(epoch, stream)
+                meter.hook(model.meta_begin_epoch, epoch, stream)
                 log.begin_epoch(at)
             set_learning_rate(model, args, epoch, len(plan))
-            for inputs, labels, raw in islice(stream.train_loader.epoch(epoch, at.batch), plan[epoch] - at.batch):
-                losses = model.meta_observe(inputs, labels, raw, epoch)
+            batches = islice(stream.train_loader.epoch(epoch, at.batch), plan[epoch] - at.batch)
+            for inputs, labels, raw in meter.within_budget(batches, at):
+                losses = meter.step(model, at, inputs, labels, raw)
                 at.move()
+                if exp.points.due(exp, at):
+                    exp.points.evaluate(exp, at, epoch)
                 log.step(losses, at)
-            model.end_epoch(epoch, stream)
+            meter.hook(model.end_epoch, epoch, stream)
             at.batch = 0
-            if stopper.end_epoch(exp, at):
+            if stopper.end_epoch(exp, at) or meter.is_spent(at):
                 break
             # The last epoch's evaluation is that of the task's end.
             if args.eval_epochs and (epoch + 1) % args.eval_epochs == 0 and epoch + 1 < len(plan):
                 evaluate_run(exp, at, epoch)
     stopper.end_task(model)
-    model.meta_end_task(stream)
+    meter.end_task(at, model.meta_end_task, stream, data=stream.train_loader.dataset)
 
 
 def last_task(args, stream) -> int:
@@ -101,6 +105,21 @@ def batches_per_epoch(args, loader) -> list[int]:
     return [n] * whole + [rest] * (rest > 0)
 
 
+def evaluate_task(exp: Experiment, at: Position, again: bool = False) -> None:
+    """The evaluations at a task's end: that on the subset, where it is on, and the whole one, of every task or of every
+    `--eval_tasks`-th and the last.
+
+    Args:
+        again: the method changed its network after the first one, which it was told of.
+    """
+    if exp.points.on:
+        exp.points.evaluate(exp, at)
+    if (at.task + 1) % exp.args.eval_tasks == 0 or at.task + 1 == last_task(exp.args, exp.dataset):
+        evaluation = evaluate_run(exp, at)
+        if not again:
+            exp.model.end_eval(exp.dataset, evaluation.scores)
+
+
 def evaluate_run(exp: Experiment, at: Position, epoch: int | None = None) -> Evaluation:
     """Score the network on the tasks so far, or on all where that is asked for; note it in the run, tell the log."""
     model, stream, run = exp.model, exp.dataset, exp.run
@@ -108,8 +127,11 @@ def evaluate_run(exp: Experiment, at: Position, epoch: int | None = None) -> Eva
     n = stream.EVAL_TASKS if exp.args.enable_other_metrics else trained + 1
     stream.extend_test_loaders(n - 1)
     counts = {} if epoch is None and run.folder else None
-    evaluation = Evaluation(at.step, trained, epoch, *evaluate(model, stream, range(n), trained, counts))
+    with exp.meter.evaluation() as around:
+        found = evaluate(model, stream, range(n), trained, counts, around)
+    evaluation = Evaluation(at.step, trained, epoch, *found)
     run.history.append(evaluation)
+    run.costs = exp.meter.costs(at.step)
     if epoch is None:
         run.counts = counts or {}
     if epoch is None and (shown := predictions(model, stream)):

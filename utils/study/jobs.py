@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from palimpsest.utils.errors import Stopped, UserError
@@ -189,7 +190,8 @@ class _Pool:
             self.devices[i] = environment["CUDA_VISIBLE_DEVICES"] = min(self.all_devices, key=taken.count)
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(WORKER, self.outcomes[i].job, environment, self.threads, theirs))
-        process.start()
+        with _no_main():
+            process.start()
         theirs.close()  # so that its end is seen here when the process ends
         self.running[ours] = i, process, time.monotonic()
         self.progress.begin(i)
@@ -243,6 +245,17 @@ def _work(module: str, *args: Any) -> None:
         os.setsid()  # Ctrl-C reaches the process that started this one, which passes it on once
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     import_module(module).work(*args)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Within, a new process does not run the script that this one began with, which may have no guard against it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _context():

@@ -97,6 +97,16 @@ class Plan:
     held_out: bool
     folder: Path
 
+    @property
+    def chooses(self) -> bool:
+        """Whether its runs are there only to choose options by their scores."""
+        return self.search != "grid" or "objective" in self.facts
+
+    @property
+    def objective(self) -> str:
+        """What the search looks at, in words."""
+        return f"{self.scenario} {self.metric}" if self.scenario else self.metric
+
     def points(self, case: Case) -> list[tuple[dict[str, Any] | None, list[int]]]:
         """Of every trial of a case its values, None where the search chooses them, and its seeds: one of a grid, which
         runs each seed as a trial of its own, all of them of a search, which looks at their mean.
@@ -147,6 +157,8 @@ def read_plan(path: Path, check: bool = True) -> Plan:
     space = read_space(_mapping(facts, "space", where), union, f"{where}: space")
     if both := sorted(options.keys() & space.domains.keys()):
         raise UserError(f"{where}: {', '.join(both)} is among the options and in the space: keep one")
+    if "validation" in space.domains:
+        raise UserError(f"{where}: space: validation says what is held out and is no choice: give it among the options")
     for case in cases:
         case.searched = [name for name in space.domains if name in case.actions]
         case.absent = sorted((space.domains.keys() | options.keys()) - case.actions.keys())
@@ -272,7 +284,7 @@ def _resolve_all(plan: Plan, where: str) -> None:
                 raise UserError(f"{where}: {shlex.join(argv)}: {e}") from None
             held_out &= bool(args.validation)
     plan.held_out = held_out
-    if not held_out and (plan.search != "grid" or "objective" in plan.facts):
+    if not held_out and plan.chooses:
         what = f"search {plan.search}" if plan.search != "grid" else "an objective"
         raise UserError(
             f"{where}: {what} chooses by scores, and those of the test set are not for choosing: add 'validation: 10' "

@@ -78,6 +78,16 @@ class Record:
         return self.facts.get("trial") is True
 
     @property
+    def leaks(self) -> list[str]:
+        """What the leak detector found; a run with any belongs in no ranking without saying so."""
+        return self.facts.get("leaks") or []
+
+    @property
+    def marks(self) -> list[str]:
+        """Exceptions that the method or the stream declares; they stand in every table."""
+        return self.facts.get("marks") or []
+
+    @property
     def reason(self) -> str:
         """Why a run failed, in one line."""
         return self.facts.get("reason") or ""

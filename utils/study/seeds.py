@@ -12,7 +12,7 @@ from palimpsest.utils.errors import TrainingFailed
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
 from palimpsest.utils.log.page import count
 from palimpsest.utils.log.report import summarise_run
-from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
+from palimpsest.utils.log.seeds import SUMMARY, found_leaks, summarise_seeds, write_seeds_report, write_seeds_summary
 from palimpsest.utils.metrics import FEWEST, interval, plus_minus
 from palimpsest.utils.record import Run, Summary
 from palimpsest.utils.run.config import Config
@@ -67,6 +67,8 @@ def end_seeds(args: Any, done: list[tuple[Run, Summary]], failed: dict[int, str]
                 low, high = interval(metric, mean, half, runs[0].score)
                 ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
                 print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
+        told = [f"MARK {mark}" for mark in runs[0].marks] + [f"LEAK {leak}" for leak in found_leaks(runs)]
+        print("".join(f"  {line}\n" for line in told), end="", flush=True)
         if runs[0].folder is not None:
             _write(args, runs, table, failed)
     if failed:

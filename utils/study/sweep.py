@@ -44,6 +44,8 @@ def make_parser() -> ArgumentParser:
     add("--workers", type=positive_int, default=1, metavar="N", help="runs side by side; tasks of the Slurm array")
     add("--profile", metavar="FILE", help="parameters of a Slurm job, a YAML file: partition, time, gpus_per_node, ...")
     add("--retry_failed", action="store_true", help="run each trial that failed once more")
+    final = "then run the best point of every combination with every seed, for scores of the test set; in this process"
+    add("--final", action="store_true", help=final)
     add(
         "--dry_run", action="store_true", help="print each command, under Slurm also the sbatch script, and run nothing"
     )
@@ -61,6 +63,10 @@ def command(argv: list[str]) -> int:
         raise UserError("--profile is for --launcher slurm: add it, or drop --profile")
     file = Path(args.sweep)
     plan = read_plan(file)
+    if args.final and not plan.chooses:
+        raise UserError("--final is for a sweep that chooses: search random or tpe, or a grid with an objective")
+    if args.final and args.launcher == "slurm":
+        raise UserError("--final runs in this process: give it without --launcher slurm, in a job of its own")
     from palimpsest.utils.study import launch
 
     profile = launch.read_profile(plan, args.profile) if args.launcher == "slurm" else {}
@@ -93,7 +99,23 @@ def command(argv: list[str]) -> int:
     table = write_table(trials)
     print_end(trials, table)
     counts = count(trials)
+    if args.final and not trials.unfinished():
+        for case in plan.cases:
+            run_best(trials, case)
     return status or (1 if counts["failed"] or counts["waiting"] or counts["running"] else 0)
+
+
+def run_best(trials: "Trials", case: Case) -> None:
+    """Run the best point of a case with every seed; its folders say what was seen to choose its options."""
+    from palimpsest.utils.study import tune
+
+    plan, found = trials.plan, best(trials, case)
+    if found is None:
+        raise UserError(f"{case.name}: no point is done with every seed, so there is no best")
+    argv, n = final_argv(plan, case, found[0]), sum(one is case for one, _ in trials.all())
+    held_out = f"held out {case.fixed['validation']} %" if "validation" in case.fixed else "held-out data"
+    chosen_on = f"the sweep {plan.name}, {held_out}, {n} trials"
+    tune.run(argv, chosen_on, [case.actions[name].dest for name in found[0]])
 
 
 @contextlib.contextmanager
@@ -121,7 +143,7 @@ def print_plan(plan: Plan) -> None:
     what = f"{plan.search}, {runs} run(s)"
     if plan.search != "grid":
         what += f": {plan.trials} trial(s) for each of {len(plan.cases)} combination(s), {len(plan.seeds)} seed(s) each"
-        what += f", by {plan.scenario + ' ' if plan.scenario else ''}{plan.metric} on held-out data"
+        what += f", by {plan.objective} on held-out data"
     print(f"sweep {plan.name}: {what}")
     for line in plan.space.describe():
         print(f"  {line}")
@@ -195,7 +217,7 @@ def titled(trials: "Trials", case: Case, trial: "FrozenTrial") -> str:
 def told(trials: "Trials", case: Case, trial: "FrozenTrial") -> str:
     """What became of a trial, in one line."""
     if trial.state.name == "COMPLETE":
-        return f"{titled(trials, case, trial)}: {trials.plan.metric} {trial.value:.2f} ({seconds(trial):.0f} s)"
+        return f"{titled(trials, case, trial)}: {trials.plan.objective} {trial.value:.2f} ({seconds(trial):.0f} s)"
     return f"{titled(trials, case, trial)}: {WORDS[trial.state.name]}: {trial.user_attrs.get('reason', '')}"
 
 
@@ -249,13 +271,18 @@ def print_end(trials: "Trials", table: Path) -> None:
     for case in plan.cases:
         if plan.held_out and (found := best(trials, case)):
             values, value, n = found
-            seeds = ["--seed" if len(plan.seeds) == 1 else "--seeds", *map(str, plan.seeds)]
             over = f", mean of {n} seeds" if n > 1 else ""
-            print(f"best of {case.name}: {plan.metric} {value:.2f} on held-out data{over}")
-            print(f"  {command_line([*case.argv(values, without=('validation',)), *seeds])}")
+            print(f"best of {case.name}: {plan.objective} {value:.2f} on held-out data{over}")
+            print(f"  {command_line(final_argv(plan, case, values))}")
     if plan.search == "grid" and not plan.held_out:
         print("no best: these are scores of the test set, which are not for choosing (add validation for that)")
     print(f"table: {table}", flush=True)
+
+
+def final_argv(plan: Plan, case: Case, values: dict[str, Any]) -> list[str]:
+    """The arguments that run a point with every seed for scores of the test set."""
+    seeds = ["--seed" if len(plan.seeds) == 1 else "--seeds", *map(str, plan.seeds)]
+    return [*case.argv(values, without=("validation",)), *seeds]
 
 
 def best(trials: "Trials", case: Case) -> tuple[dict[str, Any], float, int] | None:

@@ -242,12 +242,15 @@ def _refuse_unfit(rest: list[str], trial: list[str], space: Space, actions: dict
     """Resolve the corners of the space, as the trials and the run will; the configuration of the run at one."""
     for end in (0, -1):
         values = as_argv({name: domain.samples()[end] for name, domain in space.domains.items()}, actions)
-        config, tried = configuration.resolve([*rest, *values]), configuration.resolve([*trial, *values])
+        config = configuration.resolve([*rest, *values])
+        configuration.resolve([*trial, *values])
         for option in ("loadcheck", "start_from", "inference_only", "disable_log"):
             if getattr(config.args, option):
                 raise UserError(f"--tune and --{option} exclude each other: the trials begin at the beginning")
-        if not tried.args.validation:
-            raise UserError("the trials would be scored by test data: drop what turns --validation off")
+        if config.args.validation:
+            raise UserError(
+                "the run itself would be scored on held-out data: drop validation from the file of --config"
+            )
     return config
 
 
@@ -313,6 +316,8 @@ def _next(plan: Plan, study: "optuna.Study") -> list["optuna.Trial"]:
 
 def _do(plan: Plan, study: "optuna.Study", trials: list["optuna.Trial"]) -> None:
     """Run some trials and note their scores, in the order of their numbers."""
+    from optuna.trial import TrialState
+
     jobs = []
     for trial in trials:
         values = as_argv(plan.values(plan.space.suggest(trial)), plan.actions)
@@ -324,15 +329,9 @@ def _do(plan: Plan, study: "optuna.Study", trials: list["optuna.Trial"]) -> None
         score = score_of(outcome.folder, plan.tasks) if outcome.state == "finished" else nan
         if isfinite(score):
             study.tell(trial, score)
-        else:
+        elif outcome.state in ("failed", "refused", "finished"):  # one that somebody stopped goes on
             trial.set_user_attr("reason", outcome.reason or "no score is defined")
-            study.tell(trial, state=_failed())
-
-
-def _failed():
-    from optuna.trial import TrialState
-
-    return TrialState.FAIL
+            study.tell(trial, state=TrialState.FAIL)
 
 
 def score_of(folder: Path, tasks: int | None) -> float:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 
@@ -155,7 +156,8 @@ class Reporter(Logger):
             return
         self.trial.report((sum(self.before) + value) / (len(self.before) + 1), step)
         if self.trial.should_prune() and evaluation.task + 1 < run.n_tasks:
-            raise Pruned(f"pruned after task {evaluation.task + 1}: {self.plan.metric} {value:.2f}, others were better")
+            what = f"{self.plan.objective} {value:.2f}, others were better"
+            raise Pruned(f"pruned after task {evaluation.task + 1}: {what}")
 
 
 def objective(plan: Plan, run: Run, summary: Summary) -> float:
@@ -214,10 +216,13 @@ def run_seeds(trials: Trials, case: Case, trial: Trial) -> float:
     for seed in trial.user_attrs["seeds"]:
         argv = case.argv(values, seed)
         print(f"{case.name}, trial {trial.number}: {command_line(argv)}", flush=True)
-        run, summary = execute(configuration.resolve([*argv, "--resume"]), listeners=[Reporter(plan, trial, [*scores])])
+        config = configuration.resolve([*argv, "--resume"])
+        if plan.chooses:
+            config = replace(config, chosen_on=f"a trial of the sweep {plan.name} on held-out data", trial=True)
+        run, summary = execute(config, listeners=[Reporter(plan, trial, [*scores])])
         folders.append(str(run.folder))
         trial.set_user_attr("folders", folders)
         scores.append(objective(plan, run, summary))
     if any(map(isnan, scores)):
-        raise UserError(f"the objective {plan.metric} is not defined for this run: choose another metric")
+        raise UserError(f"the objective {plan.objective} is not defined for this run: choose another metric")
     return sum(scores) / len(scores)

@@ -284,7 +284,7 @@ class ValidationDataset(torch.utils.data.Dataset):
     """Images in any form that `TaskRows.data` has, their labels, and a transform of one image (C, H, W)."""
 
     def __init__(self, data: Any, targets: Any, transform: Callable | None = None, target_transform=None):
-        like = given.stream.own_loader(max(given.stream.c_task, 0)).dataset.source.images
+        like = given.stream.own_loader(max(given.stream.c_task, 0)).dataset.first()[0]
         self.data, self.targets = as_stored(data, like), targets
         self.transform, self.target_transform = transform, target_transform
 
