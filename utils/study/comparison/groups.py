@@ -35,7 +35,7 @@ COSTS = {
               ("network_bytes", "method_bytes")),
     "peak memory": (("peak_memory_bytes",),),
 }  # fmt: skip
-NEEDED = ("seconds", "bytes")  # costs without which a run has no row
+NEEDED = ("seconds", "FLOPs", "bytes")  # costs without which a run has no row
 Key = tuple[str, str]  # class order, seeds
 
 
