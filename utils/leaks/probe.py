@@ -236,9 +236,11 @@ class Probe:
             return self.company(alone) | self.withheld(scored) | self.unseen()
 
     def ask_strange(self) -> None:
-        """Predict images that no evaluation has shown: what this changes in the method, test images change, too."""
+        """Predict images that no evaluation has shown: what this changes in the method, test images change, too. Of the
+        last task, with which an evaluation ends: a network may note which of its branches answered last.
+        """
         with torch.no_grad(), eval_mode(self.model):
-            for part in self.images[:1]:
+            for part in self.images[-1:]:
                 strange = part.inputs[:2].flip(-1)
                 strange = 0.9 * strange if strange.is_floating_point() else strange
                 self.answers(strange, part.labels[:2], part.task)
