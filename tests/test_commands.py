@@ -111,7 +111,7 @@ def place(tmp_path_factory):
     ):
         block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)[1]
         (folder / "path/to" / name).write_text(block)
-    for page, names in (("study.md", ["sweep.yaml", "paper.yaml"]), ("cluster.md", ["gpu.yaml"])):
+    for page, names in (("study.md", ["sweep.yaml", "my_space.yaml", "paper.yaml"]), ("cluster.md", ["gpu.yaml"])):
         blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
         for name, block in zip(names, blocks, strict=False):
             (folder / name).write_text(block)
