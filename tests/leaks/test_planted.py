@@ -77,7 +77,7 @@ def test_check_fails_on_the_leak(name):
     assert problem and any(problem.startswith(meaning) for meaning in kinds.MEANING.values())
 
 
-QUICK = {("er", "class-il"), ("lwf", "domain-il"), ("slda", "class-il"), ("pr_dirac", "class-il")}
+QUICK = {("er", "class-il"), ("lwf", "domain-il"), ("slda", "class-il"), ("mas", "class-il")}
 OWN = [
     pytest.param(case, marks=[] if (model, case.setting) in QUICK else pytest.mark.slow, id=f"{model}-{case.setting}")
     for model in registry.names("model")
