@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.leaks.kinds import KEPT
-from palimpsest.utils.leaks.reads import TESTED, TRAINED
+from palimpsest.utils.leaks.reads import TESTED, TRAINED, Reads
 
 MOST = 4096  # rows of one tensor that are compared
 FEW = 10  # tensors of an image's shape that may be something else: a mean, a mask, learned prototypes
+STREAMS = "palimpsest.datasets."
 PLAIN = (list, tuple, set, frozenset, dict)
 SKIPPED = ("dataset", "loss", "transform", "normalization_transform", "_origin", "_modules")
 
@@ -122,6 +123,8 @@ def _within(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[t
     elif isinstance(value, PLAIN):
         yield from _listed(value, name, seen, depth)
     elif not isinstance(value, types.ModuleType | types.FunctionType | nn.Module) and hasattr(value, "__dict__"):
+        if isinstance(vars(value).get("reads"), Reads) or type(value).__module__.startswith(STREAMS):
+            return  # the stream itself, or a part of it, which a method may know
         for inner, part in vars(value).items():
             yield from _within(part, f"{name}.{inner}", seen, depth + 1)
 
