@@ -12,6 +12,7 @@ from types import ModuleType
 from palimpsest import ROOMS, ROOT
 
 SHARED = ("models/utils", "datasets/utils", "backbone/utils", "utils")  # one version of the program shares them
+LISTEN = ("utils/log", "utils/study", "utils/check")  # no number of a run depends on who writes it down or reads it
 FILES = ("model_file", "dataset_file", "backbone_file")
 # What tells two runs of equal options apart; all of it stands in config.yaml, in checkpoints and in mean_accs.csv.
 FACTS = (*FILES, "data", "checkpoint")
@@ -41,9 +42,14 @@ def place(fact: str) -> str:
 
 @cache
 def shared_code() -> str:
-    """12 digits of a checksum over the modules that all runs share, as they were when first asked for."""
+    """12 digits of a checksum over the modules that all runs share and that decide on their numbers, as they were when
+    first asked for.
+    """
     digest = hashlib.sha256()
+    listening = [ROOT / room for room in LISTEN]
     for path in sorted(p for room in SHARED for p in (ROOT / room).rglob("*.py")):
+        if any(path.is_relative_to(room) for room in listening):
+            continue
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -7,10 +7,10 @@ import yaml
 
 import main as entry
 from palimpsest.utils import identity, registry
-from palimpsest.utils.log import compare
-from palimpsest.utils.log.mean_accs import append_row
 from palimpsest.utils.registry import ROOT
 from palimpsest.utils.run.finished import RECORD
+from palimpsest.utils.study.comparison.groups import divide
+from palimpsest.utils.study.records import read_runs
 from tests.models.helpers import QUIET
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -54,9 +54,8 @@ def test_a_changed_copy_is_another_run(run, tmp_path):
     for model, said in ((weak, first), ("er", second)):
         again = run("--model", model, *argv)
         assert "this run is finished" in again and final(again) == final(said)
-    tables = compare.read_tables([str(tmp_path / "results")])
-    names = compare.entries(tables["class-il", "seq-digits"])
-    assert len(names) == 2 and any(f"model_file {tmp_path}/er.py" in name for name in names)
+    groups, left_out = divide(read_runs(tmp_path / "results"), "acc", "class-il")
+    assert sum(len(group.entries) for group in groups) == 1 and len(left_out) == 1, "never two programs in one ranking"
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "backbone"])
@@ -76,8 +75,7 @@ def test_a_file_that_was_edited_is_told(kind, run, tmp_path):
     copy_of(kind, name, path, more="\n# edited once more\n")
     said = run(*argv, "--resume")
     assert f"{kind}_file was {path}" in said and "another program goes on" in said and len(run.folders()) == 2
-    tables = compare.read_tables([str(tmp_path / "results")])
-    assert any(identity.THEN in name for name in compare.entries(tables["class-il", "seq-digits"]))
+    assert any(identity.THEN in str(record.environment) for record in read_runs(tmp_path / "results"))
     assert "this run is finished" not in run(*argv, "--resume")  # it was not this file's from its beginning
 
 
@@ -159,18 +157,17 @@ def test_loadcheck_takes_a_folder(run, tmp_path):
     assert stored["environment"]["checkpoint"].startswith("checkpoint_task1.pt ")
 
 
-def test_comparisons(tmp_path):
-    table = tmp_path / "class-il" / "seq-digits" / "er" / "mean_accs.csv"
-    row = {"task1": 90.0, "seed": 0, "lr": 0.1, "data": "a", "versions": "torch 1"}
-    append_row(table, row | {"model_file": "models/er.py 1"})
-    append_row(table, row | {"model_file": "/x/er.py 2", "seed": 1})
-    append_row(table, row | {"model_file": "models/er.py 1", "seed": 2, "versions": "torch 2", "debug_mode": True})
-    elsewhere = tmp_path / "more" / "class-il" / "seq-digits" / "er" / "mean_accs.csv"
-    append_row(elsewhere, row | {"model_file": "models/er.py 1", "clip": 5, "versions": "torch 2"})
-    rows = compare.read_tables([str(tmp_path)])["class-il", "seq-digits"]
-    names = compare.entries(rows)
-    assert set(names) == {"er, model_file models/er.py 1", "er, model_file /x/er.py 2",
-                          "er, model_file models/er.py 1, clip 5"}  # fmt: skip
-    assert all(len(mine) == 1 for mine in names.values())
-    compare.write_comparison({("class-il", "seq-digits"): rows}, tmp_path / "page.html")
-    assert "torch 1 | torch 2" in (tmp_path / "page.html").read_text()
+def test_shared_code_is_what_decides_on_the_numbers(monkeypatch, tmp_path):
+    """An edit of the loop is another program, one of a report or a table is not."""
+    for name in ("utils/run/training.py", "utils/log/report.py", "utils/study/compare.py", "utils/check/sync.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    codes = []
+    for name in (None, "utils/log/report.py", "utils/study/compare.py", "utils/check/sync.py", "utils/run/training.py"):
+        if name:
+            (tmp_path / name).write_text("2")
+        identity.shared_code.cache_clear()
+        codes.append(identity.shared_code())
+    identity.shared_code.cache_clear()
+    assert len(set(codes[:4])) == 1 and codes[4] != codes[0]

@@ -15,6 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from palimpsest.datasets.utils.loaders import TaskData
+
 MEASURED = 3  # rounds of a loop that are counted; the later ones are taken to be like the last of them
 
 
@@ -121,11 +123,11 @@ def count_flops(function: Callable, *args: Any, data: Any = None) -> tuple[Any, 
 
 @contextmanager
 def _batches_told(data: Any, tell: Callable[[int], None]) -> Iterator[None]:
-    """Inside, `tell` is called with the size of every batch that is made of `data`."""
-    transform = getattr(data, "transform", None)
-    if transform is None:
+    """Inside, `tell` is called with the size of every batch that is made of `data`, where it is a stream's own."""
+    if not isinstance(data, TaskData):
         yield
         return
+    transform = data.transform
 
     def told(raw):
         tell(len(raw))
