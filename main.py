@@ -107,11 +107,17 @@ def run(argv: list[str]) -> None:
     config = configuration.resolve(argv)
     print(configuration.describe(config), flush=True)
 
-    from palimpsest.utils.run.experiment import execute, execute_seeds
+    if config.args.jobs:
+        from palimpsest.utils.study.seeds import run_seeds
 
-    if config.args.seeds:
+        run_seeds(config, argv)
+    elif config.args.seeds:
+        from palimpsest.utils.study.seeds import execute_seeds
+
         execute_seeds(config)
     else:
+        from palimpsest.utils.run.experiment import execute
+
         execute(config)
 
 

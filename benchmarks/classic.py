@@ -12,7 +12,7 @@ import time
 
 from palimpsest.utils.log.seeds import summarise_seeds
 from palimpsest.utils.run.config import resolve
-from palimpsest.utils.run.experiment import execute_seeds
+from palimpsest.utils.study.seeds import execute_seeds
 
 SHARED = "--backbone mnistmlp --disable_log --non_verbose --num_threads 1"
 SPLIT = f"--dataset seq-fmnist --n_epochs 1 --batch_size 10 {SHARED}"
@@ -47,6 +47,14 @@ SPLIT_ROWS = {
     "xder_rpc": f"--lr 0.03 {REPLAY} --alpha 0.3 --beta 0.8",
     "rpc": f"--lr 0.1 {REPLAY}",
     "slda": "--lr 0.03",
+    "ncm": "--lr 0.03",
+    "ridge": "--lr 0.03",
+    "acil": "--lr 0.03 --n_features 1000",
+    "ranpac": "--lr 0.03 --n_features 1000",
+    "gkeal": "--lr 0.03 --n_features 1000",
+    "ds_al": "--lr 0.03 --n_features 1000",
+    "fecam": "--lr 0.03",
+    "randumb": "--n_features 2000",
     "pnn": "--lr 0.03",
     "packnet": "--lr 0.03",
     "hat": "--lr 0.03",

@@ -19,6 +19,7 @@ from palimpsest.datasets.utils.task import ClassTask, RegressionTask
 from palimpsest.datasets.utils.vectors import VectorStream
 from palimpsest.utils.args import add_bool, number, positive_int
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.kinds import STATISTICS
 
 PARTS = 5  # of a regression, unless --n_tasks says otherwise
 CLASSES_ONLY = ("classes_per_task", "class_order", "tasks_file", "init_cls", "increment")
@@ -64,6 +65,7 @@ class SequentialCSV(VectorStream):
         self._in_train = training_rows(table, args.split, [*zip(*of, strict=True)], args.test_fraction)
         self._x, self.columns = encode(table, self._in_train, names_in(args.categories))
         self.SIZE = (self._x.shape[1],)
+        self.declared_leaks = {STATISTICS: "columns standardised by the training rows of all tasks"}
         if args.regression:
             self.TASK = RegressionTask
             values = numbers(table, args.label, labels)

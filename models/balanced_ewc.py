@@ -43,6 +43,7 @@ class BalancedEWC(ContinualModel):
     COMPATIBILITY = ["task-il"]
     TASKS = (VisionTask,)
     DEFAULTS = {"clip_grad": 1.0}
+    KEEPS_IMAGES = True
 
     @staticmethod
     def get_parser(parser):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from palimpsest.models.utils.exemplars import Exemplars, features_of, refill, share
 from palimpsest.utils.args import non_negative_float, non_negative_int
-from palimpsest.utils.randomness import permutation
+from palimpsest.utils.randomness import permutation, seed_of
 
 VALIDATION, TEMPERATURE = 0.1, 2.0  # share of the exemplars, T: those of the paper
 
@@ -56,7 +56,7 @@ class BiC(Exemplars):
         parts, classes = [], labels.unique().tolist()
         for c in classes:
             rows = (labels == c).nonzero().squeeze(1)
-            rows = rows[permutation(len(rows), self.args.seed, "exemplars", c).to(rows.device)]
+            rows = rows[permutation(len(rows), seed_of(self.args, "data"), "exemplars", c).to(rows.device)]
             held_out = self.n_held_out(len(rows), self.sizes, len(classes))
             parts.append((rows[held_out:], rows[:held_out]))
         return parts

@@ -17,6 +17,7 @@ from palimpsest.utils.args import add_rehearsal_args, non_negative_float
 
 class DER(Rehearsal):
     NAME = "der"
+    SEARCH = {"alpha": {"log": [0.1, 2.0]}}  # what --tune tries besides the learning rate
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     TASKS = (ClassTask, TokenTask)
 

@@ -17,6 +17,7 @@ from palimpsest.utils.args import add_rehearsal_args, non_negative_float
 
 class DERpp(Rehearsal):
     NAME = "derpp"
+    SEARCH = {"alpha": {"log": [0.1, 2.0]}, "beta": {"log": [0.1, 2.0]}}  # what --tune tries besides lr
     COMPATIBILITY = ["class-il", "domain-il", "task-il", "general-continual"]
     TASKS = (ClassTask, TokenTask)
 

@@ -17,6 +17,7 @@ from palimpsest.utils.args import fraction, non_negative_float
 
 class EWCOnline(Regularised):
     NAME = "ewc_on"
+    SEARCH = {"e_lambda": {"log": [1.0, 1000.0]}}  # what --tune tries besides the learning rate
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask)
 

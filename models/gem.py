@@ -11,10 +11,8 @@ absolute value, which switches the constraints off where gradients are small.
 Reference: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learning", equations 6-11.
 """
 
-import torch
-
 from palimpsest.datasets.utils.task import ClassTask, RegressionTask, TokenTask
-from palimpsest.models.utils.episodic import EpisodicMemory, gradient_at
+from palimpsest.models.utils.episodic import EpisodicMemory, gradients_at
 from palimpsest.models.utils.projection import project
 from palimpsest.utils.args import add_rehearsal_args, non_negative_float
 
@@ -38,16 +36,15 @@ class GEM(EpisodicMemory):
             yield f"the memory of each of {t} tasks", self.args.buffer_size // t
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
-        past = []
         if self.sizes:
-            memories = (rows.split(self.sizes) for rows in self.buffer.get_all_data())
-            past = [gradient_at(self, self.transform(x), y) for x, y in zip(*memories, strict=True)]
+            images, past_labels = (rows.split(self.sizes) for rows in self.buffer.get_all_data())
+            past = gradients_at(self, [self.transform(x) for x in images], past_labels)
         loss = self.backward_on(inputs, labels)
-        if past:
+        if self.sizes:
             relative = self.args.gem_eps_abs is None
             eps = self.args.gem_eps if relative else self.args.gem_eps_abs
             gradient = self.net.get_grads()
-            allowed = project(gradient, torch.stack(past), self.args.gamma, eps, relative)
+            allowed = project(gradient, past, self.args.gamma, eps, relative)
             if allowed is not gradient:
                 self.net.set_grads(allowed)
         self.opt.step()

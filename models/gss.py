@@ -18,7 +18,7 @@ of the batch as a whole is from its code.
 import torch
 import torch.nn.functional as F
 
-from palimpsest.models.utils.fisher import per_example_gradients
+from palimpsest.models.utils.fisher import example_gradients, rank_one_layers
 from palimpsest.models.utils.rehearsal import Rehearsal
 from palimpsest.utils.args import add_rehearsal_args, positive_int
 
@@ -78,10 +78,13 @@ class GSS(Rehearsal):
         stored, stored_labels, _ = self.buffer.get_data(self.args.gss_minibatch_size)
         self.net.eval()
         x = self.normalization_transform(torch.cat((raw, stored)))
-        gradients = per_example_gradients(self.net, F.cross_entropy)(x, torch.cat((labels, stored_labels)))
+        layers, y = rank_one_layers(self.net, x), torch.cat((labels, stored_labels))
+        gram = example_gradients(self.net, F.cross_entropy, x, y, layers).gram()
         self.net.train()
-        g = torch.cat([part.flatten(1) for part in gradients.values()], dim=1)
-        new, old = g[: len(raw)], F.normalize(g[len(raw) :])
-        new = torch.cat((new, new.mean(0, keepdim=True)))
-        c = 1 + (F.normalize(new) @ old.T).max(1).values
+        # From the inner products of the gradients, those of the new ones' mean with the others and itself.
+        n = len(raw)
+        products = torch.cat((gram[:n, n:], gram[:n, n:].mean(0, keepdim=True)))
+        squares = torch.cat((gram.diagonal()[:n], gram[:n, :n].mean().unsqueeze(0)))
+        lengths, stored_lengths = (s.clamp(min=0).sqrt().clamp(min=1e-12) for s in (squares, gram.diagonal()[n:]))
+        c = 1 + (products / (lengths.unsqueeze(1) * stored_lengths)).max(1).values
         return c[:-1], c[-1]

@@ -27,7 +27,7 @@ from palimpsest.models.utils.held import Held, head_rows
 from palimpsest.utils import panels
 from palimpsest.utils.args import non_negative_float, positive_float
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import generator
+from palimpsest.utils.randomness import generator, seed_of
 
 LARGEST, LARGEST_SCALED = 6, 50  # |e|, and |s e| in the compensation
 
@@ -62,7 +62,7 @@ class HAT(ContinualModel):
         except TypeError:
             raise UserError("hat's gates close over an epoch: give a loader of known length, or a list") from None
         for task in range(len(self.embeddings), self.current_task + 1):
-            start = torch.randn(sum(self.widths), generator=generator(self.args.seed, "embedding", task))
+            start = torch.randn(sum(self.widths), generator=generator(seed_of(self.args, "init"), "embedding", task))
             self.embeddings.requires_grad_(False)
             self.embeddings.append(nn.Parameter(start.to(self.device)))
         classes = dataset.class_index(self.current_task)

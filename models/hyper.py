@@ -16,7 +16,7 @@ from torch import nn
 from palimpsest.models.utils.generated_heads import GeneratedHeads, task_logits
 from palimpsest.utils.args import non_negative_float, positive_float, positive_int
 from palimpsest.utils.distillation import kd
-from palimpsest.utils.randomness import generator
+from palimpsest.utils.randomness import generator, seed_of
 
 # Width and hidden-to-hidden layers of the hypernetwork, tau: those of PAH, whose control this is.
 HIDDEN, LAYERS, TEMPERATURE = 16, 1, 2.0
@@ -47,7 +47,8 @@ class Hyper(GeneratedHeads):
 
     def begin_task(self, dataset):
         for task in range(len(self.embeddings), self.current_task + 1):
-            noise = torch.randn(self.args.hyper_embedding, generator=generator(self.args.seed, "embedding", task))
+            rng = generator(seed_of(self.args, "init"), "embedding", task)
+            noise = torch.randn(self.args.hyper_embedding, generator=rng)
             self.embeddings.append(nn.Parameter((0.1 * noise).to(self.device)))
             self.opt.param_groups[0]["params"].append(self.embeddings[-1])
         if self.current_task > 0:

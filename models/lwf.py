@@ -14,7 +14,7 @@ Reference: Li & Hoiem 2017, "Learning without Forgetting", equations 1-3.
 
 import torch
 
-from palimpsest.datasets.utils.task import Task
+from palimpsest.datasets.utils.task import Task, sum_of_distances
 from palimpsest.models.utils.snapshot import Distillation
 from palimpsest.utils.args import non_negative_float, non_negative_int, positive_float
 
@@ -46,8 +46,7 @@ class LwF(Distillation):
             with torch.no_grad():
                 taught = self.teacher.copy.outputs(inputs, past, own=heads[-1])
             scale = self.args.alpha if self.args.kd_scale == "T2" else self.args.alpha / tau**2
-            old = zip(past, outputs, taught, strict=False)
-            terms["kd"] = scale * sum(task.distance(f, f_old, tau, self.args.lwf_kl) for task, f, f_old in old)
+            terms["kd"] = scale * sum_of_distances(past, outputs[: len(past)], taught, tau, self.args.lwf_kl)
         loss = sum(terms.values())
         loss.backward()
         if self.teacher and epoch is not None and epoch < self.args.warmup_epochs:

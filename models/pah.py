@@ -29,7 +29,8 @@ from palimpsest.models.utils.generated_heads import GeneratedHeads, task_logits
 from palimpsest.utils.args import add_bool, non_negative_float, non_negative_int, positive_float, positive_int
 from palimpsest.utils.distillation import kd
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import generator, permutation
+from palimpsest.utils.leaks.kinds import BATCH, LATER
+from palimpsest.utils.randomness import generator, permutation, seed_of
 
 # First row and column of the released code's crop windows, centred for 32 x 32 images only.
 REFERENCE_WINDOWS = {5: 13, 10: 11, 16: 8, 20: 6, 30: 1}
@@ -106,8 +107,9 @@ class PAH(GeneratedHeads):
     def reset_optimizers(self):
         args = self.args
         groups = self.parameter_groups(args.lr_proto)
-        self.opt = torch.optim.AdamW(groups, weight_decay=args.pah_wd)
-        self.opt_proto = torch.optim.AdamW([dict(groups[0], params=list(self.embeddings))], weight_decay=args.pah_wd)
+        self.opt = torch.optim.AdamW(groups, weight_decay=args.pah_wd, fused=True)
+        prototypes = dict(groups[0], params=list(self.embeddings))
+        self.opt_proto = torch.optim.AdamW([prototypes], weight_decay=args.pah_wd, fused=True)
 
     # ---- prototypes
 
@@ -116,7 +118,7 @@ class PAH(GeneratedHeads):
         chosen = []
         for c in data.targets.unique().tolist():
             rows = (data.targets == c).nonzero().squeeze(1)
-            chosen.append(rows[permutation(len(rows), self.args.seed, "prototype", c)[0]])
+            chosen.append(rows[permutation(len(rows), seed_of(self.args, "data"), "prototype", c)[0]])
         return torch.stack(chosen)
 
     def training_rows(self, data):
@@ -129,7 +131,7 @@ class PAH(GeneratedHeads):
         """e_t (P,) before training: C images of s x s, from one normalised training image per class, or Gaussian."""
         s, how = self.args.pah_proto_size, self.args.pah_proto_init
         if how == "gauss":
-            noise = torch.randn(self.cpt * s * s, generator=generator(self.args.seed, "prototype", task))
+            noise = torch.randn(self.cpt * s * s, generator=generator(seed_of(self.args, "init"), "prototype", task))
             return (0.5 + 0.1 * noise).to(self.device)
         data = dataset.task_data(task)
         raw = data.data[self.prototype_positions(data)].to(self.device)
@@ -229,6 +231,15 @@ class PAH(GeneratedHeads):
             return super().forward(x)
         with batchnorm_mode(self.net, batch_statistics=True):
             return super().forward(x)
+
+    @property
+    def declared_leaks(self):
+        args, marks = self.args, {}
+        if args.pah_test_bn == "batch":
+            marks[BATCH] = "batch statistics at test"
+        if args.pah_dense and args.pah_proto_init != "gauss":
+            marks[LATER] = "an image of every later class from the start"
+        return marks
 
     def report(self, dataset, tasks):
         mode = {"run": "running BatchNorm statistics", "batch": "statistics of the test batch (transductive)"}

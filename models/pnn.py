@@ -86,15 +86,17 @@ class Column(nn.Module):
         self.laterals = nn.ModuleList()
 
     @network_pass
-    def forward(self, x: Tensor, earlier: list[list[Tensor]], new: Callable | None = None) -> list[Tensor]:
-        """h_1, ..., h_n and the logits, given those of the earlier columns.
+    def forward(
+        self, x: Tensor, earlier: list[list[Tensor]], new: Callable | None = None, head: bool = True
+    ) -> list[Tensor]:
+        """h_1, ..., h_n and, with the head, the logits, given the h of the earlier columns.
 
         Args:
             new: (h_{i-1} of the earlier columns, z) -> a lateral: makes them, since the sizes of the layers show on a
                 batch, and leaves out what they add.
         """
-        out = []
-        for i, (body, activation) in enumerate([*self.net.chain(), (self.net.classifier, nn.Identity())]):
+        out, last = [], [(self.net.classifier, nn.Identity())] if head else []
+        for i, (body, activation) in enumerate([*self.net.chain(), *last]):
             z = body(x)
             hidden = [layers[i - 1] for layers in earlier]
             if i and new:
@@ -150,10 +152,10 @@ class PNN(ContinualModel):
         self.reset_optimizers()
 
     def outputs(self, x: Tensor, task: int) -> list[list[Tensor]]:
-        """What the layers of the columns say, up to the one of `task`."""
+        """What the layers of the columns say, up to the one of `task`, whose logits alone are worked out."""
         out: list[list[Tensor]] = []
-        for column in list(self.columns)[0 if self.args.lateral_connections else task : task + 1]:
-            out.append(column(x, out))
+        for t in range(0 if self.args.lateral_connections else task, task + 1):
+            out.append(self.columns[t](x, out, head=t == task))
         return out
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):

@@ -23,7 +23,7 @@ from palimpsest.models.utils.posterior.gaussian import distance, draw, gaussian,
 from palimpsest.models.utils.posterior.meta_replay import IN_CACHE, MetaReplay, add_meta_replay_args
 from palimpsest.utils.args import add_bool, fraction, non_negative_float, non_negative_int, positive_int
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import permutation
+from palimpsest.utils.randomness import permutation, seed_of
 
 
 class PRBBB(MetaReplay):
@@ -100,7 +100,7 @@ class PRBBB(MetaReplay):
     def _in_coreset(self, data, task):
         """Which of a task's examples (n,) are kept for the end: a function of the seed."""
         chosen = torch.zeros(len(data), dtype=torch.bool, device=data.rows.device)
-        chosen[permutation(len(data), self.args.seed, "coreset", task)[: self.args.coreset_size]] = True
+        chosen[permutation(len(data), seed_of(self.args, "data"), "coreset", task)[: self.args.coreset_size]] = True
         return chosen
 
     def training_rows(self, data):

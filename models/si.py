@@ -20,6 +20,7 @@ from palimpsest.utils.args import non_negative_float, positive_float
 
 class SI(Regularised):
     NAME = "si"
+    SEARCH = {"c": {"log": [0.05, 5.0]}}  # what --tune tries besides the learning rate
     COMPATIBILITY = ["class-il", "domain-il", "task-il"]
     TASKS = (ClassTask, TokenTask, RegressionTask)
 

@@ -3,7 +3,10 @@
 task 0   CE(f(x), y): base training of the network, whose features phi are frozen afterwards
 then     for each x once, in the order of the stream:
          S <- S + n_y / (n_y + 1) (phi - mu_y)(phi - mu_y)^T,  mu_y <- mu_y + (phi - mu_y) / (n_y + 1),  n_y <- n_y + 1
-scores   mu_c^T A phi - mu_c^T A mu_c / 2,  A = [(1 - e) S / n + e I]^-1,  e = `--shrinkage`
+scores   mu_c^T A phi - mu_c^T A mu_c / 2,  A = [(1 - e) S / n + e m I]^-1,  e = `--shrinkage`
+
+By default (`oas`) e is estimated from S and n (Chen et al. 2010) and m is the mean variance, tr S / (n d): an e that
+fits one number of features and examples does not fit another. With a number for e, as the published 1e-4, m is 1.
 
 A batch is one update with the same result. Statistics see images without augmentation, in a task's first epoch alone.
 `loss` in later tasks is the mean of ||phi - mu_y||^2 before the update; nothing is minimised.
@@ -18,9 +21,15 @@ Reference: Hayes & Kanan 2020, "Lifelong Machine Learning with Deep Streaming Li
 import torch
 import torch.nn.functional as F
 
+from palimpsest.models.utils.closed_form import oas
 from palimpsest.models.utils.continual_model import ContinualModel
 from palimpsest.models.utils.exemplars import CHUNK, features_of
 from palimpsest.utils.args import fraction
+
+
+def share_or_oas(text: str) -> float | str:
+    """A number within [0, 1], or `oas`."""
+    return "oas" if text == "oas" else fraction(text)
 
 
 class SLDA(ContinualModel):
@@ -30,7 +39,8 @@ class SLDA(ContinualModel):
 
     @staticmethod
     def get_parser(parser):
-        parser.add_argument("--shrinkage", type=fraction, default=1e-4, help="share e of identity in the covariance")
+        what = "share e of identity in the covariance, or oas: estimated from the data"
+        parser.add_argument("--shrinkage", type=share_or_oas, default="oas", help=what)
         return parser
 
     def __init__(self, backbone, loss, args, transform, dataset=None):
@@ -64,13 +74,19 @@ class SLDA(ContinualModel):
         for images, labels in zip(data.data.split(CHUNK), data.targets.split(CHUNK), strict=True):
             self.update(features_of(self, images), labels.to(self.device))
 
+    def covariance(self):
+        """The shrunk covariance (d, d)."""
+        e, identity = self.args.shrinkage, torch.eye(len(self.scatter), device=self.device)
+        if e == "oas":
+            covariance = self.scatter / self.counts.sum()
+            e = oas(covariance, self.counts.sum())
+            return (1 - e) * covariance + e * covariance.diagonal().mean() * identity
+        return (1 - e) * self.scatter / self.counts.sum() + e * identity
+
     def forward(self, x):
         if not self.frozen:
             return self.net(x)
-        d = self.scatter.shape[0]
-        e, identity = self.args.shrinkage, torch.eye(d, device=self.device)
-        covariance = (1 - e) * self.scatter / self.counts.sum() + e * identity
-        weights = torch.linalg.solve(covariance, self.means.T)  # (d, C)
+        weights = torch.linalg.solve(self.covariance(), self.means.T)  # (d, C)
         scores = self.net.features(x) @ weights - (self.means * weights.T).sum(1) / 2
         return scores.masked_fill(self.counts == 0, -torch.inf)
 

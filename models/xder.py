@@ -24,6 +24,8 @@ and 1: a negative label logit would otherwise turn its signs. Rows drawn by both
 Reference: Boschini et al. 2022, "Class-Incremental Continual Learning into the eXtended DER-verse", sections 4 and 5.
 """
 
+from collections import defaultdict
+
 import torch
 import torch.nn.functional as F
 
@@ -64,17 +66,20 @@ class XDER(ExtendedDark):
         with batchnorm_mode(self.net, batch_statistics=True):
             logits = self.net(self.transform(images.repeat_interleave(n_views, 0)))
         widths = [self.dataset.cpt(t) for t in range(self.current_task + 1, self.n_tasks)]
-        heads = logits[:, self.n_seen_classes :].split(widths, dim=1)
-        return torch.stack([supcon(head, labels, self.args.simclr_temp) for head in heads]).mean()
+        heads = defaultdict(list)  # those of one width in one call
+        for width, head in zip(widths, logits[:, self.n_seen_classes :].split(widths, dim=1), strict=True):
+            heads[width].append(head)
+        return torch.cat([supcon(torch.stack(part), labels, self.args.simclr_temp) for part in heads.values()]).mean()
 
 
 def supcon(outputs, labels, temperature):
-    """Supervised contrastive loss of outputs (B, d), mean over the rows; a row without a partner counts 0.
+    """Supervised contrastive loss of outputs (H, B, d) of H heads, (H,), mean over the rows; a row without a partner
+    counts 0.
 
     Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
     """
-    v = F.normalize(outputs)
-    itself = torch.eye(len(v), dtype=torch.bool, device=v.device)
-    log_p = torch.log_softmax((v @ v.T / temperature).masked_fill(itself, -torch.inf), dim=1)
+    v = F.normalize(outputs, dim=-1)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=v.device)
+    log_p = torch.log_softmax((v @ v.mT / temperature).masked_fill(itself, -torch.inf), dim=-1)
     partners = (labels == labels.unsqueeze(1)) & ~itself
-    return -(log_p.masked_fill(~partners, 0).sum(1) / partners.sum(1).clamp(min=1)).mean()
+    return -(log_p.masked_fill(~partners, 0).sum(-1) / partners.sum(-1).clamp(min=1)).mean(-1)

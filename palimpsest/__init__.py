@@ -41,7 +41,7 @@ class _ShortNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def get_code(self, name):
-        """For `python -m utils.log.compare`."""
+        """For `python -m datasets.utils.own.hub_export`."""
         return importlib.util.find_spec(f"palimpsest.{name}").loader.get_code(f"palimpsest.{name}")
 
     def exec_module(self, module):

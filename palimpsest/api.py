@@ -46,7 +46,8 @@ def run(model: str, dataset: str, **options: Any) -> Result | list[Result]:
         UserError: what the command line refuses with exit status 2.
         TrainingFailed: the run failed; what was saved before is kept.
     """
-    from palimpsest.utils.run.experiment import execute, execute_seeds
+    from palimpsest.utils.run.experiment import execute
+    from palimpsest.utils.study.seeds import execute_seeds, run_seeds
 
     argv = ["--model", model, "--dataset", dataset]
     for name, value in options.items():
@@ -57,7 +58,8 @@ def run(model: str, dataset: str, **options: Any) -> Result | list[Result]:
         argv += [_word(part) for part in value] if several else [_word(value)]
     config = resolve(argv)
     if config.args.seeds:
-        return [_result(run, summary) for run, summary in execute_seeds(config)]
+        done = run_seeds(config, argv) if config.args.jobs else execute_seeds(config)
+        return [_result(run, summary) for run, summary in done]
     return _result(*execute(config))
 
 

@@ -24,8 +24,9 @@ def redraw(argv: list[str]) -> None:
     if not folder.is_dir():
         raise UserError(f"--report {folder}: no such folder; during a run it is end, live or off")
     if (folder / SUMMARY).is_file():
-        runs = [load_run(folder.parent / name) for name in _runs(folder / SUMMARY)]
-        page = write_seeds_report(folder, runs, summarise_seeds([summarise_run(run) for run in runs]))
+        names, failed = _runs(folder / SUMMARY)
+        runs = [load_run(folder.parent / name) for name in names]
+        page = write_seeds_report(folder, runs, summarise_seeds([summarise_run(run) for run in runs]), failed)
     else:
         run = load_run(folder)
         run.config["figures"] = args.figures
@@ -35,12 +36,15 @@ def redraw(argv: list[str]) -> None:
     print(f"report: {page}")
 
 
-def _runs(path: Path) -> list[str]:
-    """Names of the runs' folders in the summary of their seeds, each beside the summary's folder."""
+def _runs(path: Path) -> tuple[list[str], dict[int, str]]:
+    """Names of the runs' folders in the summary of their seeds, each beside the summary's folder; seed -> why its run
+    failed.
+    """
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        names, failed = facts["runs"], {int(row["seed"]): str(row["reason"]) for row in facts.get("failed", ())}
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("names of folders are missing")
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is not what a run writes ({type(e).__name__})") from None
-    return names
+    return names, failed

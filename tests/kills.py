@@ -25,8 +25,8 @@ from palimpsest.utils.run import checkpoint
 
 PLAIN = sorted((Path(__file__).parent / "models" / "mammoth_style").glob("[a-z]*.py"))
 CLOCKS = [column for column in COSTS if "seconds" in column or "peak" in column]
-FILES = ("metrics.csv", "points.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv", "report.html")
-FILES += ("result.yaml",)
+FILES = ("metrics.csv", "losses.csv", "points.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv")
+FILES += ("report.html", "result.yaml")
 
 
 def command(model: str, results: Path) -> list[str]:

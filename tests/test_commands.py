@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import main as entry
-from palimpsest.utils.log import compare
+from palimpsest.utils.args import STUDIES
 from palimpsest.utils.registry import ROOT, find
 from palimpsest.utils.run.config import resolve
+from palimpsest.utils.study.tune import make_parser, read_plan
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
@@ -30,6 +31,9 @@ CANNOT_RUN = {
     "cifar": "the data must be downloaded",
     "--vision_items": "three seeds of the vision stream take minutes; docs/vision.md has one, which runs",
     "--mlflow": "an optional package; tests/utils/log has its own tests",
+    "--wandb": "an optional package; tests/utils has its own tests",
+    "--serve": "a server; tests/study has its own tests",
+    "http.server": "a server",
     "--check": "test_docs.py runs the checks on the example",
     "photos.zip": "somebody's own data; tests/datasets/test_own_folder.py has its like, as for the next five",
     "pacs.zip": "somebody's own data",
@@ -38,6 +42,8 @@ CANNOT_RUN = {
     "hf:": "a package and data that must be downloaded",
     "seq_spoken.py": "sound files; test_docs.py runs the page's example on a few",
     "srun": "a Slurm cluster",
+    "--reproduce": "minutes; tests/study/test_reproduce.py runs two rows",
+    "--sweep": "minutes; the page's file is checked by --dry_run, and tests/study/test_sweep.py runs small ones",
     "pip": "would change this environment",
     "python3 -m venv": "would change this environment",
     "mlflow ui": "a server",
@@ -105,6 +111,10 @@ def place(tmp_path_factory):
     ):
         block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)[1]
         (folder / "path/to" / name).write_text(block)
+    for page, names in (("study.md", ["sweep.yaml", "paper.yaml"]), ("cluster.md", ["gpu.yaml"])):
+        blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+        for name, block in zip(names, blocks, strict=False):
+            (folder / name).write_text(block)
     for language, alphabet in (("1_first", "abcdefg "), ("2_second", "hijklmn ")):
         (folder / "my_texts" / language).mkdir(parents=True)
         for name in "abcd":
@@ -133,25 +143,29 @@ def test_it_parses(command, place, monkeypatch, capsys):
     folder, run = place
     monkeypatch.chdir(folder)
     argv = filled(command, run)
-    if {"--model", "--config"} & set(argv) and "--help" not in argv:
+    if "--tune" in argv:
+        assert read_plan(make_parser().parse_known_args(argv)[0], argv).trials
+    elif {"--model", "--config"} & set(argv) and "--help" not in argv:
         assert resolve(argv).args.model
+    elif "--sweep" in argv:
+        assert entry.main([*argv, *{"--dry_run"} - {*argv}]) == 0
     elif "--check" in argv:
         name = argv[argv.index("--check") + 1]
         assert name == "my_method" or find("model", name).is_file()
     else:
-        assert {"--list", "--help", "--rerun", "--predict", "--export", "--report", "--print_completion"} & set(argv)
+        others = {"--list", "--help", "--rerun", "--predict", "--export", "--report", "--print_completion"}
+        assert {*others, *(f"--{name}" for name in STUDIES)} & set(argv)
 
 
 @pytest.mark.parametrize("command", RUN, ids=str)
 def test_it_runs(command, place, monkeypatch, capsys):
     folder, run = place
     monkeypatch.chdir(folder)
-    if command.startswith("python -m palimpsest.utils.log.compare"):
-        argv = "--model sgd --dataset seq-digits --n_epochs 1 --stop_after 1 --non_verbose"  # it leaves debug runs out
-        assert entry.main(argv.split()) == 0
-        assert compare.main(shlex.split(command)[3:]) == 0 and (folder / "comparison.html").is_file()
-        return
     argv = filled(command, run)
+    if "--compare" in argv and "--help" not in argv:  # it leaves debug runs out
+        for model in ("sgd", "er --buffer_size 200", "derpp --buffer_size 200 --alpha 0.5 --beta 0.5"):
+            start = f"--model {model} --dataset seq-digits --n_epochs 1 --stop_after 1 --non_verbose --report off"
+            assert entry.main(start.split()) == 0
     if "--model" in argv and "--help" not in argv:
         argv += [word for option in SHORT if option[0] not in argv for word in option]
     assert entry.main(argv) == 0, capsys.readouterr().err
@@ -164,7 +178,7 @@ def test_its_module_is_there(command):
 
 def test_every_command_is_known():
     assert len(EVERY) > 50
-    unknown = [c for c in EVERY if not argv_of(c) and not reason(c) and "utils.log.compare" not in c]
+    unknown = [c for c in EVERY if not argv_of(c) and not reason(c)]
     assert not unknown
     unused = [words for words in CANNOT_RUN if not any(words in command for command in EVERY)]
     assert not unused

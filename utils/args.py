@@ -30,12 +30,19 @@ from palimpsest.utils.option_types import (
 # Options without influence on the numbers: they may differ between two starts of one run.
 NEUTRAL = (
     "resume", "savecheck", "savecheck_minutes", "ckpt_name", "non_verbose", "csv_log", "tensorboard", "mlflow",
-    "disable_log", "results_path", "base_path", "num_threads", "seeds", "notes", "rerun",
+    "wandb", "disable_log", "results_path", "base_path", "num_threads", "seeds", "jobs", "notes", "rerun",
     "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "compare": "methods side by side, from the runs below some folders: tables, paired tests, ranks, pictures",
+    "tune": "choose options by held-out data, then run: [first-task | first-k K | other-stream NAME]",
+    "sweep": "run the sweep that a YAML file describes: grid, random or TPE; local or on Slurm",
+    "serve": "a page over all runs below a folder, in a browser: filters, live curves, comparison",
+    "export_site": "the same page as static files to publish",
+    "reproduce": "run the stored rows of a stream over several seeds, beside what was published",
+}
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -232,7 +239,7 @@ def _stream(group) -> None:
         **percent,
         help="leave P %% of the training data of every class out of training; scores still come from the test set",
     )
-    add_bool(group, "--permute_classes", help="shuffle the class order (a function of the seed)")
+    add_bool(group, "--permute_classes", help="shuffle the class order (a function of --seed_order)")
     add("--custom_class_order", type=int_list, metavar="C,C,...", help="class order, as 3,1,2,0,...")
     add("--init_cls", type=positive_int, metavar="A", help="classes of the first task (default: --increment)")
     add("--increment", type=positive_int, metavar="B", help="classes of every task after it; the last may have fewer")
@@ -281,7 +288,13 @@ def _evaluate(group) -> None:
 def _run(group) -> None:
     add = group.add_argument
     add("--seed", type=seed_int, default=0, help="seed of everything random")
+    parts = {"init": "the network's first weights and what a method draws as it is made"}
+    parts |= {"order": "the order of classes and tasks, permutations and angles", "data": "all else: batches, replay"}
+    for part, what in parts.items():
+        add(f"--seed_{part}", type=seed_int, metavar="S", help=f"seed of {what} (default: --seed)")
     add("--seeds", type=seed_int, nargs="+", metavar="S", help="one run per seed, then a summary")
+    what = "this many runs of --seeds side by side; finished ones are not repeated, interrupted ones go on"
+    add("--jobs", type=positive_int, metavar="N", help=what)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--data_device", choices=["auto", "cpu", "cuda"], default="auto", help="where the data live")
     add("--num_threads", type=non_negative_int, default=0, help="CPU threads; 0 leaves torch's choice")
@@ -305,6 +318,8 @@ def _run(group) -> None:
         metavar="URI",
         help="track the run with MLflow, in the store URI or, without one, in mlflow.db below --results_path",
     )
+    what = "track the run with Weights & Biases, in PROJECT or, without one, in palimpsest; see WANDB_MODE=offline"
+    add("--wandb", nargs="?", const="palimpsest", metavar="PROJECT", help=what)
     add(
         "--savecheck",
         type=save_moment,

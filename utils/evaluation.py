@@ -13,6 +13,7 @@ from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Counts
 
 Scores = dict[str, list[float]]  # scenario -> one value per task
+KEPT = "_kept_in_evaluation"  # attribute of a method that is evaluated
 
 
 def scenarios(model, dataset) -> list[str]:
@@ -136,12 +137,22 @@ def predictions(model, dataset) -> list[dict[str, torch.Tensor]]:
 def eval_mode(model) -> Iterator[None]:
     """Eval mode inside; afterwards every part is in the mode it was in (a frozen teacher stays in its own), and the
     random generators are where they were, so that how often one looks does not change what is learned.
+
+    Inside, nothing is learned: `kept_in_evaluation(model)` is a dict for what need not be computed for each batch.
     """
-    training = [part for part in model.modules() if part.training]
+    training, outer = [part for part in model.modules() if part.training], kept_in_evaluation(model)
     model.eval()
+    vars(model)[KEPT] = {} if outer is None else outer
     try:
         with preserve_rng():
             yield
     finally:
+        if outer is None:
+            del vars(model)[KEPT]
         for part in training:
             part.training = True
+
+
+def kept_in_evaluation(model) -> dict | None:
+    """Where a method may keep what stays the same during an evaluation; None outside of one."""
+    return vars(model).get(KEPT)

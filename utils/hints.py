@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterable
 
 # Options that scripts written for other runners carry, and what to do about each.
-NO_WANDB = "there is no Weights & Biases logging here: use --tensorboard, --mlflow or the CSV files"
+WANDB = "use --wandb PROJECT, and W&B's own variables for the rest: WANDB_ENTITY, WANDB_MODE=offline"
 REPLACED = {
     **dict.fromkeys(
-        ("wandb", "use_wandb", "wandb_entity", "wandb_project", "wandb_mode", "wandb_group", "entity", "project"),
-        NO_WANDB,
+        ("use_wandb", "wandb_entity", "wandb_project", "wandb_mode", "wandb_group", "entity", "project"), WANDB
     ),
-    **dict.fromkeys(("nowand", "no_wandb", "nowandb"), "there is no Weights & Biases logging here: drop the option"),
-    "wandb_name": "there is no Weights & Biases logging here: use --exp_name",
+    **dict.fromkeys(("nowand", "no_wandb", "nowandb"), "W&B is told nothing without --wandb: drop the option"),
+    "wandb_name": "a run is named by its folder: use --exp_name",
     "dataset_config": "give the options in the file of --config FILE, or one by one",
     "ignore_other_metrics": "backward transfer and forgetting are always computed: drop it",
     **dict.fromkeys(

@@ -305,18 +305,28 @@ def spread(values: Sequence[float]) -> tuple[float, float, float, int]:
     return float(np.mean(values)), std, half, n
 
 
-def interval(metric: str, mean: float, half: float, score: str = "accuracy") -> tuple[float, float]:
-    """Ends of an interval, cut to the values that the metric can have; nan where it is withheld.
+def ends(metric: str, score: str = "accuracy") -> tuple[float, float]:
+    """Smallest and largest value that a metric can have.
 
     Args:
         metric: a name of `METRICS`.
-        mean, half: of `spread`.
         score: what R holds: R^2 has no lower end, and differences of it have no end at all.
     """
     entry = METRICS[metric]
     low, high = entry.ends
     if score == "r2":
         low, high = -np.inf, high if "(%)" in entry.definition and high == 100 else np.inf
+    return low, high
+
+
+def interval(metric: str, mean: float, half: float, score: str = "accuracy") -> tuple[float, float]:
+    """Ends of an interval, cut to the values that the metric can have; nan where it is withheld.
+
+    Args:
+        metric, score: as of `ends`.
+        mean, half: of `spread`.
+    """
+    low, high = ends(metric, score)
     return float(np.clip(mean - half, low, high)), float(np.clip(mean + half, low, high))
 
 

@@ -21,6 +21,22 @@ def derive(seed: int, *names) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def seed_of(args: Any, purpose: str) -> int:
+    """The seed of one part of a run.
+
+    Args:
+        args: resolved options.
+        purpose: 'init' (the network's first weights, what a method draws as it is made, what it adds for a new task),
+            'order' (classes and tasks: their order, permutations of pixels, angles) or 'data' (everything else: order
+            of batches, augmentation, held-out parts, label noise, replay, dropout).
+
+    Returns:
+        `--seed_<purpose>`, or `--seed` where it is not given.
+    """
+    own = getattr(args, f"seed_{purpose}", None)
+    return args.seed if own is None else own
+
+
 def generator(seed: int, *names, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh torch generator for one named purpose."""
     return torch.Generator(device=device).manual_seed(derive(seed, *names))

@@ -44,6 +44,11 @@ class Run:
         counts: scenario -> answers by true class at the latest end of a task, empty where tasks have no classes.
         classes: original label and name of every class, by its label in the stream.
         costs: what the run has cost so far; at the end all that timing.yaml has.
+        chosen_on: what was seen to choose the options: 'published row', 'command line', 'the first task, held out 10 %,
+            8 trials'; 'unknown' of a run that does not say.
+        trial: whether the run is there only to choose options, and no result.
+        leaks: what the leak detector found, one sentence each beginning with its kind, see `utils.leaks.kinds`.
+        marks: exceptions that the method or the stream declares ('batch statistics at test'); in every table.
         group: name shared by the runs of one `--seeds`, None for a single run and under `--disable_log`.
     """
 
@@ -77,6 +82,10 @@ class Run:
     counts: dict[str, "Counts"] = field(default_factory=dict)
     classes: list[tuple[int, str]] = field(default_factory=list)
     costs: dict[str, Any] = field(default_factory=dict)
+    chosen_on: str = "unknown"
+    trial: bool = False
+    leaks: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
     group: str | None = None
 
 

@@ -1,7 +1,7 @@
 """What every network is: logits over all classes of a stream, features, and flat views of parameters and gradients."""
 
 from collections.abc import Callable, Iterable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +118,12 @@ class Backbone(nn.Module):
             tasks: see `datasets.utils.task.Task`.
             own: the task that the batch is of, the last of them by default; matters where tasks have branches.
         """
-        whole = self(x)
-        return [task.part(whole) for task in tasks]
+        whole, columns = self(x), [task.columns for task in tasks]
+        if len(tasks) == 1 or None in columns or any(a[1] != b[0] for a, b in pairwise(columns)):
+            return [task.part(whole) for task in tasks]
+        # Cut at once: of so many slices each would have a gradient of the whole's size.
+        widths, first = [high - low for low, high in columns], columns[0][0]
+        return [*whole[..., first:].split([*widths, whole.shape[-1] - first - sum(widths)], dim=-1)[:-1]]
 
     def get_params(self) -> Tensor:
         """All parameters as one vector (P,), in the order of `parameters()`; gradients flow through it."""

@@ -5,6 +5,7 @@ Class orders, permutations, rotations, validation splits and label noise are fun
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from palimpsest.datasets.utils.sources import Source
 from palimpsest.datasets.utils.task import TaskStream
 from palimpsest.datasets.utils.transforms import Augment, Denormalize, Normalize, TrainTransform
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import generator, permutation
+from palimpsest.utils.leaks.reads import HELD_OUT, TESTED, TRAINED, Reads
+from palimpsest.utils.randomness import generator, permutation, seed_of
 
 DEBUG_BATCHES = 5
 STATISTICS = {
@@ -67,6 +69,7 @@ class ContinualDataset(TaskStream):
         notes: what a reader of the results must know of the data.
         train_loader: loader of the task that is being trained.
         test_loaders: one loader per task entered so far (all of them after `all_test_loaders`).
+        reads: what was read of which part, by whom.
     """
 
     NAME: str
@@ -104,7 +107,7 @@ class ContinualDataset(TaskStream):
                 cls.N_CLASSES_PER_TASK = cls.N_CLASSES // shares
 
     def __init__(self, args, device: torch.device | str = "cpu"):
-        self.args, self.seed = args, args.seed
+        self.args, self.seed, self.order_seed = args, seed_of(args, "data"), seed_of(args, "order")
         self._cut_classes()
         refuse_declared(self)
         self.class_order = [*range(self.N_CLASSES)]
@@ -115,6 +118,7 @@ class ContinualDataset(TaskStream):
         self.EVAL_TASKS = self.N_TASKS
         self.checksum = "unknown"  # a stream that does not read its data by `_read` may set it
         self.c_task = -1
+        self.reads = Reads(self)
         self.train_loader: TrainLoader | None = None
         self.held_out_loader: EvalLoader | None = None
         self.test_loaders: list[EvalLoader] = []
@@ -165,8 +169,13 @@ class ContinualDataset(TaskStream):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, Any]]:
         """Rows, and labels of these rows, of the training part and of what a task is scored on."""
+        self._count_parts(task)
         for split, rows in (self._train_part(task), self._test_part(task, held_out=bool(self.args.validation))):
             yield rows, split.targets[rows]
+
+    def _count_parts(self, task: int) -> None:
+        self.reads.note(TRAINED, task)
+        self.reads.note(TESTED, task)
 
     def _make_tasks(self) -> None:
         """Make `tasks`, what is asked on each part of the stream."""
@@ -176,12 +185,14 @@ class ContinualDataset(TaskStream):
 
     def enter_task(self, task: int) -> TrainLoader:
         """Make `task` the current one: set `train_loader`, and `test_loaders` for all tasks up to it."""
+        self.reads.note_entry(task)
         self.c_task, stage = task, self.stages[task]
         self.train_loader = self._make_train_loader(*self._stage_part(task), task)
         self.extend_test_loaders(stage[-1])
         if self.args.holdout or self.args.validation:
             parts = [self._test_part(t, held_out=True) for t in stage]
-            self.held_out_loader = self._make_test_loader(*_concatenate(parts))
+            loader = self._make_test_loader(*_concatenate(parts))
+            self.held_out_loader = self.reads.of_part(loader, TESTED if self.args.validation else HELD_OUT, task)
         return self.train_loader
 
     def get_data_loaders(self) -> tuple[TrainLoader, EvalLoader]:
@@ -191,7 +202,8 @@ class ContinualDataset(TaskStream):
 
     def task_data(self, task: int) -> TaskData:
         """Training examples of any task, without augmentation, in storage order."""
-        return TaskData(*self._stage_part(task), self.get_normalization_transform())
+        note = partial(self.reads.note, TRAINED, task)
+        return TaskData(*self._stage_part(task), self.get_normalization_transform(), note)
 
     def all_test_loaders(self) -> list[EvalLoader]:
         """Test loaders of every task of the stream, trained or not."""
@@ -202,7 +214,7 @@ class ContinualDataset(TaskStream):
         """Make the test loaders of all tasks up to `last` that do not exist yet."""
         for task in range(len(self.test_loaders), last + 1):
             part = self._test_part(task, held_out=bool(self.args.validation))
-            self.test_loaders.append(self._make_test_loader(*part))
+            self.test_loaders.append(self.reads.of_part(self._make_test_loader(*part), TESTED, task))
 
     def cpt(self, task: int) -> int:
         """Number of classes of a task."""
@@ -261,6 +273,7 @@ class ContinualDataset(TaskStream):
 
     def _read(self) -> RawData:
         """The source with label noise and unlabelled examples applied to its training part."""
+        self.reads.note_storage(TESTED)
         source = getattr(type(self), "SOURCE", None)
         if not callable(source):
             raise UserError(f"{self.NAME}: SOURCE is {source!r}: expected a function of the data folder")
@@ -307,7 +320,8 @@ class ContinualDataset(TaskStream):
 
         limit, drop_last = DEBUG_BATCHES if self.args.debug_mode else None, self.args.drop_last
         size = self.size_of_batch(task)
-        return TrainLoader(split, rows, size, self.get_transform(), order, self.train_device, drop_last, limit, task)
+        loader = TrainLoader(split, rows, size, self.get_transform(), order, self.train_device, drop_last, limit, task)
+        return self.reads.of_part(loader, TRAINED, task)
 
     def size_of_batch(self, task: int) -> int:
         """Batch size of a task."""

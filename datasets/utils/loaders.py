@@ -4,7 +4,6 @@ A loader reads from a source: a `Split`, or what `datasets.utils.streaming` read
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,56 +12,120 @@ from torch import Tensor
 Transform = Callable[[Tensor], Tensor]
 
 
-@dataclass
 class Split:
-    """Resident data on one device: raw images (N, C, H, W) uint8 and targets (N,) int64; or tokens, or vectors."""
+    """Resident data on one device: raw images (N, C, H, W) uint8 and targets (N,) int64; or tokens, or vectors.
 
-    images: Tensor
-    targets: Tensor
+    Attributes:
+        note: called where somebody reads all of them, see `utils.leaks.reads`; None where nobody counts.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor):
+        self._images, self._targets, self.note = images, targets, None
+
+    @property
+    def images(self) -> Tensor:
+        """All images."""
+        if self.note is not None:
+            self.note()
+        return self._images
+
+    @property
+    def targets(self) -> Tensor:
+        """All labels."""
+        if self.note is not None:
+            self.note()
+        return self._targets
 
     def example(self, row: int) -> tuple[Tensor, Tensor]:
         """Raw image and label of a row."""
-        return self.images[row], self.targets[row]
+        return self._images[row], self._targets[row]
 
     def images_of(self, rows: Tensor) -> Tensor:
         """Raw images of rows (n,)."""
-        return self.images[rows]
+        return self._images[rows]
 
     def targets_of(self, rows: Tensor) -> Tensor:
         """Labels of rows (n,)."""
-        return self.targets[rows]
+        return self._targets[rows]
 
     def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
         """(raw, labels) of the given rows on `device`, batch by batch."""
         for rows in index:
-            yield gather(self.images, rows, device), gather(self.targets, rows, device)
+            yield gather(self._images, rows, device), gather(self._targets, rows, device)
+
+
+class ShownSplit:
+    """As `Split`, with images that are transformed whenever they are read: what is kept is the split's own.
+
+    Args:
+        split: resident data.
+        show: images (N, C, H, W) uint8 -> as many, as they are shown.
+    """
+
+    def __init__(self, split: Split, show: Transform):
+        self._split, self._show, self.targets = split, show, split.targets
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, transformed now."""
+        return self._show(self._split.images)
+
+    def example(self, row: int) -> tuple[Tensor, Tensor]:
+        """Raw image and label of a row."""
+        return self.images_of(torch.tensor([row]))[0], self.targets[row]
+
+    def images_of(self, rows: Tensor) -> Tensor:
+        """Raw images of rows (n,)."""
+        return self._show(self._split.images_of(rows))
+
+    def targets_of(self, rows: Tensor) -> Tensor:
+        """Labels of rows (n,)."""
+        return self._split.targets_of(rows)
+
+    def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
+        """(raw, labels) of the given rows on `device`, batch by batch."""
+        for raw, labels in self._split.batches(index, epoch, device):
+            yield self._show(raw), labels
 
 
 class TaskData:
-    """The rows of a source that one task uses; what a loader's `dataset` attribute shows, in storage order."""
+    """The rows of a source that one task uses; what a loader's `dataset` attribute shows, in storage order.
 
-    def __init__(self, source, rows: Tensor, transform: Transform):
-        self.source, self.rows, self.transform = source, rows, transform
+    Attributes:
+        note: called at each read, see `utils.leaks.reads`; None where nobody counts.
+    """
+
+    def __init__(self, source, rows: Tensor, transform: Transform, note: Callable[[], None] | None = None):
+        self.source, self.rows, self.transform, self.note = source, rows, transform, note
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def count_read(self) -> None:
+        """Somebody reads the data."""
+        if self.note is not None:
+            self.note()
+
     def __getitem__(self, i: int) -> tuple[Tensor, Any, Tensor]:
+        self.count_read()
         raw, label = self.source.example(int(self.rows[i]))
         return self.transform(raw), label, raw
 
     def first(self) -> tuple[Tensor, Any]:
         """Raw image and label of the first example, as a batch of one."""
+        self.count_read()
         return self.source.images_of(self.rows[:1]), self.source.targets_of(self.rows[:1])
 
     @property
     def data(self) -> Tensor:
         """Raw images of the task (n, C, H, W), uint8."""
+        self.count_read()
         return self.source.images_of(self.rows)
 
     @property
     def targets(self) -> Any:
         """Labels of the task (n,), int64, or as a batch has them."""
+        self.count_read()
         return self.source.targets_of(self.rows)
 
 
@@ -85,6 +148,7 @@ class EvalLoader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        self.dataset.count_read()
         index = self.dataset.rows.split(self.batch_size)
         for raw, labels in self.dataset.source.batches(index, None, self.device):
             yield self.dataset.transform(raw), labels
@@ -134,11 +198,12 @@ class TrainLoader(EvalLoader):
         own = self.dataset
         device = own.rows.device
         source = Split(torch.cat((own.data, images.to(device))), torch.cat((own.targets, targets.to(device))))
-        self.dataset = TaskData(source, torch.arange(len(source.targets), device=device), own.transform)
+        self.dataset = TaskData(source, torch.arange(len(source.targets), device=device), own.transform, own.note)
 
     def epoch(self, epoch: int | str, start: int = 0) -> Iterator[tuple[Tensor, Any, Tensor]]:
         """The batches of one epoch, from batch `start` on; what came before is not read."""
         data, transform = self.dataset, self.dataset.transform
+        data.count_read()
         rows = data.rows[self.order(len(data), epoch).to(data.rows.device)]
         for raw, labels in data.source.batches(rows.split(self.batch_size)[start : len(self)], epoch, self.device):
             yield transform(raw), labels, raw

@@ -3,6 +3,7 @@ rotating without boundaries.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,12 @@ from torch import Tensor
 from palimpsest.datasets.utils.checks import PARTS, checked_data, refuse_missing
 from palimpsest.datasets.utils.classes import chosen_shares
 from palimpsest.datasets.utils.continual_dataset import ContinualDataset, checked_order
-from palimpsest.datasets.utils.loaders import Split, TrainLoader
+from palimpsest.datasets.utils.loaders import ShownSplit, Split, TrainLoader
 from palimpsest.datasets.utils.source_files import RawData
 from palimpsest.datasets.utils.transforms import rotate
 from palimpsest.utils.args import add_bool, non_negative_int, positive_int
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.reads import TESTED, TRAINED
 from palimpsest.utils.randomness import generator, permutation
 
 
@@ -30,6 +32,12 @@ class Collection(ContinualDataset):
         # Held-out examples are chosen by original class, so that the class order does not change them.
         self._held_out = self._held_out_mask(self._clean).to(self.device)
         self._true = self._on_device(self._train.images, label_of[self._clean])
+        self._count_storage()
+
+    def _count_storage(self) -> None:
+        """Reads past the loaders are counted, too."""
+        for split, part in ((self._train, TRAINED), (self._true, TRAINED), (self._test, TESTED)):
+            split.note = partial(self.reads.note_storage, part)
 
     def _rows(self, split: Split, task: int, among: Tensor | bool = True) -> tuple[Split, Tensor]:
         low, high = self.task_classes(task)
@@ -57,7 +65,7 @@ class ClassIncremental(Collection):
     def _class_order(self) -> Tensor:
         """Original labels (N_CLASSES,) in the order of the tasks."""
         if self.args.permute_classes:
-            return permutation(self.N_CLASSES, self.seed, "class order")
+            return permutation(self.N_CLASSES, self.order_seed, "class order")
         if self.args.custom_class_order:
             return torch.tensor(checked_order(self.args.custom_class_order, self.N_CLASSES, "class"))
         return torch.arange(self.N_CLASSES)
@@ -76,7 +84,9 @@ class ClassIncremental(Collection):
 class DomainIncremental(Collection):
     """Every task shows all classes under a transformation of its own; one score per task.
 
-    A task's images are transformed once, when it is entered, and stay uint8.
+    A task's training images are transformed once, when it is entered, and stay uint8. Test images are transformed batch
+    by batch in each evaluation, since copies for all tasks would be many times the data; only where `transformed`
+    leaves some out they are kept.
 
     Class attributes:
         KEEPS_IMAGES: `transformed` never leaves an image out, so that the sizes of tasks are known without it.
@@ -101,6 +111,15 @@ class DomainIncremental(Collection):
         split, rows = super()._rows(split, task, among)
         images, kept = self._shown(split.images[rows], self._order[task])
         return Split(images, split.targets[rows][kept]), torch.arange(len(images), device=self.device)
+
+    def _test_part(self, task: int, held_out: bool) -> tuple[Split | ShownSplit, Tensor]:
+        if held_out or not self.KEEPS_IMAGES:
+            return super()._test_part(task, held_out)
+        split, rows = super()._rows(self._test, task)
+        return ShownSplit(split, partial(self._all_shown, domain=self._order[task])), rows
+
+    def _all_shown(self, images: Tensor, domain: int) -> Tensor:
+        return self._shown(images, domain)[0]
 
     def _shown(self, images: Tensor, domain: int) -> tuple[Tensor, Tensor | slice]:
         """What a domain shows of images, and which of them these are."""
@@ -129,6 +148,7 @@ class DomainIncremental(Collection):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As they are before `transformed`, which would take long."""
+        self._count_parts(task)
         tested = (self._true, task, self._held_out) if self.args.validation else (self._test, task)
         for part in ((self._train, task, ~self._held_out), tested):
             split, rows = super()._rows(*part)
@@ -165,6 +185,7 @@ class SeparateDomains(Collection):
         train = train[self._kept]
         self._train, self._test = self._on_device(raw.train_x, raw.train_y), self._on_device(raw.test_x, raw.test_y)
         self._true = self._on_device(self._train.images, self._clean)
+        self._count_storage()
         self._held_out = self._held_out_mask(self._clean + self.N_CLASSES * train).to(self.device)
         self._domains = {"train": train.to(self.device), "test": test.to(self.device)}
 
@@ -215,7 +236,7 @@ class Permuted(DomainIncremental):
         if domain == 0 and self.args.identity_first:
             return images
         pixels = images.flatten(1)
-        order = permutation(pixels.shape[1], self.seed, "permutation", domain)
+        order = permutation(pixels.shape[1], self.order_seed, "permutation", domain)
         return pixels.index_select(1, order.to(pixels.device)).view(images.shape)
 
 
@@ -226,7 +247,8 @@ class Rotated(DomainIncremental):
 
     def angle(self, domain: int) -> float:
         """Degrees of a domain, counter-clockwise."""
-        return 180 * torch.rand((), generator=generator(self.seed, "rotation", domain), dtype=torch.float64).item()
+        rng = generator(self.order_seed, "rotation", domain)
+        return 180 * torch.rand((), generator=rng, dtype=torch.float64).item()
 
     def transformed(self, images: Tensor, domain: int) -> Tensor:
         return rotate(images, self.angle(domain))
@@ -259,6 +281,7 @@ class Rotating360(ContinualDataset):
         self._tests = {False: self._turned(raw.test_x, raw.test_y)}
         if held_out.any():
             self._tests[True] = self._turned(raw.train_x[held_out], self._clean[held_out])
+        self._tests[False].note = partial(self.reads.note_storage, TESTED)
 
     def _stream(self, images: Tensor, targets: Tensor) -> Split:
         """All training images in stream order, each turned to its angle."""

@@ -3,7 +3,8 @@
 A new kind of task is a subclass of `Task` and a stream that has it as its `TASK`.
 """
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -27,6 +28,7 @@ class Task:
     Attributes:
         name: for tables and pictures; empty where the tasks are only numbered.
         branch: the branch of the network that answers, None where the network has one answer for all tasks.
+        columns: (first, one past the last) of the outputs that are its part, None where that is all or no range.
     """
 
     NAME = "any"
@@ -35,6 +37,7 @@ class Task:
     FISHERS: tuple[str, ...] = ("mc", "empirical")
     name = ""
     branch: str | None = None
+    columns: tuple[int, int] | None = None
 
     def part(self, outputs: Tensor) -> Tensor:
         """This task's part of all that the network says."""
@@ -93,6 +96,11 @@ class ClassTask(Task):
     def __init__(self, low: int = 0, high: int | None = None, whole: bool = True, criterion: Callable | None = None):
         self.low, self.high, self.whole, self.criterion = low, high, whole, criterion or self.LOSS
 
+    @property
+    def columns(self) -> tuple[int, int] | None:
+        ranged = not self.whole and type(self).part is ClassTask.part
+        return (self.low, self.high) if ranged else None
+
     def part(self, outputs: Tensor) -> Tensor:
         return outputs if self.whole else outputs[..., self.low : self.high]
 
@@ -122,6 +130,24 @@ class ClassTask(Task):
     def log_likelihood(self, output: Tensor, label: Tensor) -> Tensor:
         label = torch.where(label == IGNORED, label, self.position(label))
         return -F.cross_entropy(output.reshape(-1, output.shape[-1]), label.reshape(-1), reduction="sum")
+
+
+def sum_of_distances(
+    tasks: Sequence[Task], outputs: Sequence[Tensor], taught: Sequence[Tensor], tau: float, direction: str = "teacher"
+) -> Tensor:
+    """sum_t task.distance(outputs_t, taught_t, tau, direction), 0-d; one call for all classifiers of one width."""
+    groups: dict[Any, list[tuple]] = defaultdict(list)
+    for t, (task, f, f_old) in enumerate(zip(tasks, outputs, taught, strict=True)):
+        alike = f.shape if type(task).distance is ClassTask.distance else t
+        groups[alike].append((task, f, f_old))
+    total = []
+    for group in groups.values():
+        of, f, f_old = zip(*group, strict=True)
+        if len(group) == 1:
+            total.append(of[0].distance(f[0], f_old[0], tau, direction))
+        else:
+            total.append(kd(torch.stack(f), torch.stack(f_old), tau, direction).flatten(1).mean(1).sum())
+    return sum(total)
 
 
 class TokenTask(ClassTask):

@@ -32,6 +32,7 @@ class ContinualModel(nn.Module):
         UNUSED: options of the runner that have no effect on the method; giving one is an error.
         PRESETS: {option: {value: {other option: value}}}; choosing the value sets the others unless the command
             line does.
+        SEARCH: {option: values} that `--tune` tries besides the learning rate, as in a file of `--space`.
         DEFAULTS: {option: value} that the method needs whatever the stream's defaults are (a network, an optimiser and
             its learning rate); the stored hyperparameters and the command line come after.
         INFERS_TASK: on a domain-il stream the method finds out the task; it is then also scored with the task given.
@@ -40,6 +41,9 @@ class ContinualModel(nn.Module):
         LEAST_PER_CLASS: examples of a class that the method cannot do without; 2 where it holds one out.
         ALONE: when training batches enter the network without replayed examples: 'always', 'first batch' of the first
             task, 'first task', or 'never'. A batch of one example is refused then where BatchNorm cannot normalise it.
+        KEEPS_IMAGES: the method keeps images of past tasks, and not in a Buffer.
+        declared_leaks: {kind of leak: what stands beside its scores in every table}, where a published protocol knows
+            more than it should; an attribute or a property. See `utils.leaks.kinds`.
         WAITS: why `observe` waits for the device, where it cannot do without; empty for nearly all methods.
 
     Args:
@@ -65,12 +69,15 @@ class ContinualModel(nn.Module):
     TASKS: tuple[type[Task], ...] = (ClassTask,)
     JOINT = False
     PRESETS: dict[str, dict] = {}
+    SEARCH: dict[str, object] = {}
     DEFAULTS: dict[str, object] = {}
     UNUSED: tuple[str, ...] = ()
     INFERS_TASK = False
     BUFFER_SHARES = ""
     LEAST_PER_CLASS = 1
     ALONE = "always"
+    KEEPS_IMAGES = False
+    declared_leaks: dict[str, str] = {}
     WAITS = ""
 
     @staticmethod

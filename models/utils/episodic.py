@@ -1,9 +1,11 @@
 """Episodic memory by task: an equal share of a buffer for every past task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from palimpsest.models.utils.fisher import rank_one_gradients
 from palimpsest.models.utils.rehearsal import Rehearsal
 from palimpsest.utils.errors import UserError
 
@@ -58,3 +60,25 @@ def gradient_at(model: Rehearsal, inputs: Tensor, labels: Tensor) -> Tensor:
     """Gradient (P,) of the method's loss on a batch; BatchNorm in the mode it is in."""
     model.backward_on(inputs, labels)
     return model.net.get_grads()
+
+
+def gradients_at(model: Rehearsal, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    """Gradients (t, P) of the method's loss on each of t batches.
+
+    A fully connected network takes equal batches in one pass, where the gradient of a weight is sum_n d_n a_n^T over
+    the rows of a batch. Any other goes from one to the next: BatchNorm has them see one another, and the gradients of
+    convolutions are no cheaper together.
+    """
+    net, sizes = model.net, [len(y) for y in labels]
+    if len(sizes) == 1 or len({*sizes}) > 1 or net.plain_layers is None:
+        return torch.stack([gradient_at(model, x, y) for x, y in zip(inputs, labels, strict=True)])
+
+    def total(outputs: Tensor) -> Tensor:
+        return sum(model.loss(out, y) for out, y in zip(outputs.split(sizes), labels, strict=True))
+
+    pairs = rank_one_gradients(net, total, torch.cat([*inputs]), map(net.get_submodule, net.plain_layers))
+    parts = []
+    for d, a in pairs.values():
+        d, a = d.unflatten(0, (len(sizes), -1)), a.unflatten(0, (len(sizes), -1))
+        parts += [(d.mT @ a).flatten(1), d.sum(1)]
+    return torch.cat(parts, dim=1)

@@ -1,5 +1,7 @@
 """A quadratic penalty that holds parameters near where they were: what EWC, SI, MAS and RWalk share."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ class Quadratic(nn.Module):
         super().__init__()
         self.register_buffer("weight", None)
         self.register_buffer("centre", None)
+        self._proximal_step: _Step | None = None  # of the last `contract`
 
     def __bool__(self) -> bool:
         return self.weight is not None
@@ -39,17 +42,51 @@ class Quadratic(nn.Module):
 
     def value(self, theta: Tensor) -> Tensor:
         """Omega(theta), 0-d."""
-        drift = theta - self.centre
-        return 0.5 * (self.weight * drift).dot(drift)
+        return self.value_and_gradient(theta)[0]
 
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Omega(theta), 0-d, and A (theta - c) (P,)."""
+        drift = theta - self.centre
+        pull = self.weight * drift
+        return 0.5 * pull.dot(drift), pull
+
+    @torch.no_grad()
     def contract(self, net: Backbone, strength: float, lr: float | Tensor) -> None:
         """Proximal step after the task's own: theta <- (theta + s A c) / (1 + s A) with s = lr * strength.
 
         The minimiser of Omega(theta') * strength + ||theta' - theta||^2 / (2 lr): stable for every strength; `lr` may
         be one per parameter (P,).
         """
-        scaled = self.weight * (lr * strength)
-        net.set_params(net.get_params().detach().lerp_(self.centre, scaled.div_(1 + scaled)))
+        params = [*net.parameters()]
+        step = self._step_for(params, lr * strength)
+        torch._foreach_lerp_(params, step.centres, step.shares)
+
+    def _step_for(self, params: list[Tensor], size: float | Tensor) -> "_Step":
+        """What `contract` needs for a step of size s, made once for a number that does not change."""
+        made_of = (self.weight, self.centre), (self.weight._version, self.centre._version)
+        if isinstance(size, float) and self._proximal_step and self._proximal_step.fits(*made_of, size):
+            return self._proximal_step
+        scaled = self.weight * size
+        shares, sizes = scaled.div_(1 + scaled), [p.numel() for p in params]
+        parts = ([v.view_as(p) for v, p in zip(x.split(sizes), params, strict=True)] for x in (self.centre, shares))
+        self._proximal_step = _Step(*made_of, size, *parts)
+        return self._proximal_step
+
+
+@dataclass(eq=False)
+class _Step:
+    """A proximal step: each parameter moves to its part of c by its part of s A / (1 + s A)."""
+
+    tensors: tuple[Tensor, Tensor]  # A and c
+    versions: tuple[int, int]
+    size: float | Tensor
+    centres: list[Tensor]
+    shares: list[Tensor]
+
+    def fits(self, tensors: tuple[Tensor, Tensor], versions: tuple[int, int], size: float) -> bool:
+        """Whether it is the one of these."""
+        same = all(a is b for a, b in zip(self.tensors, tensors, strict=True))
+        return same and self.versions == versions and isinstance(self.size, float) and self.size == size
 
 
 def add_update_argument(parser):
@@ -72,10 +109,10 @@ def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -
         model.opt.step()
         return {"loss": loss, "ce": loss}
     # A value to log only: the penalty enters below, without a graph over all parameters.
-    held = strength * penalty.value(model.net.get_params().detach())
+    value, pull = penalty.value_and_gradient(model.net.get_params().detach())
+    held = strength * value
     if model.args.ewc_update == "explicit":
         # Diverges where lr * strength * max A > 2.
-        pull = penalty.weight * (model.net.get_params().detach() - penalty.centre)
         model.net.set_grads(model.net.get_grads().add_(pull, alpha=strength))
         model.opt.step()
     else:

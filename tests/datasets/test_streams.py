@@ -271,3 +271,24 @@ def test_importing_one_dataset_imports_no_other_and_large_packages_on_use_only()
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=registry.ROOT, check=True)
     assert out.stdout.strip() == "['palimpsest.datasets.seq_mnist'] []"
+
+
+@pytest.mark.parametrize("name, options", [("perm-digits", ["--pad", "1"]), ("rot-digits", [])])
+def test_test_images_of_domains_are_transformed_when_they_are_read_and_not_kept(name, options):
+    dataset, raw = stream(name, *options, "--eval_batch_size", "100"), digits("./data")
+    loaders = dataset.all_test_loaders()
+    for task in (0, 3):
+        data = loaders[task].dataset
+        expected = dataset.transformed(raw.test_x, task)
+        assert torch.equal(data.data, expected) and torch.equal(data.targets, raw.test_y)
+        assert torch.equal(data.source.images, expected)
+        image, label, stored = data[7]
+        assert torch.equal(stored, expected[7]) and label == raw.test_y[7]
+        assert torch.equal(image, dataset.get_normalization_transform()(expected[7]))
+        first, _ = data.first()
+        assert torch.equal(first, expected[:1])
+        batches = [inputs for inputs, _ in loaders[task]]
+        assert torch.equal(torch.cat(batches), dataset.get_normalization_transform()(expected))
+        held = [t for t in vars(data.source).values() if isinstance(t, torch.Tensor)]
+        assert not any(t.dtype == torch.uint8 for t in held)
+    assert len({id(loader.dataset.source._split) for loader in loaders}) == 1

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from palimpsest.backbone.utils.batchnorm import batchnorm_mode
+from palimpsest.datasets.utils.task import ClassTask, sum_of_distances
 from palimpsest.models.er import ER
 from palimpsest.models.lwf import LwF
 from palimpsest.models.sgd import SGD
@@ -76,6 +77,32 @@ def test_lwf_terms_by_hand(scale, factor):
     moved = (bias.detach() - before)[:2] / 0.1
     torch.testing.assert_close(moved, factor * torch.tensor([-0.231059, 0.231059]), rtol=1e-4, atol=0)
     assert all(p.grad is None for p in model.teacher.parameters())
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_distances_of_many_heads_are_those_of_a_loop(width):
+    # Two heads of 2 outputs and one of `width`, then what no head asks for.
+    torch.manual_seed(0)
+    net = Flat(3, 4 + width + 1).double()
+    tasks = [ClassTask(0, 2, whole=False), ClassTask(2, 4, whole=False), ClassTask(4, 4 + width, whole=False)]
+    x, taught = torch.randn(5, 1, 1, 3).double(), torch.randn(5, 5 + width).double()
+    expected = sum(task.distance(task.part(net(x)), task.part(taught), 2.0) for task in tasks)
+    expected.backward()
+    gradients = net.get_grads()
+    net.zero_grad()
+    outputs = net.outputs(x, tasks)
+    assert [part.shape[1] for part in outputs] == [2, 2, width]
+    got = sum_of_distances(tasks, outputs, [task.part(taught) for task in tasks], 2.0)
+    got.backward()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(net.get_grads(), gradients)
+
+
+def test_outputs_of_tasks_that_are_no_neighbours():
+    net, x = Flat(3, 6), torch.randn(2, 1, 1, 3)
+    tasks = [ClassTask(4, 6, whole=False), ClassTask(0, 2, whole=False)]
+    for got, task in zip(net.outputs(x, tasks), tasks, strict=True):
+        assert torch.equal(got, net(x)[:, task.low : task.high])
 
 
 def test_lwf_without_distillation_is_multi_head_fine_tuning():

@@ -12,6 +12,7 @@ from palimpsest.backbone.utils.base import Backbone
 from palimpsest.datasets.utils.task import RegressionTask
 from palimpsest.models.vcl import VCL
 from palimpsest.utils import registry
+from palimpsest.utils.evaluation import eval_mode, kept_in_evaluation
 from tests.models.helpers import FakeStream, enter, experiment, finished, first_batch, options
 
 NOISE, EXAMPLES = 0.5, 8  # standard deviation; x = 1 so many times: precision 32 per task
@@ -232,3 +233,23 @@ def test_the_short_way_to_the_squared_change_of_all_outputs(method):
     torch.testing.assert_close(short, direct, rtol=1e-4, atol=1e-3)
     model.previous.take(model.hyper)
     assert model.squared_change([0, 1]) == 0
+
+
+@pytest.mark.parametrize("method", ["pr_bbb", "vcl"])
+def test_an_evaluation_draws_the_weights_once_and_the_next_one_anew(method):
+    torch.manual_seed(0)
+    model, (x, *_) = first_batch(experiment(method, "--backbone", "mnistmlp", "--n_epochs", "1"))
+    drawn, weights = [], model.weights
+    model.weights = lambda *args: drawn.append(args[0]) or weights(*args)
+    with torch.no_grad():
+        outside = [model(x[:3]), model(x[3:6])]
+        assert drawn == [[0], [0]]
+        with eval_mode(model), eval_mode(model):
+            inside = [model(x[:3]), model(x[3:6])]
+        assert drawn == [[0]] * 3
+        assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
+        for parameter in model.get_parameters():
+            parameter.add_(1)
+        with eval_mode(model):
+            assert not torch.equal(model(x[:3]), inside[0])
+    assert kept_in_evaluation(model) is None

@@ -14,6 +14,7 @@ from palimpsest.models.agem import AGEM
 from palimpsest.models.ewc import EWC
 from palimpsest.models.ewc_on import EWCOnline
 from palimpsest.models.gem import GEM
+from palimpsest.models.utils.episodic import gradient_at, gradients_at
 from palimpsest.models.utils.fisher import fisher_diagonal
 from palimpsest.models.utils.projection import project, project_one, solve_dual
 from palimpsest.models.utils.quadratic import Quadratic
@@ -115,6 +116,28 @@ def test_proximal_step():
     for _ in range(100):
         penalty.contract(net, strength=1e4, lr=0.1)
     assert 0 <= net.get_params()[0] < 1e-6
+
+
+def test_proximal_step_follows_whatever_it_is_made_of():
+    torch.manual_seed(0)
+    net, penalty = Flat(3, 2), Quadratic()
+
+    def check(strength, lr):
+        theta, scaled = net.get_params().detach(), lr * strength * penalty.weight
+        penalty.contract(net, strength, lr)
+        torch.testing.assert_close(net.get_params().detach(), (theta + scaled * penalty.centre) / (1 + scaled))
+
+    for _ in range(2):
+        penalty.replace(torch.rand(8), torch.randn(8))
+        check(2.0, 0.1)
+        check(2.0, 0.1)
+        check(2.0, 0.5)
+        check(2.0, torch.rand(8))
+        check(1.0, torch.tensor(0.5))
+        penalty.weight.mul_(3)  # as when a state is read into it
+        check(1.0, 0.5)
+        penalty.centre.zero_()
+        check(1.0, 0.5)
 
 
 @pytest.mark.parametrize("cls, strength", [(EWC, 3.0), (EWCOnline, 6.0)])
@@ -296,3 +319,14 @@ def test_multi_head_loss_sees_the_classes_of_the_examples_task():
     torch.testing.assert_close(value, expected)
     value.backward()
     assert not logits.grad[0, 2:].any() and not logits.grad[1, :2].any()
+
+
+@pytest.mark.parametrize("sizes", [[4], [3, 3, 3, 3], [3, 2, 3]])
+@pytest.mark.parametrize("options", [[], ["--multi_head"]])
+def test_gradients_of_memories_are_those_of_one_after_the_other(sizes, options):
+    model = experiment("gem", "--buffer_size", "12", "--backbone", "mnistmlp", *options).model
+    model.net.double()
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 1, 8, 8).double(), torch.randint(0, 10, (n,))) for n in sizes]
+    got = gradients_at(model, *zip(*batches, strict=True))
+    torch.testing.assert_close(got, torch.stack([gradient_at(model, x, y) for x, y in batches]))

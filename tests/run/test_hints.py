@@ -32,7 +32,7 @@ def test_what_was_meant(given, meant):
     assert f"did you mean --{meant}?" in said([*ER, f"--{given}=3"])
 
 
-@pytest.mark.parametrize("name", ["wandb", "entity", "dataset_config", "nowand", "distributed", "amp", "compile"])
+@pytest.mark.parametrize("name", ["wandb_project", "entity", "dataset_config", "nowand", "gpus", "amp", "compile"])
 def test_what_there_is_not(name):
     text = said([*SGD, f"--{name}", "x"])
     assert text.startswith(f"--{name} does not exist: {REPLACED[name]}") and "did you mean" not in text
@@ -58,8 +58,8 @@ def test_the_names_here_exist():
 
 
 def test_all_that_is_wrong_is_told_at_once():
-    text = said([*SGD, "--learning_rate", "1", "--epochs", "2", "--wandb", "-lr", "3"])
-    assert all(part in text for part in ("--lr?", "--n_epochs?", "Weights & Biases", "two dashes, as --lr"))
+    text = said([*SGD, "--learning_rate", "1", "--epochs", "2", "--use_wandb", "-lr", "3"])
+    assert all(part in text for part in ("--lr?", "--n_epochs?", "WANDB_MODE", "two dashes, as --lr"))
     text = said(["--model", "derpp", "--dataset", "seq-digits"])
     assert all(f"--{name} is missing" in text for name in ("buffer_size", "alpha", "beta"))
     text = said(["--model", "derpp", "--beta", "1"])

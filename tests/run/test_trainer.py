@@ -20,6 +20,7 @@ NEEDED = {  # options without which a method does not begin, or learns nothing i
     "derpp_single": {"alpha": 0.5, "beta": 0.5}, "mer": {"beta": 0.5, "gamma": 0.5, "memory_size": 40},
     "ewc_on": {"lambda": 10, "gamma": 1.0}, "gdumb": {"fitting_epochs": 10}, "fdr": {"alpha": 0.5},
     "mas": {"lambda": 0.1}, "hat": {"lambda": 0.1}, "bic": {"bic_epochs": 20}, "lucir": {"fitting_epochs": 2},
+    **dict.fromkeys(("acil", "ranpac", "gkeal", "ds_al"), {"n_features": 100}),
 }  # fmt: skip
 X, Y = (torch.tensor(part) for part in load_digits(return_X_y=True))
 X = X.float() / 16
@@ -72,7 +73,8 @@ def test_each_strategy_learns_and_goes_on_from_a_file_bit_for_bit(strategy, tmp_
     settings = config(strategy, {"size": 40} if strategy in (None, "ewc", "gem") else None, "adam", 0.01, **more)
     whole = trained(settings, digits(), n_epochs, setting="task-il", checkpoint_dir=tmp_path)
     R = whole.matrix("task-il")
-    least = 55 if strategy in ("er_ace", "gss", "hal") else 75  # these need more steps for a second task
+    # These need more steps for a second task, or better features.
+    least = 55 if strategy in ("er_ace", "gss", "hal", "ncm") else 75
     assert R.shape == (3, 3) and R[0, 0] > 95 and R.diagonal().mean() > least, R
     for scenario, scores in whole.R.items():
         x, y = digits()[1][1].dataset.tensors

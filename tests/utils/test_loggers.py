@@ -18,6 +18,7 @@ from palimpsest.utils.log.loggers import (
 )
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
 from palimpsest.utils.log.run_file import RunFileLogger
+from palimpsest.utils.log.wandb_logger import WandbLogger
 from palimpsest.utils.record import Counts, Evaluation, Run
 
 SCORES = [
@@ -133,6 +134,20 @@ def test_a_killed_run_keeps_its_rows_and_a_resumed_one_repeats_none(tmp_path):
     logger.run_ended(resumed, SUMMARY)
     for name in ("metrics.csv", "accuracy_matrix.csv"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_losses_are_there_while_a_run_goes_on_and_once(tmp_path):
+    run, logger = a_run(tmp_path), CSVLogger()
+    logger.run_started(run)
+    for step, means in ((50, {"loss": 2.0}), (100, {"loss": 1.0, "penalty": 0.25}), (150, {"loss": 0.5})):
+        run.losses.append((step, means, 0.1))
+        logger.step(step, means, 0.1)
+    rows = ["step,term,value", "50,loss,2.0", "100,loss,1.0", "100,penalty,0.25", "150,loss,0.5"]
+    assert (tmp_path / "losses.csv").read_text().splitlines() == rows
+    resumed = a_run(tmp_path)  # from a checkpoint at step 100
+    resumed.losses = run.losses[:2]
+    CSVLogger().run_started(resumed)
+    assert (tmp_path / "losses.csv").read_text().splitlines() == rows[:4]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -261,7 +276,8 @@ def test_answers_by_class_are_kept_of_the_tasks_that_a_resumed_run_knows(tmp_pat
         ({"tensorboard": False}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger]),
         ({"report": "off"}, [CSVLogger, RunFileLogger, ConsoleLogger, TensorBoardLogger]),
         ({"mlflow": "local"}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, MLflowLogger]),
-        ({"disable_log": True, "mlflow": "local"}, [ConsoleLogger]),
+        ({"wandb": "p"}, [CSVLogger, RunFileLogger, ConsoleLogger, ReportLogger, TensorBoardLogger, WandbLogger]),
+        ({"disable_log": True, "mlflow": "local", "wandb": "p"}, [ConsoleLogger]),
     ],
 )
 def test_make_loggers(tmp_path, options, kinds):
@@ -272,6 +288,7 @@ def test_make_loggers(tmp_path, options, kinds):
             "disable_log": False,
             "non_verbose": True,
             "mlflow": None,
+            "wandb": None,
             "report": "end",
             **options,
         }

@@ -105,9 +105,10 @@ def test_summary_row_worked_example(tmp_path):
     row = summary_row(a_run(tmp_path, {"class-il": R}, forgetting=9, task1="x"), "class-il", SUMMARY)
     assert list(row) == [
         *("task1", "task2", "task3", "learning_accuracy", "backward_transfer", "forgetting", "forgetting_chaudhry"),
-        *("forward_transfer", "run_id", "seed", "lr", "joint", "notes", "option_forgetting", "option_task1"),
+        *("forward_transfer", "run_id", "seed", "leaks", "marks", "lr", "joint", "notes"),
+        *("option_forgetting", "option_task1"),
     ]
-    assert list(row.values()) == [90, 70, 60, None, -40, 40, 40, None, "run7", 3, 0.1, False, None, 9, "x"]
+    assert list(row.values()) == [90, 70, 60, None, -40, 40, 40, None, "run7", 3, "", "", 0.1, False, None, 9, "x"]
 
 
 def test_rows_of_stopped_and_joint_runs(tmp_path):

@@ -19,8 +19,9 @@ import pytest
 import main as entry
 from palimpsest.utils.args import canonical
 from palimpsest.utils.errors import Stopped
+from palimpsest.utils.log.formats import FILES
 from palimpsest.utils.log.loggers import CSVLogger
-from palimpsest.utils.log.mlflow_logger import FILES, PARENT_TAG, RUN_TAG, MLflowLogger
+from palimpsest.utils.log.mlflow_logger import PARENT_TAG, RUN_TAG, MLflowLogger
 from palimpsest.utils.registry import ROOT
 from palimpsest.utils.run.config import resolve
 from palimpsest.utils.run.folders import digest

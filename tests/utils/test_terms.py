@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from palimpsest.utils.check.terms import LooseTerms, trained_by
+from palimpsest.utils.leaks.terms import LooseTerms, trained_by
 
 SUMS = {
     "plus": lambda a, b: a + 0.1 * b,

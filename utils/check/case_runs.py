@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,27 +23,30 @@ from palimpsest.models.utils.outside import same_value
 from palimpsest.models.utils.state import describe
 from palimpsest.utils.check.cases import Case, Failure, Interrupted
 from palimpsest.utils.check.sync import SyncDetector
-from palimpsest.utils.check.terms import LooseTerms, trained_by
 from palimpsest.utils.errors import one_line
+from palimpsest.utils.leaks.terms import LooseTerms, Pulls, trained_by
 from palimpsest.utils.randomness import random_state
 from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.training import train
 
+PULLED = 32  # first steps in which the gradient of each term of the loss is taken; later, one in as many
+
 
 @dataclass
 class Ended:
     """A run at its end: what the method remembers (`state_of`) and every evaluation (`scores_of`).
 
-    Of a run that was observed also what `observe` did: places where it waits and where it adds to the loss what reaches
-    no weight, names of the inputs it overwrote,
+    Of a run that was observed also what `observe` did: places where it waits, where it adds to the loss what reaches
+    no weight, or what never moves one, names of the inputs it overwrote,
     returned values that are no loss, and whether the stream's test data changed.
     """
 
     exp: Experiment
     state: dict
     scores: list[dict]
+    unbound_terms: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     loose_terms: list[str] = field(default_factory=list)
     overwritten: list[str] = field(default_factory=list)
@@ -66,10 +70,12 @@ def observed(case: Case) -> Ended:
     """An undisturbed run of two epochs whose calls of `observe` are watched; made once for all checks of a case."""
     exp = build(case.config("--n_epochs", "2"))
     waits, loose, overwritten, no_losses, original = [], [], [], [], exp.model.observe
+    pulls, steps = Pulls(), itertools.count()
 
     def watched(inputs, labels, not_aug_inputs, **kwargs):
         before = copy.deepcopy([inputs, labels, not_aug_inputs])
-        with SyncDetector(waits), LooseTerms(trained_by(exp.model)) as terms:
+        asked = pulls if (n := next(steps)) < PULLED or n % PULLED == 0 else None
+        with SyncDetector(waits), LooseTerms(trained_by(exp.model), asked) as terms:
             out = original(inputs, labels, not_aug_inputs, **kwargs)
         loose.extend(terms.places())
         overwritten.extend(differing_entries(before, [inputs, labels, not_aug_inputs]))
@@ -85,6 +91,7 @@ def observed(case: Case) -> Ended:
     ended = Ended.of(exp)
     now = (loader.dataset.data for loader in exp.dataset.test_loaders)
     ended.stream_changed = not all(torch.equal(a, b) for a, b in zip(images, now, strict=True))
+    ended.unbound_terms = pulls.unbound()
     ended.waits, ended.loose_terms, ended.overwritten, ended.no_losses = waits, loose, overwritten, no_losses
     return ended
 

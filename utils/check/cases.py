@@ -21,7 +21,7 @@ PLACEHOLDERS = {
     "buffer_size": "100", "minibatch_size": "16", "fitting_epochs": "30", "nf": "16",
     "imp_arch": "", "latent_dim": "2", "full_support_perturbation": "0", "hnet_arch": "10",
     "train_sample_size": "2", "num_kl_samples": "2", "num_ssge_samples": "8",
-    "finetune_steps": "10", "probe_size": "8",
+    "finetune_steps": "10", "probe_size": "8", "n_features": "100",
     "kl_scale": "0.001", "prior_variance": "0.01",  # few examples do not outweigh a wide prior
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from palimpsest.utils.check.case_runs import (
     state_of,
 )
 from palimpsest.utils.check.cases import LEARNED, STREAMS, Case, Failure, cases
+from palimpsest.utils.check.leaks import LEAKS, marks_of
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.evaluation import evaluate
 from palimpsest.utils.run.best_args import check_rows, load_rows
@@ -189,11 +190,13 @@ def check_and_print(model: str) -> bool:
     failed = 0
     for case in cases(model):
         print(f"{registry.load('model', model).NAME} on {STREAMS[case.setting]} ({case.setting})")
-        for check in CHECKS:
+        for check in (*CHECKS, *LEAKS):
             problem = problem_with(case, check)
             failed += problem is not None
             title = inspect.getdoc(check).split("\n", 1)[0]
             print(f"  pass  {title}" if problem is None else f"  FAIL  {title}\n        {problem}")
+        for kind, mark in marks_of(case).items():
+            print(f"  mark  {mark} ({kind}): declared by the method, stands in every table")
     print("every check passed" if not failed else f"{failed} check(s) failed")
     return not failed
 

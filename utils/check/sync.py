@@ -1,6 +1,5 @@
 """Finds the calls of a method's `observe` that would make the training loop wait for the device."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,11 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-OURS = (
-    "check/sync.py",
-    "check/terms.py",
-    "models/utils/continual_model.py",
-)  # not the place that an author wants
+from palimpsest.utils.leaks.terms import caller
 
 
 class SyncDetector(TorchFunctionMode):
@@ -51,22 +46,6 @@ def _is_tensor(args, kwargs) -> bool:
 def _has_mask(index) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(p, Tensor) and p.dtype == torch.bool for p in parts)
-
-
-def caller() -> str | None:
-    """File and line outside torch that made a call, None when it was made inside torch's optimisers."""
-    frame = inspect.currentframe().f_back.f_back
-    place = None
-    while frame:
-        path = frame.f_code.co_filename.replace("\\", "/")
-        if "/torch/optim/" in path:
-            return None
-        if place is None and "/torch/" not in path and not path.endswith(OURS):
-            place = f"{path.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-        if frame.f_code.co_name == "watched":
-            return place
-        frame = frame.f_back
-    return place
 
 
 @contextmanager

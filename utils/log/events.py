@@ -22,6 +22,11 @@ class Logger:
     def run_started(self, run: Run) -> None:
         """Called once before training; a resumed run comes with its history."""
 
+    def task_started(self, exp: Experiment, at: Position, done: int, steps: int | None) -> None:
+        """Called before a task's batches: `steps` of them, None where that is not known, of which `done` were
+        trained on before the run was taken up again.
+        """
+
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
         """Called every few iterations with the means of the loss terms since the last call."""
 
@@ -67,11 +72,12 @@ class Log:
         """Within: a task is trained, of `plan` batches in each epoch."""
         self._model, self._records = exp.model, exp.dataset.RECORDS_EPOCHS
         total = sum(plan) if plan[0] < sys.maxsize else None
+        done = sum(plan[: at.epoch]) + at.batch
+        for logger in self.loggers:
+            logger.task_started(exp, at, done, total)
         name = f"task {at.task + 1}/{exp.dataset.N_TASKS}"
         hidden = None if self.bar else True  # None: hidden where stderr is no terminal
-        self._bar = tqdm(
-            total=total, initial=sum(plan[: at.epoch]) + at.batch, desc=name, disable=hidden, unit="it", leave=False
-        )
+        self._bar = tqdm(total=total, initial=done, desc=name, disable=hidden, unit="it", leave=False)
         try:
             yield
             self.flush(at)

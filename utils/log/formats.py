@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from palimpsest.utils.record import Evaluation
+
+# What a store of runs gets of a run's folder.
+FILES = ("config.yaml", "metrics.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv", "report.html")
+
 
 def plain(value: Any) -> Any:
     """A value as plain YAML can hold it: numbers, text, lists and dicts; anything else as its text."""
@@ -35,3 +40,16 @@ def csv_text(rows: Iterable[Iterable]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def loss_points(means: dict[str, float], lr: float) -> dict[str, float]:
+    """Losses as a store of runs names them."""
+    return {f"loss/{term}": value for term, value in means.items()} | {"lr": lr}
+
+
+def score_points(evaluation: Evaluation) -> dict[str, float]:
+    """Scores as a store of runs names them: `class-il/acc_task01`..., and the means over the tasks seen."""
+    points = {f"{scenario}/{name}_task{task + 1:02d}": v for name, scenario, task, v in evaluation.values("acc")}
+    for metric, scenarios in {"acc": evaluation.scores, **evaluation.others}.items():
+        points |= {f"{name}/{metric}_mean": evaluation.seen_mean(scores) for name, scores in scenarios.items()}
+    return points

@@ -31,8 +31,9 @@ REFRESH = 10  # seconds between two looks of a browser at the page of a running 
 
 
 class CSVLogger(Logger):
-    """`config.yaml`, `metrics.csv`, `accuracy_matrix.csv`, `per_class.csv`, `confusion.csv`, with `--eval_every`
-    `points.csv`, which has the columns of metrics.csv, and, at the end, `metrics.json` in the run's folder.
+    """`config.yaml`, `metrics.csv`, `losses.csv`, `accuracy_matrix.csv`, `per_class.csv`, `confusion.csv`, with
+    `--eval_every` `points.csv`, which has the columns of metrics.csv, and, at the end, `metrics.json` in the run's
+    folder.
 
     On a vision stream also `epochs.jsonl`, the records of `Run.epochs`, and `criterion` in metrics.json.
 
@@ -40,6 +41,8 @@ class CSVLogger(Logger):
     it is a perplexity, `epoch` empty at a task's end. Rows are on their way to the disk when the event returns, so a
     killed run keeps them; a resumed run rewrites those of its history, so that nothing is there twice. The run's
     metrics come last, with `task_evaluated` empty.
+
+    losses.csv has one row per loss term every few iterations: step, term, mean since the last row of the term.
 
     per_class.csv and confusion.csv have the answers at every end of a task, where tasks have classes; a class is
     written as its original label. In confusion.csv a pair that did not occur has no row.
@@ -66,15 +69,22 @@ class CSVLogger(Logger):
             about = {"model": run.model_name, "dataset": run.dataset_name, "setting": run.setting, "seed": run.seed}
             about |= {"parameters": run.parameters, "options": run.config, "origins": run.origins}
             about |= {"environment": run.environment, "notes": run.notes}
+            about |= {"chosen_on": run.chosen_on, "trial": run.trial}
             write_config(run.folder / "config.yaml", plain(about))
+        self.folder = run.folder
         rows = [row for evaluation in run.history for row in self._rows(run, evaluation)]
         write_text(run.folder / "metrics.csv", csv_text([self.COLUMNS, *rows]))
+        rows = [(step, *term) for step, means, _ in run.losses for term in means.items()]
+        write_text(run.folder / "losses.csv", csv_text([("step", "term", "value"), *rows]))
         if run.config.get("eval_every"):
             rows = [row for point in run.points for row in self._rows(run, point)]
             write_text(run.folder / "points.csv", csv_text([self.COLUMNS, *rows]))
         known = {str(evaluation.step) for evaluation in run.history if evaluation.epoch is None}
         for name in self.COUNTED:
             self._keep(run.folder / name, known)
+
+    def step(self, step: int, losses: dict[str, float], lr: float) -> None:
+        self._append(self.folder / "losses.csv", [(step, *term) for term in losses.items()])
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
         self._append(run.folder / "metrics.csv", self._rows(run, evaluation))
@@ -206,6 +216,7 @@ class ConsoleLogger(Logger):
             lines += ["forgetting criterion", *("  " + "  ".join(row).rstrip() for row in zip(*padded, strict=True))]
             lines += [f"  {line}" for line in criterion.remarks(run, rows)]
         lines += [f"  {about}: {note}" for about, note in run.notes.items()]
+        lines += [f"  MARK {mark}" for mark in run.marks] + [f"  LEAK {leak}" for leak in run.leaks]
         if run.folder is not None:
             lines.append(f"results: {run.folder}")
         print("\n".join(lines), flush=True)
@@ -350,6 +361,10 @@ def make_loggers(args: Any, run: Run) -> list[Logger]:
         from palimpsest.utils.log.mlflow_logger import MLflowLogger
 
         loggers.append(MLflowLogger(args))  # last: it sends the files of the others
+    if args.wandb:
+        from palimpsest.utils.log.wandb_logger import WandbLogger
+
+        loggers.append(WandbLogger(args))
     return loggers
 
 

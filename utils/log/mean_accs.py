@@ -53,8 +53,8 @@ def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -
 
     Columns: `task1..taskT` (mean accuracy after task t over those of tasks 1..t that have test examples, percent, nan
     where it was not evaluated), those of `COLUMNS` (None where undefined), `run_id`, `seed`, those of `identity.FACTS`
-    (files, data, the checkpoint it started from), `versions`, those of `COSTS` that are known, then every option. An
-    option whose name is one of the former is called `option_<name>`.
+    (files, data, the checkpoint it started from), `versions`, `leaks`, `marks`, those of `COSTS` that are known, then
+    every option. An option whose name is one of the former is called `option_<name>`.
     """
     matrix = run.matrices[scenario]
     row: dict[str, Any] = {f"task{t + 1}": float(mean) for t, mean in enumerate(seen_means(matrix))}
@@ -63,6 +63,7 @@ def summary_row(run: Run, scenario: str, summary: dict[str, dict[str, float]]) -
     row |= {name: run.environment[name] for name in FACTS if name in run.environment}
     if versions := [f"{name} {run.environment[name]}" for name in VERSIONS if name in run.environment]:
         row["versions"] = ", ".join(versions)
+    row |= {"leaks": "; ".join(run.leaks), "marks": "; ".join(run.marks)}
     row |= {name: run.costs[name] for name in COSTS if name in run.costs}
     taken = set(row) - {"seed"}
     return row | {f"option_{name}" if name in taken else name: value for name, value in run.config.items()}

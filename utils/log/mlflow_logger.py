@@ -19,6 +19,7 @@ from typing import Any
 from palimpsest.utils.atomic import file_errors, locked
 from palimpsest.utils.errors import Stopped, UserError, one_line
 from palimpsest.utils.log.events import Logger
+from palimpsest.utils.log.formats import FILES, loss_points, score_points
 from palimpsest.utils.randomness import preserve_rng
 from palimpsest.utils.record import Evaluation, Run, Summary
 
@@ -26,7 +27,6 @@ LOCAL = "local"  # what `--mlflow` alone stands for
 RUN_TAG, PARENT_TAG = "palimpsest.run_id", "mlflow.parentRunId"
 PAUSE, SHARE = 5.0, 20  # a message that took s seconds is followed by a pause of PAUSE seconds, or SHARE x s if longer
 METRICS_AT_ONCE, PARAMS_AT_ONCE, LONGEST_PARAM, LONGEST_TAG = 1000, 100, 6000, 5000  # limits of MLflow
-FILES = ("config.yaml", "metrics.csv", "accuracy_matrix.csv", "per_class.csv", "confusion.csv", "report.html")
 # MLflow's own defaults wait for minutes on a server that does not answer, and report its use to its makers.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -109,7 +109,7 @@ class MLflowLogger(Logger):
     Parameters are the resolved options; tags tell the environment. Metrics: `class-il/acc_task01`... and
     `class-il/acc_mean` at every evaluation (the same of a perplexity), `loss/<term>`, `lr`, and at the end
     `class-il/acc`, `class-il/forgetting`, ... and `cost/flops_training`, ...; at the points of `--eval_every` the names
-    with `subset/` before them. Files: those of `FILES`.
+    with `subset/` before them. Files: those of `formats.FILES`.
 
     A run that is resumed finds its MLflow run by the tag `palimpsest.run_id`, compares all it knows with what the store
     has, and sends the rest: a run that was not tracked from its beginning is complete as well. Metrics are collected
@@ -129,23 +129,23 @@ class MLflowLogger(Logger):
     def run_started(self, run: Run) -> None:
         self.run = run
         for step, means, lr in run.losses if run.position is not None else ():
-            self._note(step, _losses(means, lr))
+            self._note(step, loss_points(means, lr))
         for evaluation in run.history:
-            self._note(evaluation.step, _scores(evaluation))
+            self._note(evaluation.step, score_points(evaluation))
         for point in run.points:
-            self._note(point.step, {f"subset/{name}": value for name, value in _scores(point).items()})
+            self._note(point.step, {f"subset/{name}": value for name, value in score_points(point).items()})
         self._send(at_once=True)
 
     def step(self, step: int, losses: dict[str, float], lr: float) -> None:
-        self._note(step, _losses(losses, lr))
+        self._note(step, loss_points(losses, lr))
         self._send()
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
-        self._note(evaluation.step, _scores(evaluation))
+        self._note(evaluation.step, score_points(evaluation))
         self._send()
 
     def point_taken(self, run: Run, point: Evaluation) -> None:
-        self._note(point.step, {f"subset/{name}": value for name, value in _scores(point).items()})
+        self._note(point.step, {f"subset/{name}": value for name, value in score_points(point).items()})
         self._send()
 
     def run_ended(self, run: Run, summary: Summary) -> None:
@@ -224,7 +224,8 @@ class MLflowLogger(Logger):
         about = [run.config.get("notes"), *(f"{name}: {note}" for name, note in run.notes.items())]
         tags["mlflow.note.content"] = "\n\n".join(filter(None, about))
         if run.group:
-            self.parent = tags[PARENT_TAG] = store.find_or_start(run.group, run, {}).info.run_id
+            with locked(run.folder.parent / f".{run.group}.lock", timeout=60):  # seeds may run side by side
+                self.parent = tags[PARENT_TAG] = store.find_or_start(run.group, run, {}).info.run_id
         mine = store.find_or_start(run.folder.name, run, tags)
         store.add_params(mine, run.config)
         if (run.folder / FILES[0]).is_file():
@@ -257,17 +258,6 @@ class MLflowLogger(Logger):
             self.warned = True
         now = time.monotonic()
         self.next = now + max(PAUSE, SHARE * (now - begin))
-
-
-def _losses(means: dict[str, float], lr: float) -> dict[str, float]:
-    return {f"loss/{term}": value for term, value in means.items()} | {"lr": lr}
-
-
-def _scores(evaluation: Evaluation) -> dict[str, float]:
-    points = {f"{scenario}/{name}_task{task + 1:02d}": v for name, scenario, task, v in evaluation.values("acc")}
-    for metric, scenarios in {"acc": evaluation.scores, **evaluation.others}.items():
-        points |= {f"{name}/{metric}_mean": evaluation.seen_mean(scores) for name, scores in scenarios.items()}
-    return points
 
 
 def _alone(uri: str):

@@ -286,7 +286,11 @@ def setup(run: Run, leave_out: Sequence[str] = ()) -> dict[str, list]:
     options = {name: str(value) for name, value in sorted(_options(run).items()) if name not in leave_out}
     rows = [(name, value, run.origins.get(name, "")) for name, value in options.items()]
     return {
-        "notes": list(run.notes.items()),
+        "notes": [
+            *(("leak", leak) for leak in run.leaks),
+            *(("mark", mark) for mark in run.marks),
+            *run.notes.items(),
+        ],
         "chosen": [row for row in rows if row[2] not in ("", "default")],
         "defaults": [row[:2] for row in rows if row[2] in ("", "default")],
         "environment": list(run.environment.items()),

@@ -16,7 +16,7 @@ from palimpsest.utils.record import Evaluation, Run, Summary
 NAME = "run.json"
 # Of `Run`, what the file has: no history and no pictures, so that a thousand files are read in a moment.
 KEPT = ("model_name", "dataset_name", "setting", "n_tasks", "seed", "config", "origins", "score", "tasks", "notes")
-KEPT += ("environment", "published", "parameters", "matrices", "costs", "group")
+KEPT += ("environment", "published", "parameters", "matrices", "costs", "group", "chosen_on", "trial", "leaks", "marks")
 
 
 class RunFileLogger(Logger):

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 import numpy as np
@@ -49,9 +51,19 @@ def summarise_seeds(summaries: Sequence[Summary]) -> SeedsTable:
     return {name: {metric: metrics.spread(v) for metric, v in entries.items()} for name, entries in values.items()}
 
 
-def write_seeds_summary(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -> None:
+def found_leaks(runs: Sequence[Run]) -> list[str]:
+    """What the leak detector found in any of several runs."""
+    return [*dict.fromkeys(leak for run in runs for leak in run.leaks)]
+
+
+def write_seeds_summary(
+    folder: Path, runs: Sequence[Run], spreads: SeedsTable, failed: Mapping[int, str] = MappingProxyType({})
+) -> None:
     """Write summary.csv and summary.json into `folder`, which is made: mean, standard deviation, number of runs and
-    interval of every metric in every scenario, nothing where one is not defined.
+    interval of every metric in every scenario, nothing where one is not defined; and runs.csv, a row for each seed.
+
+    Args:
+        failed: seed -> why its run failed; it counts for nothing else.
 
     Raises:
         UserError: a file cannot be written.
@@ -67,6 +79,8 @@ def write_seeds_summary(folder: Path, runs: Sequence[Run], spreads: SeedsTable) 
         folder.mkdir(parents=True, exist_ok=True)
     whole = {"model": first.model_name, "dataset": first.dataset_name, "setting": first.setting}
     whole |= {"seeds": [run.seed for run in runs], "runs": [run.folder.name for run in runs], "metrics": facts}
+    whole["failed"] = [{"seed": seed, "reason": reason} for seed, reason in failed.items()]
+    whole |= {"leaks": found_leaks(runs), "marks": first.marks}
     write_text(folder / SUMMARY, json.dumps(whole, indent=1) + "\n")
     rows = [("model", "dataset", "scenario", "metric", *COLUMNS)]
     for scenario, entries in facts.items():
@@ -74,19 +88,26 @@ def write_seeds_summary(folder: Path, runs: Sequence[Run], spreads: SeedsTable) 
             cells = ["" if values[name] is None else values[name] for name in COLUMNS]
             rows.append((first.model_name, first.dataset_name, scenario, metric, *cells))
     write_text(folder / "summary.csv", csv_text(rows))
+    found = [(run.seed, "finished", run.folder.name, "") for run in runs]
+    found += [(seed, "failed", "", reason) for seed, reason in failed.items()]
+    write_text(folder / "runs.csv", csv_text([("seed", "state", "run", "reason"), *sorted(found)]))
 
 
-def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -> Path:
+def write_seeds_report(
+    folder: Path, runs: Sequence[Run], spreads: SeedsTable, failed: Mapping[int, str] = MappingProxyType({})
+) -> Path:
     """Write report.html about the same experiment under several seeds into `folder`, which is made; returns its path.
 
     Args:
         runs: the finished runs, all with the same options but the seed.
         spreads: what `summarise_seeds` returned for them.
+        failed: seed -> why its run failed.
 
     Raises:
         UserError: the file cannot be written.
     """
-    first, summaries = runs[0], [summarise_run(run) for run in runs]
+    summaries = [summarise_run(run) for run in runs]
+    first = replace(runs[0], leaks=found_leaks(runs))
     means = {name: {metric: entry[0] for metric, entry in entries.items()} for name, entries in spreads.items()}
     text = render(
         "seeds.html",
@@ -97,6 +118,7 @@ def write_seeds_report(folder: Path, runs: Sequence[Run], spreads: SeedsTable) -
              for label, scenario, metric, unit in key_metrics(first, means)],
         first=list(_pictures(runs)),
         runs=[(run.seed, run.folder.name, f"../{quote(run.folder.name)}/report.html") for run in runs],
+        failed=sorted(failed.items()),
         metrics=[(name, *seeds_table(name, runs, summaries, spreads[name])) for name in spreads],
         published=beside_published(first, means),
         costs=[],

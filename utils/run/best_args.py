@@ -7,6 +7,7 @@ A file is a mapping dataset -> list of rows; a row has
     source        where the hyperparameters come from
     published     {scenario: {acc: %, std: % or null}}, with forgetting or forgetting_chaudhry and their _std where
                   those were published too; absent when nothing was published
+    runs          how many runs the published mean and std are of, where that is known
     verified      whether the published score was checked against a published text
 
 and may have `comparable: false`, `note`, `known` and `inferred`, in words.
@@ -138,6 +139,8 @@ def _check_row(row: Row, option_names: set[str]) -> Iterator[str]:
                 yield f"{name} is the text '{item}', not a number (YAML needs the point in 1.0e-5)"
     if not (isinstance(row.get("source"), str) and row["source"].strip()):
         yield "'source' is missing: say where the hyperparameters come from"
+    if "runs" in row and (type(row["runs"]) is not int or row["runs"] < 1):
+        yield "runs is no positive whole number"
     if "published" not in row:
         return
     if not isinstance(row["published"], dict) or not row["published"]:

@@ -25,7 +25,14 @@ from palimpsest.utils.atomic import atomic_write
 from palimpsest.utils.errors import TrainingFailed, UserError, one_line
 from palimpsest.utils.randomness import random_state, set_random_state
 from palimpsest.utils.record import Evaluation, Experiment, Position
-from palimpsest.utils.run.checkpoint_checks import check_method, check_position, check_scores, check_shapes, check_tree
+from palimpsest.utils.run.checkpoint_checks import (
+    check_leaks,
+    check_method,
+    check_position,
+    check_scores,
+    check_shapes,
+    check_tree,
+)
 
 FORMAT = 3
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
@@ -38,8 +45,9 @@ KEYS = {
 }  # fmt: skip
 # The options that decide what the tasks, the network and the replay memory are; a checkpoint is of no use under others.
 STREAM_OPTIONS = (
-    "backbone", "seed", "permute_classes", "custom_class_order", "custom_task_order", "joint", "n_tasks", "validation",
-    "init_cls", "increment", "classes_per_task", "class_order", "tasks_file", "domain_order", "test_fraction",
+    "backbone", "seed", "seed_init", "seed_order", "seed_data", "permute_classes", "custom_class_order",
+    "custom_task_order", "joint", "n_tasks", "validation", "init_cls",
+    "increment", "classes_per_task", "class_order", "tasks_file", "domain_order", "test_fraction",
     "image_size", "channels", "image_mean", "image_std", "label", "task", "regression", "split",
     "holdout", "label_perc", "noise_type", "noise_rate", "normalize", "buffer_size", "language_mode", "language_rules",
     "sequence_length", "vision_order", "vision_size", "vision_subset", "vision_items", "seg_classes", "detection",
@@ -81,6 +89,7 @@ def capture(exp: Experiment, at: Position) -> dict[str, Any]:
         "losses": list(run.losses),
         "epochs": [dict(record) for record in run.epochs],
         "pictures": list(run.pictures),
+        "leaks": list(run.leaks),
         "spent": exp.meter.state_dict(),
         "points": exp.points.state_dict() | {"taken": [vars(e) for e in run.points]},
     }
@@ -136,6 +145,7 @@ def restore(state: dict[str, Any], exp: Experiment, exact: bool = True) -> Posit
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in state["losses"]]
         run.epochs = [dict(record) for record in state["epochs"]]
         run.pictures = [(stage, list(said)) for stage, said in state["pictures"]]
+        run.leaks[:] = check_leaks(state.get("leaks", []))
         exp.log.pending = list(state["pending"])
         position = Position(**state["position"])
         if position.inside:

@@ -75,6 +75,13 @@ def check_scores(state: dict[str, Any], n_tasks: int) -> None:
         raise TypeError("a loss that is no number")
 
 
+def check_leaks(found: Any) -> list[str]:
+    """What the leak detector had found: sentences."""
+    if not isinstance(found, list) or not all(type(sentence) is str for sentence in found):
+        raise TypeError("leaks that are no sentences")
+    return found
+
+
 def check_position(position: Position, exp: Experiment) -> None:
     """The position is one that the stream has, under these options."""
     numbers, n_tasks = (position.task, position.epoch, position.batch, position.step), exp.dataset.N_TASKS

@@ -20,22 +20,11 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
-from palimpsest.utils.run.layers import EXCLUSIVE, merge, shorten, size_by_budget
+from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, size_by_budget, with_seed
 
-NO_FACTS = (
-    "help",
-    "version",
-    "list",
-    "check",
-    "rerun",
-    "predict",
-    "export",
-    "config",
-    "print_config",
-    "print_completion",
-    "model_config",
-    *STUDIES,
-)  # options that are no part of a configuration
+# Options that are no part of a configuration.
+NO_FACTS = ("help", "version", "list", "check", "rerun", "predict", "export", "config", "print_config")
+NO_FACTS += ("print_completion", "model_config", *STUDIES)
 
 
 @dataclass
@@ -47,6 +36,8 @@ class Config:
         origins: option name -> 'command line', 'config file', 'preset NAME', 'best_args', 'dataset', 'torch.optim' or
             'default'.
         row: the best-args row in use, or None.
+        chosen_on: what was seen to choose the options: 'published row', 'command line', 'unknown', or in words.
+        trial: whether the run is there only to choose options.
     """
 
     args: argparse.Namespace
@@ -55,6 +46,8 @@ class Config:
     dataset_class: type
     backbone_class: type
     row: dict[str, Any] | None = None
+    chosen_on: str = "unknown"
+    trial: bool = False
 
 
 def chosen(argv: list[str]) -> argparse.Namespace:
@@ -99,6 +92,8 @@ def resolve(argv: list[str]) -> Config:
             does not fit the stream, an unknown best-args row.
     """
     choice = chosen(argv)
+    if study := next((name for name in STUDIES if getattr(choice, name) is not None), None):
+        raise UserError(f"--{study} is about many runs, this is one: drop it, or start main.py with it")
     for kind in registry.FOLDERS:  # a wrong name is refused before anything is imported
         if getattr(choice, kind) is not None:
             registry.find(kind, getattr(choice, kind))
@@ -175,7 +170,8 @@ def resolve(argv: list[str]) -> Config:
         raise UserError(
             f"--joint: where all tasks are there at once {model_class.NAME} has nothing to keep: use --model joint"
         )
-    return _settled(Config(argparse.Namespace(**values), origins, *classes, row), actions)
+    told = "command line" if row is None else "published row" if row.get("published") else "stored row"
+    return _settled(Config(argparse.Namespace(**values), origins, *classes, row, told), actions)
 
 
 def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
@@ -193,6 +189,7 @@ def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     for dest in NO_FACTS:
         delattr(args, dest), origins.pop(dest)
     refuse_impossible(args)
+    config.args = args = args if args.seeds else with_seed(args, args.seed)
     refuse_optimiser(args, args.n_epochs if args.fitting_mode != "iters" else 1)
     return config
 
@@ -269,11 +266,15 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         raise UserError(
             f"--seeds names a seed twice ({' '.join(map(str, args.seeds))}): each counts as a run of its own"
         )
-    for option in ("resume", "savecheck", "savecheck_minutes"):
+    for option in ("resume", "savecheck", "savecheck_minutes", "jobs"):
         if getattr(args, option) and args.disable_log:
             raise UserError(f"--{option} needs the run's folder, which --disable_log leaves out: drop one of them")
     if args.resume and args.loadcheck:
         raise UserError("--resume and --loadcheck exclude each other: the one finds the checkpoint, the other names it")
+    if args.seeds and all(getattr(args, name) is not None for name in SEEDS):
+        raise UserError(f"--seeds has nothing to change where --{', --'.join(SEEDS)} are given: drop one of them")
+    if args.jobs and not args.seeds:
+        raise UserError("--jobs runs several seeds side by side: give them, as --seeds 0 1 2")
     if args.seeds and args.loadcheck:
         raise UserError("--seeds and --loadcheck exclude each other: a checkpoint belongs to one seed")
     if args.inference_only and not args.loadcheck:

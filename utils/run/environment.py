@@ -11,7 +11,7 @@ import torch
 
 from palimpsest import ROOT, __version__
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.randomness import seed_all
+from palimpsest.utils.randomness import seed_all, seed_of
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
 
@@ -46,7 +46,7 @@ def prepare(args) -> torch.device:
     tf32 = args.code_optimization >= 1
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, which torch leaves on
-    seed_all(args.seed)
+    seed_all(seed_of(args, "data"))
     return pick_device(args.device)
 
 

@@ -1,15 +1,12 @@
 """One run from a resolved configuration: dataset, backbone, method, training, results."""
 
-import argparse
 import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import datetime, timezone
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +22,14 @@ from palimpsest.utils.atomic import write_text
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.log.analysis import analyse, peak_memory, report_of
-from palimpsest.utils.log.events import Log
+from palimpsest.utils.log.events import Log, Logger
+from palimpsest.utils.log.leaks import LeakWatch, declared_leaks
 from palimpsest.utils.log.loggers import ConsoleLogger, make_loggers
 from palimpsest.utils.log.mean_accs import write_summary
 from palimpsest.utils.log.mlflow_logger import MLflowLogger, Store
 from palimpsest.utils.log.report import summarise_run
-from palimpsest.utils.log.seeds import SUMMARY, summarise_seeds, write_seeds_report, write_seeds_summary
-from palimpsest.utils.metrics import FEWEST, interval, plus_minus
-from palimpsest.utils.randomness import preserve_rng
+from palimpsest.utils.log.wandb_logger import check_wandb
+from palimpsest.utils.randomness import preserve_rng, random_state, seed_all, seed_of, set_random_state
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint, environment
 from palimpsest.utils.run.compiling import CompiledForward
@@ -66,6 +63,7 @@ def build(config: Config) -> Experiment:
     device, meter, points = environment.prepare(args), Meter(args), Points(args)
     with registry.errors_of(config.dataset_class):
         dataset = config.dataset_class(args, device)
+    dataset.reads.watch(config.model_class, config.backbone_class)
     refuse_stream_functions(dataset)
     refuse_setting(config.model_class, dataset)  # which an option of the stream may have decided
     for option in ("start_from", "stop_after"):
@@ -77,20 +75,22 @@ def build(config: Config) -> Experiment:
     refuse_small_buffer(config.model_class, dataset, args)
     refuse_few_examples(config.model_class, dataset, args)
     dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
-    # The network is drawn from the seed alone, whatever reading the data has drawn before.
-    torch.manual_seed(args.seed)
 
     def network():
         return make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
 
-    backbone = network()
-    compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
-    model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
-    check_constructed(model)
+    def method():
+        backbone = network()
+        compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
+        model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
+        check_constructed(model)
+        return model, compiled
+
+    model, compiled = _draw(method, args)
     model = model.to(device)
     if getattr(model, "opt", None) is None and any(p.requires_grad for p in model.get_parameters()):
         model.opt = model.get_optimizer()
-    with preserve_rng():
+    with preserve_rng(), dataset.reads.unwatched():
         refuse_lone_example(model, network, dataset, args)
     origin_of(model)  # notes what a freshly constructed method holds
     classes = (config.model_class, config.dataset_class, config.backbone_class)
@@ -102,6 +102,8 @@ def build(config: Config) -> Experiment:
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.debug_mode:
         notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
+    if config.chosen_on not in ("command line", "published row", "stored row", "unknown"):
+        notes["options"] = f"chosen on {config.chosen_on}"
     if args.start_from and not args.loadcheck:
         notes["start"] = f"tasks before task {args.start_from} were not trained: averages over all tasks include chance"
     run = Run(
@@ -120,13 +122,35 @@ def build(config: Config) -> Experiment:
         notes=notes,
         environment=facts,
         published=config.row,
+        chosen_on=config.chosen_on,
+        trial=config.trial,
         classes=name_classes(dataset),
+        marks=[*declared_leaks(model, dataset).values()],
     )
     log = Log(run, bar=not args.non_verbose)
     if compiled:
         compiled.run = run
         log.loggers.append(compiled)
     return Experiment(model, dataset, args, log, make_stopper(args), meter, points)
+
+
+def _draw(method: Callable[[], tuple[Any, Any]], args) -> tuple[Any, Any]:
+    """What `method()` makes, drawn from `--seed_init`; whatever is drawn later is that of a run whose only seed is
+    `--seed_data`: the global generators and those of the buffers.
+    """
+    first, later = seed_of(args, "init"), seed_of(args, "data")
+    # Drawn from the seed alone, whatever reading the data has drawn before.
+    torch.manual_seed(later)
+    if first == later:
+        return method()
+    other, state = method()[0], random_state()
+    seed_all(first)
+    made = method()
+    set_random_state(state)
+    buffers, others = ([part for part in model.modules() if isinstance(part, Buffer)] for model in (made[0], other))
+    for mine, its in zip(buffers, others, strict=True):
+        mine.rng = its.rng
+    return made
 
 
 def name_scores(tasks) -> tuple[str, str]:
@@ -142,14 +166,46 @@ def name_classes(dataset) -> list[tuple[int, str]]:
     return [(int(label), str(names[label] if names else label)) for label in order]
 
 
-def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, dict[str, float]]]:
+def execute(
+    config: Config,
+    first: Run | None = None,
+    group: str | None = None,
+    listeners: Sequence[Logger] = (),
+    on_taken: Callable[[str], None] | None = None,
+) -> tuple[Run, dict[str, dict[str, float]]]:
     """Run one experiment to its end; the run and its metrics per scenario.
 
     Args:
         first: the run of the first of several seeds, when this is another of them.
+        group: name that the runs of several seeds share, by default that of the first one's folder.
+        listeners: who is told of the run besides the loggers that the options ask for; nothing of one that is finished.
+        on_taken: see `run_folder`.
 
     Raises:
         UserError, TrainingFailed, Stopped: see there; what was saved before is kept.
+    """
+    exp, start = prepare(config, first is None)
+    args = exp.args
+    with ExitStack() as stack:
+        if not args.disable_log:
+            exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume, on_taken))
+            exp.run.group = (group or f"seeds_{(first or exp.run).folder.name}") if args.seeds else None
+            if args.resume and (exp.run.folder / RESULT).is_file():
+                return _show_finished(exp)
+            if args.resume:
+                start = _resumed_start(exp)
+        exp.log.loggers += listeners
+        return _perform(exp, start)
+
+
+def prepare(config: Config, alone: bool = True) -> tuple[Experiment, Position | None]:
+    """All that comes before a run has its folder: what `build` makes, in the state that `--loadcheck` names.
+
+    Args:
+        alone: whether no other run of this process has tried the store of `--mlflow`.
+
+    Raises:
+        UserError: as `build`; a checkpoint that does not fit, a store that cannot be used.
     """
     with out_of_memory_explained(config.args):
         exp = build(config)
@@ -160,17 +216,11 @@ def execute(config: Config, first: Run | None = None) -> tuple[Run, dict[str, di
             exp.run.history, exp.run.points, exp.run.matrices, exp.run.pictures = [], [], {}, []
         else:
             _refuse_start(start, args, exp.dataset)
-    if args.mlflow and not args.disable_log and first is None:
+    if args.mlflow and not args.disable_log and alone:
         Store(args, exp.run)  # one that cannot be used is an error now, and a warning later
-    with ExitStack() as stack:
-        if not args.disable_log:
-            exp.run.folder = stack.enter_context(run_folder(exp.run, args.resume))
-            exp.run.group = f"seeds_{(first or exp.run).folder.name}" if args.seeds else None
-            if args.resume and (exp.run.folder / RESULT).is_file():
-                return _show_finished(exp)
-            if args.resume:
-                start = _resumed_start(exp)
-        return _perform(exp, start)
+    if args.wandb and not args.disable_log and alone:
+        check_wandb()
+    return exp, start
 
 
 def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, dict[str, float]]]:
@@ -178,7 +228,8 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     model, dataset, run, args = exp.model, exp.dataset, exp.run, exp.args
     if run.folder is not None:
         write_text(run.folder / "classes.json", json.dumps(facts_of(dataset)) + "\n")
-    loggers = exp.log.loggers = [*exp.log.loggers, *make_loggers(args, run)]
+    watch = LeakWatch(exp)
+    loggers = exp.log.loggers = [watch, *exp.log.loggers, *make_loggers(args, run)]
     for logger in loggers:
         logger.run_started(run)
     if model.device.type == "cuda":
@@ -190,7 +241,7 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
             dataset.enter_task(at.task)
             evaluate_run(exp, at)
         else:
-            _train_and_save(exp, start)
+            _train_and_save(exp, start, watch)
     except BaseException as e:
         for logger in loggers:
             logger.run_stopped(run, e)
@@ -198,10 +249,13 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
     run.seconds = time.perf_counter() - begin
     waited = {"seconds_waiting_for_data": round(dataset.waited, 2)} if hasattr(dataset, "waited") else {}
     costs = waited | peak_memory(model.device)  # before the look at the end, which is no part of the method's cost
+    if run.history:
+        watch.finish()
     costs |= exp.meter.costs(run.history[-1].step if run.history else 0)
     tell_costs(exp, costs)
     if run.folder is not None and run.history:
-        run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
+        with dataset.reads.unwatched():
+            run.analysis = analyse(model, dataset, run.history[-1].task, run.pictures, run.counts)
         run.analysis.costs |= {name: costs[name] for name in OPERATIONS if costs[name] is not None}
     run.costs = costs_of(run, costs)
     summary = summarise_run(run)
@@ -209,15 +263,25 @@ def _perform(exp: Experiment, start: Position | None) -> tuple[Run, dict[str, di
         logger.run_ended(run, summary)
     if not (args.disable_log or args.inference_only):
         write_text(run.folder / "timing.yaml", yaml.safe_dump(run.costs, sort_keys=False))
-        write_summary(run, summary)
+        if not run.trial:
+            write_summary(run, summary)
         write_result(exp)
     return run, summary
 
 
-def _train_and_save(exp: Experiment, start: Position | None) -> None:
+def _train_and_save(exp: Experiment, start: Position | None, watch: LeakWatch) -> None:
     with Signals().watched() as signals:
         saver = Saver(exp, signals)
-        exp.log.after_step, exp.log.after_task = saver.after_step, saver.after_task
+
+        def after_step(at: Position) -> None:
+            watch.after_step(at)
+            saver.after_step(at)
+
+        def after_task(at: Position) -> None:
+            watch.task_ended()
+            saver.after_task(at)
+
+        exp.log.after_step, exp.log.after_task = after_step, after_task
         try:
             with out_of_memory_explained(exp.args):
                 train(exp, start)
@@ -354,36 +418,3 @@ def _refuse_start(position: Position, args, dataset) -> None:
         raise UserError(
             f"the checkpoint was saved after {position.task} task(s), nothing is left to train: --inference_only?"
         )
-
-
-def execute_seeds(config: Config) -> list[tuple[Run, dict[str, dict[str, float]]]]:
-    """The same experiment once per seed of `--seeds`, then a table: mean, standard deviation and 95 % interval of every
-    metric, see `utils.metrics.spread`.
-
-    Returns:
-        Of each seed what `execute` returns.
-    """
-    runs, summaries = [], []
-    for seed in config.args.seeds:
-        args = argparse.Namespace(**{**vars(config.args), "seed": seed})
-        print(f"seed {seed}", flush=True)
-        run, summary = execute(replace(config, args=args), runs[0] if runs else None)
-        runs.append(run)
-        summaries.append(summary)
-    table = summarise_seeds(summaries)
-    print(f"{len(runs)} seeds: mean, standard deviation, 95 % interval (from {FEWEST} seeds)")
-    for scenario, values in table.items():
-        for metric, (mean, std, half, n) in values.items():
-            low, high = interval(metric, mean, half, runs[0].score)
-            ends = "" if isnan(low) else f"  [{low:.2f}, {high:.2f}]"
-            print(f"  {scenario:<18} {metric:<20} {plus_minus(mean, std):>8}{ends}  n={n}")
-    if runs[0].folder is not None:
-        folder = runs[0].folder.parent / runs[0].group
-        write_seeds_summary(folder, runs, table)
-        page = folder / SUMMARY
-        if config.args.report != "off":
-            page = write_seeds_report(folder, runs, table)
-            print(f"report over seeds: {page}")
-        if config.args.mlflow:
-            MLflowLogger(config.args).seeds_ended(runs, table, page)
-    return list(zip(runs, summaries, strict=True))

@@ -16,7 +16,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.panels import Panel
 from palimpsest.utils.record import Analysis, Evaluation, Experiment, Run
 from palimpsest.utils.run import checkpoint
-from palimpsest.utils.run.checkpoint_checks import check_scores
+from palimpsest.utils.run.checkpoint_checks import check_leaks, check_scores
 
 RESULT = "result.yaml"  # written last: a run that has it is finished
 RECORD = "record.json"  # scores and losses as they are in memory
@@ -36,6 +36,7 @@ def write_result(exp: Experiment) -> None:
         "points": [vars(e) for e in run.points],
         "losses": run.losses,
         "epochs": run.epochs,
+        "leaks": run.leaks,
         "report": _for_report(run),
     }
     write_text(run.folder / RECORD, json.dumps(record) + "\n")
@@ -79,6 +80,7 @@ def restore_record(run: Run) -> None:
         check_scores(record | {"history": entries, "matrices": tensors, "pictures": [], "pending": []}, run.n_tasks)
         if (plain_yaml(folder / RESULT) or {}).get("scores") != _fingerprint(history):
             raise ValueError("other scores than those of the run")
+        run.leaks[:] = check_leaks(record.get("leaks", []))
         run.baselines = {name: [float(x) for x in scores] for name, scores in record["baselines"].items()}
         run.losses = [(int(step), dict(means), float(lr)) for step, means, lr in record["losses"]]
     except checkpoint.MALFORMED as e:
@@ -118,6 +120,9 @@ def load_run(folder: Path) -> Run:
             notes=facts["notes"],
             environment=record["environment"],
             published=more.get("published"),
+            chosen_on=str(facts.get("chosen_on", "unknown")),
+            trial=facts.get("trial") is True,
+            marks=[str(mark) for mark in more.get("marks", ())],
             seconds=0.0,
         )
         if found := _unpacked(more.get("analysis")):
@@ -134,6 +139,7 @@ def _for_report(run: Run) -> dict[str, Any]:
     images.
     """
     facts = {"score": run.score, "shares": run.shares, "tasks": run.tasks, "published": run.published}
+    facts["marks"] = run.marks
     if found := run.analysis:
         panels = [vars(panel) for panel in found.panels]
         facts["analysis"] = {"costs": found.costs, "confusion": found.confusion, "numbers": found.numbers}

@@ -1,7 +1,8 @@
 """Where a run writes, which earlier run a command line is about, and that one process at a time writes there."""
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,23 +17,28 @@ from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record
 
 
+class FolderTaken(UserError):
+    """Another process runs this configuration."""
+
+
 def digest(run: Run) -> str:
     """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers."""
     options = {name: value for name, value in run.config.items() if name not in NEUTRAL}
-    return _hash(options, 8)
+    return hash_of(options)
 
 
 def places(run: Run) -> str:
     """8 hexadecimal digits that are equal where method, stream and network come from the same files."""
-    return _hash({name: identity.place(fact) for name, fact in _files(run.environment).items()}, 4)
+    return hash_of({name: identity.place(fact) for name, fact in _files(run.environment).items()}, 4)
 
 
 def content(run: Run) -> str:
     """8 hexadecimal digits that are equal where these files say the same."""
-    return _hash(_files(run.environment), 4)
+    return hash_of(_files(run.environment), 4)
 
 
-def _hash(facts: dict[str, Any], size: int) -> str:
+def hash_of(facts: dict[str, Any], size: int = 8) -> str:
+    """2 * size hexadecimal digits of a checksum over facts, in whatever order."""
     return hashlib.blake2b(repr(sorted(facts.items())).encode(), digest_size=size).hexdigest()
 
 
@@ -41,7 +47,7 @@ def _files(environment: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def run_folder(run: Run, resume: bool) -> Iterator[Path]:
+def run_folder(run: Run, resume: bool, on_taken: Callable[[str], None] | None = None) -> Iterator[Path]:
     """results/<setting>/<dataset>/<model>/<run id>/, held by this process alone while the block runs.
 
     The run id is the experiment's name, the time, the seed, and digests of the options, of the files' places and of
@@ -50,6 +56,10 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     where there is none. A run that other versions of the files began is taken only where there is none of these, and
     only if it is not finished.
 
+    Args:
+        on_taken: called every second, with what to tell, while another process holds the folder; then it is looked for
+            again, since the run may be finished. None: that is an error.
+
     Raises:
         UserError: the folder cannot be made, or another process holds it.
     """
@@ -57,15 +67,22 @@ def run_folder(run: Run, resume: bool) -> Iterator[Path]:
     name = f"seed{run.seed}_{digest(run)}_{places(run)}"
     with file_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that look for the folder at the same time must not both conclude that there is none.
-    alone = locked(parent / f".{name}.lock", timeout=60) if resume else nullcontext()
     with ExitStack() as stack:
-        try:
-            with file_errors(parent), alone:
-                folder = (resume and _earlier(parent, run, name)) or _new(parent, run, name)
-                _hold(folder, stack)
-        except LockTaken as e:
-            raise UserError(f"another process looks for its folder in {parent} since a minute{e.hint}") from None
+        while True:
+            # Two processes that look for the folder at the same time must not both conclude that there is none.
+            alone = locked(parent / f".{name}.lock", timeout=60) if resume else nullcontext()
+            try:
+                with file_errors(parent), alone:
+                    folder = (resume and _earlier(parent, run, name)) or _new(parent, run, name)
+                    _hold(folder, stack)
+                break
+            except LockTaken as e:
+                raise UserError(f"another process looks for its folder in {parent} since a minute{e.hint}") from None
+            except FolderTaken as e:
+                if on_taken is None:
+                    raise
+                on_taken(str(e))
+                time.sleep(1)
         remove_leftovers(folder)
         yield folder
 
@@ -109,6 +126,6 @@ def _hold(folder: Path, stack: ExitStack) -> None:
         with file_errors(folder):
             stack.enter_context(locked(folder / ".lock"))
     except LockTaken as e:
-        raise UserError(
+        raise FolderTaken(
             f"another process is running this configuration in {folder}: wait for it, or end it first{e.hint}"
         ) from None

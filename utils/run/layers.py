@@ -4,6 +4,7 @@ A layer is (place, {option: value}). An option takes the value of the highest la
 void what lower ones set (it counts epochs, they counted iterations), theirs is left out: the default holds.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 Layer = tuple[str, dict[str, Any]]
 EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
+SEEDS = ("seed_init", "seed_order", "seed_data")  # of the parts of a run, see `utils.randomness.seed_of`
 
 
 def merge(layers: Sequence[Layer]) -> list[Layer]:
@@ -82,3 +84,11 @@ def shorten(values: dict[str, Any]) -> set[str]:
         short |= {"fitting_mode": "epochs", "n_iters": None}
     values |= short
     return short.keys()
+
+
+def with_seed(args: Namespace, seed: int) -> Namespace:
+    """The options of a run with this `--seed`: a part's own seed that is the same number says nothing, so that one run
+    has one configuration.
+    """
+    values = vars(args) | {"seed": seed}
+    return Namespace(**values | {name: None for name in SEEDS if values.get(name) == seed})

@@ -27,6 +27,7 @@ def rerun(folder: str, argv: list[str]) -> bool:
     unfinished = not (old / RESULT).is_file()
     before = {} if unfinished else _result(old)
     config = configuration.from_stored(facts["options"], argv, old / "config.yaml")
+    config.chosen_on, config.trial = str(facts.get("chosen_on", "unknown")), facts.get("trial") is True
     if config.args.disable_log:
         raise UserError("--rerun compares two folders: drop --disable_log")
     print(configuration.describe(config), flush=True)

@@ -37,6 +37,7 @@ _GATED = "gates the channels of a network of its own, gated-resnet"
 NO_STRATEGY = {
     "joint": "trains on all tasks at once: give train_task one loader of all of them, without a strategy",
     "joint_gcl": "trains on a stream without tasks",
+    "randumb": "reads pixels as they were before normalisation, which is known of a stream only",
     "balanced_ewc": "is for the vision stream: use palimpsest.vision.BalancedContinualLearner",
     **dict.fromkeys(("dynamos", "dynamos_sgd"), _GATED),
     **dict.fromkeys(("hyper", "pah", "vcl", "ewc_post", "pf_avb", "pf_ssge", "pr_avb", "pr_bbb", "pr_dirac",
@@ -48,7 +49,7 @@ COUNTS_CLASSES = ("bic", "er_ace", "gdumb", "hal", "icarl", "lucir", "lwf_mc", "
 WITHOUT_REPLAY = {
     **dict.fromkeys(ONE_TASK_EACH, "reaches weights by the task alone, and old examples have none here"),
     "gdumb": "learns from its memory alone",
-    "slda": "takes every example once",
+    **dict.fromkeys(("slda", "ncm", "ridge", "acil", "ranpac", "gkeal", "ds_al", "fecam"), "takes every example once"),
 }
 OPTIMIZER = {"type": "optimizer", "lr": "lr", "weight_decay": "optim_wd", "momentum": "optim_mom",
              "nesterov": "optim_nesterov", "clip_grad": "clip_grad", "args": "optim_args"}  # fmt: skip

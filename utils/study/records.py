@@ -68,6 +68,26 @@ class Record:
         return self.facts["costs"]
 
     @property
+    def chosen_on(self) -> str:
+        """What was seen to choose the options, see `utils.record.Run`."""
+        return str(self.facts.get("chosen_on", "unknown"))
+
+    @property
+    def trial(self) -> bool:
+        """Whether the run is there only to choose options, and no result."""
+        return self.facts.get("trial") is True
+
+    @property
+    def leaks(self) -> list[str]:
+        """What the leak detector found; a run with any belongs in no ranking without saying so."""
+        return self.facts.get("leaks") or []
+
+    @property
+    def marks(self) -> list[str]:
+        """Exceptions that the method or the stream declares; they stand in every table."""
+        return self.facts.get("marks") or []
+
+    @property
     def reason(self) -> str:
         """Why a run failed, in one line."""
         return self.facts.get("reason") or ""
@@ -85,11 +105,11 @@ def read_runs(folder: Path) -> list[Record]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = (_read(path, files) for path, files in _folders(folder))
+    found = (read_run(path, files) for path, files in run_folders(folder))
     return sorted((record for record in found if record), key=lambda record: str(record.folder))
 
 
-def _folders(folder: Path) -> Iterator[tuple[str, set[str]]]:
+def run_folders(folder: Path) -> Iterator[tuple[str, set[str]]]:
     """Folders with a run.json, and the names of their files; a run's folder is not searched further."""
     for path, below, files in os.walk(folder):
         if RUN in files:
@@ -97,7 +117,8 @@ def _folders(folder: Path) -> Iterator[tuple[str, set[str]]]:
             yield path, set(files)
 
 
-def _read(path: str, files: set[str]) -> Record | None:
+def read_run(path: str, files: set[str]) -> Record | None:
+    """The run of a folder with these files, None where its run.json is no run's."""
     try:
         with open(os.path.join(path, RUN), encoding="utf-8") as f:
             facts = json.load(f)

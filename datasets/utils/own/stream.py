@@ -21,6 +21,7 @@ from palimpsest.datasets.utils.own.tree import Tree
 from palimpsest.datasets.utils.source_files import RawData
 from palimpsest.utils.args import non_negative_int, number
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.kinds import STATISTICS
 
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
@@ -98,6 +99,9 @@ class OwnImages:
         self.MEAN, self.STD = args.image_mean, args.image_std
         if self.MEAN is None:
             files = self._train_files[:: max(1, len(train) // MEASURED)]
+            if args.normalize == "dataset":
+                told = "inputs normalised by statistics of all tasks' training images (--image_mean and --image_std)"
+                self.declared_leaks = {STATISTICS: told}
             self.MEAN, self.STD = statistics(self._images[0] if self.resident else files.decoded())
 
     def _raw(self, train_y: Tensor, test_y: Tensor) -> RawData:

@@ -16,6 +16,7 @@ from palimpsest.datasets.utils.vision.formats import REPAIR, Boxes, Parts
 from palimpsest.datasets.utils.vision.kinds import DETECTION, SEGMENTATION, ImageClassTask, VisionTask
 from palimpsest.utils.args import int_list, non_negative_int, number
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.leaks.reads import HELD_OUT, TESTED
 from palimpsest.utils.option_types import name_list
 from palimpsest.utils.randomness import permutation
 
@@ -124,13 +125,15 @@ class VisionStream(ContinualDataset):
 
     def enter_task(self, task: int):
         """Make `task` the current one; under `--joint` the training batches are of all tasks in turn."""
+        self.reads.note_entry(task)
         args, self.c_task, stage = self.args, task, self.stages[task]
         loaders = [self._make_train_loader(*self._train_part(t), t) for t in stage]
         together = JointLoader(loaders, lambda n, epoch: permutation(n, self.seed, "tasks", epoch))
         self.train_loader = loaders[0] if len(stage) == 1 else together
         self.extend_test_loaders(stage[-1])
         if (args.holdout or args.validation) and len(stage) == 1:
-            self.held_out_loader = self._make_test_loader(*self._test_part(task, held_out=True))
+            loader = self._make_test_loader(*self._test_part(task, held_out=True))
+            self.held_out_loader = self.reads.of_part(loader, TESTED if args.validation else HELD_OUT, task)
         return self.train_loader
 
     def task_data(self, task: int):
@@ -206,6 +209,7 @@ class VisionStream(ContinualDataset):
 
     def split_parts(self, task: int) -> Iterator[tuple[Tensor, list[str]]]:
         """Rows, and names of their files."""
+        self._count_parts(task)
         for data, rows in (self._train_part(task), self._test_part(task, held_out=bool(self.args.validation))):
             yield rows, [data.examples.files[row].name for row in rows.tolist()]
 

@@ -16,7 +16,7 @@ from palimpsest.datasets.utils.transforms import crop_flip
 from palimpsest.models.utils.mammoth.model import given
 from palimpsest.models.utils.mammoth.stream import Stream, as_stored, fresh_network
 from palimpsest.models.utils.projection import solve_dual
-from palimpsest.utils.randomness import generator
+from palimpsest.utils.randomness import generator, seed_of
 
 # ---- settings and the run
 
@@ -48,7 +48,7 @@ def warn_once(*words: Any) -> None:
 
 def create_seeded_dataloader(args: Any, dataset: Any, **options) -> torch.utils.data.DataLoader:
     """A loader whose order is a function of the run's seed, in this process."""
-    options = {"generator": generator(args.seed, "loader"), **options, "num_workers": 0}
+    options = {"generator": generator(seed_of(args, "data"), "loader"), **options, "num_workers": 0}
     return torch.utils.data.DataLoader(dataset, **options)
 
 
@@ -284,7 +284,7 @@ class ValidationDataset(torch.utils.data.Dataset):
     """Images in any form that `TaskRows.data` has, their labels, and a transform of one image (C, H, W)."""
 
     def __init__(self, data: Any, targets: Any, transform: Callable | None = None, target_transform=None):
-        like = given.stream.own_loader(max(given.stream.c_task, 0)).dataset.source.images
+        like = given.stream.own_loader(max(given.stream.c_task, 0)).dataset.first()[0]
         self.data, self.targets = as_stored(data, like), targets
         self.transform, self.target_transform = transform, target_transform
 

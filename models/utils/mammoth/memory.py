@@ -302,7 +302,7 @@ def icarl_replay(model: nn.Module, dataset: Stream, val_set_split: float = 0) ->
         return
     rows, n = dataset.train_loader.dataset, len(model.buffer)
     split, index = rows.stored()
-    new_x, new_y = split.images[index].cpu(), split.targets[index].cpu()
+    new_x, new_y = split.images_of(index).cpu(), split.targets_of(index).cpu()
     old_x, old_y = as_stored(model.buffer.examples[:n].cpu(), new_x), model.buffer.labels[:n].cpu()
     held_old = torch.rand(n) < val_set_split
     held_new = torch.zeros(len(new_y), dtype=torch.bool)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from palimpsest.datasets.utils.loaders import Split, TrainLoader, gather
+from palimpsest.datasets.utils.loaders import Split, TrainLoader
 from palimpsest.datasets.utils.transforms import to_float
 from palimpsest.utils import registry
 from palimpsest.utils.errors import UserError
@@ -144,14 +144,14 @@ class TaskRows:
     def data(self) -> Tensor | np.ndarray:
         """A copy of the images: a tensor where they are grey, else an array."""
         split, rows = self.stored()
-        images = split.images[rows].cpu()
+        images = split.images_of(rows).cpu()
         if images.dim() == 4 and images.shape[1] == 1:
             return images.squeeze(1)
         return images.permute(0, 2, 3, 1).numpy().copy() if images.dim() == 4 else images
 
     @data.setter
     def data(self, images: Tensor | np.ndarray) -> None:
-        own = self.stream.own_loader(self.task).dataset.source.images
+        own = self.stream.own_loader(self.task).dataset.first()[0]
         self._images = as_stored(images, own).to(own.device)
 
     @property
@@ -161,7 +161,7 @@ class TaskRows:
 
     @targets.setter
     def targets(self, labels: Any) -> None:
-        own = self.stream.own_loader(self.task).dataset.source.targets
+        own = self.stream.own_loader(self.task).dataset.first()[1]
         self._targets = torch.as_tensor(labels).long().to(own.device, copy=True)
 
     @property
@@ -175,14 +175,15 @@ class TaskRows:
     def stored(self) -> tuple[Split, Tensor]:
         """All examples, and which rows of them are this task's."""
         own = self.stream.own_loader(self.task).dataset
+        own.count_read()
         if self._images is None and self._targets is None:
             return own.source, own.rows
-        images = own.source.images[own.rows] if self._images is None else self._images
+        images = own.data if self._images is None else self._images
         return Split(images, self._labels()), torch.arange(len(images), device=images.device)
 
     def _labels(self) -> Tensor:
         own = self.stream.own_loader(self.task).dataset
-        return own.source.targets[own.rows] if self._targets is None else self._targets
+        return own.targets if self._targets is None else self._targets
 
     def fields(self) -> dict[str, Any]:
         """What is handed to `observe` besides, by name: one value for each example."""
@@ -194,7 +195,7 @@ class TaskRows:
 
     def __getitem__(self, i: int) -> tuple:
         split, rows = self.stored()
-        raw, label = split.images[rows[i]], split.targets[rows[i]]
+        raw, label = split.images_of(rows[i]), split.targets_of(rows[i])
         return (self.transform(raw), label, to_float(raw), *(value[i] for value in self.fields().values()))
 
 
@@ -249,7 +250,7 @@ class TaskLoader:
         order = own.order(len(rows), epoch)
         for places in order.split(self.batch_size)[start : len(self)]:
             index = rows[places.to(rows.device)]
-            raw, labels = gather(split.images, index, own.device), gather(split.targets, index, own.device)
+            raw, labels = next(split.batches([index], epoch, own.device))
             if fields:
                 self.extras = {k: torch.as_tensor(v)[places].to(own.device) for k, v in fields.items()}
             yield transform(raw), labels, to_float(raw)

@@ -21,7 +21,7 @@ from palimpsest.models.utils.posterior import view as posterior_view
 from palimpsest.models.utils.posterior.task_inference import CRITERIA, mean_log_probabilities, uncertainties
 from palimpsest.utils.args import positive_float, positive_int
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.evaluation import eval_mode
+from palimpsest.utils.evaluation import eval_mode, kept_in_evaluation
 
 EVALUATION_SEED = 2147483647  # the same noise for every posterior and every batch
 BN_MOMENTUM = 0.1
@@ -218,11 +218,23 @@ class Posterior(ContinualModel):
         out, together = [], max(1, LARGEST_CALL // (self.samples * self.net.size))
         for first in range(since, self.n_begun, together):
             tasks = list(range(first, min(first + together, self.n_begun)))
-            noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
-            weights = self.weights(tasks, self.samples, noise)
+            weights = self._evaluated_weights(tasks)
             statistics = None if self.statistics is None else self.statistics[first : first + together]
             out += self.net.evaluate(weights, x, [self.head(t) for t in tasks], statistics)
         return out
+
+    def _evaluated_weights(self, tasks: list[int]) -> Tensor:
+        """(J, S, P) by which these tasks are evaluated: of the same noise for every batch, so they are drawn once in an
+        evaluation where there is room for those of all tasks.
+        """
+        kept, key = kept_in_evaluation(self), (tasks[0], tasks[-1])
+        if kept is not None and key in kept:
+            return kept[key]
+        noise = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+        weights = self.weights(tasks, self.samples, noise)
+        if kept is not None and self.n_begun * self.samples * self.net.size <= LARGEST_CALL:
+            kept[key] = weights
+        return weights
 
     def look(self, x: Tensor) -> Look:
         """What every posterior so far says about inputs; at least one task has begun."""
