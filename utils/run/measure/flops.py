@@ -104,8 +104,8 @@ def count_flops(function: Callable, *args: Any, data: Any = None) -> tuple[Any, 
     """Call a function that may train or go through data: (what it returns, its operations).
 
     Long loops are not slowed down: of the rounds that a step of an optimiser ends, and of those that a batch begins,
-    the first `MEASURED` are counted, and the others are taken to be like the last of these, by the size of the batch; the
-    last batch of a pass is counted with what follows it.
+    the first `MEASURED` are counted, and the others are taken to be like the last of these, by the size of the batch.
+    The last batch of a pass is counted with what follows it.
 
     Args:
         data: the `TaskData` whose batches are meant.
