@@ -76,9 +76,13 @@ class _Rounds:
         self.rate: dict[str, float] = {}
         self.running: tuple[str, int, int] | None = None  # kind and size of this round, the total at its beginning
 
-    def begin(self, kind: str, size: int = 1) -> None:
-        """A round begins, the one before has ended."""
+    def begin(self, kind: str, size: int = 1, last: bool = False) -> None:
+        """A round begins, the one before has ended. The last one is counted with all that follows."""
         self.end()
+        if last:
+            self.running = None
+            self.switch(True)
+            return
         self.rounds[kind] = self.rounds.get(kind, 0) + 1
         self.switch(self.rounds[kind] <= MEASURED)
         self.running = kind, max(size, 1), self.counter.total
@@ -103,6 +107,7 @@ def count_flops(function: Callable, *args: Any, data: Any = None) -> tuple[Any, 
 
     Long loops are not slowed down: of the rounds that a step of an optimiser ends, and of those that a batch begins,
     the first `MEASURED` are counted, and the others are taken to be like the last of these, by the size of the batch.
+    The last batch of a pass is counted with what follows it.
 
     Args:
         data: the `TaskData` whose batches are meant.
@@ -111,7 +116,7 @@ def count_flops(function: Callable, *args: Any, data: Any = None) -> tuple[Any, 
     handle = register_optimizer_step_post_hook(lambda *_: rounds.begin("step"))
     rounds.switch(True)
     try:
-        with _batches_told(data, lambda size: rounds.begin("batch", size)):
+        with _batches_told(data, lambda size, last: rounds.begin("batch", size, last)):
             out = function(*args)
     finally:
         handle.remove()
@@ -122,15 +127,21 @@ def count_flops(function: Callable, *args: Any, data: Any = None) -> tuple[Any, 
 
 
 @contextmanager
-def _batches_told(data: Any, tell: Callable[[int], None]) -> Iterator[None]:
-    """Inside, `tell` is called with the size of every batch that is made of `data`, where it is a stream's own."""
+def _batches_told(data: Any, tell: Callable[[int, bool], None]) -> Iterator[None]:
+    """Inside, `tell` is called with the size of every batch that is made of `data`, where it is a stream's own, and
+    whether it ends a pass.
+    """
     if not isinstance(data, TaskData):
         yield
         return
     transform = data.transform
 
+    seen = 0
+
     def told(raw):
-        tell(len(raw))
+        nonlocal seen
+        seen += len(raw)
+        tell(len(raw), seen % len(data) == 0)
         return transform(raw)
 
     data.transform = told
