@@ -15,10 +15,10 @@ from palimpsest.utils.leaks import kinds
 from palimpsest.utils.leaks.memory import Known
 from palimpsest.utils.leaks.probe import Probe, take_images
 from palimpsest.utils.leaks.reads import TESTED, TRAINED
-from palimpsest.utils.log import compare
 from palimpsest.utils.record import Position
 from palimpsest.utils.run import checkpoint, experiment
 from palimpsest.utils.run.config import resolve
+from palimpsest.utils.study.comparison.groups import divide
 from palimpsest.utils.study.records import read_runs
 
 PLANTED = Path(__file__).parent / "planted"
@@ -38,8 +38,8 @@ def test_declared_exceptions_are_marks_everywhere(tmp_path, capsys):
     with open(tmp_path / "task-il/seq-digits/pah/mean_accs.csv", newline="") as f:
         (row,) = csv.DictReader(f)
     assert row["marks"] == "; ".join(marks) and row["leaks"] == ""
-    (name,) = compare.entries([("pah", row)])
-    assert name == f"pah [{'; '.join(marks)}]"
+    (group,), _ = divide([record], "acc", "task-il")
+    assert group.entries[0].marks == marks
 
 
 def test_a_leak_is_in_the_files_and_stays_there(tmp_path):
@@ -52,7 +52,9 @@ def test_a_leak_is_in_the_files_and_stays_there(tmp_path):
     assert again.leaks == done.leaks and again.folder == done.folder
     with open(done.folder.parent / "mean_accs.csv", newline="") as f:
         (row,) = csv.DictReader(f)
-    assert list(compare.entries([("label_counts", row)])) == ["label_counts [LEAK: later tasks; LEAK: earlier tasks]"]
+    assert row["leaks"] == "; ".join(done.leaks)
+    (group,), _ = divide([record], "acc", "class-il")
+    assert group.entries[0].marks == [f"leak: {leak}" for leak in done.leaks]
 
 
 def test_a_checkpoint_keeps_what_was_found(tmp_path):

@@ -40,7 +40,7 @@ class Reads:
 
     def watch(self, *classes: type) -> None:
         """From now on what the files of these classes read counts as the method's."""
-        modules = {c.__module__ for cls in classes for c in cls.__mro__}
+        modules = {c.__module__ for cls in classes for c in getattr(cls, "__mro__", ())}
         ours = (name for name in modules if name.partition(".")[0] not in ("torch", "builtins", "abc", "typing"))
         files = (getattr(sys.modules.get(name), "__file__", None) for name in ours)
         self._files |= {file for file in files if file}

@@ -100,6 +100,8 @@ def build(config: Config) -> Experiment:
     notes = dataset.notes | report.notes | ({"score": note} if note else {})
     if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
+    if args.code_optimization >= 2 and not getattr(model, "NETWORK", True):
+        notes["mixed precision"] = "none: the method has no network"
     if args.debug_mode:
         notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
     if config.chosen_on not in ("command line", "published row", "stored row", "unknown"):
@@ -274,8 +276,8 @@ def _train_and_save(exp: Experiment, start: Position | None, watch: LeakWatch) -
         saver = Saver(exp, signals)
 
         def after_step(at: Position) -> None:
-            watch.after_step(at)
             saver.after_step(at)
+            watch.after_step(at)  # which may get hold of the next step: nothing of that is in a checkpoint
 
         def after_task(at: Position) -> None:
             watch.task_ended()
