@@ -85,6 +85,8 @@ SEARCH = {"search": "tpe", "trials": 2, "space": {"lr": {"log": [0.01, 0.1]}}}
         ({"space": {"lr": [0.1]}, "options": {"lr": 0.1}}, "lr is among the options and in the space"),
         ({"model": "er"}, "--buffer_size is missing"),
         ({"space": {"validation": [5, 10]}}, "validation says what is held out and is no choice"),
+        ({"space": {"n_epochs": {"int": [1, 10**30]}}}, "runs; a sweep has at most 10,000: give fewer values"),
+        (SEARCH | {"trials": 6000, "seeds": [0, 1]}, "12,000 runs; a sweep has at most 10,000"),
         (SEARCH, "search tpe chooses by scores"),
         (SEARCH | {"trials": None}, "trials is missing"),
         (SEARCH | {"trials": 0}, "trials '0': expected a whole number from 1"),

@@ -31,6 +31,7 @@ from palimpsest.utils.study.space import APART, Actions, Space, as_argv, find_op
 KEYS = ("model", "dataset", "backbone", "options", "seeds", "search", "space", "trials", "objective", "pruning")
 KEYS += ("search_seed", "slurm")
 SEARCHES = ("grid", "random", "tpe")
+MOST = 10_000  # runs of one sweep: docs/cluster.md has what a thousand need
 CHOOSING = ("search", "space", "objective", "pruning", "search_seed")  # what makes two searches different
 
 
@@ -265,6 +266,9 @@ def _refuse_unfit(plan: Plan, where: str) -> None:
     for case in plan.cases:
         if plan.search != "grid" and not case.searched:
             raise UserError(f"{where}: {case.name} has none of the options of the space: sweep it apart")
+    points = [plan.space.size(case.searched) if plan.search == "grid" else plan.trials for case in plan.cases]
+    if (n := sum(points) * len(plan.seeds)) > MOST:
+        raise UserError(f"{where}: {n:,} runs; a sweep has at most {MOST:,}: give fewer values, or fewer trials")
 
 
 def _resolve_all(plan: Plan, where: str) -> None:
