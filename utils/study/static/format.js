@@ -13,7 +13,7 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 // Okabe and Ito's colours without their orange, which is too near to vermilion, and five that are far from all of them.
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888",
+export const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888",
   "#8E5BD0", "#B59A00", "#9C5A3C", "#D6336C", "#7BC043"];
 const DASHES = [undefined, [9, 4], [2, 3]];
 
