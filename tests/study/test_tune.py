@@ -9,6 +9,7 @@ import pytest
 
 import main as entry
 from palimpsest.utils.run import experiment
+from palimpsest.utils.run.config import resolve
 from palimpsest.utils.study import one_run, tune
 from palimpsest.utils.study.jobs import JobsStopped, Outcome
 from palimpsest.utils.study.records import read_runs
@@ -99,7 +100,8 @@ def test_equal_scores_are_told(pretend, tmp_path, capsys):
     assert value_of("lr", pretend.final[0][0]) == table(tmp_path)[0]["lr"]
 
 
-def test_more_tasks_than_there_are_are_refused_by_the_name_that_was_given(tmp_path, capsys):
+def test_more_tasks_than_there_are_are_refused_by_the_name_that_was_given(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tune, "run_all", lambda jobs, *_: experiment.build(resolve(jobs[0].argv)))
     command(tmp_path, "--tune", "first-k", "9", "--trials", "1", status=2)
     assert "--tune first-k 9: seq-digits has 5 task(s)" in capsys.readouterr().err
 
