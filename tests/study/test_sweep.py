@@ -101,6 +101,13 @@ def test_what_is_refused(write, facts, message):
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+def test_an_option_that_two_methods_take_for_different_things_is_told(write, capsys):
+    options = {"gamma": 0.9, "e_lambda": 1, "buffer_size": 50, "alpha": 0.5, "beta": 0.5}
+    sweep.print_plan(read_plan(write(model=["ewc_on", "randumb", "er", "derpp"], options=options), check=False))
+    told = [line for line in capsys.readouterr().out.splitlines() if "CAUTION" in line]
+    assert len(told) == 1 and "--gamma is not the same to all" in told[0] and "(ewc_on); " in told[0]
+
+
 def test_files_and_commands_that_are_refused(write, tmp_path, capsys):
     (tmp_path / "list.yaml").write_text("[1]")
     profile = tmp_path / "profile.yaml"

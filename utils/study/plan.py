@@ -116,6 +116,17 @@ class Plan:
             return [(None, self.seeds)] * self.trials
         return [(values, [seed]) for values in self.space.grid(case.searched) for seed in self.seeds]
 
+    def ambiguous(self) -> dict[str, dict[str, list[str]]]:
+        """Options of the file that are one thing to a method and another to the next, such as a `gamma`: option ->
+        help text -> the methods.
+        """
+        found: dict[str, dict[str, list[str]]] = {}
+        for case in self.cases:
+            for name in [*case.fixed, *case.searched]:
+                methods = found.setdefault(name, {}).setdefault(str(case.actions[name].help), [])
+                methods += [case.names["model"]] if case.names["model"] not in methods else []
+        return {name: meanings for name, meanings in found.items() if len(meanings) > 1}
+
     def what_is_searched(self, case: Case) -> dict[str, Any]:
         """What must not change while a search goes on; of a grid, whose trials say it themselves, nothing but that."""
         if self.search == "grid":
