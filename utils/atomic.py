@@ -67,14 +67,18 @@ def locked(path: Path, timeout: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def file_errors(path: Path) -> Iterator[None]:
-    """Turn what the system refuses (disk full, no permission) into a UserError that names the file."""
+def file_errors(path: Path, other: str = "another --results_path") -> Iterator[None]:
+    """Turn what the system refuses (disk full, no permission) into a UserError that names the file.
+
+    Args:
+        other: what the user may give instead.
+    """
     try:
         yield
     except OSError as e:
         reason = e.strerror or str(e)
         advice = next((f"{said} or " for kinds, said in ADVICE.items() if e.errno in kinds), "")
-        raise UserError(f"cannot write {path}: {reason}; {advice}give another --results_path") from None
+        raise UserError(f"cannot write {path}: {reason}; {advice}give {other}") from None
 
 
 @contextmanager

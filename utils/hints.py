@@ -29,6 +29,10 @@ REPLACED = {
     ),
     "conf_jobnum": "every run has its own folder: drop the option",
     **dict.fromkeys(("verbose", "quiet"), "runs tell what they do: use --non_verbose for less"),
+    **dict.fromkeys(("trials", "space"), "it goes with --tune, which chooses options; a sweep has it in its file"),
+    **dict.fromkeys(("launcher", "profile", "retry_failed", "final"), "it goes with --sweep FILE.yaml"),
+    "within": "it goes with --compare FOLDER",
+    "rows": "it goes with --reproduce TABLE",
     **dict.fromkeys(("n_seeds", "num_seeds", "repeat", "n_runs"), "name the seeds, as --seeds 0 1 2"),
 }
 # What other programs call an option -> what it is called here, of several the first that the run has.

@@ -216,6 +216,7 @@ def test_few_runs_have_values_only(tmp_path):
     texts = texts_of(found)
     first = next(csv.DictReader(io.StringIO(texts["comparison.csv"])))
     assert (first["n"], first["mean"], first["low"], first["values"]) == ("2", "", "", "70.0 72.0")
+    assert "over the 0 tests" not in texts["terminal"] and "Differences over the runs that share" in texts["terminal"]
     assert math.isnan(found.blocks[0].pairs[0].t) and found.blocks[0].tables[1].rows[0][3] == "n < 3"
 
 

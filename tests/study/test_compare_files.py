@@ -11,7 +11,7 @@ import pytest
 import main as entry
 from palimpsest.utils.study.comparison import figures, files, tables
 from palimpsest.utils.study.comparison.blocks import compare
-from palimpsest.utils.study.comparison.formats import as_latex, as_markdown
+from palimpsest.utils.study.comparison.formats import as_latex, as_markdown, tex
 from palimpsest.utils.study.comparison.statistics import rank_entries
 from palimpsest.utils.study.records import read_runs
 from tests.study.comparisons import a_run, a_study, several, texts_of
@@ -34,7 +34,7 @@ def study(tmp_path):
     (["{}", "--format", "png"], "needs --out DIR"),
     (["{}", "--format", "csv", "latex"], "needs --out DIR"),
     (["{}", "--seed", "3"], "--seed"),
-    (["{}", "--out", "{}/class-il/seq-digits/er/file"], "file"),
+    (["{}", "--out", "{}/class-il/seq-digits/er/file"], "give another --out"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(study, argv, said, capsys):
     (study / "class-il/seq-digits/er/file").write_text("")
@@ -68,6 +68,17 @@ def test_a_run_json_of_another_hand_does_no_harm(tmp_path):
 def test_an_empty_folder_is_said(tmp_path, capsys):
     assert entry.main(["--compare", str(tmp_path)]) == 2
     assert "no run.json in or below" in capsys.readouterr().err
+
+
+def test_a_damaged_run_json_is_told(tmp_path, capsys):
+    several(tmp_path, "er", [70.0, 71.0, 72.0])
+    damaged = next(tmp_path.rglob("*seed1*/run.json"))
+    damaged.write_text(damaged.read_text()[:50])
+    assert entry.main(["--compare", str(tmp_path), "--format", "markdown"]) == 0
+    assert f"Left out, for it is damaged or no run's: {damaged}." in capsys.readouterr().out
+    assert entry.main(["--compare", str(damaged.parent)]) == 2
+    err = capsys.readouterr().err
+    assert "no whole run.json in or below" in err and str(damaged) in err and err.count("\n") == 1
 
 
 def test_files(study, tmp_path, capsys):
@@ -120,6 +131,7 @@ def test_text_that_latex_and_markdown_would_take_for_commands():
     text = as_latex([table], "100 %", "t")
     assert r"50 \% \& more" in text and r"\#1 \{\textasciitilde{}\textasciicircum{}\}\$\textbackslash{} \\" in text
     assert "-{}-this" in text and "| x\\|y |" in as_markdown(table)
+    assert tex("/\u6570/\u00e9 \u00b2") == "/\\texttt{U+6570}/\u00e9 \\textsuperscript{2}"
     long = tables.Table("t", ["a", "b"], [["x", "y"]] * 90)
     assert as_latex([long, table], "c", "l").count(r"\begin{table}") == 4
 
@@ -128,11 +140,15 @@ def test_text_that_latex_and_markdown_would_take_for_commands():
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
 def test_the_tables_compile(study, tmp_path):
     several(study, "my_odd%name", [1.0, 2.0, 3.0], marks=["50 % & more_"])
+    every = " ".join(map(chr, range(0x20, 0x180))) + "\u2019\u2192\u6570"
+    several(study, "other", [1.0, 2.0, 3.0], marks=[every])
     a_run(study, seed=9, finished=False, reason="loss is #nan_ {at} 3^2 ~ 50 %", digest="9")
     found = compare(read_runs(study), margin=1.0)
     (tmp_path / "comparison.tex").write_text(texts_of(found)["comparison.tex"])
     start = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
     (tmp_path / "paper.tex").write_text(start + r"\input{comparison}\end{document}")
-    done = subprocess.run(["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace"
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout and (tmp_path / "paper.pdf").is_file()

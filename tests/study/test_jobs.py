@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -75,6 +77,29 @@ def test_a_signal_once_stops_all_and_each_has_saved(name, pretend):
     assert e.value.status == 128 + number and signal.getsignal(number) is before
     assert sorted(line for line in pretend.lines() if "saved" in line) == ["job 0 saved 1", "job 1 saved 1"]
     assert [outcome.state for outcome in e.value.outcomes] == ["stopped", "stopped", "not begun"]
+
+
+EARLY = """
+import os, signal, sys, time
+sys.path.insert(0, {folder!r})
+from palimpsest.utils.study import jobs
+jobs.LOADED = ("slow_to_import",)
+signal.signal(signal.SIGINT, lambda *_: None)
+context = jobs._context()
+time.sleep(0.5)
+os.killpg(0, signal.SIGINT)
+process = context.Process(target=print, args=("it runs",))
+with jobs._no_main():
+    process.start()
+process.join()
+"""
+
+
+def test_a_signal_while_the_server_imports_leaves_it_alive(tmp_path):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1)\n")
+    command = [sys.executable, "-c", EARLY.format(folder=str(tmp_path))]
+    done = subprocess.run(command, cwd=jobs_killed.ROOT, capture_output=True, text=True, start_new_session=True)
+    assert done.stdout == "it runs\n" and not done.stderr
 
 
 @dataclass

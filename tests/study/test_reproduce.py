@@ -110,3 +110,8 @@ def test_a_table_is_run_and_written(tmp_path, capsys, monkeypatch):
     assert text.count("too few seeds") == 4 and "--load_best_args --debug_mode" in text
     assert reproduce.command([*argv.replace("sgd er", "sgd").split(), *more, "--lr", "1e30"]) == 1
     assert "Failed:" in page.read_text() and "sgd, seed 0: failed, loss is nan" in page.read_text()
+
+
+def test_a_seed_that_is_named_twice_is_refused():
+    with pytest.raises(UserError, match="--seeds names a seed twice"):
+        reproduce.command(["--reproduce", "seq-digits", "--rows", "er", "--seeds", "0", "1", "0"])

@@ -85,6 +85,8 @@ SEARCH = {"search": "tpe", "trials": 2, "space": {"lr": {"log": [0.01, 0.1]}}}
         ({"space": {"lr": [0.1]}, "options": {"lr": 0.1}}, "lr is among the options and in the space"),
         ({"model": "er"}, "--buffer_size is missing"),
         ({"space": {"validation": [5, 10]}}, "validation says what is held out and is no choice"),
+        ({"space": {"n_epochs": {"int": [1, 10**30]}}}, "runs; a sweep has at most 10,000: give fewer values"),
+        (SEARCH | {"trials": 6000, "seeds": [0, 1]}, "12,000 runs; a sweep has at most 10,000"),
         (SEARCH, "search tpe chooses by scores"),
         (SEARCH | {"trials": None}, "trials is missing"),
         (SEARCH | {"trials": 0}, "trials '0': expected a whole number from 1"),
@@ -97,6 +99,13 @@ def test_what_is_refused(write, facts, message):
     with pytest.raises(UserError) as e:
         read_plan(write(**facts))
     assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_an_option_that_two_methods_take_for_different_things_is_told(write, capsys):
+    options = {"gamma": 0.9, "e_lambda": 1, "buffer_size": 50, "alpha": 0.5, "beta": 0.5}
+    sweep.print_plan(read_plan(write(model=["ewc_on", "randumb", "er", "derpp"], options=options), check=False))
+    told = [line for line in capsys.readouterr().out.splitlines() if "CAUTION" in line]
+    assert len(told) == 1 and "--gamma is not the same to all" in told[0] and "(ewc_on); " in told[0]
 
 
 def test_files_and_commands_that_are_refused(write, tmp_path, capsys):

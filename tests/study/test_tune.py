@@ -9,6 +9,7 @@ import pytest
 
 import main as entry
 from palimpsest.utils.run import experiment
+from palimpsest.utils.run.config import resolve
 from palimpsest.utils.study import one_run, tune
 from palimpsest.utils.study.jobs import JobsStopped, Outcome
 from palimpsest.utils.study.records import read_runs
@@ -72,7 +73,8 @@ def test_the_best_of_the_held_out_scores_is_fixed(pretend, tmp_path, capsys):
         assert {"--stop_after=1", "--validation=10"} <= {*job.argv} and "--seeds" not in job.argv and job.seed == 3
         assert job.facts == {"chosen_on": f"a trial of tuning on {chosen_on}", "trial": True}
         assert Path(value_of("results_path", job.argv)).is_relative_to(tmp_path / "results" / "tuning")
-    assert f"chosen: --lr {best}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"chosen: --lr {best}" in said and "have the best score" not in said
     assert all(0.003 <= float(row["lr"]) <= 0.3 for row in rows)  # a tenth to ten times the stream's 0.03
 
 
@@ -90,6 +92,18 @@ def test_the_same_command_goes_on_with_the_same_trials(pretend, tmp_path, capsys
     assert [row["lr"] for row in table(tmp_path / "other")] == whole
     command(tmp_path / "other", "--tune", "--trials", "6")  # two more
     assert [row["lr"] for row in table(tmp_path / "other")][:4] == whole and len(table(tmp_path / "other")) == 6
+
+
+def test_equal_scores_are_told(pretend, tmp_path, capsys):
+    command(tmp_path, "--tune", "--trials", "3")
+    assert "3 trials have the best score; the first of them counts" in capsys.readouterr().out
+    assert value_of("lr", pretend.final[0][0]) == table(tmp_path)[0]["lr"]
+
+
+def test_more_tasks_than_there_are_are_refused_by_the_name_that_was_given(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tune, "run_all", lambda jobs, *_: experiment.build(resolve(jobs[0].argv)))
+    command(tmp_path, "--tune", "first-k", "9", "--trials", "1", status=2)
+    assert "--tune first-k 9: seq-digits has 5 task(s)" in capsys.readouterr().err
 
 
 def test_first_k_scores_all_of_them_and_another_stream_all_of_its(pretend, tmp_path):

@@ -33,8 +33,10 @@ def command(argv: list[str]) -> int:
         raise UserError(
             f"--format {' '.join(args.format)} needs --out DIR: the terminal takes one of {', '.join(PRINTED)}"
         )
-    runs = _chosen(_read(args.compare), args.models, args.datasets)
+    unread: list[Path] = []
+    runs = _chosen(_read(args.compare, unread), args.models, args.datasets)
     found = compare(runs, args.metric, args.scenario or "", args.within or nan)
+    found.notes += [_told(unread)] if unread else []
     if args.format and not args.out:
         print(text_of(found, PRINTED[args.format[0]]), end="")
         return 0
@@ -71,12 +73,18 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _read(folders: Sequence[str]) -> list[Record]:
+def _told(unread: Sequence[Path]) -> str:
+    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+    return f"Left out, for it is damaged or no run's: {unread[0]}{more}."
+
+
+def _read(folders: Sequence[str], unread: list[Path]) -> list[Record]:
     if not folders:
         raise UserError("--compare needs a folder with runs in or below it, as results")
-    runs = {run.folder.resolve(): run for folder in folders for run in read_runs(Path(folder))}
+    runs = {run.folder.resolve(): run for folder in folders for run in read_runs(Path(folder), unread)}
     if not runs:
-        raise UserError(f"no run.json in or below {', '.join(map(str, folders))}: nothing to compare")
+        why = f". {_told(unread)[:-1]}" if unread else ": nothing to compare"
+        raise UserError(f"no {'whole ' * bool(unread)}run.json in or below {', '.join(map(str, folders))}{why}")
     return list(runs.values())
 
 

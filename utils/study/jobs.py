@@ -262,13 +262,15 @@ def _context():
     """How processes are made. Where the system can fork, a server imports PyTorch once for all of them."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*LOADED])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     # What ends this process must not end the server: the runs save first. They take the signals again themselves.
+    # The tracker, which the server would start, unblocks SIGINT and SIGTERM when it has begun: so it begins before.
+    resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()

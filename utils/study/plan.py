@@ -31,6 +31,7 @@ from palimpsest.utils.study.space import APART, Actions, Space, as_argv, find_op
 KEYS = ("model", "dataset", "backbone", "options", "seeds", "search", "space", "trials", "objective", "pruning")
 KEYS += ("search_seed", "slurm")
 SEARCHES = ("grid", "random", "tpe")
+MOST = 10_000  # runs of one sweep: docs/cluster.md has what a thousand need
 CHOOSING = ("search", "space", "objective", "pruning", "search_seed")  # what makes two searches different
 
 
@@ -114,6 +115,17 @@ class Plan:
         if self.search != "grid":
             return [(None, self.seeds)] * self.trials
         return [(values, [seed]) for values in self.space.grid(case.searched) for seed in self.seeds]
+
+    def ambiguous(self) -> dict[str, dict[str, list[str]]]:
+        """Options of the file that are one thing to a method and another to the next, such as a `gamma`: option ->
+        help text -> the methods.
+        """
+        found: dict[str, dict[str, list[str]]] = {}
+        for case in self.cases:
+            for name in [*case.fixed, *case.searched]:
+                methods = found.setdefault(name, {}).setdefault(str(case.actions[name].help), [])
+                methods += [case.names["model"]] if case.names["model"] not in methods else []
+        return {name: meanings for name, meanings in found.items() if len(meanings) > 1}
 
     def what_is_searched(self, case: Case) -> dict[str, Any]:
         """What must not change while a search goes on; of a grid, whose trials say it themselves, nothing but that."""
@@ -265,6 +277,9 @@ def _refuse_unfit(plan: Plan, where: str) -> None:
     for case in plan.cases:
         if plan.search != "grid" and not case.searched:
             raise UserError(f"{where}: {case.name} has none of the options of the space: sweep it apart")
+    points = [plan.space.size(case.searched) if plan.search == "grid" else plan.trials for case in plan.cases]
+    if (n := sum(points) * len(plan.seeds)) > MOST:
+        raise UserError(f"{where}: {n:,} runs; a sweep has at most {MOST:,}: give fewer values, or fewer trials")
 
 
 def _resolve_all(plan: Plan, where: str) -> None:

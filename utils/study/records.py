@@ -97,16 +97,24 @@ KEYS = {"model_name": str, "dataset_name": str, "setting": str, "seed": int, "co
 KEYS |= {"metrics": dict, "matrices": dict, "costs": dict}
 
 
-def read_runs(folder: Path) -> list[Record]:
+def read_runs(folder: Path, unread: list[Path] | None = None) -> list[Record]:
     """Every run in or below a folder, by the names of their folders; a file that is no run's is left out.
+
+    Args:
+        unread: takes the files that are left out.
 
     Raises:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = (read_run(path, files) for path, files in run_folders(folder))
-    return sorted((record for record in found if record), key=lambda record: str(record.folder))
+    found = []
+    for path, files in run_folders(folder):
+        if record := read_run(path, files):
+            found.append(record)
+        elif unread is not None:
+            unread.append(Path(path, RUN))
+    return sorted(found, key=lambda record: str(record.folder))
 
 
 def run_folders(folder: Path) -> Iterator[tuple[str, set[str]]]:

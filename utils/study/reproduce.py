@@ -72,6 +72,8 @@ def command(argv: list[str]) -> int:
         return 0
     if not args.reproduce:
         raise UserError(f"--reproduce needs a table: one of {', '.join(tables())}")
+    if len({*args.seeds}) < len(args.seeds):
+        raise UserError("--seeds names a seed twice: each counts as a run of its own")
     rows = choose(args.reproduce, args.rows, args.stream, more)
     name = f"{args.reproduce}{f'_on_{args.stream}' if args.stream else ''}"
     places = {row.name: Path(args.results_path) / "reproduced" / name / row.name.replace(":", "_") for row in rows}
@@ -79,7 +81,7 @@ def command(argv: list[str]) -> int:
     head = f"{args.reproduce}: {len(rows)} rows of {len(args.seeds)} seeds, {args.jobs} side by side"
     print(f"{head}: at least {_duration(seconds)} on this machine, less what is finished already", flush=True)
     for row in rows if args.dry_run else ():
-        print(f"  {row.name:<16} {_typed(row.command)}")
+        print(f"  {row.name:<16} python main.py {_typed(row.command)}")
     if args.dry_run:
         return 0
     begin = time.perf_counter()

@@ -61,7 +61,8 @@ def end_seeds(args: Any, done: list[tuple[Run, Summary]], failed: dict[int, str]
     runs = [run for run, _ in done]
     if runs:
         table = summarise_seeds([summary for _, summary in done])
-        print(f"{count(len(runs), 'seed')}: mean, standard deviation, 95 % interval (from {FEWEST} seeds)")
+        few = "" if len(runs) >= FEWEST else f" ({FEWEST} seeds or more have one)"
+        print(f"{count(len(runs), 'seed')}: mean, standard deviation, 95 % interval{few}")
         for scenario, values in table.items():
             for metric, (mean, std, half, n) in values.items():
                 low, high = interval(metric, mean, half, runs[0].score)

@@ -41,6 +41,10 @@ class Choice:
         """Every value."""
         return self.values
 
+    def count(self, name: str) -> int:
+        """How many `points` there are."""
+        return len(self.values)
+
     def samples(self) -> tuple[Any, ...]:
         """Values that must be possible for all to be."""
         return self.values
@@ -71,6 +75,15 @@ class Range:
         if self.whole and not self.log:
             return range(self.low, self.high + 1)
         raise UserError(f"--{name} has no list of values, which a grid needs: list them, or search random or tpe")
+
+    def count(self, name: str) -> int:
+        """How many `points` there are.
+
+        Raises:
+            UserError: as `points`.
+        """
+        values = self.points(name)
+        return values.stop - values.start  # `len` fails above 2^63
 
     def samples(self) -> tuple[float, float]:
         """Values that must be possible for all to be."""
@@ -106,6 +119,15 @@ class Space:
         known = self.domains.keys() if names is None else set(names)
         points = {name: domain.points(name) for name, domain in self.domains.items() if name in known}
         return [dict(zip(points, values, strict=True)) for values in itertools.product(*points.values())]
+
+    def size(self, names: Iterable[str]) -> int:
+        """How many combinations `grid` has.
+
+        Raises:
+            UserError: as `grid`.
+        """
+        known = set(names)
+        return math.prod(domain.count(name) for name, domain in self.domains.items() if name in known)
 
     def describe(self) -> list[str]:
         """A line for every option."""

@@ -151,6 +151,9 @@ def print_plan(plan: Plan) -> None:
     for case in plan.cases:
         if case.absent:
             print(f"  {case.name} has no {', '.join(f'--{name}' for name in case.absent)}: left out")
+    for name, meanings in plan.ambiguous().items():
+        told = "; ".join(f"'{text}' ({', '.join(models)})" for text, models in meanings.items())
+        print(f"  CAUTION: --{name} is not the same to all: {told}")
     print(f"state and tables: {plan.folder}", flush=True)
 
 

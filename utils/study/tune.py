@@ -76,8 +76,11 @@ def command(argv: list[str]) -> int:
         return 0
     plan = read_plan(args, argv)
     print("\n".join(plan.describe()), flush=True)
-    with plan.alone():
-        chosen, score = search(plan)
+    try:
+        with plan.alone():
+            chosen, score = search(plan)
+    except UserError as e:  # how many tasks there are is known when the stream is made
+        raise UserError(str(e).replace("--stop_after", "--tune first-k")) from None
     values = as_argv(chosen, plan.actions)
     print(f"chosen: {shlex.join(values)} ({score:.2f} on the held-out data)", flush=True)
     final = [*plan.rest, *values]
@@ -292,6 +295,8 @@ def search(plan: Plan) -> tuple[dict[str, Any], float]:
     if not done:
         raise TrainingFailed(f"all {plan.trials} trials failed: see {plan.folder / TABLE}; a smaller learning rate?")
     best = max(done, key=lambda trial: trial.value)
+    if (equal := sum(trial.value == best.value for trial in done)) > 1:
+        print(f"{equal} trials have the best score; the first of them counts")
     return plan.values(best.params), best.value
 
 

@@ -139,7 +139,7 @@ def write_files(found: Comparison, folder: Path, formats: Sequence[str]) -> None
     Raises:
         UserError: something cannot be written.
     """
-    with file_errors(folder):
+    with file_errors(folder, "another --out"):
         folder.mkdir(parents=True, exist_ok=True)
     names = [name for kind, name in PRINTED.items() if kind in formats] + ["pairs.csv"] * ("csv" in formats)
     for name in names:
@@ -156,5 +156,5 @@ def write_files(found: Comparison, folder: Path, formats: Sequence[str]) -> None
         ending = re.sub(r"[^\w.-]", "-", f"{slug}_{before + 1}" if before else slug)
         for picture in mine:
             for kind in [kind for kind in ("png", "pdf") if kind in formats]:
-                with file_errors(folder):
+                with file_errors(folder, "another --out"):
                     (folder / f"{picture.name}_{ending}.{kind}").write_bytes(drawn(picture.figure, kind))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from palimpsest.utils.study.comparison.tables import Table
 
+LATIN = {*map(chr, [*range(0x20, 0x7F), *range(0xC0, 0x100)])} - {"Ð", "ð", "Þ", "þ"}
 WIDTH = 118  # letters of a line of notes on the terminal
 LONGEST = 40  # rows of one table of LaTeX: a float does not break over pages
 TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -73,4 +74,9 @@ def _float(tables: Sequence[Table], caption: str, label: str) -> str:
 
 def tex(text: str) -> str:
     """A text without anything that LaTeX would take for a command."""
-    return "".join(TEX.get(letter, letter) for letter in text).replace("--", "-{}-")
+    return "".join(TEX.get(letter) or _letter(letter) for letter in text).replace("--", "-{}-")
+
+
+def _letter(letter: str) -> str:
+    """A letter that pdflatex has without further packages, or the number of another one in Unicode."""
+    return letter if letter in LATIN else rf"\texttt{{U+{ord(letter):04X}}}"

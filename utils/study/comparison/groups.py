@@ -273,7 +273,7 @@ def choices(run: Record) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """An option's value in words."""
-    short = f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())  # a line break would split a row
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 

@@ -135,10 +135,11 @@ def pair_table(group: Group, pairs: Sequence[Pair], labels: Mapping[str, str]) -
 
 
 def _pair_notes(pairs: Sequence[Pair], margin: float | None) -> list[str]:
-    tests = sum(not math.isnan(pair.t) for pair in pairs)
-    notes = ["Differences over the runs that share stream, class order and seed; paired t test and Wilcoxon's signed "
-             f"rank test (exact up to {MOST_EXACT} pairs, zeros by Pratt), Holm's correction over the {tests} tests of "
-             "this table; d_z is mean / sd."]  # fmt: skip
+    notes = ["Differences over the runs that share stream, class order and seed."]
+    if tests := sum(not math.isnan(pair.t) for pair in pairs):
+        notes = ["Differences over the runs that share stream, class order and seed; paired t test and Wilcoxon's "
+                 f"signed rank test (exact up to {MOST_EXACT} pairs, zeros by Pratt), Holm's correction over the "
+                 f"{tests} test{'s' * (tests > 1)} of this table; d_z is mean / sd."]  # fmt: skip
     tested = [pair.spread.n for pair in pairs if not math.isnan(pair.wilcoxon)]
     if tested and 2 / 2 ** min(tested) > LEVEL:
         n = min(tested)

@@ -1,5 +1,5 @@
 // Curves and points by uPlot, in the page's colours.
-import { colour, dash, h, score } from "./format.js";
+import { colour, dash, h, round, score } from "./format.js";
 
 const drawn = new Map(); // element -> its plot
 
@@ -173,9 +173,12 @@ export function scatter(element, points, { xlabel, text }) {
     const { ctx } = plot;
     const unit = devicePixelRatio;
     const place = (x, y) => [plot.valToPos(x, "x", true), plot.valToPos(y, "y", true)];
-    const disc = (x, y, radius, fill) => {
+    const shape = (k, x, y, radius, fill) => {
+      const r = radius * unit;
       ctx.beginPath();
-      ctx.arc(x, y, radius * unit, 0, 2 * Math.PI);
+      if (round(k) === 1) ctx.rect(x - r, y - r, 2 * r, 2 * r);
+      else if (round(k) === 2) [[0, -1.4], [1.4, 0], [0, 1.4], [-1.4, 0]].forEach(([dx, dy]) => ctx.lineTo(x + dx * r, y + dy * r));
+      else ctx.arc(x, y, r, 0, 2 * Math.PI);
       ctx.fillStyle = fill;
       ctx.fill();
     };
@@ -184,7 +187,7 @@ export function scatter(element, points, { xlabel, text }) {
     for (const point of points) {
       for (const run of point.runs) {
         const [x, y] = place(...run);
-        disc(x, y, 2.5, faint(colour(point.k), 0.45));
+        shape(point.k, x, y, 2.5, faint(colour(point.k), 0.45));
         taken.push([x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit]);
       }
     }
@@ -199,8 +202,8 @@ export function scatter(element, points, { xlabel, text }) {
         ctx.lineTo(x, plot.valToPos(point.y + point.sd, "y", true));
         ctx.stroke();
       }
-      disc(x, y, 5.5, ink("--ground"));
-      disc(x, y, 4.5, colour(point.k));
+      shape(point.k, x, y, 5.5, ink("--ground"));
+      shape(point.k, x, y, 4.5, colour(point.k));
     }
     ctx.font = `${12 * unit}px ${getComputedStyle(document.body).fontFamily}`;
     ctx.fillStyle = ink("--ink");

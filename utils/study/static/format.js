@@ -12,18 +12,21 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#888888"];
-
+// Okabe and Ito's colours without their orange, which is too near to vermilion, and five that are far from all of them.
+export const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888",
+  "#8E5BD0", "#B59A00", "#9C5A3C", "#D6336C", "#7BC043"];
 const DASHES = [undefined, [9, 4], [2, 3]];
 
-/** The colour of the k-th entry, and its dashes where all colours are taken. */
+/** The colour of the k-th entry, and how often all colours were taken before: its dashes and its shape tell that. */
 export const colour = (k) => COLOURS[k % COLOURS.length];
-export const dash = (k) => DASHES[Math.floor(k / COLOURS.length) % DASHES.length];
+export const round = (k) => Math.floor(k / COLOURS.length) % DASHES.length;
+export const dash = (k) => DASHES[round(k)];
+export const FEW = 8; // entries that are drawn unless some are ticked
 export const MOST = COLOURS.length * DASHES.length; // entries that can be told apart
 
 /** The mark of the k-th entry in a legend; none without a number. */
 export function swatch(k) {
-  const mark = h("i", { class: k === undefined ? "swatch none" : dash(k) ? "swatch dashed" : "swatch" });
+  const mark = h("i", { class: `swatch ${k === undefined ? "none" : ["", "dashed", "dotted"][round(k)]}`.trim() });
   if (k !== undefined) mark.style.setProperty("--colour", colour(k));
   return mark;
 }

@@ -1,7 +1,7 @@
 // The page over all runs: filters, comparison, table. It reads data/runs.json, again and again where runs may change.
 import { clear, curves, forget, scatter, spark } from "./charts.js";
 import { closeDetail, showDetail } from "./detail.js";
-import { COLOURS, COSTS, MOST, address, ago, costOf, count, h, plusMinus, score, spread, swatch, withoutShort } from "./format.js";
+import { COSTS, FEW, MOST, address, ago, costOf, count, h, plusMinus, score, spread, swatch, withoutShort } from "./format.js";
 
 const EVERY = 4000; // milliseconds between two looks
 const AT_ONCE = { entries: 20, runs: 200 }; // rows of a table before it is asked for more
@@ -147,7 +147,7 @@ function renderComparison(runs) {
   options($("cost"), known.map(String), String(Number(state.cost) || 0), null, (i) => COSTS[i].title);
 
   const entries = gather(mine);
-  const drawn = entries.slice(0, chosen ? MOST : COLOURS.length);
+  const drawn = entries.slice(0, chosen ? MOST : FEW);
   [...drawn].sort((a, b) => a.entry - b.entry).forEach((entry, k) => (entry.k = k));
   const about = [];
   if (stream) about.push(`${stream}: ${chosen ? "the runs that are ticked" : "the runs that the filters leave"}.`);
