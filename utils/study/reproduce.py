@@ -86,7 +86,8 @@ def command(argv: list[str]) -> int:
         return 0
     begin = time.perf_counter()
     measure(rows, args.seeds, args.jobs, places)
-    text = section(args.reproduce, args.stream, rows, args.seeds, time.perf_counter() - begin, more)
+    shown = [*(["--rows", *args.rows] if args.rows else []), *(["--stream", args.stream] if args.stream else []), *more]
+    text = section(args.reproduce, args.stream, rows, args.seeds, time.perf_counter() - begin, shown)
     write_text(args.out, with_section(args.out.read_text(encoding="utf-8") if args.out.is_file() else TITLE, text))
     print(f"{text}\npage: {args.out}")
     return 1 if any(row.problems for row in rows) else 0
@@ -226,11 +227,11 @@ def section(
     """The section of a table: a line for each row and scenario, then the commands, then what failed."""
     commits = sorted({r.environment.get("commit", "unknown")[:10] for row in rows for r in row.runs}) or ["unknown"]
     title = f"{table} on {stream}" if stream else table
-    again = ["--reproduce", table, *(["--stream", stream] if stream else []), *more]
+    again = ["--reproduce", table, *more]
     lines = [f"## {title}", "", f"{date.today()}, commit {', '.join(commits)}, {_duration(seconds)}, seeds "
              f"{' '.join(map(str, seeds))}: `python main.py {_typed(again)}`", ""]  # fmt: skip
     if stream:
-        lines += [f"The data are those of {_typed([stream, *more])}, the published scores those of {table}.", ""]
+        lines += [f"The data are those of {stream} (see the command), the published scores those of {table}.", ""]
     lines += ["| row | scenario | measured | n | published | difference | 95 % interval | verdict |", "|---" * 8 + "|"]
     for row in rows:
         for scenario, entry in row.stored["published"].items():
