@@ -35,6 +35,12 @@ METHODS = {
     "next_images": (kinds.LATER, "later_tasks_are_unknown"),
     "tested_exemplars": (kinds.TEST, "test_and_past_data_are_unknown"),
     "parts_of_a_task": (kinds.TEST, "test_and_past_data_are_unknown"),
+    "recalled_answers": (kinds.TEST, "predictions_stand_alone"),
+    "large_batches": (kinds.BATCH, "predictions_stand_alone"),
+    "hidden_exemplars": (kinds.KEPT, "no_images_are_kept"),
+    "copied_stream": (kinds.LATER, "later_tasks_are_unknown"),
+    "tested_rate": (kinds.TEST, "test_and_past_data_are_unknown"),
+    "rows_of_the_test": (kinds.TEST, "test_and_past_data_are_unknown"),
 }
 
 
@@ -65,7 +71,7 @@ def test_constants_measured_on_all_tasks_are_found():
 
 # One for each check, and those of which a run sees least; the others with `-m slow`.
 CHECKED = {"batch_vote", "best_weights", "old_means", "kept_images", "label_counts", "transposed_penalty"}
-CHECKED |= {"rounded_penalty", "remembered_tests", "callers_labels"}
+CHECKED |= {"rounded_penalty", "remembered_tests", "callers_labels", "recalled_answers"}
 
 
 @pytest.mark.parametrize(
