@@ -86,6 +86,7 @@ class LeakWatch(Logger):
                 self.run.leaks += [text for text in told if text not in self.run.leaks]
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        vars(self.model).pop("observe", None)  # a task that ended before the step that was to be looked at
         if evaluation.epoch is not None:
             return
         self._search()

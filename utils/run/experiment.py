@@ -274,8 +274,8 @@ def _train_and_save(exp: Experiment, start: Position | None, watch: LeakWatch) -
         saver = Saver(exp, signals)
 
         def after_step(at: Position) -> None:
-            watch.after_step(at)
             saver.after_step(at)
+            watch.after_step(at)  # which may look at the next step: nothing of it is in a checkpoint
 
         def after_task(at: Position) -> None:
             watch.task_ended()
