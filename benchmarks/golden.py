@@ -139,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     stored = json.loads(STORED.read_text())
     commands = [c for c in stored["runs"] if all(word in c.split() for word in args.only.split())]
+    if not commands:
+        parser.error(f"--only: no command has all of the words {args.only!r}")
     found = run_all(args.tree, commands, args.jobs)
     print(file=sys.stderr)
     if args.write:

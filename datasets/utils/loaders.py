@@ -16,7 +16,7 @@ class Split:
     """Resident data on one device: raw images (N, C, H, W) uint8 and targets (N,) int64; or tokens, or vectors.
 
     Attributes:
-        note: called where somebody reads all of them, see `utils.leaks.reads`; None where nobody counts.
+        note: called where somebody reads them, all or some rows, see `utils.leaks.reads`; None where nobody counts.
     """
 
     def __init__(self, images: Tensor, targets: Tensor):
@@ -38,18 +38,26 @@ class Split:
 
     def example(self, row: int) -> tuple[Tensor, Tensor]:
         """Raw image and label of a row."""
+        if self.note is not None:
+            self.note(row)
         return self._images[row], self._targets[row]
 
     def images_of(self, rows: Tensor) -> Tensor:
         """Raw images of rows (n,)."""
+        if self.note is not None:
+            self.note(rows)
         return self._images[rows]
 
     def targets_of(self, rows: Tensor) -> Tensor:
         """Labels of rows (n,)."""
+        if self.note is not None:
+            self.note(rows)
         return self._targets[rows]
 
     def batches(self, index: list[Tensor], epoch: int | str | None, device: torch.device) -> Iterator[tuple]:
         """(raw, labels) of the given rows on `device`, batch by batch."""
+        if self.note is not None:
+            self.note([*index])
         for rows in index:
             yield gather(self._images, rows, device), gather(self._targets, rows, device)
 

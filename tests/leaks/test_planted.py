@@ -13,6 +13,7 @@ from palimpsest.utils.run.config import resolve
 from palimpsest.utils.run.experiment import execute
 
 PLANTED = Path(__file__).parent / "planted"
+FILES = {path.stem: path for folder in ("planted", "hidden") for path in (PLANTED.parent / folder).glob("[a-z]*.py")}
 # File -> kind of leak that a run names, and the check that fails.
 METHODS = {
     "batch_vote": (kinds.BATCH, "predictions_stand_alone"),
@@ -35,12 +36,17 @@ METHODS = {
     "next_images": (kinds.LATER, "later_tasks_are_unknown"),
     "tested_exemplars": (kinds.TEST, "test_and_past_data_are_unknown"),
     "parts_of_a_task": (kinds.TEST, "test_and_past_data_are_unknown"),
+    "recalled_answers": (kinds.TEST, "predictions_stand_alone"),
+    "large_batches": (kinds.BATCH, "predictions_stand_alone"),
+    "hidden_exemplars": (kinds.KEPT, "no_images_are_kept"),
+    "copied_stream": (kinds.LATER, "later_tasks_are_unknown"),
+    "tested_rate": (kinds.TEST, "test_and_past_data_are_unknown"),
+    "rows_of_the_test": (kinds.TEST, "test_and_past_data_are_unknown"),
 }
 
 
 def test_every_planted_file_is_tested():
-    files = {path.stem for path in PLANTED.glob("[a-z]*.py")}
-    assert files == {*METHODS}
+    assert {*FILES} == {*METHODS}
 
 
 def found_in_a_run(case: Case, *more: str) -> list[str]:
@@ -52,7 +58,7 @@ def found_in_a_run(case: Case, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_names_the_leak(name, capsys):
-    found = found_in_a_run(Case(str(PLANTED / f"{name}.py"), "class-il"))
+    found = found_in_a_run(Case(str(FILES[name]), "class-il"))
     assert found and any(leak.startswith(f"{METHODS[name][0]}: ") for leak in found)
     assert f"LEAK {found[0]}" in capsys.readouterr().out
 
@@ -65,14 +71,14 @@ def test_constants_measured_on_all_tasks_are_found():
 
 # One for each check, and those of which a run sees least; the others with `-m slow`.
 CHECKED = {"batch_vote", "best_weights", "old_means", "kept_images", "label_counts", "transposed_penalty"}
-CHECKED |= {"rounded_penalty", "remembered_tests", "callers_labels"}
+CHECKED |= {"rounded_penalty", "remembered_tests", "callers_labels", "recalled_answers"}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in CHECKED else pytest.mark.slow) for name in METHODS]
 )
 def test_check_fails_on_the_leak(name):
-    case, check = Case(str(PLANTED / f"{name}.py"), "class-il"), METHODS[name][1]
+    case, check = Case(str(FILES[name]), "class-il"), METHODS[name][1]
     problem = problem_with(case, getattr(leaks, check))
     assert problem and any(problem.startswith(meaning) for meaning in kinds.MEANING.values())
 

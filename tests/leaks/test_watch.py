@@ -180,6 +180,33 @@ def test_random_predictions_and_ties_are_no_leaks():
     assert list(found) == [kinds.BATCH] and "alone" in found[kinds.BATCH][0]
 
 
+GENERATOR = """
+import torch
+from models.utils.continual_model import ContinualModel
+
+class Planted(ContinualModel):
+    NAME, COMPATIBILITY = "drawn", ["class-il"]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.generator, self.calls = torch.Generator().manual_seed(0), 0
+
+    def observe(self, inputs, labels, not_aug_inputs, epoch=None):
+        return self.step_on(self.loss(self.net(inputs), labels))
+
+    def forward(self, x):
+        self.calls += 1
+        views = [x + 0.05 * torch.randn(x.shape, generator=self.generator) for _ in range(3)]
+        return torch.stack([self.net(view) for view in views]).mean(0)
+"""
+
+
+def test_a_generator_and_a_count_of_calls_are_no_leaks(tmp_path):
+    (tmp_path / "drawn.py").write_text(GENERATOR)
+    done, _ = experiment.execute(Case(str(tmp_path / "drawn.py"), "class-il").config())
+    assert not done.leaks and "leaks" not in done.notes
+
+
 def test_images_are_known_in_bytes_and_as_inputs():
     raw = torch.randint(0, 256, (6, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     raw[5] = 7  # of one colour: no image
@@ -187,7 +214,11 @@ def test_images_are_known_in_bytes_and_as_inputs():
         (1, 4, 4), lambda x: (x.float() / 255 - 0.3) / 0.2, {TRAINED: lambda: [raw[:3]], TESTED: lambda: [raw]}
     )
     inputs = known.normalize(raw)
-    for rows in (raw, inputs, raw.float() / 255, inputs.flatten(1)):
+    beside = torch.cat([inputs.flatten(1), torch.ones(6, 1)], 1)
+    scaled = raw.clone()
+    scaled[0, 0, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    assert torch.equal(known.as_raw(2 * scaled.float() - 1), scaled)
+    for rows in (raw, inputs, raw.float() / 255, inputs.flatten(1), inputs.half(), beside):
         assert torch.equal(known.as_raw(rows), raw)
     assert len(known.among(TRAINED, raw)) == 3 and len(known.among(TESTED, raw)) == 5
     assert known.as_raw(torch.randn(3, 1, 4, 4)) is None and known.as_raw(torch.zeros(3, 5)) is None

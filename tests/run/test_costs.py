@@ -119,6 +119,19 @@ def test_counting_leaves_no_trace():
     assert counted.meter.flops(10**4) > 0 and uncounted.meter.flops(10**4) is None
 
 
+def test_the_gradient_of_a_product_has_its_usual_bits():
+    x = torch.rand(8, 84, 2, generator=torch.Generator().manual_seed(0)) * 64 + 0.01
+    weight = torch.rand(8, 84, generator=torch.Generator().manual_seed(1)) / 7
+
+    def gradient(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad((x.prod(-1) * weight).sum() + x.cumprod(-1).square().sum(), x)[0]
+
+    usual = gradient(x)
+    with FlopCounter():
+        assert torch.equal(gradient(x), usual)
+
+
 @pytest.mark.parametrize("call", [5, 9, 14])  # before the step of a task that is counted, after it, in the next task
 def test_a_resumed_run_has_cost_what_the_whole_run_costs(tmp_path, monkeypatch, call):
     argv = [*ARGV, "--stop_after", "2", "--eval_every", "4", "--savecheck", "1", "--results_path"]

@@ -203,6 +203,7 @@ def predictions_stand_alone(case: Case) -> None:
         tasks = range(min(trained + 1, len(exp.dataset.test_loaders)))
         probe = Probe(exp.model, exp.dataset, trained, take_images(exp.dataset, tasks, IMAGES))
         refuse(exp, probe.look(ALONE))
+        refuse(exp, probe.look_closely(take_images(exp.dataset, tasks[:1], exp.args.eval_batch_size)))
     refuse(observed(case).exp, other_scores(observed(case).exp))
 
 

@@ -1,5 +1,6 @@
 """Images in what a method remembers: in a method without a replay buffer any, in every method those of the test."""
 
+import collections
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +15,10 @@ from palimpsest.utils.leaks.kinds import KEPT
 from palimpsest.utils.leaks.reads import TESTED, TRAINED, Reads
 
 MOST = 4096  # rows of one tensor that are compared
+NEAR = 0.25  # how far from whole numbers bytes may be: half precision leaves 0.1
 FEW = 10  # tensors of an image's shape that may be something else: a mean, a mask, learned prototypes
 STREAMS = "palimpsest.datasets."
-PLAIN = (list, tuple, set, frozenset, dict)
+PLAIN = (list, tuple, set, frozenset, dict, collections.deque)
 SKIPPED = ("dataset", "loss", "transform", "normalization_transform", "_origin", "_modules")
 
 
@@ -57,12 +59,13 @@ class Known:
 
     def as_raw(self, rows: Tensor) -> Tensor | None:
         """Rows of an example's shape, or flat, as raw bytes; None where they are no such rows. Floats are taken for
-        network inputs, or for images in [0, 1].
+        network inputs, for images in [0, 1], or for those of another linear scale that has its ends among the rows.
         """
         shaped = rows.dim() > len(self.size) and tuple(rows.shape[-len(self.size) :]) == self.size
-        flat = rows.dim() == 2 and rows.shape[1] == self.numel
-        if not (shaped or flat) or rows.dtype not in (torch.uint8, torch.float32, torch.float16, torch.float64):
+        flat = rows.dim() > 1 and self.numel <= rows.shape[-1] < 2 * self.numel  # a label may stand beside an image
+        if not (shaped or flat) or not (rows.dtype == torch.uint8 or rows.is_floating_point()):
             return None
+        rows = rows[..., : self.numel] if flat and not shaped else rows
         rows = rows.detach().reshape(-1, *self.size)[:MOST].cpu()
         if rows.dtype == torch.uint8:
             return rows
@@ -79,18 +82,17 @@ class Known:
     def _bytes(self, rows: Tensor) -> Tensor | None:
         """Bytes of network inputs: the inverse of the stream's normalisation, which is linear in each channel."""
         low, width = self.ends()
-        for image in ((rows - low) / width, rows):
+        least = rows.amin()
+        for image in ((rows - low) / width, rows, (rows - least) / (rows.amax() - least)):
             steps = image * 255
-            if steps.amin() > -0.5 and steps.amax() < 255.5 and (steps - steps.round()).abs().amax() < 0.01:
+            if steps.amin() > -0.5 and steps.amax() < 255.5 and (steps - steps.round()).abs().amax() < NEAR:
                 return steps.round().byte()
         return None
 
 
 def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all that a method and its file hold, besides what the optimisers keep and what the runner gave
-    it.
-    """
-    seen: set[int] = set()
+    """(name, tensor) of all that a method and its file hold, besides what the runner gave it."""
+    seen = {id(part) for part in model.modules()}
     for place, part in model.named_modules():
         tables = {name for name in ("_parameters", "_buffers") if name in vars(part)}
         for name, value in vars(part).items():
@@ -107,7 +109,7 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _within(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if value is None or isinstance(value, str | int | float | bool | bytes | torch.optim.Optimizer | type) or depth > 6:
+    if value is None or isinstance(value, str | int | float | bool | type) or depth > 6:
         return
     if id(value) in seen:
         return
@@ -118,11 +120,13 @@ def _within(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[t
     elif isinstance(value, np.ndarray):
         if value.dtype.kind in "uif":
             yield name, torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, bytes | bytearray):
+        yield name, torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0)
     elif isinstance(value, dict):
         yield from _listed(value.values(), name, seen, depth)
     elif isinstance(value, PLAIN):
         yield from _listed(value, name, seen, depth)
-    elif not isinstance(value, types.ModuleType | types.FunctionType | nn.Module) and hasattr(value, "__dict__"):
+    elif not isinstance(value, types.ModuleType | types.FunctionType) and hasattr(value, "__dict__"):
         if isinstance(vars(value).get("reads"), Reads) or type(value).__module__.startswith(STREAMS):
             return  # the stream itself, or a part of it, which a method may know
         for inner, part in vars(value).items():
@@ -151,6 +155,8 @@ def kept_images(model: nn.Module, known: Known) -> dict[str, list[str]]:
     for name, tensor in held_tensors(model):
         if not tensor.dim() or not tensor.numel():
             continue
+        if tensor.dim() == 1 and tensor.dtype == torch.uint8 and not len(tensor) % known.numel:
+            tensor = tensor.view(-1, known.numel)  # bytes, as of a pickled image
         raw = known.as_raw(tensor) if tensor.dim() > 1 else None
         tested = known.among(TESTED, raw) if raw is not None else ()
         # Some data sets have an image in both parts.

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.utils.evaluation import eval_mode, scenarios
-from palimpsest.utils.leaks.kinds import BATCH, IDENTITY, UNSEEN
+from palimpsest.utils.leaks.kinds import BATCH, IDENTITY, TEST, UNSEEN
 
 TOLERANCE = 1e-4  # float32; a hundred times as much where products are rounded to TF32
 LARGE, MODERATE = 1e9, 20.0  # by how much outputs of unseen classes are made to lead
 SEEDS = 8  # draws of a prediction that is random
 DEVIATIONS = 6  # standard deviations from the score of an evaluation that no sample explains
 GUESTS = 4  # images of each other task in a mixed batch
+NUDGE = 1e-3  # of an image's largest number, by which its numbers are moved
+RECALLED = 0.15  # share of the images that such a move may cost; an honest network loses next to none
 Findings = dict[str, list[str]]  # kind of leak -> sentences
 Answers = dict[str, Tensor]  # scenario -> what its score reads, (B, ...)
 
@@ -234,6 +236,52 @@ class Probe:
         """All that can be asked at the end of a run; nothing about the method changes."""
         with torch.no_grad(), eval_mode(self.model):
             return self.company(alone) | self.withheld(scored) | self.unseen()
+
+    def recalled(self) -> Findings:
+        """Images moved by less than an eye sees are answered as well: else a method knows these images again."""
+        right = again = total = 0
+        for part in self.images:
+            score = self.dataset.tasks[part.task].score(self.dataset.tasks[self.trained])
+            if "class-il" not in self.scenarios or not hasattr(score, "answers") or not part.inputs.is_floating_point():
+                return {}
+            signs = 2 * (torch.arange(part.inputs[0].numel(), device=part.inputs.device) % 2) - 1
+            moved = part.inputs + NUDGE * part.inputs.abs().amax() * signs.view(part.inputs.shape[1:])
+            before, after = self.usual(part), self.answers(moved, part.labels, part.task)
+            right += int((score.answers(before["class-il"]) == part.labels).sum())
+            again += int((score.answers(after["class-il"]) == part.labels).sum())
+            total += len(part)
+        if right - again <= max(RECALLED * total, GUESTS):
+            return {}
+        told = f"{right} of {total} test images are right, {again} where each is moved by a thousandth"
+        return {TEST: [f"{told}: the method knows them again"]}
+
+    def in_whole_batches(self, whole: list[Images]) -> Findings:
+        """As many images as an evaluation predicts at once are answered as in batches of a few.
+
+        Args:
+            whole: such a batch of each task that is looked at.
+        """
+        changed = dict.fromkeys(self.scenarios, 0)
+        for part in whole:
+            rows = torch.arange(0, len(part), max(len(part) // (4 * SEEDS), 1))
+
+            def few(seed: int, part: Images = part, rows: Tensor = rows) -> Answers:
+                picks = rows.split(SEEDS)
+                return joined([self.answers(part.inputs[r], part.labels[r], part.task, seed) for r in picks])
+
+            # Not among the probe's own: these are other images of the same task.
+            other = Probe(self.model, self.dataset, self.trained, [part], self.tolerance)
+            for scenario, n in other.changed(part, rows, few).items():
+                changed[scenario] += n
+        found = [
+            f"{n} images have other {scenario} predictions in small batches" for scenario, n in changed.items() if n
+        ]
+        return {BATCH: found} if found else {}
+
+    def look_closely(self, whole: list[Images]) -> Findings:
+        """What a few images in small batches do not show: whether they are known again, and whole batches."""
+        with torch.no_grad(), eval_mode(self.model):
+            return self.recalled() | self.in_whole_batches(whole)
 
     def ask_strange(self) -> None:
         """Predict images that no evaluation has shown: what this changes in the method, test images change, too. Of the

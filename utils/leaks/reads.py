@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from palimpsest import ROOT
 from palimpsest.utils.leaks.kinds import EARLIER, LATER, TEST
 
 METHODS = (str(ROOT / "models") + os.sep, str(ROOT / "backbone") + os.sep)
 STREAMS = str(ROOT / "datasets") + os.sep
+FOREIGN = str(ROOT / "models" / "utils" / "mammoth") + os.sep  # shows the stream's own loaders in another form
 TRAINED, HELD_OUT, TESTED = "training", "held-out", "test"
 
 
@@ -37,6 +41,9 @@ class Reads:
     def __init__(self, stream: Any):
         self.stream, self.counts, self.found = stream, Counter(), {}
         self.watched, self._files, self._known, self._told = True, set(), {}, set()
+
+    def __deepcopy__(self, memo: dict) -> "Reads":
+        return self  # who copies a stream and reads the copy has read the stream
 
     def watch(self, *classes: type) -> None:
         """From now on what the files of these classes read counts as the method's."""
@@ -83,18 +90,24 @@ class Reads:
         if self.watched and task != self.stream.c_task and (place := self.caller()):
             self.tell(LATER if task > self.stream.c_task else EARLIER, f"task {task + 1} is entered", place)
 
-    def note_storage(self, part: str) -> None:
-        """A read of all that is in memory, past the loaders."""
+    def note_storage(self, part: str, rows: Any = None) -> None:
+        """A read of what is in memory, past the loaders.
+
+        Args:
+            rows: which ones, see `rows_within`; all by default.
+        """
         frame = sys._getframe(2)
-        if frame.f_code.co_filename.startswith(STREAMS) or not self.watched:
+        if frame.f_code.co_filename.startswith((STREAMS, FOREIGN)) or not self.watched:
             return
         if (place := self.caller()) is None:
             return
-        self.counts[part, None, max(self.stream.c_task, 0), "method"] += 1
+        stage, stages = max(self.stream.c_task, 0), getattr(self.stream, "stages", ())
+        self.counts[part, None, stage, "method"] += 1
         if part == TESTED:
-            self.tell(TEST, "the stream's test data are read as a whole", place)
-        elif len(getattr(self.stream, "stages", ())) > 1:
-            self.tell(LATER, "the training data of all tasks are read as a whole", place)
+            self.tell(TEST, "the stream's test data are read past its loaders", place)
+        elif len(stages) > 1 and (rows is None or not rows_within(rows, self.stream._stage_part(stage)[1])):
+            kind = LATER if stage + 1 < len(stages) else EARLIER
+            self.tell(kind, "training data of other tasks are read past the loaders", place)
 
     def tell(self, kind: str, what: str, place: str) -> None:
         """Note a leak, the first one of each place."""
@@ -119,3 +132,9 @@ class Reads:
         stages = getattr(self.stream, "stages", ())
         tasks: Iterable[int] = stages[stage] if stage < len(stages) else ()
         return task == stage or task in tasks
+
+
+def rows_within(rows: Any, own: Tensor) -> bool:
+    """Whether rows (n,), a list of such, or one row, are all among a task's own."""
+    parts = rows if isinstance(rows, list) else [rows]
+    return all(bool(torch.isin(torch.as_tensor(part, device=own.device), own).all()) for part in parts)

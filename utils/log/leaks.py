@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.models.utils.state import describe
+from palimpsest.models.utils.outside import note_of
+from palimpsest.models.utils.state import describe, origin_of
 from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.leaks.kinds import TEST, UNBOUND
 from palimpsest.utils.leaks.memory import Known, kept_images
-from palimpsest.utils.leaks.probe import TOLERANCE, Probe, take_images
+from palimpsest.utils.leaks.probe import TOLERANCE, Images, Probe, take_images
 from palimpsest.utils.leaks.reads import TESTED, TRAINED
 from palimpsest.utils.leaks.statistics import foreign_statistics
 from palimpsest.utils.leaks.terms import LooseTerms, Pulls, trained_by
@@ -26,6 +27,8 @@ from palimpsest.utils.record import Evaluation, Position, Run
 
 STEPS = (1, 4, 16)  # of the first task that has one before it: the steps after these are looked at
 WEAK = 1e-10  # share of the strongest gradient below which there is none, as so few steps see it
+FILE = ("global ", "class attribute ")  # names in `note_of` of what a file holds besides the method
+GENERATORS = ("torch", "numpy", "bits")  # forms of random generators in a description
 TASKS, PER_TASK, ALONE = 8, 12, 3  # tasks looked at, images of each, and of these in a batch of one
 
 
@@ -83,23 +86,31 @@ class LeakWatch(Logger):
                 self.run.leaks += [text for text in told if text not in self.run.leaks]
 
     def task_evaluated(self, run: Run, evaluation: Evaluation) -> None:
+        vars(self.model).pop("observe", None)  # a task that ended before the step that was to be looked at
         if evaluation.epoch is not None:
             return
         self._search()
         if evaluation.task == 0 and self.dataset.EVAL_TASKS > 1:
             self._look(lambda: self._probe().look_at_unseen())
         # The method hears of the scores next.
-        self._versions = [p._version for p in self.model.parameters()]
+        self._versions = self._trained_as()
 
     def task_ended(self) -> None:
         """After the method has heard of the scores. After the last task it may change the network for its own reasons,
         and is scored again then.
         """
-        now = [p._version for p in self.model.parameters()]
+        now = self._trained_as()
         if self._versions not in (None, now) and self.model._current_task < self.dataset.N_TASKS:
-            self.take({TEST: ["weights are changed in end_eval, which is told the test scores"]})
+            what = "weights are" if self._versions[0] != now[0] else "the optimiser's settings are"
+            self.take({TEST: [f"{what} changed in end_eval, which is told the test scores"]})
         self._versions = None
         self.take(self.dataset.reads.found)
+
+    def _trained_as(self) -> tuple[list[int], list[Any]]:
+        """How often each weight was written; the optimiser's numbers, as the learning rate."""
+        groups = getattr(getattr(self.model, "opt", None), "param_groups", [])
+        numbers = [v for group in groups for v in group.values() if isinstance(v, int | float | tuple)]
+        return [p._version for p in self.model.parameters()], numbers
 
     def saving(self, run: Run) -> None:
         self.take(self.dataset.reads.found)
@@ -111,24 +122,30 @@ class LeakWatch(Logger):
             self.take({UNBOUND: [f"a term of the loss has no gradient where it is not 0, added in {place}"]})
         scored = self.run.history[-1].scores.get("class-il")
         before = self._held()
-        self._look(lambda: self._probe().look(ALONE, scored))
-        self._look(lambda: self._probe().ask_strange() or {})
+        probe = self._probe()
+        self._look(lambda: probe.look(ALONE, scored))
+        self._look(lambda: probe.look_closely(self._whole_batch()))
+        self._look(lambda: probe.ask_strange() or {})
         now = self._held()
         if changed := [name for name in before | now if before.get(name) != now.get(name)]:
             self.take({TEST: [f"predicting test images changes '{changed[0]}', which the method keeps"]})
 
     def _held(self) -> dict[str, Any]:
-        """What the method holds, tensors by where they lie and how often they were written; nothing of a method whose
-        state cannot be told.
+        """What the method and its file hold, tensors by where they lie and how often they were written. Random numbers
+        may be drawn in a prediction and calls be counted: generators and whole numbers are left out. Of a method whose
+        state cannot be told only the file.
         """
+        held: dict[str, Any] = {k: v for k, v in note_of(origin_of(self.model)).items() if k.startswith(FILE)}
         try:
             flat = describe(self.model)
         except UserError:
-            return {}
-        return {
-            name: (value.data_ptr(), value._version, value.shape) if isinstance(value, Tensor) else value
-            for name, value in flat.items()
-        }
+            return held
+        drawn = [n.removesuffix(" as") for n, v in flat.items() if n.endswith(" as") and v[0] in GENERATORS]
+        for name, value in flat.items():
+            if type(value) is int or any(name.startswith(f"{path}.") for path in drawn):
+                continue
+            held[name] = (value.data_ptr(), value._version, value.shape) if isinstance(value, Tensor) else value
+        return held
 
     def _search(self) -> None:
         self.take(self.dataset.reads.found)
@@ -143,6 +160,10 @@ class LeakWatch(Logger):
         images = take_images(self.dataset, chosen, PER_TASK)
         coarse = self.args.code_optimization >= 1 and self.model.device.type == "cuda"
         return Probe(self.model, self.dataset, trained, images, TOLERANCE * (100 if coarse else 1))
+
+    def _whole_batch(self) -> list[Images]:
+        """As many images of the first task as an evaluation predicts at once."""
+        return take_images(self.dataset, [0], self.args.eval_batch_size)
 
     def _look(self, look: Callable[[], dict[str, list[str]]]) -> None:
         """A look that fails ends no run; what could not be looked at is a note."""

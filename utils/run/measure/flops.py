@@ -12,12 +12,45 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
 from palimpsest.datasets.utils.loaders import TaskData
 
 MEASURED = 3  # rounds of a loop that are counted; the later ones are taken to be like the last of them
+
+
+PRODUCTS = {torch.prod, Tensor.prod, torch.cumprod, Tensor.cumprod}
+
+
+class _Unwatched(torch.autograd.Function):
+    """A function whose gradient is taken as if no mode were on."""
+
+    @staticmethod
+    def forward(ctx, function: Callable, x: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(x)
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        (x,), again = ctx.saved_tensors, torch.is_grad_enabled()  # on where a gradient of the gradient is wanted
+        with _disable_current_modes(), torch.enable_grad():
+            x = x if again else x.detach().requires_grad_()
+            return None, torch.autograd.grad(ctx.function(x), x, grad, create_graph=again)[0]
+
+
+class _UsualGradients(TorchFunctionMode):
+    """torch takes the gradient of a product over a dimension by another formula, with other last bits, where a mode
+    such as a counter is on. Here by the usual one.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in PRODUCTS and torch.is_grad_enabled() and args and args[0].requires_grad and "out" not in kwargs:
+            return _Unwatched.apply(lambda x: func(x, *args[1:], **kwargs), args[0])
+        return func(*args, **kwargs)
 
 
 class FlopCounter(TorchDispatchMode):
@@ -32,7 +65,20 @@ class FlopCounter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.total, self.formulas = 0, {}
+        self.total, self.formulas, self.depth = 0, {}, 0
+        self.gradients = _UsualGradients()
+
+    def __enter__(self) -> "FlopCounter":
+        if not self.depth:  # entered again for the parts of an operation
+            self.gradients.__enter__()
+        self.depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        self.depth -= 1
+        if not self.depth:
+            self.gradients.__exit__(*args)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
