@@ -11,6 +11,7 @@ import torch
 
 from palimpsest import ROOT, __version__
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.ladder import set_products
 from palimpsest.utils.randomness import seed_all, seed_of
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
@@ -43,9 +44,7 @@ def prepare(args) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.are_deterministic_algorithms_enabled() != args.deterministic:  # setting it imports torch's compiler: 1 s
         torch.use_deterministic_algorithms(args.deterministic)
-    tf32 = args.code_optimization >= 1
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, which torch leaves on
+    set_products(args.precision)
     seed_all(seed_of(args, "data"))
     return pick_device(args.device)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from palimpsest.utils.errors import UserError
+from palimpsest.utils.ladder import split_level
 from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 Layer = tuple[str, dict[str, Any]]
@@ -25,6 +26,7 @@ def merge(layers: Sequence[Layer]) -> list[Layer]:
     kept: list[Layer] = []
     below: dict[str, Any] = {}
     for place, values in layers:
+        values = split_level(values)
         void = made_void(values) | without_their_class(values, below)
         below |= values
         kept = [(lower, {name: v for name, v in own.items() if name not in void}) for lower, own in kept]

@@ -25,6 +25,7 @@ from palimpsest.utils.atomic import file_errors
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.evaluation import evaluate, scenarios
+from palimpsest.utils.ladder import products
 from palimpsest.utils.log.analysis import analyse
 from palimpsest.utils.log.events import Log
 from palimpsest.utils.log.report import summarise_run, write_report
@@ -110,6 +111,7 @@ class Trainer:
         self.step = 0
         self._training, self._kept = False, None
 
+    @products("fp32")
     def train_task(
         self,
         train_loader: Iterable,
@@ -237,6 +239,7 @@ class Trainer:
             self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
         self.step += 1
 
+    @products("fp32")
     def evaluate(self, loader: Iterable, task_id: int) -> dict[str, float]:
         """Score in percent on a learned task, per scenario: class-IL and task-IL together, or domain-IL.
 

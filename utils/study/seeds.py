@@ -9,6 +9,7 @@ from typing import Any
 from palimpsest.utils import identity
 from palimpsest.utils.args import NEUTRAL
 from palimpsest.utils.errors import TrainingFailed
+from palimpsest.utils.ladder import distinct
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
 from palimpsest.utils.log.page import count
 from palimpsest.utils.log.report import summarise_run
@@ -128,5 +129,5 @@ def _name(config: Config) -> str:
     options = {name: value for name, value in vars(config.args).items() if name not in (*NEUTRAL, "seed")}
     classes = (config.model_class, config.dataset_class, config.backbone_class)
     files = dict(zip(identity.FILES, map(identity.of_class, classes), strict=True))
-    parts = (config.args.exp_name, hash_of(options), hash_of(files, 4))
+    parts = (config.args.exp_name, hash_of(distinct(options)), hash_of(files, 4))
     return "_".join(part for part in parts if part)
