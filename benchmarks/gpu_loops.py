@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palimpsest.utils.ladder import products
 from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run.config import resolve
+from palimpsest.utils.run.environment import products
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.training import train_task
 

@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 from palimpsest.utils.errors import UserError, one_line
-from palimpsest.utils.ladder import LEVELS, PRECISIONS
 from palimpsest.utils.optimise import OWN_OPTIMIZERS, OWN_SCHEDULES, optimizer_name, schedule_name, setting, settings_of
 from palimpsest.utils.option_types import (
     LISTS,
@@ -334,11 +333,11 @@ def _run(group) -> None:
     add("--loadcheck", metavar="FILE", help="start from this checkpoint")
     add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
     what = "float32; TF32 in matrix products and convolutions; or also bfloat16 in the network's passes of training"
-    add("--precision", choices=PRECISIONS, default="fp32", help=what)
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help=what)
     add_bool(group, "--compile", help="compile the network's forward with torch.compile")
     add_bool(group, "--channels_last", help="images and weights of convolutions with the channels last in memory")
     levels = "a name for --precision: 0 fp32, 1 tf32, 2 bf16, 3 bf16 and --compile"
-    add("--code_optimization", type=int, choices=[*range(len(LEVELS))], default=0, help=levels)
+    add("--code_optimization", type=int, choices=[0, 1, 2, 3], default=0, help=levels)
 
 
 def converted(action: argparse.Action, value: Any, origin: str) -> Any:

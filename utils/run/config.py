@@ -18,10 +18,9 @@ from palimpsest.utils.args import NEUTRAL, STUDIES, ArgumentParser, base_parser,
 from palimpsest.utils.config_file import read_options
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
-from palimpsest.utils.ladder import name_level, split_level
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
-from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, size_by_budget, with_seed
+from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, name_level, shorten, size_by_budget, with_seed
 
 # Options that are no part of a configuration.
 NO_FACTS = ("help", "version", "list", "check", "rerun", "predict", "export", "config", "print_config")
@@ -442,6 +441,7 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
             raise UserError(f"{where}: {dest[:100]!r} is no option of {choice.model} on {choice.dataset}")
         if dest not in NEUTRAL or dest == "num_threads":
             stored[dest] = converted(actions[dest], value, str(where))
-    values |= split_level(stored) | given | {"seeds": None}
+    ((_, stored),) = merge([(str(where), stored)])
+    values |= stored | given | {"seeds": None}
     origins = {dest: "command line" if dest in given else "rerun" for dest in values}
     return _settled(Config(argparse.Namespace(**values), origins, *classes), actions)

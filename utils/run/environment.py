@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import torch
 
 from palimpsest import ROOT, __version__
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.ladder import set_products
 from palimpsest.utils.randomness import seed_all, seed_of
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
@@ -47,6 +48,24 @@ def prepare(args) -> torch.device:
     set_products(args.precision)
     seed_all(seed_of(args, "data"))
     return pick_device(args.device)
+
+
+def set_products(precision: str) -> None:
+    """Whether matrix products and convolutions on a GPU may be rounded to TF32: in all of torch, for this process."""
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # a switch of its own, which torch leaves on
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """`set_products` within; afterwards as before. Also a decorator."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_products(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def describe(device: torch.device) -> dict[str, str]:

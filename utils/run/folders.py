@@ -12,10 +12,10 @@ from palimpsest.utils import identity
 from palimpsest.utils.args import NEUTRAL
 from palimpsest.utils.atomic import LockTaken, file_errors, locked, remove_leftovers
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.ladder import distinct
 from palimpsest.utils.record import Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record
+from palimpsest.utils.run.layers import distinct
 
 
 class FolderTaken(UserError):

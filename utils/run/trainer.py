@@ -25,7 +25,6 @@ from palimpsest.utils.atomic import file_errors
 from palimpsest.utils.buffer import Buffer
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.evaluation import evaluate, scenarios
-from palimpsest.utils.ladder import products
 from palimpsest.utils.log.analysis import analyse
 from palimpsest.utils.log.events import Log
 from palimpsest.utils.log.report import summarise_run, write_report
@@ -34,7 +33,7 @@ from palimpsest.utils.randomness import derive, preserve_rng, seed_all
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.config import refuse_setting
-from palimpsest.utils.run.environment import pick_device
+from palimpsest.utils.run.environment import pick_device, products
 from palimpsest.utils.run.measure.meter import Meter
 from palimpsest.utils.run.measure.points import Points
 from palimpsest.utils.run.rollback import all_or_nothing

@@ -9,7 +9,6 @@ from typing import Any
 from palimpsest.utils import identity
 from palimpsest.utils.args import NEUTRAL
 from palimpsest.utils.errors import TrainingFailed
-from palimpsest.utils.ladder import distinct
 from palimpsest.utils.log.mlflow_logger import MLflowLogger
 from palimpsest.utils.log.page import count
 from palimpsest.utils.log.report import summarise_run
@@ -20,7 +19,7 @@ from palimpsest.utils.run.config import Config
 from palimpsest.utils.run.experiment import execute
 from palimpsest.utils.run.finished import load_run
 from palimpsest.utils.run.folders import hash_of
-from palimpsest.utils.run.layers import with_seed
+from palimpsest.utils.run.layers import distinct, with_seed
 from palimpsest.utils.study.jobs import Job, gpus, run_all
 
 

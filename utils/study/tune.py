@@ -22,9 +22,9 @@ from palimpsest.utils.args import NEUTRAL, ArgumentParser, canonical
 from palimpsest.utils.atomic import LockTaken, file_errors, locked, write_text
 from palimpsest.utils.config_file import plain_yaml
 from palimpsest.utils.errors import TrainingFailed, UserError
-from palimpsest.utils.ladder import distinct
 from palimpsest.utils.option_types import number, positive_int
 from palimpsest.utils.run import config as configuration
+from palimpsest.utils.run.layers import distinct
 from palimpsest.utils.study.jobs import Job, gpus, run_all
 from palimpsest.utils.study.space import Space, as_argv, options_of, read_space
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.utils.args import NEUTRAL
-from palimpsest.utils.ladder import distinct
+from palimpsest.utils.run.layers import distinct
 from palimpsest.utils.study.records import Record
 
 NO_LEAK = "no leak found"

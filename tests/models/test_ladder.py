@@ -7,11 +7,12 @@ from torch import nn
 
 import main as entry
 from palimpsest.models.utils.state import describe
-from palimpsest.utils import ladder, registry
+from palimpsest.utils import registry
 from palimpsest.utils.check import case_runs
 from palimpsest.utils.check.cases import cases
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.run.config import from_stored, resolve
+from palimpsest.utils.run.environment import products
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.folders import digest
 from palimpsest.utils.run.trainer import Trainer
@@ -22,7 +23,7 @@ DIGITS += ["--device", "cpu", "--num_threads", "1", "--n_epochs", "1", "--non_ve
 
 @pytest.fixture(autouse=True)
 def products_as_before():
-    with ladder.products("fp32"):
+    with products("fp32"):
         yield
 
 
