@@ -8,7 +8,7 @@ The absolute value is taken per example. The penalty takes a proximal step by de
 Reference: Aljundi et al. 2018, "Memory Aware Synapses", equations 2-4.
 """
 
-from torch.nn.utils import parameters_to_vector
+import torch
 
 from palimpsest.datasets.utils.task import ClassTask, TokenTask
 from palimpsest.models.utils.fisher import sum_over_gradients
@@ -31,7 +31,7 @@ class MAS(Regularised):
         classes = dataset.class_index(self.current_task) if self.args.multi_head else slice(None)
         batches = ((x, y, None) for x, y in dataset.examples(self.args.n_mas))
         total, count = sum_over_gradients(self.net, batches, lambda out, _: out[..., classes].pow(2).sum(), power=1)
-        omega = parameters_to_vector(total.values()) / count
+        omega = torch.cat([value.flatten() for value in total.values()]) / count
         self.penalty.replace(omega + self.penalty.weight if self.penalty else omega, self.net.get_params().detach())
 
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):

@@ -332,7 +332,11 @@ def _run(group) -> None:
     add("--ckpt_name", help="name of the checkpoint file (default: checkpoint)")
     add("--loadcheck", metavar="FILE", help="start from this checkpoint")
     add_bool(group, "--deterministic", help="deterministic GPU kernels, slower")
-    levels = "0 plain; 1 TF32 matrix products; 2 and bfloat16 autocast; 3 and torch.compile"
+    what = "float32; TF32 in matrix products and convolutions; or also bfloat16 in the network's passes of training"
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help=what)
+    add_bool(group, "--compile", help="compile the network's forward with torch.compile")
+    add_bool(group, "--channels_last", help="images and weights of convolutions with the channels last in memory")
+    levels = "a name for --precision: 0 fp32, 1 tf32, 2 bf16, 3 bf16 and --compile"
     add("--code_optimization", type=int, choices=[0, 1, 2, 3], default=0, help=levels)
 
 

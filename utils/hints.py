@@ -24,9 +24,11 @@ REPLACED = {
         "the data live on the device as bytes and need no loader processes: drop the option",
     ),
     **dict.fromkeys(
-        ("amp", "fp16", "bf16", "half", "mixed_precision", "precision", "compile", "torch_compile"),
-        "use --code_optimization: 1 is TF32, 2 mixed precision, 3 compiles as well",
+        ("amp", "fp16", "bf16", "half", "mixed_precision"),
+        "use --precision bf16: bfloat16 in the network's passes, with no loss to scale",
     ),
+    **dict.fromkeys(("tf32", "allow_tf32"), "use --precision tf32"),
+    "torch_compile": "use --compile",
     "conf_jobnum": "every run has its own folder: drop the option",
     **dict.fromkeys(("verbose", "quiet"), "runs tell what they do: use --non_verbose for less"),
     **dict.fromkeys(("trials", "space"), "it goes with --tune, which chooses options; a sweep has it in its file"),

@@ -107,7 +107,7 @@ class ContinualModel(nn.Module):
         self._n_past_classes = 0
         self._n_classes_current_task = 0
         self.opt = self.get_optimizer()
-        self._autocast = getattr(args, "code_optimization", 0) >= 2
+        self._autocast = getattr(args, "precision", "fp32") == "bf16"
         parameters = inspect.signature(self.observe).parameters
         forward = inspect.signature(self.forward).parameters.values()
         positional = [p for p in forward if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -261,8 +261,8 @@ class ContinualModel(nn.Module):
         return loss
 
     def training_precision(self) -> AbstractContextManager:
-        """Inside, the network's passes are as in `observe`, for what is trained in a hook: bfloat16 at
-        `--code_optimization 2`.
+        """Inside, the network's passes are as in `observe`, for what is trained in a hook: bfloat16 with
+        `--precision bf16`.
         """
         return mixed_precision(self.device.type) if self._autocast else nullcontext()
 

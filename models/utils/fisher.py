@@ -14,7 +14,6 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.utils import parameters_to_vector
 
 from palimpsest.datasets.utils.task import ClassTask, Task
 from palimpsest.utils.errors import UserError
@@ -292,7 +291,7 @@ def fisher_diagonal(
         return task.log_likelihood(task.part(output), y)
 
     total, _ = sum_over_gradients(net, labelled(), log_likelihood, power=2, chunk=chunk)
-    return parameters_to_vector(total.values()) / n_examples
+    return torch.cat([value.flatten() for value in total.values()]) / n_examples
 
 
 def check_fisher(stream, kind: str) -> None:

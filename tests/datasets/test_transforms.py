@@ -151,6 +151,7 @@ def test_nothing_waits_for_the_device():
     assert Denormalize(MEAN, STD)(out).shape == rotate(x, 30.0).shape == x.shape
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_without_synchronisation():
     rng = torch.Generator("cuda").manual_seed(0)

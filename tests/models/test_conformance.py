@@ -131,6 +131,7 @@ def test_check_prints_plain_words(tmp_path, capsys):
     assert all(part in out for part in words)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", registry.names("model"))
 def test_no_synchronisation_on_a_gpu(model):

@@ -1,4 +1,4 @@
-"""Levels of --code_optimization: what runs in bfloat16 is the network's passes, for every method, and nothing else."""
+"""Levels of precision: what runs in bfloat16 is the network's passes, for every method, and nothing else."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Passes:
 def test_level_2_of_every_method(name, monkeypatch):
     passes = Passes(monkeypatch)
     try:
-        exp = case_runs.run(first(name), "--code_optimization", "2", "--n_epochs", "1", share=0.1, tasks=2)
+        exp = case_runs.run(first(name), "--precision", "bf16", "--n_epochs", "1", share=0.1, tasks=2)
     finally:
         torch.set_float32_matmul_precision("highest")
     assert True not in passes.backward
@@ -70,7 +70,7 @@ def test_level_2_of_files_written_for_mammoth(name, monkeypatch):
     losses = []
     monkeypatch.setattr(nn.functional, "cross_entropy", noted_types(nn.functional.cross_entropy, losses))
     try:
-        case_runs.run(case, "--code_optimization", "2", "--n_epochs", "1", share=0.1, tasks=2)
+        case_runs.run(case, "--precision", "bf16", "--n_epochs", "1", share=0.1, tasks=2)
     finally:
         torch.set_float32_matmul_precision("highest")
     assert passes.backward == {False} and torch.bfloat16 in passes.products
@@ -90,7 +90,7 @@ def noted_types(function, seen: list):
 def test_generated_weights_of_a_fully_connected_network_are_mixed(monkeypatch):
     passes, case = Passes(monkeypatch), Case("pr_bbb", "domain-il")
     try:
-        exp = case_runs.run(case, "--code_optimization", "2", "--n_epochs", "1", share=0.1)
+        exp = case_runs.run(case, "--precision", "bf16", "--n_epochs", "1", share=0.1)
     finally:
         case_runs.build(first("sgd").config())
     assert torch.bfloat16 in passes.products and passes.backward == {False}
@@ -98,7 +98,7 @@ def test_generated_weights_of_a_fully_connected_network_are_mixed(monkeypatch):
 
 
 def test_logits_in_the_buffer_keep_their_type_and_evaluation_is_as_without():
-    exp = case_runs.run(first("derpp"), "--code_optimization", "2", "--n_epochs", "1", share=0.1, tasks=2)
+    exp = case_runs.run(first("derpp"), "--precision", "bf16", "--n_epochs", "1", share=0.1, tasks=2)
     torch.set_float32_matmul_precision("highest")
     assert exp.model.buffer.logits.dtype == torch.float32
     x = exp.dataset.get_normalization_transform()(exp.dataset.test_loaders[0].dataset.data[:8])
@@ -151,7 +151,7 @@ def test_level_3_says_where_nothing_is_compiled(name, compiled, monkeypatch, cap
     assert isinstance(watch, CompiledForward) and watch.used == compiled
     watch.step(1, {}, 0.1)  # said once
     said = capsys.readouterr().err
-    assert said.count("nothing is compiled") == (not compiled) == ("code_optimization" in exp.run.notes)
+    assert said.count("nothing is compiled") == (not compiled) == ("compile" in exp.run.notes)
 
 
 def test_numbers_copied_to_the_device_are_noticed():

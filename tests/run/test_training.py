@@ -229,6 +229,7 @@ def test_a_state_with_weights_that_are_not_finite_is_not_kept():
         checkpoint.capture(exp, Position(task=1, step=7))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("data_device", ["cpu", "cuda"])
 def test_training_on_a_gpu_with_data_on_either_side(data_device):

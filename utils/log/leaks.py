@@ -53,7 +53,7 @@ class LeakWatch(Logger):
         self.declared = declared_leaks(self.model, self.dataset)
         self.known = known_images(self.model, self.dataset)
         self.pulls, self._versions = Pulls(), None
-        self._first, self._terms = exp.args.start_from, exp.args.code_optimization < 3  # compiled code is left alone
+        self._first, self._terms = exp.args.start_from, not exp.args.compile  # compiled code is left alone
         self.take(self.dataset.reads.found)
         if self.known:
             self._look(lambda: foreign_statistics(self.dataset, self.known))
@@ -158,7 +158,7 @@ class LeakWatch(Logger):
         tasks = range(min(trained + 1, len(self.dataset.test_loaders)))
         chosen = sorted({round(i * (len(tasks) - 1) / max(TASKS - 1, 1)) for i in range(TASKS)}) if tasks else []
         images = take_images(self.dataset, chosen, PER_TASK)
-        coarse = self.args.code_optimization >= 1 and self.model.device.type == "cuda"
+        coarse = self.args.precision != "fp32" and self.model.device.type == "cuda"
         return Probe(self.model, self.dataset, trained, images, TOLERANCE * (100 if coarse else 1))
 
     def _whole_batch(self) -> list[Images]:

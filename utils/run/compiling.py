@@ -1,9 +1,10 @@
-"""`torch.compile` for `--code_optimization 3`, and a word where a method does not call what is compiled."""
+"""`torch.compile` for `--compile`, and a word where a method does not call what is compiled."""
 
 import sys
 
 from torch import nn
 
+from palimpsest.utils.errors import UserError, one_line
 from palimpsest.utils.log.events import Logger
 from palimpsest.utils.record import Run
 
@@ -17,6 +18,9 @@ class CompiledForward(Logger):
     Args:
         net: the network, as its method gets it.
 
+    Raises:
+        UserError: at the first pass, what torch cannot compile.
+
     Attributes:
         run: gets the note.
     """
@@ -29,7 +33,12 @@ class CompiledForward(Logger):
 
         def noted(*args, **kwargs):
             self.used |= net.training
-            return compiled(*args, **kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            except RuntimeError as e:
+                if not type(e).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+                    raise
+                raise UserError(f"--compile: torch cannot compile this network here: {one_line(e)[:200]}") from None
 
         net._compiled_call_impl = noted
 
@@ -37,5 +46,5 @@ class CompiledForward(Logger):
         if not self.used and not self.told:
             self.told = True
             note = f"nothing is compiled: training steps of {self.run.model_name} do not call the network's forward"
-            self.run.notes["code_optimization"] = note
-            print(f"--code_optimization 3: {note}", file=sys.stderr)
+            self.run.notes["compile"] = note
+            print(f"--compile: {note}", file=sys.stderr)

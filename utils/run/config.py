@@ -20,7 +20,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
-from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, shorten, size_by_budget, with_seed
+from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, name_level, shorten, size_by_budget, with_seed
 
 # Options that are no part of a configuration.
 NO_FACTS = ("help", "version", "list", "check", "rerun", "predict", "export", "config", "print_config")
@@ -180,6 +180,7 @@ def _settled(config: Config, actions: dict[str, argparse.Action]) -> Config:
     size_by_budget(vars(args), origins)
     if missing := _missing(actions.values(), vars(args)):
         raise UserError(f"{'; '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}, or use --load_best_args")
+    name_level(args, origins)
     if args.debug_mode:
         origins |= dict.fromkeys(shorten(vars(args)), "debug_mode")
     set_by_somebody = {dest for dest, origin in origins.items() if origin != "default"}
@@ -434,11 +435,13 @@ def from_stored(options: dict[str, Any], argv: list[str], where: Any) -> Config:
     parser = build_parser(choice, choice.backbone)
     actions = _actions(parser)
     values = {dest: action.default for dest, action in actions.items()} | parser._defaults
+    stored = {}
     for dest, value in options.items():
         if dest not in actions and dest not in NEUTRAL:
             raise UserError(f"{where}: {dest[:100]!r} is no option of {choice.model} on {choice.dataset}")
         if dest not in NEUTRAL or dest == "num_threads":
-            values[dest] = converted(actions[dest], value, str(where))
-    values |= given | {"seeds": None}
+            stored[dest] = converted(actions[dest], value, str(where))
+    ((_, stored),) = merge([(str(where), stored)])
+    values |= stored | given | {"seeds": None}
     origins = {dest: "command line" if dest in given else "rerun" for dest in values}
     return _settled(Config(argparse.Namespace(**values), origins, *classes), actions)

@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -43,11 +45,27 @@ def prepare(args) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.are_deterministic_algorithms_enabled() != args.deterministic:  # setting it imports torch's compiler: 1 s
         torch.use_deterministic_algorithms(args.deterministic)
-    tf32 = args.code_optimization >= 1
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, which torch leaves on
+    set_products(args.precision)
     seed_all(seed_of(args, "data"))
     return pick_device(args.device)
+
+
+def set_products(precision: str) -> None:
+    """Whether matrix products and convolutions on a GPU may be rounded to TF32: in all of torch, for this process."""
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # a switch of its own, which torch leaves on
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """`set_products` within; afterwards as before. Also a decorator."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_products(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def describe(device: torch.device) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from palimpsest.backbone.utils.layout import put_channels_last, refuse_generated_weights
 from palimpsest.backbone.utils.wrapped import make_network
 from palimpsest.datasets.utils.classes import facts_of
 from palimpsest.models.utils.contract import check_constructed
@@ -77,13 +78,16 @@ def build(config: Config) -> Experiment:
     dataset.enter_task(args.start_from)  # a task too small for a batch is found before anything is written
 
     def network():
-        return make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
+        net = make_network(config.backbone_class, args, dataset.SIZE, dataset.N_CLASSES, dataset.INPUT).to(device)
+        return put_channels_last(net) if args.channels_last else net
 
     def method():
         backbone = network()
-        compiled = CompiledForward(backbone) if args.code_optimization >= 3 else None
+        compiled = CompiledForward(backbone) if args.compile else None
         model = config.model_class(backbone, dataset.get_loss(), args, dataset.get_transform(), dataset)
         check_constructed(model)
+        if args.channels_last:
+            refuse_generated_weights(model)
         return model, compiled
 
     model, compiled = _draw(method, args)
@@ -98,7 +102,7 @@ def build(config: Config) -> Experiment:
     facts = environment.describe(device) | files | {"code": identity.shared_code(), "data": dataset.checksum}
     report, score, note = report_of(model, dataset, range(0)), *name_scores(dataset.tasks)
     notes = dataset.notes | report.notes | ({"score": note} if note else {})
-    if args.code_optimization >= 2 and not getattr(model.net, "mixed", True):
+    if args.precision == "bf16" and not getattr(model.net, "mixed", True):
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
     if args.code_optimization >= 2 and not getattr(model, "NETWORK", True):
         notes["mixed precision"] = "none: the method has no network"

@@ -15,6 +15,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.record import Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.finished import RECORD, RESULT, read_record
+from palimpsest.utils.run.layers import distinct
 
 
 class FolderTaken(UserError):
@@ -24,7 +25,7 @@ class FolderTaken(UserError):
 def digest(run: Run) -> str:
     """16 hexadecimal digits that are equal for equal configurations, whatever has no influence on the numbers."""
     options = {name: value for name, value in run.config.items() if name not in NEUTRAL}
-    return hash_of(options)
+    return hash_of(distinct(options))
 
 
 def places(run: Run) -> str:

@@ -14,6 +14,8 @@ from palimpsest.utils.optimise import OWN_OPTIMIZERS
 Layer = tuple[str, dict[str, Any]]
 EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
 SEEDS = ("seed_init", "seed_order", "seed_data")  # of the parts of a run, see `utils.randomness.seed_of`
+PRECISIONS = ("fp32", "tf32", "bf16")  # each has the savings of those before it
+LEVELS = (("fp32", False), ("tf32", False), ("bf16", False), ("bf16", True))  # (precision, compile)
 
 
 def merge(layers: Sequence[Layer]) -> list[Layer]:
@@ -25,6 +27,7 @@ def merge(layers: Sequence[Layer]) -> list[Layer]:
     kept: list[Layer] = []
     below: dict[str, Any] = {}
     for place, values in layers:
+        values = split_level(values)
         void = made_void(values) | without_their_class(values, below)
         below |= values
         kept = [(lower, {name: v for name, v in own.items() if name not in void}) for lower, own in kept]
@@ -92,3 +95,44 @@ def with_seed(args: Namespace, seed: int) -> Namespace:
     """
     values = vars(args) | {"seed": seed}
     return Namespace(**values | {name: None for name in SEEDS if values.get(name) == seed})
+
+
+def split_level(values: dict[str, Any]) -> dict[str, Any]:
+    """A layer of options in which a level is joined by what it stands for. `--compile` may be added to any level.
+
+    Raises:
+        UserError: the layer has a level and what contradicts it.
+    """
+    level = values.get("code_optimization")
+    if level is None:
+        return values
+    precision, compiled = LEVELS[level]
+    if values.get("precision", precision) != precision or compiled and not values.get("compile", True):
+        told = f"--precision {precision}{' --compile' if compiled else ''}"
+        raise UserError(f"--code_optimization {level} is a name for {told}, and another one is given: drop one of them")
+    return {"precision": precision, "compile": compiled, **values}
+
+
+def name_level(args: Namespace, origins: dict[str, str]) -> None:
+    """Give settled options the highest level that they have all of."""
+    level = level_of(vars(args))
+    if args.code_optimization != level:
+        decisive = "compile" if level == len(LEVELS) - 1 and origins["precision"] == "default" else "precision"
+        args.code_optimization, origins["code_optimization"] = level, origins[decisive]
+
+
+def level_of(options: dict[str, Any]) -> int:
+    """The highest level whose precision and compilation the options have."""
+    precision = PRECISIONS.index(options["precision"])
+    return len(LEVELS) - 1 if options["compile"] and options["precision"] == "bf16" else precision
+
+
+def distinct(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that say no more than the level does, so that a run is the same run under either name,
+    and the same as before it had others than the level.
+    """
+    said = options.get("code_optimization")
+    if said not in range(len(LEVELS)) or "precision" not in options:
+        return options
+    implied = dict(zip(("precision", "compile"), LEVELS[said], strict=True)) | {"channels_last": False}
+    return {name: v for name, v in options.items() if name not in implied or implied[name] != v}

@@ -33,7 +33,7 @@ from palimpsest.utils.randomness import derive, preserve_rng, seed_all
 from palimpsest.utils.record import Experiment, Position, Run
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.config import refuse_setting
-from palimpsest.utils.run.environment import pick_device
+from palimpsest.utils.run.environment import pick_device, products
 from palimpsest.utils.run.measure.meter import Meter
 from palimpsest.utils.run.measure.points import Points
 from palimpsest.utils.run.rollback import all_or_nothing
@@ -110,6 +110,7 @@ class Trainer:
         self.step = 0
         self._training, self._kept = False, None
 
+    @products("fp32")
     def train_task(
         self,
         train_loader: Iterable,
@@ -237,6 +238,7 @@ class Trainer:
             self.method.replay_buffer.add_data(inputs, labels=labels, task_labels=task_labels)
         self.step += 1
 
+    @products("fp32")
     def evaluate(self, loader: Iterable, task_id: int) -> dict[str, float]:
         """Score in percent on a learned task, per scenario: class-IL and task-IL together, or domain-IL.
 

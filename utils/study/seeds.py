@@ -19,7 +19,7 @@ from palimpsest.utils.run.config import Config
 from palimpsest.utils.run.experiment import execute
 from palimpsest.utils.run.finished import load_run
 from palimpsest.utils.run.folders import hash_of
-from palimpsest.utils.run.layers import with_seed
+from palimpsest.utils.run.layers import distinct, with_seed
 from palimpsest.utils.study.jobs import Job, gpus, run_all
 
 
@@ -129,5 +129,5 @@ def _name(config: Config) -> str:
     options = {name: value for name, value in vars(config.args).items() if name not in (*NEUTRAL, "seed")}
     classes = (config.model_class, config.dataset_class, config.backbone_class)
     files = dict(zip(identity.FILES, map(identity.of_class, classes), strict=True))
-    parts = (config.args.exp_name, hash_of(options), hash_of(files, 4))
+    parts = (config.args.exp_name, hash_of(distinct(options)), hash_of(files, 4))
     return "_".join(part for part in parts if part)

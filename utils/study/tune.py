@@ -24,6 +24,7 @@ from palimpsest.utils.config_file import plain_yaml
 from palimpsest.utils.errors import TrainingFailed, UserError
 from palimpsest.utils.option_types import number, positive_int
 from palimpsest.utils.run import config as configuration
+from palimpsest.utils.run.layers import distinct
 from palimpsest.utils.study.jobs import Job, gpus, run_all
 from palimpsest.utils.study.space import Space, as_argv, options_of, read_space
 
@@ -264,7 +265,7 @@ def _name(plan: Plan, config: configuration.Config) -> str:
     searched = {plan.actions[name].dest for name in plan.space.domains}
     first = {name: domain.samples()[0] for name, domain in plan.space.domains.items()}
     options = vars(configuration.resolve([*plan.trial, *as_argv(first, plan.actions)]).args)
-    facts = {name: value for name, value in options.items() if name not in {*NEUTRAL, "seed", *searched}}
+    facts = {name: value for name, value in distinct(options).items() if name not in {*NEUTRAL, "seed", *searched}}
     facts |= {f"space {name}": str(domain) for name, domain in plan.space.domains.items()} | {"seed": plan.seed}
     facts |= {kind: identity.of_class(getattr(config, f"{kind}_class")) for kind in ("model", "backbone")}
     return hash_of(facts)

@@ -15,7 +15,7 @@ from palimpsest.utils.record import Position
 from palimpsest.utils.run.measure.flops import FlopCounter, count_flops
 
 WARM_UP = 10  # steps of a task before the one that is counted
-COMPILED = "the operations of a compiled network cannot be counted (--code_optimization 3)"
+COMPILED = "the operations of a compiled network cannot be counted (--compile)"
 OLDER = "not known: the run went on from a checkpoint of an older version, which does not say what it had spent"
 PARTS = ("training", "evaluating", "points")
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
@@ -38,10 +38,10 @@ class Meter:
     """
 
     def __init__(self, args: Any = None):
-        self.counts = args is not None and args.code_optimization < 3
+        self.counts = args is not None and not args.compile
         self.budget: float | None = getattr(args, "budget_flops", None)
         if self.budget and not self.counts:
-            raise UserError(f"--budget_flops: {COMPILED}: give a lower level")
+            raise UserError(f"--budget_flops: {COMPILED}: drop --compile")
         self.part: str | None = None
         self.since: tuple[float, ...] = ()
         self.unknown = "" if self.counts else COMPILED  # why there is no number of operations

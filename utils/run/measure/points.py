@@ -37,7 +37,7 @@ class Points:
 
     def __init__(self, args: Any = None):
         asked = getattr(args, "eval_every", None)
-        if asked == "auto" and args.code_optimization >= 3:
+        if asked == "auto" and args.compile:
             raise UserError(f"--eval_every without a number: {COMPILED}: give a number of iterations")
         self.on = asked is not None
         self.every: int | None = None if asked == "auto" else asked

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.run.layers import distinct
 from palimpsest.utils.study.records import Record
 
 NO_LEAK = "no leak found"
@@ -267,7 +268,7 @@ def _naming(groups: Sequence[Sequence[Record]]) -> Callable[[Record], str]:
 
 def choices(run: Record) -> dict[str, Any]:
     """What makes a run's entry, besides its method: the options that may move its numbers, files, a start."""
-    own = {name: value for name, value in sorted(run.options.items()) if name not in NOT_OPTIONS}
+    own = {name: value for name, value in sorted(distinct(run.options).items()) if name not in NOT_OPTIONS}
     return own | {name: run.environment[name] for name in IDENTITY if name in run.environment}
 
 
