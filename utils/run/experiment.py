@@ -104,7 +104,7 @@ def build(config: Config) -> Experiment:
     notes = dataset.notes | report.notes | ({"score": note} if note else {})
     if args.precision == "bf16" and not getattr(model.net, "mixed", True):
         notes["mixed precision"] = f"none: {args.backbone} is no fully connected network, and its weights are generated"
-    if args.code_optimization >= 2 and not getattr(model, "NETWORK", True):
+    if args.precision == "bf16" and not getattr(model, "NETWORK", True):
         notes["mixed precision"] = "none: the method has no network"
     if args.debug_mode:
         notes["debug"] = "--debug_mode: one epoch of a few iterations per task; these scores are no result"
