@@ -128,21 +128,21 @@ class Bare:
         self.memory: Memory | None = None
         self.step: Callable[[Tensor, Tensor], Tensor] = getattr(self, method)
 
-    def train(self, images: Tensor, labels: Tensor, iterations: int) -> None:
-        for raw, y in self.batches(images, labels, iterations):
+    def train(self, images: Tensor, labels: Tensor, rows: Tensor, iterations: int) -> None:
+        for raw, y in self.batches(images, labels, rows, iterations):
             self.step(raw, y)
 
-    def batches(self, images: Tensor, labels: Tensor, iterations: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, images: Tensor, labels: Tensor, rows: Tensor, iterations: int) -> Iterator[tuple[Tensor, Tensor]]:
         while iterations > 0:
-            for index in torch.randperm(len(images)).split(self.size)[:iterations]:
+            for index in rows[torch.randperm(len(rows))].split(self.size)[:iterations]:
                 yield images.index_select(0, index), labels.index_select(0, index)
                 iterations -= 1
 
-    def between(self, images: Tensor, labels: Tensor) -> None:
+    def between(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
         """What stands in for the end of the first task: agem's memory, ewc's quadratic."""
         if self.step == self.agem:
             self.memory = Memory(images, labels)
-            self.memory.add(images[:BUFFER], labels[:BUFFER])
+            self.memory.add(images[rows[:BUFFER]], labels[rows[:BUFFER]])
         self.centre = [p.detach().clone() for p in self.params]
         weight = [torch.rand_like(p) for p in self.params]
         self.share = [LR * STRENGTH * w / (1 + LR * STRENGTH * w) for w in weight]
@@ -212,7 +212,7 @@ class Bare:
         return torch.cat([part.flatten() for part in parts])
 
 
-def run_bare(method: str, batch_size: int, iterations: int, tasks: list[tuple[Tensor, Tensor]]) -> Turn:
+def run_bare(method: str, batch_size: int, iterations: int, tasks: list[tuple[Tensor, ...]]) -> Turn:
     """The hand-written loop."""
     loop, turn = Bare(method, batch_size), Turn()
     loop.train(*tasks[0], iterations)
@@ -235,7 +235,7 @@ def main() -> None:
     torch.set_num_threads(1)
     exp = build(resolve(["--model", "sgd", "--dataset", options.dataset, "--num_threads", "1", "--device", "cpu"]))
     data = [exp.dataset.task_data(task) for task in (0, 1)]
-    tasks = [(d.data, d.targets) for d in data]
+    tasks = [(d.source.images, d.source.targets, d.rows) for d in data]  # all images, and which of them are the task's
     print("| method | batch | ours, CPU us | bare, CPU us | ratio of CPU time (lowest to highest) | of wall time "
           "| memory, MiB: ours, bare |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")

@@ -36,8 +36,10 @@ def reservoir_slots(n_seen: int, n_new: int, capacity: int, rng: np.random.Gener
     if n_seen + n_new <= capacity:
         return position - n_seen, position
     # A double holds 53 random bits, so floor(u * (k + 1)) is uniform on 0..k to one part in 2**53 / k.
-    slots = np.where(position < capacity, position, (rng.random(n_new) * (position + 1)).astype(np.int64))
-    items = np.flatnonzero(slots < capacity)
+    slots = (rng.random(n_new) * (position + 1)).astype(np.int64)
+    if n_seen < capacity:
+        slots = np.where(position < capacity, position, slots)
+    items = (slots < capacity).nonzero()[0]
     if len(items) > 1:
         last = {slot: item for item, slot in zip(items, slots[items], strict=True)}
         items = np.array(list(last.values()))
@@ -121,7 +123,7 @@ class Buffer(nn.Module):
         whole = len(items) == len(examples)
         items, slots = self._to_device(items), self._to_device(slots)
         for name in self.fields:
-            stored = getattr(self, name)
+            stored = self._buffers[name]  # at each step, and not by the slower attribute
             rows = given[name].detach().to(self.device, stored.dtype, non_blocking=True)
             stored.index_copy_(0, slots, rows if whole else rows.index_select(0, items))
 
@@ -193,8 +195,8 @@ class Buffer(nn.Module):
         device: torch.device | str | None = None,
     ) -> tuple[Tensor, ...]:
         """The rows at `indexes` (n,), as `get_data` returns them."""
-        index = indexes.to(self.device)
-        rows = [getattr(self, name).index_select(0, index) for name in self.fields]
+        index, stored = indexes.to(self.device), self._buffers
+        rows = [stored[name].index_select(0, index) for name in self.fields]
         return self._finish(([index] if return_index else []) + rows, transform, device, first=int(return_index))
 
     def get_all_data(
@@ -231,7 +233,8 @@ class Buffer(nn.Module):
         self.fields = list(given)
 
     def _to_device(self, index: np.ndarray) -> Tensor:
-        return torch.from_numpy(index).to(self.device, non_blocking=True)
+        index = torch.from_numpy(index)
+        return index if self.device.type == "cpu" else index.to(self.device, non_blocking=True)
 
 
 class SelectiveBuffer(Buffer):
@@ -323,16 +326,20 @@ class Reservoirs(nn.ModuleList):
         super().__init__(Buffer(max(size // n, 1), device) for _ in range(n))
         self.mixed = stream.MIXED
 
+    def _of(self, pools: list) -> Buffer:
+        """That of the last of them; twice a step, and an index of a ModuleList is slow."""
+        return self._modules[str(len(pools) - 1)]
+
     def add(self, pools: list, raw: Tensor, labels: Labels) -> None:
         """Offer raw inputs (B, ...) of the last of `pools`, with their labels."""
         fields = labels if isinstance(labels, dict) else {"labels": labels}
-        self[len(pools) - 1].add_data(examples=raw, **fields)
+        self._of(pools).add_data(examples=raw, **fields)
 
     def join(self, pools: list, inputs: Tensor, labels: Labels, size: int, transform) -> list[tuple]:
         """The batch of the last of `pools`, joined by `size` old examples of its own where they can stand in it; and a
         batch of up to `size` old examples of each pool before.
         """
-        own = self[len(pools) - 1]
+        own = self._of(pools)
         if self.mixed and not own.is_empty():
             x, y = _draw(own, size, transform)
             inputs, labels = torch.cat((inputs, x)), torch.cat((labels, y))

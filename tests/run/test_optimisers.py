@@ -11,10 +11,9 @@ from torch.optim import lr_scheduler
 
 from palimpsest.models.ewc import EWC
 from palimpsest.models.utils.quadratic import step_sizes
-from palimpsest.utils import eager_optimizers
 from palimpsest.utils.check import case_runs, cases
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.optimise import literal, optimizer_class, scheduled, set_learning_rate
+from palimpsest.utils.optimise import eager, literal, optimizer_class, scheduled, set_learning_rate
 from palimpsest.utils.run.config import from_stored, resolve
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.trainer_config import read_config
@@ -103,7 +102,7 @@ def test_names_are_spelt_freely_and_ours_stay():
     args = options("sgd", "--optimizer", "Adam-W", "--lr_scheduler", "Multi_Step_LR", "--lr_milestones", "2")
     assert (args.optimizer, args.lr_scheduler, args.optim_wd) == ("adamw", "multisteplr", 0.0)
     opt = experiment("sgd", "--optimizer", "Adam-W").model.opt
-    assert type(opt) is eager_optimizers.AdamW and isinstance(opt, torch.optim.AdamW)
+    assert type(opt) is eager.AdamW and isinstance(opt, torch.optim.AdamW)
     assert opt.defaults["weight_decay"] == 0 and opt.defaults["fused"]
 
 
@@ -124,7 +123,7 @@ def test_weight_decay_and_momentum_of_others_are_their_own_unless_given():
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_ours_are_those_of_torch_bit_for_bit(name, differentiable):
     ends = []
-    for module in (eager_optimizers, torch.optim):
+    for module in (eager, torch.optim):
         torch.manual_seed(0)
         given = {"momentum": 0.9, "nesterov": True} if name == "SGD" else {}
         net, norms = torch.nn.Linear(5, 3), []

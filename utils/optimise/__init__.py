@@ -73,10 +73,10 @@ def optimizer_class(name: str) -> type:
     """
     import torch
 
-    from palimpsest.utils import eager_optimizers
+    from palimpsest.utils.optimise import eager
 
     found = _named(name, torch.optim, torch.optim.Optimizer, OWN_OPTIMIZERS, NO_OPTIMIZER)
-    return getattr(eager_optimizers, found.__name__) if squeezed(name) in OWN_OPTIMIZERS else found
+    return getattr(eager, found.__name__) if squeezed(name) in OWN_OPTIMIZERS else found
 
 
 def schedule_class(name: str) -> type:
