@@ -7,6 +7,9 @@ Where tasks have branches of their own each has a share of the buffer: L = L_t(x
 References: Ratcliff 1990; Robins 1995; Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning".
 """
 
+from functools import reduce
+from operator import add
+
 from palimpsest.datasets.utils.task import Task
 from palimpsest.models.utils.continual_model import ContinualModel
 from palimpsest.utils.args import add_rehearsal_args
@@ -30,6 +33,7 @@ class ER(ContinualModel):
     def observe(self, inputs, labels, not_aug_inputs, epoch=None):
         pools = self.dataset.pools(self.current_task + 1)
         batches = self.buffer.join(pools, inputs, labels, self.args.minibatch_size, self.transform)
-        loss = self.step_on(sum(task.loss(*self.net.outputs(x, [task]), y) for task, x, y in batches))
+        losses = (task.loss(*self.net.outputs(x, [task]), y) for task, x, y in batches)
+        loss = self.step_on(reduce(add, losses))
         self.buffer.add(pools, not_aug_inputs, labels)
         return loss

@@ -118,8 +118,11 @@ class Backbone(nn.Module):
             tasks: see `datasets.utils.task.Task`.
             own: the task that the batch is of, the last of them by default; matters where tasks have branches.
         """
-        whole, columns = self(x), [task.columns for task in tasks]
-        if len(tasks) == 1 or None in columns or any(a[1] != b[0] for a, b in pairwise(columns)):
+        whole = self(x)
+        if len(tasks) == 1:
+            return [tasks[0].part(whole)]
+        columns = [task.columns for task in tasks]
+        if None in columns or any(a[1] != b[0] for a, b in pairwise(columns)):
             return [task.part(whole) for task in tasks]
         # Cut at once: of so many slices each would have a gradient of the whole's size.
         widths, first = [high - low for low, high in columns], columns[0][0]

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from operator import attrgetter
+from functools import reduce
+from operator import add, attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -247,7 +248,7 @@ class ContinualModel(nn.Module):
         """One step of the optimiser on a loss, or on the sum of weighted terms by name; what `observe` returns: the
         loss, or {'loss': the sum, **terms}.
         """
-        total = sum(loss.values()) if isinstance(loss, dict) else loss
+        total = reduce(add, loss.values()) if isinstance(loss, dict) else loss  # `sum` would begin with 0 + ...
         self.opt.zero_grad()
         total.backward()
         self.opt.step()

@@ -109,7 +109,8 @@ def regularised_step(model, loss: Tensor, penalty: Quadratic, strength: float) -
         model.opt.step()
         return {"loss": loss, "ce": loss}
     # A value to log only: the penalty enters below, without a graph over all parameters.
-    value, pull = penalty.value_and_gradient(model.net.get_params().detach())
+    with torch.no_grad():
+        value, pull = penalty.value_and_gradient(model.net.get_params())
     held = strength * value
     if model.args.ewc_update == "explicit":
         # Diverges where lr * strength * max A > 2.

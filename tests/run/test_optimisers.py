@@ -1,6 +1,9 @@
 """Optimisers and schedules of PyTorch by name: what they are given, what is refused, and that they are resumed."""
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +13,13 @@ from palimpsest.models.ewc import EWC
 from palimpsest.models.utils.quadratic import step_sizes
 from palimpsest.utils.check import case_runs, cases
 from palimpsest.utils.errors import UserError
-from palimpsest.utils.optimise import literal, optimizer_class, scheduled, set_learning_rate
+from palimpsest.utils.optimise import eager, literal, optimizer_class, scheduled, set_learning_rate
 from palimpsest.utils.run.config import from_stored, resolve
 from palimpsest.utils.run.experiment import build
 from palimpsest.utils.run.trainer_config import read_config
 from tests.models.helpers import experiment, options, small
 
+ROOT = Path(__file__).parents[2]
 NAMES = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
 NAMES = sorted({*NAMES} - {"Optimizer", "LBFGS", "SparseAdam", "SGD", "Adam", "AdamW"})
 MATRIX = """
@@ -98,7 +102,8 @@ def test_names_are_spelt_freely_and_ours_stay():
     args = options("sgd", "--optimizer", "Adam-W", "--lr_scheduler", "Multi_Step_LR", "--lr_milestones", "2")
     assert (args.optimizer, args.lr_scheduler, args.optim_wd) == ("adamw", "multisteplr", 0.0)
     opt = experiment("sgd", "--optimizer", "Adam-W").model.opt
-    assert type(opt) is torch.optim.AdamW and opt.defaults["weight_decay"] == 0 and opt.defaults["fused"]
+    assert type(opt) is eager.AdamW and isinstance(opt, torch.optim.AdamW)
+    assert opt.defaults["weight_decay"] == 0 and opt.defaults["fused"]
 
 
 def test_weight_decay_and_momentum_of_others_are_their_own_unless_given():
@@ -111,6 +116,44 @@ def test_weight_decay_and_momentum_of_others_are_their_own_unless_given():
     wanted = {"weight_decay": 0, "momentum": 0.5, "centered": True, "alpha": 0.9}
     assert {name: opt.defaults[name] for name in wanted} == wanted
     assert from_stored(vars(config.args), [], "config.yaml").args.optim_args == ["centered=true", "alpha=0.9"]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_ours_are_those_of_torch_bit_for_bit(name, differentiable):
+    ends = []
+    for module in (eager, torch.optim):
+        torch.manual_seed(0)
+        given = {"momentum": 0.9, "nesterov": True} if name == "SGD" else {}
+        net, norms = torch.nn.Linear(5, 3), []
+        if differentiable:  # whose parameters must not be leaves
+            params = [p.clone() for p in net.parameters()]
+        else:
+            params = [*net.parameters()]
+        opt = getattr(module, name)(params, lr=0.1, weight_decay=0.01, differentiable=differentiable, **given)
+        opt.register_step_pre_hook(lambda opt, *_, norms=norms: norms.append(opt.param_groups[0]["params"][0].norm()))
+        for step in range(5):
+            opt.zero_grad()
+            assert all(p.grad is None for p in params)
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            opt.step()
+        assert len(norms) == 5 and all(p.requires_grad for p in params)
+        states = opt.state_dict()["state"].values()
+        ends.append([*params, *(v for state in states for v in state.values() if isinstance(v, torch.Tensor))])
+    assert len(ends[0]) > 2 and all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    if differentiable:
+        assert ends[0][0].grad_fn.name() == ends[1][0].grad_fn.name() != "CloneBackward0"
+
+
+def test_a_run_does_not_import_the_compiler(tmp_path):
+    command = "--model er --dataset seq-digits --buffer_size 20 --minibatch_size 9 --label_perc 0.05 --n_epochs 1"
+    argv = [*command.split(), "--device", "cpu", "--results_path", str(tmp_path)]
+    program = f"import sys, main; assert main.main({argv}) == 0; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_literals():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from palimpsest.utils.buffer import Buffer, SelectiveBuffer, reservoir_slots
+from palimpsest.utils.buffer import Buffer, SelectiveBuffer, draw_distinct, reservoir_slots
 
 
 class Scripted:
@@ -189,3 +189,44 @@ def test_a_selective_buffer_draws_filled_slots():
     assert len(buffer.get_data(99)[0]) == 50
     buffer.empty()
     assert buffer.is_empty() and int(buffer.num_admitted) == 0
+
+
+@pytest.mark.parametrize("n, size", [(8, 3), (600, 3), (20_000, 3), (20_000, 600), (8, 8), (600, 599)])
+def test_distinct_draws_are_uniform_over_rows_places_and_pairs(n, size):
+    rng, groups = np.random.default_rng(0), 8
+    draws = np.stack([draw_distinct(n, size, rng) for _ in range(4000)])
+    assert draws.dtype == np.int64 and draws.min() >= 0 and draws.max() < n
+    assert all(len(np.unique(row)) == size for row in draws[:200])
+    group = draws * groups // n  # 8 equal parts of the rows
+    share = np.array([np.sum(np.arange(n) * groups // n == g) for g in range(groups)]) / n
+    for place in (0, 1, size - 1):  # a row is as likely first as last
+        assert stats.chisquare(np.bincount(group[:, place], minlength=groups), 4000 * share).pvalue > 1e-3
+    # The joint distribution of two places: without replacement, and independent of their order.
+    pairs = np.bincount(group[:, 0] * groups + group[:, -1], minlength=groups**2).reshape(groups, groups)
+    count = share * n
+    expected = 4000 * (np.outer(count, count) - np.diag(count)) / (n * (n - 1))
+    possible = expected > 0
+    assert pairs[~possible].sum() == 0
+    assert stats.chisquare(pairs[possible], expected[possible]).pvalue > 1e-3
+    ascending = (draws[:, 0] < draws[:, -1]).sum()
+    assert stats.binomtest(int(ascending), 4000).pvalue > 1e-3
+
+
+def test_a_draw_does_not_touch_all_rows_of_a_large_buffer():
+    class NoPermutation:
+        def __init__(self, rng):
+            self.choice = rng.choice
+
+    assert len(draw_distinct(50_000, 128, NoPermutation(np.random.default_rng(0)))) == 128
+
+
+def test_draws_of_a_large_buffer_are_distinct_and_leave_a_task_out():
+    torch.manual_seed(0)
+    buffer = Buffer(2000)
+    buffer.add_data(examples=torch.arange(2000.0).view(-1, 1), task_labels=torch.arange(2000) % 4)
+    counts = torch.zeros(2000)
+    for _ in range(1000):
+        index, _, tasks = buffer.get_data(40, return_index=True, mask_task_out=2)
+        assert (tasks != 2).all() and len(index.unique()) == 40
+        counts[buffer.get_data(40, return_index=True)[0]] += 1
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3

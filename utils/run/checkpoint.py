@@ -34,7 +34,7 @@ from palimpsest.utils.run.checkpoint_checks import (
     check_tree,
 )
 
-FORMAT = 3
+FORMAT = 4
 FOOTER = "\npalimpsest checkpoint format {format:04d} step {step:012d} sha256 {digest:64}\n"
 FOOTER_LENGTH = len(FOOTER.format(format=0, step=0, digest=""))
 FOOTER_PATTERN = re.compile(rb"\npalimpsest checkpoint format (\d{4}) step (\d{12}) sha256 ([0-9a-f]{64})\n")

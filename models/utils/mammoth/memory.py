@@ -13,7 +13,7 @@ from palimpsest.datasets.utils.transforms import to_float
 from palimpsest.models.utils.exemplars import herding
 from palimpsest.models.utils.mammoth.model import given
 from palimpsest.models.utils.mammoth.stream import Stream, TaskLoader, as_stored
-from palimpsest.utils.buffer import FIELDS
+from palimpsest.utils.buffer import FIELDS, draw_distinct
 from palimpsest.utils.buffer import Buffer as Reservoir
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.evaluation import eval_mode
@@ -222,7 +222,7 @@ class RingBuffer(Buffer):
 
     def _draw(self, size: int) -> Tensor:
         index = self.filled.nonzero().squeeze(1)
-        return index[self._to_device(self.rng.permutation(len(index))[:size])]
+        return index[self._to_device(draw_distinct(len(index), size, self.rng))]
 
     def get_all_data(self, transform=None, device=None) -> tuple[Tensor, ...]:
         return self.get_data_by_index(self.filled.nonzero().squeeze(1), transform, device)

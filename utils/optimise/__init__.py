@@ -65,14 +65,18 @@ def settings_of(value: Mapping) -> list[str]:
 
 
 def optimizer_class(name: str) -> type:
-    """The class of torch.optim behind a name; capital letters, `-` and `_` make no difference.
+    """The class of torch.optim behind a name; capital letters, `-` and `_` make no difference. For one of ours the same
+    without the compiler.
 
     Raises:
         ArgumentTypeError: there is none, or it cannot train here.
     """
     import torch
 
-    return _named(name, torch.optim, torch.optim.Optimizer, OWN_OPTIMIZERS, NO_OPTIMIZER)
+    from palimpsest.utils.optimise import eager
+
+    found = _named(name, torch.optim, torch.optim.Optimizer, OWN_OPTIMIZERS, NO_OPTIMIZER)
+    return getattr(eager, found.__name__) if squeezed(name) in OWN_OPTIMIZERS else found
 
 
 def schedule_class(name: str) -> type:
