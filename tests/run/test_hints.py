@@ -32,7 +32,7 @@ def test_what_was_meant(given, meant):
     assert f"did you mean --{meant}?" in said([*ER, f"--{given}=3"])
 
 
-@pytest.mark.parametrize("name", ["wandb_project", "entity", "dataset_config", "nowand", "gpus", "amp"])
+@pytest.mark.parametrize("name", ["wandb_project", "entity", "dataset_config", "nowand", "gpus", "amp", "tf32"])
 def test_what_there_is_not(name):
     text = said([*SGD, f"--{name}", "x"])
     assert text.startswith(f"--{name} does not exist: {REPLACED[name]}") and "did you mean" not in text
