@@ -107,18 +107,9 @@ def run(argv: list[str]) -> None:
     config = configuration.resolve(argv)
     print(configuration.describe(config), flush=True)
 
-    if config.args.jobs:
-        from palimpsest.utils.study.seeds import run_seeds
+    from palimpsest.utils.study.seeds import perform
 
-        run_seeds(config, argv)
-    elif config.args.seeds:
-        from palimpsest.utils.study.seeds import execute_seeds
-
-        execute_seeds(config)
-    else:
-        from palimpsest.utils.run.experiment import execute
-
-        execute(config)
+    perform(config, argv)
 
 
 def print_config(argv: list[str]) -> None:

@@ -34,6 +34,9 @@ NEUTRAL = (
     "num_workers", "cache_mb", "report", "figures",
 )  # fmt: skip
 
+PART_SEEDS = ("seed_init", "seed_order", "seed_data")  # of the parts of a run, see `utils.randomness.seed_of`
+SEEDS = ("seed", *PART_SEEDS)
+
 # Commands about many runs: each has options of its own, which `main.py --COMMAND --help` shows.
 STUDIES: dict[str, str] = {
     "compare": "methods side by side, from the runs below some folders: tables, paired tests, ranks, pictures",

@@ -1,6 +1,9 @@
 """The ways a run ends before its end that are not defects of ours."""
 
 import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -37,3 +40,19 @@ class Stopped(Exception):
         self.status = 128 + number
         kept = f"{file}; the same command with --resume goes on" if file else "nothing kept (--disable_log)"
         super().__init__(f"stopped by {signal.Signals(number).name} after iteration {step}: {kept}")
+
+
+@contextmanager
+def signals_handled(numbers: Iterable[int], handler: Callable | signal.Handlers) -> Iterator[None]:
+    """Within: these signals go to the handler. Elsewhere than in the main thread, where Python has none, nothing
+    changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, kept in before.items():
+            signal.signal(number, kept)

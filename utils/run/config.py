@@ -20,7 +20,7 @@ from palimpsest.utils.errors import UserError
 from palimpsest.utils.hints import explain_unknown, means_choice
 from palimpsest.utils.optimise import adopt_defaults, refuse_optimiser
 from palimpsest.utils.run.best_args import find_row
-from palimpsest.utils.run.layers import EXCLUSIVE, SEEDS, merge, name_level, shorten, size_by_budget, with_seed
+from palimpsest.utils.run.layers import EXCLUSIVE, PART_SEEDS, merge, name_level, shorten, size_by_budget, with_seed
 
 # Options that are no part of a configuration.
 NO_FACTS = ("help", "version", "list", "check", "rerun", "predict", "export", "config", "print_config")
@@ -272,8 +272,8 @@ def refuse_impossible(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} needs the run's folder, which --disable_log leaves out: drop one of them")
     if args.resume and args.loadcheck:
         raise UserError("--resume and --loadcheck exclude each other: the one finds the checkpoint, the other names it")
-    if args.seeds and all(getattr(args, name) is not None for name in SEEDS):
-        raise UserError(f"--seeds has nothing to change where --{', --'.join(SEEDS)} are given: drop one of them")
+    if args.seeds and all(getattr(args, name) is not None for name in PART_SEEDS):
+        raise UserError(f"--seeds has nothing to change where --{', --'.join(PART_SEEDS)} are given: drop one of them")
     if args.jobs and not args.seeds:
         raise UserError("--jobs runs several seeds side by side: give them, as --seeds 0 1 2")
     if args.seeds and args.loadcheck:

@@ -8,12 +8,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from palimpsest.utils.args import PART_SEEDS
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.optimise import OWN_OPTIMIZERS
 
 Layer = tuple[str, dict[str, Any]]
 EXCLUSIVE = (("permute_classes", "custom_class_order"), ("validation", "holdout"))  # at most one of each pair is given
-SEEDS = ("seed_init", "seed_order", "seed_data")  # of the parts of a run, see `utils.randomness.seed_of`
 PRECISIONS = ("fp32", "tf32", "bf16")  # each has the savings of those before it
 LEVELS = (("fp32", False), ("tf32", False), ("bf16", False), ("bf16", True))  # (precision, compile)
 
@@ -94,7 +94,7 @@ def with_seed(args: Namespace, seed: int) -> Namespace:
     has one configuration.
     """
     values = vars(args) | {"seed": seed}
-    return Namespace(**values | {name: None for name in SEEDS if values.get(name) == seed})
+    return Namespace(**values | {name: None for name in PART_SEEDS if values.get(name) == seed})
 
 
 def split_level(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from palimpsest.utils.errors import Stopped, TrainingFailed, UserError
+from palimpsest.utils.errors import Stopped, TrainingFailed, UserError, signals_handled
 from palimpsest.utils.record import Experiment, Position
 from palimpsest.utils.run import checkpoint
 from palimpsest.utils.run.training import last_task
@@ -35,16 +34,9 @@ class Signals:
 
     @contextmanager
     def watched(self) -> Iterator["Signals"]:
-        """Handles the signals inside the block; elsewhere than in the main thread this is not possible."""
-        if threading.current_thread() is not threading.main_thread():
+        """Handles the signals inside the block."""
+        with signals_handled(SIGNALS, self):
             yield self
-            return
-        before = {number: signal.signal(number, self) for number in SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Saver:

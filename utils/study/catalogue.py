@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.args import NEUTRAL, SEEDS
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.study.records import RESULT, RUN, Record, read_run, run_folders
 
@@ -22,7 +22,6 @@ REPORT, LOSSES = "report.html", "losses.csv"
 POINTS = 300  # of a loss curve on the page
 SLOW, SHARE = 0.1, 10  # a look that took more than SLOW seconds is followed by a pause of SHARE times its length
 # Options that tell no entry from another: seeds, and those without influence on the numbers.
-SEEDS = ("seed", "seed_init", "seed_order", "seed_data")
 NOT_TOLD = {"model", "dataset", "device", "data_device", "load_best_args", "model_config", *SEEDS, *NEUTRAL}
 FILES = ("model_file", "dataset_file", "backbone_file", "code", "data")  # what else makes an entry, of the environment
 # Options under which a score is no test score of the whole stream -> what a reader is told.

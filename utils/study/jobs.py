@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from palimpsest.utils.errors import Stopped, UserError
+from palimpsest.utils.errors import Stopped, UserError, signals_handled
 from palimpsest.utils.study.progress import Progress
 
 WORKER = "palimpsest.utils.study.one_run"
-# What nearly every run imports sooner or later; an optimiser imports the compiler.
-LOADED = (WORKER, "torch._dynamo", "sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_svg")
+# What nearly every run imports sooner or later: once for all. Of a second-long run it would be the larger part.
+LOADED = ("sklearn.datasets", "scipy.stats", "matplotlib.figure", "matplotlib.backends.backend_svg")
 LOADED += ("torch.utils.tensorboard", "jinja2")
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
@@ -118,7 +117,11 @@ def run_all(jobs: Sequence[Job], at_once: int, devices: Sequence[str] = ()) -> l
     """
     outcomes = [Outcome(job) for job in jobs]
     at_once = min(at_once, len(jobs))
-    with _signals() as received, Progress([job.label for job in jobs], at_once) as progress:
+    received: list[int] = []
+    with (
+        signals_handled(SIGNALS, lambda number, _: received.append(number)),
+        Progress([job.label for job in jobs], at_once) as progress,
+    ):
         pool = _Pool(outcomes, at_once, devices, progress)
         try:
             pool.run(received)
@@ -127,21 +130,6 @@ def run_all(jobs: Sequence[Job], at_once: int, devices: Sequence[str] = ()) -> l
     if received:
         raise JobsStopped(received[0], outcomes)
     return outcomes
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals to end that are received inside; in another thread than the main one they are not watched."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Pool:
@@ -265,7 +253,7 @@ def _context():
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*LOADED])
+    context.set_forkserver_preload([WORKER, *LOADED])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     # What ends this process must not end the server: the runs save first. They take the signals again themselves.

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from submitit.helpers import environment_variables
 
 from palimpsest import ROOT
 from palimpsest.utils.config_file import plain_yaml
-from palimpsest.utils.errors import UserError, one_line
+from palimpsest.utils.errors import UserError, one_line, signals_handled
 from palimpsest.utils.registry import nearest
 from palimpsest.utils.study.plan import Plan
 from palimpsest.utils.study.worker import Worker
 
 LONG = 10**6  # minutes, or times: no limit
 SUBMITTED = "submitted.txt"  # the Slurm jobs of a sweep, a number a line
+PASSED_ON = (signal.SIGINT, signal.SIGHUP)  # which this process passes on to workers as it sees fit
 POLL = 10.0  # seconds between two questions to Slurm
 
 
@@ -105,7 +105,7 @@ class LocalWorkers:
         settings = {"PYTHONPATH": path_for_workers()}
         if "OMP_NUM_THREADS" not in os.environ:
             settings["OMP_NUM_THREADS"] = str(max(cores // workers, 1))
-        with environment_variables(**settings), ignored(signal.SIGINT, signal.SIGHUP):
+        with environment_variables(**settings), signals_handled(PASSED_ON, signal.SIG_IGN):
             self.jobs = [
                 executor.submit(Worker(file, f"{i}", os.getpid(), devices[i % len(devices)] if devices else None))
                 for i in range(workers)
@@ -135,17 +135,6 @@ def visible_devices(plan: Plan) -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """Within: processes that are started do not hear these signals, which this one passes on as it sees fit."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class SlurmWorkers:

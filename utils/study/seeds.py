@@ -23,6 +23,21 @@ from palimpsest.utils.run.layers import distinct, with_seed
 from palimpsest.utils.study.jobs import Job, gpus, run_all
 
 
+def perform(config: Config, argv: list[str]) -> None:
+    """The run or runs that a configuration asks for: one, or one for each seed, in turn or side by side.
+
+    Args:
+        config: what `argv` resolves to.
+        argv: the command line.
+    """
+    if config.args.jobs:
+        run_seeds(config, argv)
+    elif config.args.seeds:
+        execute_seeds(config)
+    else:
+        execute(config)
+
+
 def execute_seeds(config: Config) -> list[tuple[Run, Summary]]:
     """One run after another in this process, then `end_seeds`. A run that fails does not keep the others from running.
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from palimpsest.utils.args import ArgumentParser
 from palimpsest.utils.atomic import file_errors, write_text
-from palimpsest.utils.errors import UserError
+from palimpsest.utils.errors import UserError, signals_handled
 from palimpsest.utils.option_types import positive_int
 from palimpsest.utils.study.plan import Case, Plan, command_line, read_plan
 
@@ -129,13 +129,8 @@ def asked_to_stop() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
+    with signals_handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), note):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def print_plan(plan: Plan) -> None:

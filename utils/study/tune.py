@@ -98,20 +98,14 @@ def run(argv: list[str], chosen_on: str, tuned: Sequence[str]) -> None:
         chosen_on: what was seen to choose the options.
         tuned: names of the options that were chosen.
     """
-    from palimpsest.utils.run.experiment import execute
-    from palimpsest.utils.study.seeds import execute_seeds, run_seeds
+    from palimpsest.utils.study.seeds import perform
 
     config = configuration.resolve(argv)
     told = chosen_on if config.row is None else f"{chosen_on}; the other options: {config.chosen_on}"
     config = replace(config, args=Namespace(**vars(config.args) | {"resume": True}), chosen_on=told)
     config.origins |= dict.fromkeys(tuned, "tuned")
     print(configuration.describe(config), flush=True)
-    if config.args.jobs:
-        run_seeds(config, argv)
-    elif config.args.seeds:
-        execute_seeds(config)
-    else:
-        execute(config)
+    perform(config, argv)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from palimpsest.utils.log.report import summarise_run
 from palimpsest.utils.record import Evaluation, Run, Summary
 from palimpsest.utils.run import config as configuration
 from palimpsest.utils.run.experiment import execute
+from palimpsest.utils.study.jobs import LOADED
 from palimpsest.utils.study.plan import Case, Plan, command_line, read_plan
 from palimpsest.utils.study.trials import Trials
 
@@ -37,9 +38,6 @@ MOST_KILLS = 3  # of one trial; the system kills what takes too much memory
 # Only the worker asks a trial to stop, by SIGUSR1: Slurm and a terminal signal every process, and a run that is asked
 # twice ends at once without saving.
 BLOCKED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
-
-# What a run imports when it needs it: once for all trials. Of a second-long run it would be the larger part.
-PRELOADED = ("matplotlib.figure", "torch.utils.tensorboard", "torch._dynamo", "scipy.stats", "sklearn.datasets")
 
 
 class Pruned(Exception):
@@ -72,7 +70,7 @@ class Worker(Checkpointable):
         elif self.launcher:  # submitit hides all devices from local jobs that ask for none
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a look for GPUs must not spoil them for forks
-        for name in PRELOADED:
+        for name in LOADED:
             importlib.import_module(name)
         trials = Trials(read_plan(self.file, check=False))
         while not self.stopping:

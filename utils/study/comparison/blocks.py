@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from palimpsest.utils.args import NEUTRAL, base_parser
+from palimpsest.utils.args import NEUTRAL, SEEDS, base_parser
 from palimpsest.utils.errors import UserError
 from palimpsest.utils.log.page import count
 from palimpsest.utils.metrics import FEWEST, METRICS
 from palimpsest.utils.study.comparison import tables
 from palimpsest.utils.study.comparison.groups import (
     COMMON,
-    SEEDS,
     Entry,
     Group,
     LeftOut,

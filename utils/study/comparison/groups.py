@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palimpsest.utils.args import NEUTRAL
+from palimpsest.utils.args import NEUTRAL, SEEDS
 from palimpsest.utils.run.layers import distinct
 from palimpsest.utils.study.records import Record
 
 NO_LEAK = "no leak found"
-SEEDS = ("seed", "seed_init", "seed_order", "seed_data")
 # Options that say what a run is measured on: runs that differ in one of them are not in one ranking.
 SPLIT = ("validation", "holdout", "label_perc", "noise_rate", "noise_type", "init_cls", "increment",
          "custom_task_order", "start_from", "stop_after")  # fmt: skip
