@@ -30,7 +30,8 @@ TITLE = """# Reproduced
 Measured by `python main.py --reproduce TABLE`. A row is the mean over its seeds with the sample standard deviation. The
 verdict looks at the 95 % interval of the difference between the two means (Welch's where the published number of runs
 and spread are known, else Student's around ours, the published mean taken as exact): *agrees* where 0 is inside it
-or no further away than half the last digit that is published, *higher* or *lower* otherwise. Many rows: one in twenty that is right is called wrong.
+or no further away than half the last digit that is published, *higher* or *lower* otherwise. Many rows: one in twenty
+that is right is called wrong.
 """
 VERDICTS = {"agrees", "higher", "lower"}
 
